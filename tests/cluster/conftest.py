@@ -29,57 +29,34 @@ if TYPE_CHECKING:
 HOST = "10.77.0.1"
 """Of driver, master and S3."""
 BRIDGE = "gyre0"
-PACKAGES = (
-    *(
-        "pyspark",
-        "py4j",
-        "pyarrow",
-        "pyarrow.libs",
-        "deltalake",
-        "arro3",
-        "numpy",
-        "numpy.libs",
-    ),
-    *(
-        "pandas",
-        "pandas.libs",
-        "dateutil",
-        "pytz",
-        "six.py",
-        "tzdata",
-        "typing_extensions.py",
-    ),
-    # Of online values: Feast, what it imports, and Redis' client.
-    *("feast", "redis", "annotated_doc", "annotated_types", "anyio", "attr", "certifi"),
-    *("click", "colorama", "dill", "fastapi", "google", "gunicorn", "idna", "jinja2"),
-    *(
-        "jwt",
-        "markupsafe",
-        f"mmh3{sysconfig.get_config_var('EXT_SUFFIX')}",
-        "packaging",
-        "prometheus_client",
-        "psutil",
-    ),
-    *("pydantic", "pydantic_core", "requests", "sqlalchemy", "starlette", "tqdm"),
-    *("typeguard", "typing_inspection", "urllib3", "uvicorn", "yaml"),
-)
-"""All that the environment of an executor holds, of those that are installed here."""
+PACKAGES = f"""
+pyspark py4j pyarrow pyarrow.libs deltalake arro3 numpy numpy.libs
+pandas pandas.libs dateutil pytz six.py tzdata typing_extensions.py
+feast redis annotated_doc annotated_types anyio attr certifi click colorama dill fastapi google
+gunicorn idna jinja2 jwt markupsafe mmh3{sysconfig.get_config_var("EXT_SUFFIX")} packaging
+prometheus_client psutil pydantic pydantic_core requests sqlalchemy starlette tqdm
+typeguard typing_inspection urllib3 uvicorn yaml
+"""
+"""All that the environment of an executor holds, of those that are installed here.
+
+From feast on of online values: Feast, what it imports, and the client of Redis.
+"""
 MASTER = "org.apache.spark.deploy.master.Master"
-WORKER = "org.apache.spark.deploy.worker.Worker"
-NAMESPACES = [
-    "unshare",
-    "--net",
-    "--mount",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-]
+WORKER = """
+org.apache.spark.deploy.worker.Worker --cores 2 --memory 2g --work-dir /media/work
+"""
+NAMESPACES = "unshare --net --mount --pid --fork --kill-child --mount-proc"
 SECRET = "known-to-hosts-alone"
+MARKS = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings(
+        "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
+def ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True)
 
 
 def delete(link: str) -> None:
@@ -98,7 +75,7 @@ class Cluster:
         self._hosts: dict[int, ExitStack] = {}
         self._started = 0
 
-    def start_worker(self, number: int, packages: tuple[str, ...] = PACKAGES) -> str:
+    def start_worker(self, number: int, packages: str = PACKAGES) -> str:
         """Start a worker; return its address, which no worker had before.
 
         At an address of before, Spark goes on waiting for who was there.
@@ -109,18 +86,10 @@ class Cluster:
         folder.mkdir(exist_ok=True)
         script = str(Path(__file__).with_name("worker.sh"))
         purelib = Path(pytest.__file__).parent.parent
-        installed = [name for name in packages if (purelib / name).exists()]
-        command = [*NAMESPACES, script, f"{address}/24", sys.executable]
-        command += [" ".join(installed), str(folder), str(CLONE), WORKER]
-        command += [
-            "--cores",
-            "2",
-            "--memory",
-            "2g",
-            "--work-dir",
-            "/media/work",
-            self.address,
-        ]
+        installed = [name for name in packages.split() if (purelib / name).exists()]
+        command = [*NAMESPACES.split(), script, f"{address}/24", sys.executable]
+        command += [" ".join(installed), str(folder), str(CLONE), *WORKER.split()]
+        command.append(self.address)
         host = ExitStack()
         # What executors have of an environment is that of their worker.
         # What they spill goes to a disk: their /tmp is memory.
@@ -128,25 +97,12 @@ class Cluster:
         process = host.enter_context(running(command, log, SPARK_LOCAL_DIRS="/media"))
         self._hosts[number] = host
         network = Path(f"/proc/{process.pid}/ns/net")
-        wait_until(
-            "a network",
-            lambda: network.readlink() != Path("/proc/self/ns/net").readlink(),
-        )
+        ours = Path("/proc/self/ns/net").readlink()
+        wait_until("a network", lambda: network.readlink() != ours)
         cable = f"{BRIDGE}-{number}"
         delete(cable)  # of a killed host it goes by itself, a little later
-        ip(
-            "link",
-            "add",
-            cable,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            f"{process.pid}",
-        )
-        ip("link", "set", cable, "master", BRIDGE, "up")
+        ip(f"link add {cable} type veth peer name eth0 netns {process.pid}")
+        ip(f"link set {cable} master {BRIDGE} up")
         wait_until(f"worker {number}", lambda: self._is_alive(address), process=process)
         return address
 
@@ -164,26 +120,26 @@ class Cluster:
         for number in [*self._hosts]:
             self.kill_worker(number)
 
-    def running_applications(self) -> list[str]:
-        state = httpx.get(f"{self.page}/json/").json()
-        return [application["id"] for application in state["activeapps"]]
+    def running_applications(self) -> set[str]:
+        return {application["id"] for application in self._state()["activeapps"]}
 
     def _is_alive(self, address: str) -> bool:
-        workers = httpx.get(f"{self.page}/json/").json()["workers"]
-        return address in [
-            worker["host"] for worker in workers if worker["state"] == "ALIVE"
-        ]
+        workers = self._state()["workers"]
+        return (address, "ALIVE") in [(each["host"], each["state"]) for each in workers]
+
+    def _state(self) -> Any:
+        return httpx.get(f"{self.page}/json/").json()
 
 
 @contextmanager
 def bridge() -> Iterator[None]:
     """Have a network that the hosts are connected to."""
     delete(BRIDGE)
-    ip("link", "set", "lo", "up")
-    ip("link", "add", BRIDGE, "type", "bridge")
+    ip("link set lo up")
+    ip(f"link add {BRIDGE} type bridge")
     try:
-        ip("address", "add", f"{HOST}/24", "dev", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
+        ip(f"address add {HOST}/24 dev {BRIDGE}")
+        ip(f"link set {BRIDGE} up")
         yield
     finally:
         delete(BRIDGE)
@@ -218,9 +174,8 @@ def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     for program in ("ip", "unshare", "java"):
         if not shutil.which(program):
             pytest.skip(f"needs {program}")
-    if subprocess.run(
-        [*NAMESPACES, "true"], check=False, capture_output=True
-    ).returncode:
+    command = [*NAMESPACES.split(), "true"]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("needs root, and a machine that lets root make network namespaces")
     folder = tmp_path_factory.mktemp("cluster")
     with pytest.MonkeyPatch.context() as patch:
@@ -263,17 +218,31 @@ def spark_session(master: str) -> Any:
 
     from feature_repo.engines import executors  # noqa: PLC0415
 
-    batch_rows = {
-        "spark.sql.execution.arrow.maxRecordsPerBatch": str(executors.BATCH_ROWS)
-    }
-    session = (
-        SparkSession.builder.master(master)
-        .appName("gyre")
-        .config(map=OPTIONS | batch_rows)
-        .getOrCreate()
-    )
+    batch_rows = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    options = OPTIONS | {batch_rows: str(executors.BATCH_ROWS)}
+    builder = SparkSession.builder.master(master).appName("gyre")
+    session = builder.config(map=options).getOrCreate()
     executors.register(session)
     return session
+
+
+def page_texts(spark: Any, cluster: Cluster) -> list[str]:
+    """Return the texts of the pages of a driver and of the master."""
+    driver = f"http://{HOST}:4040"
+    application = f"{driver}/api/v1/applications/{spark.sparkContext.applicationId}"
+    pages = (
+        f"{application}/allexecutors",
+        f"{application}/environment",
+        f"{application}/jobs",
+        f"{application}/sql?details=true&planDescription=true&length=1000",
+        f"{application}/stages?details=true",
+        f"{driver}/SQL/",
+        f"{driver}/environment/",
+        f"{driver}/jobs/",
+        f"{driver}/stages/",
+        f"{cluster.page}/json/",
+    )
+    return [httpx.get(page).raise_for_status().text for page in pages]
 
 
 @pytest.fixture(scope="session")

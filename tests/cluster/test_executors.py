@@ -10,31 +10,26 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import duckdb
-import httpx
 import pyarrow as pa
 import pytest
 
 from core.errors import DataError
 from core.settings import PROJECT
 from core.storage import S3, AddedFile, Table
-from tests.cluster.conftest import HOST, PACKAGES, SECRET
+from tests.cluster.conftest import MARKS, PACKAGES, SECRET, page_texts
 from tests.conftest import new_settings, wait_until
 
 NO_PYSPARK = "needs PySpark: make spark"
 executors = pytest.importorskip("feature_repo.engines.executors", reason=NO_PYSPARK)
 job_errors = pytest.importorskip("feature_repo.engines.job_errors", reason=NO_PYSPARK)
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.filterwarnings(
-        "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = MARKS
+TIME = pa.timestamp("us", "UTC")
 ORDERS = pa.schema(
     {
         "order_id": pa.int64(),
         "customer_id": pa.int64(),
-        "event_timestamp": pa.timestamp("us", "UTC"),
+        "event_timestamp": TIME,
         "cents": pa.int64(),
         "note": pa.string(),
     }
@@ -52,7 +47,7 @@ LATE_PERIOD = 730
 COLUMNS = pa.schema(
     {
         "customer_id": pa.int64(),
-        "event_timestamp": pa.timestamp("us", "UTC"),
+        "event_timestamp": TIME,
         "orders": pa.int64(),
         "spent": pa.int64(),
         "period": pa.int64(),
@@ -63,20 +58,18 @@ START = datetime(2023, 1, 1, tzinfo=UTC)
 
 def orders(first, count, start=START, days=3 * 365):
     """Made-up orders, by default of about forty periods."""
-    numbers = range(first, first + count)
-    minutes = [n * 7919 % (days * 1440) for n in numbers]
-    times = [
-        start + timedelta(minutes=m, microseconds=n)
-        for n, m in zip(numbers, minutes, strict=True)
+    rows = [
+        {
+            "order_id": n,
+            "customer_id": n * 31 % 997,
+            "event_timestamp": start
+            + timedelta(minutes=n * 7919 % (days * 1440), microseconds=n),
+            "cents": n * 17 % 10_000,
+            "note": f"order {n}",
+        }
+        for n in range(first, first + count)
     ]
-    columns = {
-        "order_id": [*numbers],
-        "customer_id": [n * 31 % 997 for n in numbers],
-        "event_timestamp": times,
-        "cents": [n * 17 % 10_000 for n in numbers],
-        "note": [f"order {n}" for n in numbers],
-    }
-    return pa.table(columns, ORDERS)
+    return pa.Table.from_pylist(rows, ORDERS)
 
 
 class Shop:
@@ -89,10 +82,8 @@ class Shop:
 
     def computed(self):
         """Rows of the features, by DuckDB."""
-        orders = self.raw.read()
-        return (
-            duckdb.connect().register("orders", orders).sql(FEATURES).to_arrow_table()
-        )
+        database = duckdb.connect().register("orders", self.raw.read())
+        return database.sql(FEATURES).to_arrow_table()
 
     def stored(self):
         """Rows of the newest version of the table of features, by DuckDB; columns of files only."""
@@ -107,15 +98,13 @@ class Shop:
     def write(self, spark, first_period=0):
         """Compute the features on the cluster and write their files."""
         self.read(spark).createOrReplaceTempView("orders")
-        rows = (
-            spark.sql(FEATURES)
-            .selectExpr("*", PERIOD)
-            .where(f"period >= {first_period}")
-        )
-        return [
-            AddedFile(**file)
-            for file in executors.write_frame(rows, str(self.view.path), S3)
-        ]
+        rows = spark.sql(FEATURES).selectExpr("*", PERIOD)
+        rows = rows.where(f"period >= {first_period}")
+        files = executors.write_frame(rows, str(self.view.path), S3)
+        return [AddedFile(**file) for file in files]
+
+    def commit(self, files, within=None, raw=1):
+        self.view.commit(files, COLUMNS, "period", within, {"raw": raw})
 
     def objects(self):
         """Paths of all parquet files in the folder of the features, whether committed or not."""
@@ -166,26 +155,20 @@ def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(
     with shop.view.writing():
         files = shop.write(spark)
         assert shop.view.version == -1
-        shop.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 3})
+        shop.commit(files, raw=3)
     version = shop.view.version
     assert shop.view.noted(["raw"]) == {"raw": 3}
     assert_same_rows(shop.stored(), shop.computed())
     shop.raw.merge(orders(20_000, 5_000, LATE, days=60), ["order_id"], ["cents"])
     late_files = shop.write(spark, LATE_PERIOD)
-    within = f"period >= {LATE_PERIOD}"
-    shop.view.commit(late_files, COLUMNS, "period", within, notes={"raw": 4})
+    shop.commit(late_files, f"period >= {LATE_PERIOD}", raw=4)
     assert shop.view.version == version + 1
     assert_same_rows(shop.stored(), shop.computed())
 
 
 def test_no_page_of_spark_shows_a_secret(spark, cluster, shop):
     shop.read(spark).count()
-    application = (
-        f"http://{HOST}:4040/api/v1/applications/{spark.sparkContext.applicationId}"
-    )
-    pages = [f"{application}/environment", f"{application}/allexecutors"]
-    for page in [*pages, f"{cluster.page}/json/", f"http://{HOST}:4040/environment/"]:
-        text = httpx.get(page).raise_for_status().text
+    for text in page_texts(spark, cluster):
         assert SECRET not in text
         assert "AWS_" not in text
 
@@ -199,7 +182,7 @@ def test_a_worker_killed_while_it_writes_costs_no_row_and_leaves_none_twice(
             assert not job.done()
             cluster.kill_worker(1)
         files = job.result()
-    shop.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 1})
+    shop.commit(files)
     assert_same_rows(shop.stored(), shop.computed())
     assert {file.path.rpartition("/")[2] for file in files} < shop.objects()
 
@@ -217,23 +200,19 @@ Shop(Path(folder), name).write(spark_session(master))
 def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
     spark, cluster, shop, tmp_path
 ):
-    shop.view.commit(
-        shop.write(spark), COLUMNS, "period", within=None, notes={"raw": 1}
-    )
+    shop.commit(shop.write(spark))
     rows = shop.stored()
     version = shop.view.version
     committed = shop.objects()
     name = shop.raw.path.parts[1]
     command = [sys.executable, "-c", DRIVER, str(tmp_path), name, cluster.address]
-    applications = {*cluster.running_applications()}
+    applications = cluster.running_applications()
     with (
         subprocess.Popen(command, cwd=PROJECT) as driver,
         stopped_after_files(cluster, shop, 3),
     ):
         driver.kill()
-    wait_until(
-        "the end of its job", lambda: {*cluster.running_applications()} <= applications
-    )
+    wait_until("its end", lambda: cluster.running_applications() <= applications)
     assert shop.view.version == version
     assert shop.stored().equals(rows)
     orphans = shop.objects() - committed
@@ -252,8 +231,7 @@ def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(
 ):
     package = "deltalake"
     cluster.kill_workers()
-    packages = tuple(name for name in PACKAGES if name != package)
-    address = cluster.start_worker(1, packages)
+    address = cluster.start_worker(1, PACKAGES.replace(f" {package} ", " "))
     with pytest.raises(DataError) as error, job_errors.one_line_errors():
         shop.read(spark).toArrow()
     cluster.kill_workers()

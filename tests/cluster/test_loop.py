@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from core.settings import PROJECT
+from core.settings import PROJECT, free_ports, load_settings
 from feature_repo.features import raw_table
 from feature_repo.views import view_table, write_views
 from stack.environment import process_environment
@@ -24,7 +24,6 @@ from tests.conftest import (
     answers,
     feast_apply,
     mlflow_server,
-    new_settings,
     redis_server,
     running,
     wait_until,
@@ -42,6 +41,7 @@ class Shop:
         deliver(folder, datetime.now(UTC), demo_start=None)
         variables = {
             "GYRE_ENGINE": "spark",
+            "GYRE_SOURCES__ORDERS": source(folder),
             "GYRE_SPARK_MASTER": cluster.address,
             "GYRE_DATA_URL": "s3://gyre/loop/data",
             "GYRE_ARTIFACTS_URL": "s3://gyre/loop/artifacts",
@@ -49,29 +49,14 @@ class Shop:
         }
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        fields = {
-            name.removeprefix("GYRE_").lower(): value
-            for name, value in variables.items()
-            if name.startswith("GYRE_")
-        }
-        self.source = source(folder)
-        monkeypatch.setenv("GYRE_SOURCES__ORDERS", self.source)
-        self.settings = new_settings(
-            folder / "home",
-            demo_start=None,
-            sources={"orders": self.source},
-            **fields,
-        )
+        self.settings = load_settings(home=folder / "home", **free_ports())
         self.settings.home.mkdir()
-
-    def environment(self):
-        return os.environ | process_environment(self.settings)
 
     def start(self, *arguments):
         return subprocess.Popen(
             [BIN / "gyre", *arguments],
             cwd=PROJECT,
-            env=self.environment(),
+            env=os.environ | process_environment(self.settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -106,26 +91,19 @@ def test_rows_become_a_served_prediction_that_is_monitored(shop, tmp_path):
     for ingest in ingests:
         output, errors = ingest.communicate(timeout=900)
         if ingest.returncode:
-            failures.append(f"{ingest.returncode}: {output}{errors}")
+            failures.append(output + errors)
     # The second waits for the first, or says that it holds the lock.
     assert len(failures) < 2, failures
     for failure in failures:
         assert "another writer held it" in failure
     assert "in production" in shop.run("train", MODEL)
-    serving = running(
-        [sys.executable, "-m", "serving"],
-        tmp_path / "serving.log",
-        **process_environment(settings),
-    )
-    with serving:
-        wait_until(
-            "serving", lambda: answers(f"{settings.serving_address}/health/ready")
-        )
-        answer = httpx.post(
-            f"{settings.serving_address}/predict",
-            json={"customer_id": 4},
-            timeout=60,
-        ).json()
+    command = [sys.executable, "-m", "serving"]
+    variables = process_environment(settings)
+    with running(command, tmp_path / "serving.log", **variables):
+        address = settings.serving_address
+        wait_until("serving", lambda: answers(f"{address}/health/ready"))
+        body = {"customer_id": 4}
+        answer = httpx.post(f"{address}/predict", json=body, timeout=60).json()
         assert answer["features_from"] == "online"
         assert answer["model_version"] == "1"
         report = json.loads(shop.run("monitor", MODEL, "--json"))

@@ -10,7 +10,6 @@ from contextlib import closing
 from datetime import timedelta
 from random import Random
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +24,7 @@ from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import hash_fields, hash_names
 from feature_repo.refresh import refresh_online
 from feature_repo.views import view_table, write_views
-from tests.cluster.conftest import HOST
+from tests.cluster.conftest import HOST, MARKS, page_texts
 from tests.conftest import (
     AS_OF,
     feast_apply,
@@ -36,10 +35,7 @@ from tests.conftest import (
 )
 
 pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.filterwarnings(
-        "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
-    ),
+    *MARKS,
     pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
 ]
 DATASET = load_dataset("orders")
@@ -76,11 +72,10 @@ class Shop:
     def land(self, first_order, first_customer, customers):
         """Land an order of each of some customers, and compute the view."""
         numbers = range(customers)
-        times = [AS_OF - (40 + number % 40) * DAY for number in numbers]
         columns = {
             "order_id": [first_order + number for number in numbers],
             "customer_id": [first_customer + number for number in numbers],
-            "order_ts": times,
+            "order_ts": [AS_OF - (40 + number % 40) * DAY for number in numbers],
             "number_of_cds": [1] * customers,
             "dollar_value": [number % 1_000 / 4 for number in numbers],
             "ingested_at": [AS_OF] * customers,
@@ -96,21 +91,23 @@ class Shop:
     def refresh_with_duckdb(self):
         refresh_online(self.duckdb_settings, DATASET, self.raw, moment)
 
+    def assert_refreshed_alike(self):
+        """Executors write the hashes that DuckDB writes, and leave no file."""
+        self.refresh()
+        self.refresh_with_duckdb()
+        executors_hashes = self.hashes(0)
+        assert len(executors_hashes) == CUSTOMERS
+        assert executors_hashes == self.hashes(1)
+        assert not self.scratch_files()
+
     def hashes(self, database):
         """Return all hashes with online values."""
         with Redis.from_url(f"{self.address}/{database}") as redis:
-            names = [
-                name for name in redis.scan_iter(count=10_000) if name.endswith(b"gyre")
-            ]
+            names = [*redis.scan_iter("*gyre", count=10_000)]
             with redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.hgetall(name)
                 return dict(zip(names, pipe.execute(), strict=True))
-
-    def assert_same_hashes(self, count):
-        executors_hashes = self.hashes(0)
-        assert len(executors_hashes) == count
-        assert executors_hashes == self.hashes(1)
 
     def scratch_files(self):
         return [*self.settings.scratch.glob("**/*.parquet")]
@@ -136,30 +133,11 @@ def shop(cluster, spark, port, tmp_path, request):
 def test_executors_write_online_what_duckdb_writes_and_no_page_shows_the_password(
     shop, spark, cluster
 ):
-    shop.refresh()
-    shop.refresh_with_duckdb()
-    shop.assert_same_hashes(CUSTOMERS)
+    shop.assert_refreshed_alike()
     # Orders of the first thousand customers become those of new ones, who have no other.
     shop.land(1, CUSTOMERS + 1, 1_000)
-    shop.refresh()
-    shop.refresh_with_duckdb()
-    shop.assert_same_hashes(CUSTOMERS)
-    assert not shop.scratch_files()
-    driver = f"http://{HOST}:4040"
-    application = f"{driver}/api/v1/applications/{spark.sparkContext.applicationId}"
-    pages = [
-        f"{application}/environment",
-        f"{application}/jobs",
-        f"{application}/sql?details=true&planDescription=true&length=1000",
-        f"{application}/stages?details=true",
-        f"{driver}/SQL/",
-        f"{driver}/environment/",
-        f"{driver}/jobs/",
-        f"{driver}/stages/",
-        f"{cluster.page}/json/",
-    ]
-    for page in pages:
-        text = httpx.get(page).raise_for_status().text
+    shop.assert_refreshed_alike()
+    for text in page_texts(spark, cluster):
         assert PASSWORD not in text
         assert "redis://" not in text
 
@@ -174,17 +152,14 @@ class Consumer:
 
     def run(self, is_over):
         """Write until an event, and see that what was written before is as it was written."""
-        row = pq.read_table(view_table(self._shop.settings, VIEW).files()[0]).slice(
-            0, 1
-        )
-        row = row.drop_columns(["period"]) if "period" in row.column_names else row
-        with closing(
-            OnlineValues(self._shop.settings, DATASET, self._shop.raw)
-        ) as online:
+        shop = self._shop
+        file = view_table(shop.settings, VIEW).files()[0]
+        row = pq.read_table(file, partitioning=None).slice(0, 1)
+        with closing(OnlineValues(shop.settings, DATASET, shop.raw)) as online:
             view = online.views[VIEW]
             config = online.store.config
             _, field = hash_fields(config, view, ["lifetime_value"])
-            version = self._shop.raw.version + 1
+            version = shop.raw.version + 1
             while not is_over.wait(0.02):
                 spent = 10_000.0 + len(self.spent)
                 customers = self._chance.sample(range(1, CUSTOMERS + 1), 5)
@@ -250,7 +225,7 @@ refresh_online(settings, DATASET, raw_table(settings, DATASET), moment)
 def test_what_a_killed_driver_left_half_written_the_next_refresh_completes(
     shop, cluster
 ):
-    applications = {*cluster.running_applications()}
+    applications = cluster.running_applications()
     command = [sys.executable, "-c", DRIVER, shop.settings.model_dump_json()]
     with (
         Redis.from_url(shop.address) as redis,
@@ -259,14 +234,8 @@ def test_what_a_killed_driver_left_half_written_the_next_refresh_completes(
         wait_until("a part", lambda: redis.dbsize() > 10_000, process=driver)
         driver.kill()
         driver.wait()
-        wait_until(
-            "the end of its executors",
-            lambda: {*cluster.running_applications()} <= applications,
-        )
+        wait_until("its end", lambda: cluster.running_applications() <= applications)
         assert redis.dbsize() < CUSTOMERS
         assert STATE_JSON.validate_json(redis.get(STATE)).next is not None
     assert shop.scratch_files()
-    shop.refresh()
-    shop.refresh_with_duckdb()
-    shop.assert_same_hashes(CUSTOMERS)
-    assert not shop.scratch_files()
+    shop.assert_refreshed_alike()

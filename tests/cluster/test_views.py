@@ -9,21 +9,15 @@ from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from core.settings import PROJECT
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.views import view_table, write_views
-from tests.cluster.conftest import Cluster, spark_defaults
+from tests.cluster.conftest import MARKS, Cluster, spark_defaults
 from tests.conftest import AS_OF, new_settings
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.filterwarnings(
-        "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = MARKS
 DATASET = load_dataset("orders")
 VIEW = "customer_features"
 DAY = timedelta(days=1)
@@ -93,13 +87,9 @@ def test_a_cluster_without_a_free_worker_is_one_line_after_a_while(
     cluster: Cluster, tmp_path
 ):
     cluster.kill_workers()
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", START, cluster.address],
-        cwd=PROJECT,
-        env=os.environ | {"SPARK_CONF_DIR": str(spark_defaults(tmp_path))},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (line,) = process.stdout.splitlines()
+    output = subprocess.check_output(
+        [sys.executable, "-W", "ignore", "-c", START, cluster.address], cwd=PROJECT,
+        env=os.environ | {"SPARK_CONF_DIR": str(spark_defaults(tmp_path))}, text=True,
+    )  # fmt: skip
+    (line,) = output.splitlines()
     assert line.startswith(f"no worker of {cluster.address} was free for 5 s: ")

@@ -25,6 +25,9 @@ BASE = os.environ.get("BASE") or "localhost/debian-python:bookworm"
 """The latter is made of Debian's packages unless it is there: no registry need be reached."""
 CLONE_ID = f"{crc32(str(CLONE).encode()):08x}"
 """In names of images and containers: two clones may be tested at once."""
+DEBOOTSTRAP = """
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm
+"""
 CONF = """
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=1024:1024"]
@@ -41,20 +44,16 @@ PIP = (
     "/root/.config/uv",
 )
 """How packages are reached from this machine, which is not the Dockerfile's to know."""
+BUILDAH = "buildah bud --isolation chroot --format docker --layers"
 
 
 def run(*command: str | Path, ends: float = 600) -> str:
     """Return what a command printed; it must succeed."""
     done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=ends,
+        command, capture_output=True, check=False, text=True, timeout=ends
     )
-    assert done.returncode == 0, (
-        f"{command}: {done.stdout[-2000:]} {done.stderr[-4000:]}"
-    )
+    output = f"{done.stdout[-2000:]} {done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{command}: {output}"
     return done.stdout.strip()
 
 
@@ -64,10 +63,9 @@ def podman(*arguments: str | Path, ends: float = 600) -> str:
 
 def logs(name: str) -> str:
     """What a container's main process wrote."""
-    said = subprocess.run(
-        ["podman", "logs", name], capture_output=True, check=True, text=True
-    )
-    return said.stdout + said.stderr
+    command = ["podman", "logs", name]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
@@ -77,21 +75,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "containers.conf").write_text(CONF)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("CONTAINERS_CONF", str(folder / "containers.conf"))
-        if BASE.startswith("localhost/") and BASE not in podman(
-            "images", "--format", "{{.Repository}}:{{.Tag}}"
-        ):
-            packages = "--include=python3,python3-venv,ca-certificates"
-            run(
-                "debootstrap",
-                "--variant=minbase",
-                packages,
-                "bookworm",
-                folder / "root",
-                ends=900,
-            )
-            run("tar", "-C", folder / "root", "-cf", folder / "root.tar", ".")
+        images = podman("images", "--format={{.Repository}}:{{.Tag}}")
+        if BASE.startswith("localhost/") and BASE not in images:
+            root = folder / "root"
+            run(*DEBOOTSTRAP.split(), root, ends=900)
+            run("tar", "-C", root, "-cf", folder / "root.tar", ".")
             podman("import", "--quiet", folder / "root.tar", BASE)
-            run("rm", "-r", folder / "root", folder / "root.tar")
+            run("rm", "-r", root, folder / "root.tar")
         yield BASE
 
 
@@ -108,36 +98,20 @@ def build(base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 
 
 def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
-    version = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"][
-        "version"
-    ]
-    arguments = {
-        "BASE": base,
-        "VERSION": version,
-        "REVISION": run("git", "-C", CLONE, "rev-parse", "HEAD"),
-    }
-    command = [
-        "buildah",
-        "bud",
-        "--isolation",
-        "chroot",
-        "--format",
-        "docker",
-        "--layers",
-    ]
-    command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
-    command += [f"--volume={here}:{there}" for here, there in mounts.items()]
+    project = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]
+    revision = run("git", "-C", CLONE, "rev-parse", "HEAD")
     image = f"localhost/gyre-{target}:test-{CLONE_ID}"
-    dockerfile = CLONE / "deploy" / "Dockerfile"
-    run(
-        *command,
+    command = [
+        *BUILDAH.split(),
+        f"--build-arg=BASE={base}",
+        f"--build-arg=VERSION={project['version']}",
+        f"--build-arg=REVISION={revision}",
         f"--target={target}",
         f"--tag={image}",
-        "--file",
-        dockerfile,
-        CLONE,
-        ends=900,
-    )
+        f"--file={CLONE}/deploy/Dockerfile",
+    ]
+    command += [f"--volume={here}:{there}" for here, there in mounts.items()]
+    run(*command, CLONE, ends=900)
     return image
 
 
@@ -147,15 +121,8 @@ def container(
 ) -> Iterator[None]:
     """A container with a read-only root, by default on the host's network; gone after the block."""
     podman("rm", "--force", "--ignore", "--time=0", name)
-    podman(
-        "run",
-        "--detach",
-        "--read-only",
-        f"--network={network}",
-        f"--name={name}",
-        *arguments,
-        image,
-    )
+    options = ("--detach", "--read-only", f"--network={network}", f"--name={name}")
+    podman("run", *options, *arguments, image)
     try:
         yield
     finally:
@@ -173,20 +140,10 @@ def stand_ins(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     fixed = ["--constraints", CLONE / "requirements.lock", "--generate-hashes"]
     where = ["--python-version=3.11", "--quiet", f"--output-file={folder / 's3.lock'}"]
     run(BIN / "uv", "pip", "compile", folder / "s3.in", *fixed, *where)
-    services = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())[
-        "services"
-    ]
+    command = [*BUILDAH.split(), f"--build-arg=BASE={base}"]
+    command += [f"--volume={path}:{path}" for path in PIP if Path(path).exists()]
+    compose = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())
     for name in ("postgres", "redis", "nginx", "s3"):
-        image = services[name]["image"].removeprefix("${S3_IMAGE:-").removesuffix("}")
-        command = [
-            "buildah",
-            "bud",
-            "--isolation",
-            "chroot",
-            "--format",
-            "docker",
-            "--layers",
-        ]
-        command += [f"--volume={path}:{path}" for path in PIP if Path(path).exists()]
-        command += [f"--build-arg=BASE={base}", f"--target={name}", f"--tag={image}"]
-        run(*command, "--file", folder / "Dockerfile", folder, ends=900)
+        image = compose["services"][name]["image"]
+        image = image.removeprefix("${S3_IMAGE:-").removesuffix("}")
+        run(*command, f"--target={name}", f"--tag={image}", folder, ends=900)

@@ -38,7 +38,8 @@ class Replica:
 
     @contextmanager
     def running(self) -> Iterator[httpx.Client]:
-        url, headers = f"http://127.0.0.1:{self.port}", {"authorization": TOKEN}
+        url = f"http://127.0.0.1:{self.port}"
+        headers = {"authorization": TOKEN}
         with (
             container(NAME, self.image, *self.options),
             httpx.Client(base_url=url, timeout=60, headers=headers) as client,
@@ -48,19 +49,18 @@ class Replica:
 
 
 def new_replica(image: str, rig: Rig, folder: Path) -> Replica:
-    home, tokens, port = folder / "home", folder / "tokens", unused_port()
+    home = folder / "home"
     home.mkdir()
+    tokens = folder / "tokens"
     tokens.write_text("test:secret\n")
     run("chown", "1000:1000", home, tokens)
-    settings = {
-        "GYRE_HOST": "0.0.0.0",
-        "GYRE_SERVING_PORT": port,
-        "GYRE_SERVING_TOKENS_FILE": "/run/secrets/tokens",
-        "GYRE_MLFLOW_URL": rig.settings.mlflow_address,
-        "GYRE_REDIS_URL": rig.settings.redis_address,
-    }
-    options = [f"--env={name}={value}" for name, value in settings.items()]
-    options += [
+    port = unused_port()
+    options = [
+        "--env=GYRE_HOST=0.0.0.0",
+        f"--env=GYRE_SERVING_PORT={port}",
+        "--env=GYRE_SERVING_TOKENS_FILE=/run/secrets/tokens",
+        f"--env=GYRE_MLFLOW_URL={rig.settings.mlflow_address}",
+        f"--env=GYRE_REDIS_URL={rig.settings.redis_address}",
         f"--volume={home}:/var/lib/gyre",
         f"--volume={tokens}:/run/secrets/tokens:ro",
     ]
@@ -81,8 +81,7 @@ def promote_native(rig: Rig) -> str:
 def promote_read_by_feast(rig: Rig) -> str:
     """Promote a version whose features only Feast's own reader looks up; return its number."""
     only_feast = {"views": (), "functions": (), "unsupported": "written for pandas"}
-    version = rig.register(
-        0, lookup=contract().lookup.model_copy(update=only_feast)
-    ).version
+    lookup = contract().lookup.model_copy(update=only_feast)
+    version = rig.register(0, lookup=lookup).version
     rig.promote(version)
     return version

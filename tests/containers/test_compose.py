@@ -15,6 +15,7 @@ from ast import literal_eval
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import Event
 
 import httpx
@@ -23,7 +24,7 @@ import yaml
 
 from core.settings import CLONE
 from tests.conftest import BIN, at_most, unused_port, wait_until
-from tests.containers.conftest import CLONE_ID, podman
+from tests.containers.conftest import CLONE_ID, logs, podman
 
 pytestmark = pytest.mark.containers
 PAGE = (CLONE / "docs" / "deploy.md").read_text()
@@ -36,11 +37,15 @@ SERVICES = {
 }
 SPARK = ("spark-master", "spark-worker")
 PORTS = ("SERVING_PORT", "CONSOLE_PORT", "MLFLOW_PORT", "AIRFLOW_PORT", "GRAFANA_PORT")
-PROJECT, MODEL, ANN = f"gyre-{CLONE_ID}", "customer_churn_model", ("ann", "a password")
+PROJECT = f"gyre-{CLONE_ID}"
+MODEL = "customer_churn_model"
+PASSWORD = "a password"
+ANN = ("ann", PASSWORD)
 NETWORK = "172.29.48"
 REPLICAS = {"serving-a": f"{NETWORK}.11", "serving-b": f"{NETWORK}.12"}
 ALIAS = "ajax-api/2.0/mlflow/registered-models/alias"
-ASKED, CLIENTS = {"customer_id": 1}, 4
+BODY = {"customer_id": 1}
+CLIENTS = 4
 JOBS = """
 import json
 from urllib.request import urlopen
@@ -53,34 +58,29 @@ class Team:
     """Who follows the page, in a folder of their own."""
 
     def __init__(self, folder, images):
-        self.folder, self.ports = folder, {name: unused_port() for name in PORTS}
-        self.settings = (
-            images | {"LISTEN": "127.0.0.1", "NETWORK": NETWORK} | self.ports
-        )
-        shutil.copytree(
-            CLONE / "deploy", folder / "deploy", ignore=lambda *_: {"secrets", ".env"}
-        )
+        self.folder = folder
+        self.ports = {name: unused_port() for name in PORTS}
+        network = {"LISTEN": "127.0.0.1", "NETWORK": NETWORK}
+        self.settings = images | network | self.ports
+        hidden = shutil.ignore_patterns("secrets", ".env")
+        shutil.copytree(CLONE / "deploy", folder / "deploy", ignore=hidden)
 
-    def shell(self, *blocks, **variables):
+    def shell(self, script, timeout=1500, **variables):
         done = subprocess.run(
-            ["bash", "-euc", "".join(blocks)], cwd=self.folder, text=True, capture_output=True,
-            env=os.environ | {"PASSWORD": ANN[1]} | variables, check=False, timeout=1500,
+            ["bash", "-euc", script], cwd=self.folder, text=True, capture_output=True,
+            env=os.environ | {"PASSWORD": PASSWORD} | variables, check=False, timeout=timeout,
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout
 
-    def compose(self, *arguments, **variables):
-        command = [
-            BIN / "podman-compose",
-            "--in-pod=false",
-            f"--project-name={PROJECT}",
-            *arguments,
-        ]
-        done = subprocess.run(
-            command, cwd=self.folder / "deploy", text=True, capture_output=True, check=False,
-            timeout=600, env=os.environ | variables,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
+    def compose(self, arguments, **variables):
+        command = (
+            f"cd deploy && {BIN}/podman-compose --in-pod=false --project-name={PROJECT}"
+        )
+        self.shell(f"{command} {arguments}", 600, **variables)
+
+    def start(self, *services):
+        self.compose(f"up --detach --no-deps {' '.join(services)}")
 
     def up(self):
         """What `docker compose up --wait` does."""
@@ -89,37 +89,31 @@ class Team:
         while waiting:
             due = [n for n, each in waiting.items() if all(map(fulfilled, needs(each)))]
             if due:
-                self.compose("up", "--detach", "--no-deps", *due)
-                waiting = {
-                    name: each for name, each in waiting.items() if name not in due
-                }
+                self.start(*due)
+                for name in due:
+                    del waiting[name]
             assert time.monotonic() < until, f"{[*waiting]} wait for what does not come"
             time.sleep(1)
         for name, each in SERVICES.items():
             if "healthcheck" in each:
-                wait_until(name, lambda n=name: fulfilled((n, "service_healthy")))
+                wait_until(name, partial(is_healthy, name))
 
     def ask(self, port, method, path, person=ANN, **more):
         """Ask through nginx."""
         url = f"https://localhost:{self.ports[port]}/{path}"
-        return httpx.request(
-            method, url, auth=person, verify=self.trusted(), timeout=600, **more
-        )
+        options = {"auth": person, "verify": self.trusted(), "timeout": 600}
+        return httpx.request(method, url, **options, **more)
 
     def trusted(self):
-        return httpx.create_ssl_context(
-            verify=f"{self.folder}/deploy/secrets/tls_certificate"
-        )
+        certificate = f"{self.folder}/deploy/secrets/tls_certificate"
+        return httpx.create_ssl_context(verify=certificate)
 
     def client(self):
-        token = (
-            (self.folder / "deploy" / "secrets" / "serving_tokens")
-            .read_text()
-            .split(":")[1]
-        )
+        tokens = self.folder / "deploy" / "secrets" / "serving_tokens"
+        _, token = tokens.read_text().strip().split(":")
         return httpx.Client(
             base_url=f"https://localhost:{self.ports['SERVING_PORT']}", verify=self.trusted(),
-            headers={"authorization": f"Bearer {token.strip()}"}, timeout=30,
+            headers={"authorization": f"Bearer {token}"}, timeout=30,
         )  # fmt: skip
 
     def gyre(self, *arguments):
@@ -134,16 +128,20 @@ def needs(service):
     return [(n, each["condition"]) for n, each in service.get("depends_on", {}).items()]
 
 
+def is_healthy(name):
+    with suppress(AssertionError):
+        podman("healthcheck", "run", container(name))
+        return True
+    return False
+
+
 def fulfilled(need):
     name, condition = need
+    if condition == "service_healthy":
+        return is_healthy(name)
+    state = "--format={{.State.Status}} {{.State.ExitCode}}"
     with suppress(AssertionError):
-        if condition == "service_healthy":
-            podman("healthcheck", "run", container(name))
-            return True
-        state = podman(
-            "inspect", "--format={{.State.Status}} {{.State.ExitCode}}", container(name)
-        )
-        return state == "exited 0"
+        return podman("inspect", state, container(name)) == "exited 0"
     return False
 
 
@@ -160,22 +158,22 @@ def team(build, stand_ins, tmp_path_factory):
         yield team
     finally:
         for name in (*SERVICES, *SPARK):  # pytest shows it where a test fails
-            said = subprocess.getoutput(f"podman logs --tail 40 {container(name)}")
-            sys.stdout.write(f"== {name}\n{said}\n")
-        team.compose("--profile=spark", "down", "--volumes", "--timeout=2")
+            lines = subprocess.getoutput(f"podman logs --tail 40 {container(name)}")
+            sys.stdout.write(f"== {name}\n{lines}\n")
+        team.compose("--profile=spark down --volumes --timeout=2")
 
 
 @pytest.fixture(scope="module")
 def trained(team):
     """The first version, by the page; the second by the shell. Answers what the first predicted."""
-    return team.shell(TRAIN, PREDICT)
+    return team.shell(TRAIN + PREDICT)
 
 
-def versions(address, role="production"):
-    """Versions that a replica has in a role."""
-    found = httpx.get(f"http://{address}:8000/metrics", timeout=60).text
-    line = rf'^gyre_model_info{{model="{MODEL}",role="{role}",version="(\d+)"}} 1'
-    return re.findall(line, found, re.MULTILINE)
+def versions(address):
+    """Versions that a replica has in production."""
+    text = httpx.get(f"http://{address}:8000/metrics", timeout=60).text
+    line = rf'^gyre_model_info{{model="{MODEL}",role="production",version="(\d+)"}} 1'
+    return re.findall(line, text, re.MULTILINE)
 
 
 def is_answering(address, version):
@@ -190,9 +188,7 @@ def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_ngi
     answer = yaml.safe_load(trained.splitlines()[-1])
     assert answer["model_version"] == "1"
     assert answer["logged"] is True
-    assert "Task execute_workload" in subprocess.getoutput(
-        f"podman logs {container('worker')}"
-    )
+    assert "Task execute_workload" in logs(container("worker"))
     assert "airflow:ann" in team.gyre("ledger", MODEL)
 
 
@@ -200,18 +196,17 @@ def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_ngi
     "port", ["MLFLOW_PORT", "AIRFLOW_PORT", "CONSOLE_PORT", "GRAFANA_PORT"]
 )
 def test_nobody_passes_nginx_without_a_password(team, port):
-    for stranger in (None, ("ann", "no"), ("mallory", ANN[1])):
+    for stranger in (None, ("ann", "no"), ("mallory", PASSWORD)):
         assert team.ask(port, "GET", "", stranger).status_code == 401
     if port != "GRAFANA_PORT":
         assert team.ask(port, "GET", "").status_code == 200
-    foreign = team.ask(
-        port, "POST", ALIAS, headers={"sec-fetch-site": "cross-site"}, json={}
-    )
+    headers = {"sec-fetch-site": "cross-site"}
+    foreign = team.ask(port, "POST", ALIAS, headers=headers, json={})
     assert foreign.status_code == 403
 
 
 def test_serving_asks_for_its_own_token_and_keeps_its_counters_inside(team):
-    assert team.ask("SERVING_PORT", "POST", "predict", json=ASKED).status_code == 401
+    assert team.ask("SERVING_PORT", "POST", "predict", json=BODY).status_code == 401
     assert team.ask("SERVING_PORT", "GET", "health/live").status_code == 200
     assert team.ask("SERVING_PORT", "GET", "metrics").status_code == 404
 
@@ -224,9 +219,8 @@ def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(
         wait_until("version 2", lambda at=address: versions(at) == ["2"], at_most(5))
     change = {"name": MODEL, "alias": "production", "version": "1"}
     claims = {"x-forwarded-user": "mallory", "x-remote-user": "mallory"}
-    assert team.ask(
-        "MLFLOW_PORT", "POST", ALIAS, json=change, headers=claims
-    ).is_success
+    answer = team.ask("MLFLOW_PORT", "POST", ALIAS, json=change, headers=claims)
+    assert answer.is_success
     began = time.monotonic()
     for address in REPLICAS.values():
         wait_until("version 1", lambda at=address: versions(at) == ["1"], at_most(5))
@@ -237,13 +231,15 @@ def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(
 
 def test_predictions_go_on_while_a_replica_is_killed(team, trained):
     """Nginx asks the other one, but for an answer whose first bytes it has passed on."""
-    answers, cut, stop = [], [], Event()
+    answers = []
+    cut = []
+    stop = Event()
 
     def load():
         with team.client() as client:
             while not stop.is_set():
                 try:
-                    answers.append(client.post("/predict", json=ASKED))
+                    answers.append(client.post("/predict", json=BODY))
                 except httpx.RemoteProtocolError as exc:
                     cut.append(exc)
 
@@ -257,7 +253,7 @@ def test_predictions_go_on_while_a_replica_is_killed(team, trained):
         finally:
             stop.set()
     assert not [each.exception() for each in under_way if each.exception()]
-    team.compose("up", "--detach", "--no-deps", "serving-a")
+    team.start("serving-a")
     wait_until("its versions", lambda: is_answering(REPLICAS["serving-a"], "1"))
     assert {answer.status_code for answer in answers} == {200}
     assert len(cut) < CLIENTS, "at most what was in flight there"
@@ -269,11 +265,10 @@ def test_a_task_of_airflow_has_features_computed_by_the_workers_of_the_profile_s
     team, trained
 ):
     for name in SPARK:
-        team.compose("--profile=spark", "up", "--detach", "--no-deps", name)
-        wait_until(name, lambda: fulfilled((SPARK[0], "service_healthy")))
-    worker = ("up", "--detach", "--no-deps", "--force-recreate", "worker")
-    team.compose(*worker, ENGINE="spark")
-    order = {"order_id": 900_001, "number_of_cds": 1, "dollar_value": 24.9} | ASKED
+        team.compose(f"--profile=spark up --detach --no-deps {name}")
+        wait_until(name, partial(is_healthy, SPARK[0]))
+    team.compose("up --detach --no-deps --force-recreate worker", ENGINE="spark")
+    order = {"order_id": 900_001, "number_of_cds": 1, "dollar_value": 24.9} | BODY
     order["order_ts"] = (datetime.now(UTC) - timedelta(days=1)).isoformat()
     with team.client() as client:
         assert client.post("/events/orders", json=order).is_success
@@ -284,9 +279,8 @@ def test_a_task_of_airflow_has_features_computed_by_the_workers_of_the_profile_s
 
 
 def test_all_replicas_and_counters_are_scraped(team):
-    targets = yaml.safe_load(
-        (CLONE / "deploy" / "prometheus" / "compose.yml").read_text()
-    )
+    file = CLONE / "deploy" / "prometheus" / "compose.yml"
+    targets = yaml.safe_load(file.read_text())
     (group,) = targets["scrape_configs"][0]["static_configs"]
     assert group["targets"] == ["serving-a:8000", "serving-b:8000", "console:8001"]
     for target in group["targets"]:

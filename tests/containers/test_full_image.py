@@ -47,8 +47,8 @@ def test_a_teams_image_is_gyre_and_its_project(
     (tmp_path / "Dockerfile").write_text(TEAM.format(image=image))
     team = f"localhost/gyre-team:test-{CLONE_ID}"
     run("buildah", "bud", "--isolation=chroot", f"--tag={team}", tmp_path, ends=900)
-    said = podman("run", "--rm", "--network=host", "--read-only", team, "check")
-    assert said.startswith("orders: ok"), said
-    lacking = "import shutil; print(shutil.which('pip'), shutil.which('uv'), shutil.which('gcc'))"
-    asked = ("--rm", "--network=host", "--entrypoint=python", image, "-c", lacking)
-    assert podman("run", *asked) == "None None None"
+    output = podman("run", "--rm", "--network=host", "--read-only", team, "check")
+    assert output.startswith("orders: ok"), output
+    code = "import shutil; print(shutil.which('pip'), shutil.which('uv'), shutil.which('gcc'))"
+    command = ("--entrypoint=python", image, "-c", code)
+    assert podman("run", "--rm", "--network=host", *command) == "None None None"

@@ -45,9 +45,8 @@ print({{"environment": environment, "options": options}})
 def network() -> Iterator[str]:
     """A network of its own, where containers know each other by their names."""
     removal = ["podman", "network", "rm", "--force", NETWORK]
-    subprocess.run(
-        removal, check=False, capture_output=True
-    )  # of a test that was killed
+    # Of a test that was killed.
+    subprocess.run(removal, check=False, capture_output=True)
     podman("network", "create", NETWORK)
     yield NETWORK
     run(*removal)
@@ -55,6 +54,7 @@ def network() -> Iterator[str]:
 
 def started_by_operator(script: str, program: str) -> str:
     """Return podman's option for what the operator starts."""
+    program = f"org.apache.spark.deploy.{program}"
     line = OPERATOR.format(f"/opt/spark/sbin/{script}", program)
     return f"--entrypoint={json.dumps(['bash', '-c', line])}"
 
@@ -67,13 +67,9 @@ def test_a_job_runs_on_the_workers_whose_keys_of_s3_it_does_not_carry(
         (tmp_path / name).write_text(f"{SECRET}\n")
     run("chown", "--recursive", "1000:1000", tmp_path)
     secrets = f"--volume={tmp_path}:/run/secrets:ro"
-    master = started_by_operator(
-        "start-master.sh", "org.apache.spark.deploy.master.Master"
-    )
-    worker = started_by_operator(
-        f"start-worker.sh spark://{MASTER}:7077",
-        "org.apache.spark.deploy.worker.Worker",
-    )
+    master = started_by_operator("start-master.sh", "master.Master")
+    start_worker = f"start-worker.sh spark://{MASTER}:7077"
+    worker = started_by_operator(start_worker, "worker.Worker")
     with container(MASTER, image, master, network=network):
         wait_until("the master", lambda: "New state: ALIVE" in logs(MASTER))
         with container(WORKER, image, worker, secrets, network=network):
@@ -83,7 +79,6 @@ def test_a_job_runs_on_the_workers_whose_keys_of_s3_it_does_not_carry(
     answer = literal_eval(printed.splitlines()[-1])
     assert answer["environment"] == {"user": 1000, "secret": SECRET}
     assert answer["options"]["spark.cores.max"] == "2"
-    assert ip_address(
-        answer["options"]["spark.driver.host"]
-    )  # no name, which only it knows
+    # No name, which only it knows.
+    assert ip_address(answer["options"]["spark.driver.host"])
     assert SECRET not in f"{answer['options']}"

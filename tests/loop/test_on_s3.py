@@ -8,15 +8,14 @@ import sys
 from datetime import UTC, datetime
 
 import boto3
-import httpx
 
-from core.settings import PROJECT
+from core.settings import PROJECT, free_ports, load_settings
 from stack.environment import process_environment
+from tests.cli.clone import online_answer
 from tests.conftest import (
     answers,
     feast_apply,
     mlflow_server,
-    new_settings,
     redis_server,
     running,
     wait_until,
@@ -26,10 +25,6 @@ from tests.preloaded import commands_folder
 from tests.s3 import BUCKET, s3_server
 
 MODEL = "customer_churn_model"
-ON_S3 = {
-    "GYRE_DATA_URL": f"s3://{BUCKET}/team/data",
-    "GYRE_ARTIFACTS_URL": f"s3://{BUCKET}/team/artifacts",
-}
 
 
 def gyre(settings, *arguments):
@@ -45,31 +40,12 @@ def gyre(settings, *arguments):
     return done.stdout
 
 
-def predicted(settings):
-    """Return an answer made of online features, once there is one."""
-    url = f"{settings.serving_address}/predict"
-    responses = []
-
-    def is_answered():
-        responses.append(httpx.post(url, json={"customer_id": 4}, timeout=60))
-        return responses[-1].is_success and '"online"' in responses[-1].text
-
-    wait_until("a prediction", is_answered)
-    return responses[-1].json()
-
-
 def test_the_loop_on_s3(tmp_path, monkeypatch):
     deliver(tmp_path, datetime.now(UTC), demo_start=None)
-    for name, value in ON_S3.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GYRE_DATA_URL", f"s3://{BUCKET}/team/data")
+    monkeypatch.setenv("GYRE_ARTIFACTS_URL", f"s3://{BUCKET}/team/artifacts")
     monkeypatch.setenv("GYRE_SOURCES__ORDERS", source(tmp_path))
-    settings = new_settings(
-        tmp_path / "home",
-        demo_start=None,
-        sources={"orders": source(tmp_path)},
-        data_url=ON_S3["GYRE_DATA_URL"],
-        artifacts_url=ON_S3["GYRE_ARTIFACTS_URL"],
-    )
+    settings = load_settings(home=tmp_path / "home", **free_ports())
     settings.home.mkdir()
     command = [sys.executable, "-m", "serving"]
     with (
@@ -82,9 +58,10 @@ def test_the_loop_on_s3(tmp_path, monkeypatch):
         assert "in production" in gyre(settings, "train", MODEL)
         variables = process_environment(settings)
         with running(command, tmp_path / "serving.log", **variables):
-            ready = f"{settings.serving_address}/health/ready"
-            wait_until("serving", lambda: answers(ready))
-            assert predicted(settings)["model_version"] == "1"
+            address = settings.serving_address
+            wait_until("serving", lambda: answers(f"{address}/health/ready"))
+            answer = online_answer(f"{address}/predict", {"customer_id": 4})
+            assert answer["model_version"] == "1"
             report = json.loads(gyre(settings, "monitor", MODEL, "--json"))
             assert report["verdict"]
             check_that_no_file_is_on_this_disk_alone(settings)
