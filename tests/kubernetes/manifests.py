@@ -66,9 +66,9 @@ def validate(document: Any) -> None:
         kubernetes_validate.validate(document, release, strict=True)
 
 
-def pod_of(spec: Any) -> Any:
+def validate_pod(spec: Any) -> None:
     metadata = {"name": "pod"}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    validate({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
 def container_of(spec: Any) -> Any:
@@ -81,6 +81,15 @@ def secrets_of(spec: Any) -> set[str]:
     secrets = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
     assert {secret["secretName"] for secret in secrets} <= {"gyre"}
     return {item["key"] for secret in secrets for item in secret["items"]}
+
+
+def spark_pod(cluster: Any, role: str) -> Any:
+    """Return the pod that Spark's operator makes of a role; it adds the image."""
+    template = cluster["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
+    spec = copy.deepcopy(template["spec"])
+    options = cluster["spec"]["sparkConf"]
+    container_of(spec)["image"] = options["spark.kubernetes.container.image"]
+    return spec
 
 
 def task_pod(values: Any) -> Any:

@@ -25,12 +25,13 @@ from tests.kubernetes.manifests import (
     base,
     container_of,
     page_files,
-    pod_of,
     read_compose,
     read_documents,
     secrets_of,
+    spark_pod,
     task_pod,
     validate,
+    validate_pod,
 )
 
 HERE = Path(__file__).parent
@@ -60,11 +61,17 @@ SPARK_POLICIES = read_documents("spark/network.yaml")
 KSERVE_FILES = page_files("kserve.md")
 KSERVE = yaml.safe_load(KSERVE_FILES[0])
 PREDICTOR = KSERVE["spec"]["predictor"]
+SCALING = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget"}
 SPECS = {
     each["metadata"]["name"]: each["spec"]["template"]["spec"]
     for each in BASE
     if each["kind"] in PODS
-} | {"kserve": PREDICTOR, "airflow": task_pod(AIRFLOW)}
+} | {
+    "kserve": {key: PREDICTOR[key] for key in PREDICTOR.keys() - SCALING},
+    "airflow": task_pod(AIRFLOW),
+    "spark-master": spark_pod(SPARK, "master"),
+    "spark-worker": spark_pod(SPARK, "worker"),
+}
 PAGE = (CLONE / "docs" / "how-to" / "kubernetes.md").read_text()
 
 
@@ -83,10 +90,9 @@ def build(kustomize, tmp_path):
     copy = tmp_path / "kubernetes"
     shutil.copytree(FOLDER, copy)
     (copy / "kserve").mkdir()
-    for name, text in zip(
-        ("inferenceservice", "kustomization"), KSERVE_FILES, strict=True
-    ):
-        (copy / "kserve" / f"{name}.yaml").write_text(text)
+    service, kustomization = KSERVE_FILES
+    (copy / "kserve" / "inferenceservice.yaml").write_text(service)
+    (copy / "kserve" / "kustomization.yaml").write_text(kustomization)
 
     def build(overlay):
         documents = [*yaml.safe_load_all(run([*kustomize, copy / overlay]))]
@@ -138,6 +144,8 @@ def test_a_program_is_the_one_that_compose_runs(name):
     assert secrets_of(spec) == {*service["secrets"]} - {BROKER}
     assert container["envFrom"] == [{"configMapRef": {"name": "gyre"}}]
     assert "env" not in container
+    # Of a tag that moves Kubernetes would ask a registry each time.
+    assert container["imagePullPolicy"] == "IfNotPresent"
 
 
 @pytest.mark.parametrize("name", ["serving", "kserve", "console", "mlflow"])
@@ -191,22 +199,17 @@ RESTRICTED_CONTAINER = {
 }
 
 
-def check_restricted(spec):
+@pytest.mark.parametrize("name", SPECS)
+def test_kubernetes_knows_a_pod_which_may_do_nothing_that_it_need_not(name):
+    spec = SPECS[name]
+    validate_pod(spec)
     container = container_of(spec)
     assert spec["securityContext"] == RESTRICTED_POD
     assert container["securityContext"] == RESTRICTED_CONTAINER
     assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
     assert "memory" in container["resources"]["limits"]
     assert "/tmp" in {each["mountPath"] for each in container["volumeMounts"]}
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_a_pod_may_do_nothing_that_it_need_not(name):
-    spec = SPECS[name]
-    check_restricted(spec)
     if name != "airflow":  # its scheduler starts pods; the chart gives it a token
-        # Of a tag that moves Kubernetes would ask a registry each time.
-        assert container_of(spec)["imagePullPolicy"] == "IfNotPresent"
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
 
@@ -235,26 +238,15 @@ def test_every_secret_is_a_file_that_the_page_writes(tmp_path):
 def test_kserve_knows_every_field_and_serves_as_the_statefulset_does():
     schema = json.loads((HERE / "inferenceservice.schema.json").read_text())
     jsonschema.validate(KSERVE, schema)
-    bounds = ("minReplicas", "maxReplicas")
-    scaling = {*bounds, "scaleMetric", "scaleTarget"}
-    spec = {name: value for name, value in PREDICTOR.items() if name not in scaling}
-    validate(pod_of(spec))
-    serving = SPECS["serving"]
-    for name in ("envFrom", "image", "resources", "volumeMounts"):
-        in_pod = sorted(container_of(spec)[name], key=str)
-        assert in_pod == sorted(container_of(serving)[name], key=str)
-    assert secrets_of(spec) == secrets_of(serving)
-    for name in bounds:
+    container = container_of(PREDICTOR)
+    serving_container = container_of(SPECS["serving"])
+    for name in ("envFrom", "image", "imagePullPolicy", "resources"):
+        assert container[name] == serving_container[name]
+    mounts = sorted(container["volumeMounts"], key=str)
+    assert mounts == sorted(serving_container["volumeMounts"], key=str)
+    assert secrets_of(PREDICTOR) == secrets_of(SPECS["serving"])
+    for name in ("minReplicas", "maxReplicas"):
         assert PREDICTOR[name] == SCALER[name]
-
-
-def spark_pod(role):
-    """Return the pod that the operator makes of a role; it adds the image."""
-    template = SPARK["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
-    spec = json.loads(json.dumps(template["spec"]))
-    image = SPARK["spec"]["sparkConf"]["spark.kubernetes.container.image"]
-    container_of(spec)["image"] = image
-    return spec
 
 
 def test_sparks_operator_knows_every_field_and_starts_the_image_that_tasks_have():
@@ -263,24 +255,16 @@ def test_sparks_operator_knows_every_field_and_starts_the_image_that_tasks_have(
     version = SPARK["spec"]["runtimeVersions"]["sparkVersion"]
     assert f"\npyspark=={version} " in (CLONE / "spark.lock").read_text()
     (tasks,) = read_documents("spark/airflow-values.yaml")
-    image = container_of(spark_pod("master"))["image"]
-    assert ":".join(tasks.values()) == image
-
-
-@pytest.mark.parametrize("role", ["master", "worker"])
-def test_a_pod_of_spark_may_do_nothing_that_it_need_not(role):
-    spec = spark_pod(role)
-    validate(pod_of(spec))
-    check_restricted(spec)
-    assert spec["automountServiceAccountToken"] is False
-    assert secrets_of(spec) == {*SERVICES[f"spark-{role}"].get("secrets", ())}
+    for name in ("spark-master", "spark-worker"):
+        spec = SPECS[name]
+        assert ":".join(tasks.values()) == container_of(spec)["image"]
+        assert secrets_of(spec) == {*SERVICES[name].get("secrets", ())}
 
 
 def test_airflows_chart_knows_every_value_and_runs_the_programs_of_compose():
     schema = json.loads((HERE / "airflow-values.schema.json").read_text())
     jsonschema.validate(AIRFLOW, schema)
     task = SPECS["airflow"]
-    validate(pod_of(task))
     for key, name in (
         ("apiServer", "airflow-api"),
         ("scheduler", "scheduler"),
