@@ -26,13 +26,9 @@ def run_demo(home):
         if not name.startswith(("GYRE_", "PROMETHEUS_"))
     }
     return subprocess.run(
-        [BIN / "gyre", "demo", "--home", home],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
+        [BIN / "gyre", "demo", "--home", home], env=variables,
+        capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
 
 
 @pytest.mark.nightly

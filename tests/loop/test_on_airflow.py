@@ -54,22 +54,15 @@ from training.metrics import Scored
 MODEL = "customer_churn_model"
 TRAIN = f"train_{MODEL}"
 ORDERS = load_dataset("orders")
-APPROVED, HASTY, CANARY = "approved_model", "hasty_model", "canary_model"
+APPROVED = "approved_model"
+HASTY = "hasty_model"
+CANARY = "canary_model"
 MORE_LINES = {
     APPROVED: "[promotion]\napproval = true\nwait_hours = 1",
     HASTY: "[promotion]\napproval = true\nwait_hours = 0.0005",
     CANARY: '[rollout]\npolicy = "canary"',
 }
-ROOMS = (
-    "dags",
-    "feature_repo",
-    "mlflow_server",
-    "models",
-    "monitoring",
-    "core",
-    "stack",
-    "training",
-)
+ROOMS = "dags feature_repo mlflow_server models monitoring core stack training"
 TEAM_DAG = """
 from airflow.sdk import dag, task
 
@@ -90,7 +83,7 @@ pytestmark = pytest.mark.nightly
 def copied_project(folder: Path) -> Path:
     """Return a copy of the project with more models, a wrong spec and a DAG of a team."""
     without_cache = shutil.ignore_patterns("__pycache__")
-    for room in ROOMS:
+    for room in ROOMS.split():
         shutil.copytree(PROJECT / room, folder / room, ignore=without_cache)
     shutil.copy(PROJECT / "requirements.lock", folder)
     (folder / "dags" / "team.py").write_text(TEAM_DAG)
@@ -164,28 +157,23 @@ def unpause(airflow, dag):
     wait_until(dag, lambda: switch().is_success)
 
 
+def task_state(airflow, dag, run, task):
+    path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}"
+    return request(airflow, "GET", path)["state"]
+
+
 def end_run(airflow, run):
     body = {"state": "failed"}
     request(airflow, "PATCH", f"/dags/{TRAIN}/dagRuns/{run}", json=body)
 
 
 def wait_for_validation(airflow, run):
-    path = f"/dags/{TRAIN}/dagRuns/{run}/taskInstances/validate"
-
     def is_over():
-        state = request(airflow, "GET", path)["state"]
+        state = task_state(airflow, TRAIN, run, "validate")
         assert state != "failed"
         return state == "success"
 
     wait_until("validate", is_over)
-
-
-def tags_of_training(airflow, settings, run):
-    """Return the tags of the MLflow run that a training has opened; end the training."""
-    wait_for_validation(airflow, run)
-    end_run(airflow, run)
-    runs = Tracking(settings).runs(load_spec(MODEL).experiment)
-    return next(entry.tags for entry in runs if entry.key == f"{TRAIN}/{run}")
 
 
 def started_by_events(airflow, dag):
@@ -196,32 +184,26 @@ def started_by_events(airflow, dag):
     return run["dag_run_id"]
 
 
-def decide_to_retrain(settings, cause):
+def decide_to_retrain(settings, name):
     """Store what the monitor stores when it decides; return when that was."""
     now = datetime.now(UTC)
+    reason = f"PSI of {name}"
     row = DecisionRow(
-        model=MODEL,
-        version="1",
-        as_of=now,
-        verdict="bad",
-        action="retrain",
-        rule="drift",
-        reason=f"PSI of {cause}",
-        cause=cause,
-        words=f"bad: PSI of {cause}",
-        inputs="{}",
-        entities=1000,
-    )
+        MODEL, "1", now, "bad", "retrain", "drift", reason, f"drift of {name}",
+        f"bad: {reason}", "{}", 1000,
+    )  # fmt: skip
     store_decision(settings, row)
     return now
 
 
-def add_versions(settings, model, source, run_id):
-    """Register two versions without files; the first is in production."""
+def add_versions(settings, model, run_id=None):
+    """Register two versions without files, by default of a new run; the first is in production."""
     api = client(settings)
     api.create_registered_model(model)
+    run = api.get_run(run_id) if run_id else api.create_run("0")
+    source = f"{run.info.artifact_uri}/model"
     for _ in range(2):
-        api.create_model_version(model, source, run_id)
+        api.create_model_version(model, source, run.info.run_id)
     with closing(Ledger(settings)) as ledger:
         promote(Registry(settings), ledger, model, "1", who="ann", why="first")
 
@@ -229,24 +211,24 @@ def add_versions(settings, model, source, run_id):
 def test_drifts_during_a_training_start_one_more_that_answers_them_all(
     airflow, settings
 ):
-    run = client(settings).create_run("0").info
-    add_versions(settings, MODEL, f"{run.artifact_uri}/model", run.run_id)
+    add_versions(settings, MODEL)
     unpause(airflow, TRAIN)
     month_ago = (datetime.now(UTC) - timedelta(days=30)).isoformat()
     first = airflow.trigger(TRAIN, {"as_of": month_ago, "reason": "the first"})
     wait_for_validation(airflow, first)
-    decide_to_retrain(settings, "drift of spend")
-    newest = decide_to_retrain(settings, "drift of orders")
+    decide_to_retrain(settings, "spend")
+    newest = decide_to_retrain(settings, "orders")
     with ThreadPoolExecutor(8) as pool:  # no write fails, however many come at once
         list(pool.map(lambda _: airflow.emit(f"drift/{MODEL}"), range(20)))
     assert airflow.run(TRAIN, first)["state"] == "running"
     end_run(airflow, first)
 
     second = started_by_events(airflow, TRAIN)
-    tags = tags_of_training(airflow, settings, second)
-    reasons = (
-        "drift of spend: PSI of drift of spend; drift of orders: PSI of drift of orders"
-    )
+    wait_for_validation(airflow, second)
+    end_run(airflow, second)
+    runs = Tracking(settings).runs(load_spec(MODEL).experiment)
+    (tags,) = (run.tags for run in runs if run.key == f"{TRAIN}/{second}")
+    reasons = "drift of spend: PSI of spend; drift of orders: PSI of orders"
     cause = f"drift of orders, decided {newest:%Y-%m-%d %H:%M:%S}"
     assert (tags["reason"], tags["cause"]) == (reasons, cause)
     assert datetime.fromisoformat(tags["as_of"]) == newest
@@ -284,7 +266,7 @@ def start_at_approval(airflow, settings, model):
     evaluations = compare(load_spec(MODEL), y, better, worse, "1")
     content = EVALUATIONS.dump_python(evaluations, mode="json")
     tracking.log_dict(run_id, content, EVALUATION)
-    add_versions(settings, model, f"runs:/{run_id}/model", run_id)
+    add_versions(settings, model, run_id)
     Registry(settings).set_stage(model, "2", "Staging")
 
     dag = f"train_{model}"
@@ -305,22 +287,21 @@ def start_at_approval(airflow, settings, model):
 
 def answer(airflow, dag, choice, comment):
     """Answer as a person does, once there is a question; return the question."""
-    task = f"/dags/{dag}/dagRuns/asks/taskInstances/approval"
+    details = f"/dags/{dag}/dagRuns/asks/taskInstances/approval/-1/hitlDetails"
 
     def is_waiting():
-        return request(airflow, "GET", task)["state"] == "awaiting_input"
+        return task_state(airflow, dag, "asks", "approval") == "awaiting_input"
 
     wait_until("the question", is_waiting)
-    with pytest.raises(
-        StackError, match=f"{dag} waits for your answer: http://127.*/approval/req"
-    ):
+    link = f"{dag} waits for your answer: http://127.*/approval/req"
+    with pytest.raises(StackError, match=link):
         airflow.follow(dag, "asks", lambda _: None)
     # The scheduler has yet to hear that the asking process has ended: told of it after an answer
     # of the same second, it takes the task for killed, and asks again.
     time.sleep(3)
-    question = request(airflow, "GET", f"{task}/-1/hitlDetails")
+    question = request(airflow, "GET", details)
     body = {"chosen_options": [choice], "params_input": {"comment": comment}}
-    request(airflow, "PATCH", f"{task}/-1/hitlDetails", json=body)
+    request(airflow, "PATCH", details, json=body)
     # Airflow commits after it has answered.
     wait_until("the answer", lambda: not is_waiting())
     return question
@@ -370,8 +351,8 @@ def test_a_person_rejects_a_version_and_approves_it_later(airflow, settings):
 def test_a_version_that_nobody_answers_for_in_time_is_not_promoted(airflow, settings):
     start_at_approval(airflow, settings, HASTY)
     dag = f"train_{HASTY}"
-    task = f"/dags/{dag}/dagRuns/asks/taskInstances/approval"
-    wait_until("its end", lambda: request(airflow, "GET", task)["state"] == "success")
+    approval = partial(task_state, airflow, dag, "asks", "approval")
+    wait_until("its end", lambda: approval() == "success")
     note, states = end_of(airflow, dag, "asks")
     assert note == "not approved: version 2: nobody answered within 0.0005 h"
     assert (states["approval"], states["promote"]) == ("success", "skipped")
@@ -379,8 +360,7 @@ def test_a_version_that_nobody_answers_for_in_time_is_not_promoted(airflow, sett
 
 
 def test_a_rollout_holds_with_its_reason_as_the_note(airflow, settings):
-    run = client(settings).create_run("0").info
-    add_versions(settings, CANARY, f"{run.artifact_uri}/model", run.run_id)
+    add_versions(settings, CANARY)
     shadow = {"who": "ann", "why": "next", "role": "shadow"}
     with closing(Ledger(settings)) as ledger:
         promote(Registry(settings), ledger, CANARY, "2", **shadow)
@@ -388,9 +368,8 @@ def test_a_rollout_holds_with_its_reason_as_the_note(airflow, settings):
     unpause(airflow, dag)
     airflow.emit(f"rollout/{CANARY}")
     note, states = end_of(airflow, dag, started_by_events(airflow, dag))
-    assert note.startswith(
-        f"{CANARY} version 2 as shadow holds: it has answered 0 of 100 rows"
-    )
+    reason = "version 2 as shadow holds: it has answered 0 of 100 rows"
+    assert note.startswith(f"{CANARY} {reason}")
     assert states == {"look": "success", "promoted": "skipped"}
 
 
@@ -411,33 +390,27 @@ def delivered_alert(settings, task):
 
 def test_a_failed_task_of_any_dag_alerts_once_until_the_dag_succeeds(airflow, settings):
     unpause(airflow, "team")
+    counts = partial(open_alerts, settings, "team", "team.divide")
     for count in (1, 2):
         run = airflow.trigger("team", {"by": 0})
         with pytest.raises(StackError, match="ZeroDivisionError"):
             airflow.follow("team", run, lambda _: None)
-        counts = [count]
         # Airflow says that a task has failed before it calls back.
-        wait_until(
-            "the alert",
-            lambda counts=counts: (
-                open_alerts(settings, "team", "team.divide") == counts
-            ),
-        )
+        wait_until("the alert", lambda count=count: counts() == [count])
     assert delivered_alert(settings, "team.divide")["model"] == "team"
     airflow.follow("team", airflow.trigger("team", {"by": 2}), lambda _: None)
-    wait_until("its end", lambda: not open_alerts(settings, "team", "team.divide"))
+    wait_until("its end", lambda: not counts())
 
 
 def test_a_wrong_spec_is_an_alert_and_the_ingest_goes_on(airflow, settings):
     airflow.pool("tables", 1)
     unpause(airflow, "ingest")
-    with pytest.raises(
-        StackError, match=r"task read_specs: .*torn\.toml: schedule: .*@fortn"
-    ):
-        airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None)
+    run = airflow.trigger("ingest", {})
+    message = r"task read_specs: .*torn\.toml: schedule: .*@fortn"
+    with pytest.raises(StackError, match=message):
+        airflow.follow("ingest", run, lambda _: None)
     alert = delivered_alert(settings, "ingest.read_specs")
     assert "torn.toml: schedule: " in alert["message"]
     # There is no Redis.
-    wait_until(
-        "the ingest", lambda: open_alerts(settings, "orders", "ingest.ingest_orders")
-    )
+    counts = partial(open_alerts, settings, "orders", "ingest.ingest_orders")
+    wait_until("the ingest", counts)

@@ -58,10 +58,9 @@ class Stack:
             [folder / command[0], *command[1:]], env=self.environment, cwd=cwd,
             capture_output=True, text=True, check=False, timeout=1500,
         )  # fmt: skip
-        assert done.returncode == code, (
-            f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
-        )
-        return done.stdout + done.stderr
+        output = done.stdout + done.stderr
+        assert done.returncode == code, f"{command}: {done.returncode}\n{output}"
+        return output
 
     def ledger(self) -> list[dict[str, Any]]:
         return list(json.loads(self.run("gyre", "ledger", MODEL, "--json")))
