@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 
-import httpx
 import pytest
 
 from core.settings import CLONE
@@ -14,19 +12,11 @@ from tests.cli.clone import (
     events,
     few_orders,
     fewer_trees,
-    online_answer,
     outer_environment,
     run,
     stack_environment,
 )
-from tests.conftest import (
-    answers,
-    mlflow_server,
-    new_settings,
-    redis_server,
-    running,
-    wait_until,
-)
+from tests.conftest import mlflow_server, new_settings, redis_server
 from tests.dags.test_parse import READ
 
 NEW = (
@@ -129,20 +119,6 @@ def test_both_models_are_trained_and_lineage_names_the_project(outputs, project)
     (folder / "shop_models" / "limits.py").write_text(f"{SILENCE}\n")
     changed = run(f'python -c "{CODE}"', folder, environment).strip()
     assert changed != code
-
-
-def test_serving_answers_for_both(outputs, project):
-    _, settings, environment = project
-    address = settings.serving_address
-    keys = {"orders": {"customer_id": 1449}, "visits": {"visitor_id": "v-007"}}
-    log = settings.home / "serving.log"
-    with running([sys.executable, "-m", "serving"], log, **environment):
-        wait_until("serving", lambda: answers(f"{address}/health/live"))
-        for model, key in keys.items():
-            answer = online_answer(f"{address}/models/{model}/predict", key)
-            assert answer["model_version"] == "1"
-            assert 0 <= answer["probability"] <= 1
-        assert "customer_churn" not in httpx.get(f"{address}/openapi.json").text
 
 
 def test_airflow_has_dags_of_the_project_alone(outputs, project, tmp_path):

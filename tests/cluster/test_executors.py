@@ -42,8 +42,6 @@ FEATURES = """
         ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
 """
 PERIOD = "unix_micros(event_timestamp) div 2419200000000 AS period"
-LATE = datetime(2026, 1, 1, tzinfo=UTC)
-LATE_PERIOD = 730
 COLUMNS = pa.schema(
     {
         "customer_id": pa.int64(),
@@ -54,20 +52,21 @@ COLUMNS = pa.schema(
     }
 )
 START = datetime(2023, 1, 1, tzinfo=UTC)
+MINUTES = 3 * 365 * 1440
 
 
-def orders(first, count, start=START, days=3 * 365):
-    """Made-up orders, by default of about forty periods."""
+def orders(count):
+    """Made-up orders of about forty periods."""
     rows = [
         {
             "order_id": n,
             "customer_id": n * 31 % 997,
-            "event_timestamp": start
-            + timedelta(minutes=n * 7919 % (days * 1440), microseconds=n),
+            "event_timestamp": START
+            + timedelta(minutes=n * 7919 % MINUTES, microseconds=n),
             "cents": n * 17 % 10_000,
             "note": f"order {n}",
         }
-        for n in range(first, first + count)
+        for n in range(count)
     ]
     return pa.Table.from_pylist(rows, ORDERS)
 
@@ -90,21 +89,20 @@ class Shop:
         files = self.view.files()
         return duckdb.read_parquet(files, hive_partitioning=False).to_arrow_table()
 
-    def read(self, spark, columns=ORDERS):
+    def read(self, spark):
         return executors.frame_of_files(
-            spark, str(self.raw.path), self.raw.names(), columns, S3
+            spark, str(self.raw.path), self.raw.names(), ORDERS, S3
         )
 
-    def write(self, spark, first_period=0):
+    def write(self, spark):
         """Compute the features on the cluster and write their files."""
         self.read(spark).createOrReplaceTempView("orders")
         rows = spark.sql(FEATURES).selectExpr("*", PERIOD)
-        rows = rows.where(f"period >= {first_period}")
         files = executors.write_frame(rows, str(self.view.path), S3)
         return [AddedFile(**file) for file in files]
 
-    def commit(self, files, within=None, raw=1):
-        self.view.commit(files, COLUMNS, "period", within, {"raw": raw})
+    def commit(self, files):
+        self.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 1})
 
     def objects(self):
         """Paths of all parquet files in the folder of the features, whether committed or not."""
@@ -125,7 +123,7 @@ def assert_same_rows(table, other):
 @pytest.fixture
 def shop(cluster, tmp_path, request):
     shop = Shop(tmp_path, request.node.name.replace("_", "-")[:40])
-    shop.raw.merge(orders(0, 20_000), ["order_id"], ["cents"])
+    shop.raw.merge(orders(20_000), ["order_id"], ["cents"])
     return shop
 
 
@@ -147,23 +145,6 @@ def stopped_after_files(cluster, shop, count):
         yield
     finally:
         cluster.s3.send_signal(signal.SIGCONT)
-
-
-def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(
-    spark, shop
-):
-    with shop.view.writing():
-        files = shop.write(spark)
-        assert shop.view.version == -1
-        shop.commit(files, raw=3)
-    version = shop.view.version
-    assert shop.view.noted(["raw"]) == {"raw": 3}
-    assert_same_rows(shop.stored(), shop.computed())
-    shop.raw.merge(orders(20_000, 5_000, LATE, days=60), ["order_id"], ["cents"])
-    late_files = shop.write(spark, LATE_PERIOD)
-    shop.commit(late_files, f"period >= {LATE_PERIOD}", raw=4)
-    assert shop.view.version == version + 1
-    assert_same_rows(shop.stored(), shop.computed())
 
 
 def test_no_page_of_spark_shows_a_secret(spark, cluster, shop):
