@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -13,8 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.settings import PROJECT
+from feature_repo.feast_config import write_feast_config
 from stack.environment import child_environment
-from tests.conftest import BIN, wait_until
+from tests.conftest import (
+    BIN,
+    answers,
+    mlflow_server,
+    redis_server,
+    running,
+    wait_until,
+)
 from tests.preloaded import commands_folder
 
 
@@ -65,6 +75,24 @@ def online_answer(url, body):
 
     wait_until("an answer", is_online)
     return answers[-1]
+
+
+@contextmanager
+def mlflow_and_redis(settings):
+    """The servers that a training and an ingest need."""
+    with mlflow_server(settings), redis_server(settings.redis_port, settings.home):
+        write_feast_config(settings)
+        yield
+
+
+@contextmanager
+def serving(settings, health="ready", **environment):
+    """Serving, once the page of its health answers."""
+    command = [sys.executable, "-m", "serving"]
+    address = f"{settings.serving_address}/health/{health}"
+    with running(command, settings.home / "serving.log", **environment):
+        wait_until("serving", lambda: answers(address))
+        yield
 
 
 class Copy:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.cli.test_second_use_case import UP, Reader
-from tests.conftest import BIN, wait_until
+from tests.conftest import BIN, running, wait_until
 from tests.pages import read_page
 
 PAGE = read_page("page-views.md")
@@ -16,7 +16,8 @@ PAGE = read_page("page-views.md")
 
 def start_consumer(reader, opened):
     log = reader.settings.home / "consumer.log"
-    opened.enter_context(reader.running([str(BIN / "gyre"), "consume"], log))
+    command = [str(BIN / "gyre"), "consume"]
+    opened.enter_context(running(command, log, **reader.variables()))
     wait_until("the consumer", lambda: b"consuming events" in log.read_bytes())
 
 

@@ -7,16 +7,16 @@ import json
 import pytest
 
 from core.settings import CLONE
-from feature_repo.feast_config import write_feast_config
 from tests.cli.clone import (
     events,
     few_orders,
     fewer_trees,
+    mlflow_and_redis,
     outer_environment,
     run,
     stack_environment,
 )
-from tests.conftest import mlflow_server, new_settings, redis_server
+from tests.conftest import new_settings
 from tests.dags.test_parse import READ
 
 NEW = (
@@ -72,9 +72,7 @@ def project(tmp_path_factory):
     run(git, folder, outer)
     settings = new_settings(folder / ".gyre", demo_start=None)
     environment = stack_environment(settings) | {"GYRE_PROJECT": str(folder)}
-    mlflow = mlflow_server(settings)
-    with mlflow, redis_server(settings.redis_port, settings.home):
-        write_feast_config(settings)
+    with mlflow_and_redis(settings):
         yield folder, settings, environment
 
 

@@ -9,12 +9,11 @@ from datetime import datetime
 import pytest
 
 from feature_repo.datasets import load_dataset
-from feature_repo.feast_config import write_feast_config
 from feature_repo.features import raw_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from tests.cli.clone import Copy, few_orders, fewer_trees
-from tests.conftest import mlflow_server, new_settings, redis_server
+from tests.cli.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
+from tests.conftest import new_settings
 from training.artifacts import read
 from training.reference import load_reference
 
@@ -58,14 +57,12 @@ def trained(tmp_path_factory):
     """A project of few customers and one estimator, with a version in production."""
     folder = tmp_path_factory.mktemp("copy")
     settings = new_settings(folder / ".gyre", demo_start=None)
-    mlflow = mlflow_server(settings)
-    with mlflow, redis_server(settings.redis_port, settings.home):
+    with mlflow_and_redis(settings):
         project = Project(folder, settings)
         few_orders(folder / "data" / "cdnow_orders.parquet")
         spec = folder / "models" / f"{MODEL}.toml"
         spec.write_text(FURTHER.sub("", spec.read_text()))
         fewer_trees(spec)
-        write_feast_config(settings)
         project.run("cd feature_repo && feast apply")
         project.run("gyre ingest orders")
         project.edit(EVERYBODY, SOME)

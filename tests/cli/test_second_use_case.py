@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 
 import httpx
 import pytest
 
 from stack.environment import child_environment
-from tests.cli.clone import finished, online_answer, outer_environment
-from tests.conftest import (
-    answers,
-    mlflow_server,
-    new_settings,
-    redis_server,
-    running,
-    wait_until,
-)
+from tests.cli.clone import finished, online_answer, outer_environment, serving
+from tests.conftest import mlflow_server, new_settings, redis_server, wait_until
 from tests.pages import read_page
 from tests.preloaded import commands_folder
 
@@ -67,14 +59,11 @@ class Reader:
         settings = self.settings
         opened.enter_context(mlflow_server(settings))
         opened.enter_context(redis_server(settings.redis_port, settings.home))
-        log = settings.home / "serving.log"
-        opened.enter_context(self.running([sys.executable, "-m", "serving"], log))
-        wait_until("serving", lambda: answers(self.url("/health/live")))
+        opened.enter_context(serving(settings, "live", **self.variables()))
 
-    def running(self, command, log):
-        environment = self.environment | child_environment(self.settings)
-        environment["GYRE_PROJECT"] = str(self.project)
-        return running(command, log, **environment)
+    def variables(self):
+        project = {"GYRE_PROJECT": str(self.project)}
+        return self.environment | child_environment(self.settings) | project
 
     def url(self, path=PREDICT):
         return f"{self.settings.serving_address}{path}"

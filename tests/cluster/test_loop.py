@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -16,17 +15,15 @@ from core.settings import PROJECT, free_ports, load_settings
 from feature_repo.features import raw_table
 from feature_repo.views import view_table, write_views
 from stack.environment import process_environment
+from tests.cli.clone import serving
 from tests.cluster.conftest import HOST, Cluster, spark_defaults
 from tests.cluster.test_executors import assert_same_rows
 from tests.cluster.test_views import DATASET, VIEW, view_rows
 from tests.conftest import (
     BIN,
-    answers,
     feast_apply,
     mlflow_server,
     redis_server,
-    running,
-    wait_until,
 )
 from tests.faults.test_s3 import deliver, source
 
@@ -52,18 +49,15 @@ class Shop:
         self.settings = load_settings(home=folder / "home", **free_ports())
         self.settings.home.mkdir()
 
-    def start(self, *arguments):
+    def start(self, command):
         return subprocess.Popen(
-            [BIN / "gyre", *arguments],
-            cwd=PROJECT,
+            [BIN / "gyre", *command.split()], cwd=PROJECT, text=True,
             env=os.environ | process_environment(self.settings),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
 
-    def run(self, *arguments):
-        process = self.start(*arguments)
+    def run(self, command):
+        process = self.start(command)
         output, errors = process.communicate(timeout=900)
         assert process.returncode == 0, output + errors
         return output
@@ -86,7 +80,7 @@ def shop(cluster: Cluster, tmp_path, monkeypatch):
 @pytest.mark.timeout(1800)
 def test_rows_become_a_served_prediction_that_is_monitored(shop, tmp_path):
     settings = shop.settings
-    ingests = [shop.start("ingest", "orders") for _ in range(2)]
+    ingests = [shop.start("ingest orders") for _ in range(2)]
     failures = []
     for ingest in ingests:
         output, errors = ingest.communicate(timeout=900)
@@ -96,19 +90,15 @@ def test_rows_become_a_served_prediction_that_is_monitored(shop, tmp_path):
     assert len(failures) < 2, failures
     for failure in failures:
         assert "another writer held it" in failure
-    assert "in production" in shop.run("train", MODEL)
-    command = [sys.executable, "-m", "serving"]
-    variables = process_environment(settings)
-    with running(command, tmp_path / "serving.log", **variables):
-        address = settings.serving_address
-        wait_until("serving", lambda: answers(f"{address}/health/ready"))
-        body = {"customer_id": 4}
-        answer = httpx.post(f"{address}/predict", json=body, timeout=60).json()
+    assert "in production" in shop.run(f"train {MODEL}")
+    with serving(settings, **process_environment(settings)):
+        url = f"{settings.serving_address}/predict"
+        answer = httpx.post(url, json={"customer_id": 4}, timeout=60).json()
         assert answer["features_from"] == "online"
         assert answer["model_version"] == "1"
-        report = json.loads(shop.run("monitor", MODEL, "--json"))
+        report = json.loads(shop.run(f"monitor {MODEL} --json"))
         assert report["verdict"]
-        assert "entities scored" in shop.run("score", MODEL)
+        assert "entities scored" in shop.run(f"score {MODEL}")
     plain_settings = settings.model_copy(
         update={"engine": "duckdb", "home": tmp_path / "plain", "data_url": None}
     )

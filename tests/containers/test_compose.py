@@ -116,8 +116,8 @@ class Team:
             headers={"authorization": f"Bearer {token}"}, timeout=30,
         )  # fmt: skip
 
-    def gyre(self, *arguments):
-        return podman("exec", container("worker"), "gyre", *arguments, ends=200)
+    def gyre(self, command):
+        return podman("exec", container("worker"), "gyre", *command.split(), ends=200)
 
 
 def container(service):
@@ -189,7 +189,7 @@ def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_ngi
     assert answer["model_version"] == "1"
     assert answer["logged"] is True
     assert "Task execute_workload" in logs(container("worker"))
-    assert "airflow:ann" in team.gyre("ledger", MODEL)
+    assert "airflow:ann" in team.gyre(f"ledger {MODEL}")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_serving_asks_for_its_own_token_and_keeps_its_counters_inside(team):
 def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(
     team, trained
 ):
-    team.gyre("train", MODEL, "--force")
+    team.gyre(f"train {MODEL} --force")
     for address in REPLICAS.values():
         wait_until("version 2", lambda at=address: versions(at) == ["2"], at_most(5))
     change = {"name": MODEL, "alias": "production", "version": "1"}
@@ -225,7 +225,7 @@ def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(
     for address in REPLICAS.values():
         wait_until("version 1", lambda at=address: versions(at) == ["1"], at_most(5))
     assert time.monotonic() - began < at_most(5)
-    *_, last = team.gyre("ledger", MODEL).splitlines()
+    *_, last = team.gyre(f"ledger {MODEL}").splitlines()
     assert re.search(r"2 → 1 +mlflow-ui:ann", last)
 
 

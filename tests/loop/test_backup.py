@@ -67,9 +67,9 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
     second = Stack(new_settings(tmp_path / "second" / "home"))
     folder = tmp_path / "backup"
     try:
-        first.run("gyre", "up")
+        first.run("up")
         answers_before = answers(first)
-        first.run("gyre", "monitor", MODEL)
+        first.run(f"monitor {MODEL}")
         (first.settings.home / ENV_FILE).write_text("GYRE_KEEP_DAYS__SCORES=500\n")
         send_event_that_waits(first)
         ledger = first.ledger()
@@ -77,16 +77,16 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
         client = httpx.Client(base_url=first.settings.serving_address)
         with client, under_load(client) as responses:
             began = time.monotonic()
-            first.run("gyre", "backup", str(folder))
+            first.run(f"backup {folder}")
             backup_seconds = time.monotonic() - began
         assert {response.status for response in responses} == {200}
         assert ORDER["order_id"] not in orders(first)
-        first.run("gyre", "down")
+        first.run("down")
         (tmp_path / "first").rename(tmp_path / "gone")
 
         began = time.monotonic()
-        second.run("gyre", "restore", str(folder))
-        second.run("gyre", "up")
+        second.run(f"restore {folder}")
+        second.run("up")
         restore_seconds = time.monotonic() - began
         print(f"\nbackup {backup_seconds:.1f} s, restore {restore_seconds:.1f} s")  # noqa: T201
         assert backup_seconds < at_most(60)
@@ -98,13 +98,13 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
         assert decisions_before
         assert [row for row in decisions_before if row not in kept_decisions] == []
         wait_until("the event", lambda: ORDER["order_id"] in orders(second))
-        ingested = second.run("gyre", "ingest", "orders")
+        ingested = second.run("ingest orders")
         assert "0 new, 0 corrected, 0 quarantined" in ingested
-        assert "version 1" in second.run("gyre", "monitor", MODEL)
+        assert "version 1" in second.run(f"monitor {MODEL}")
         assert len(decisions(second)) > len(decisions_before)
-        assert "nothing new to learn" in second.run("gyre", "train", MODEL)
-        second.run("gyre", "reproduce", MODEL, "1")
+        assert "nothing new to learn" in second.run(f"train {MODEL}")
+        second.run(f"reproduce {MODEL} 1")
     finally:
-        second.run("gyre", "down")
+        second.run("down")
         if first.settings.home.exists():
-            first.run("gyre", "down")
+            first.run("down")

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import boto3
 
-from core.settings import PROJECT, free_ports, load_settings
+from core.settings import free_ports, load_settings
 from stack.environment import process_environment
-from tests.cli.clone import online_answer
-from tests.conftest import (
-    answers,
-    feast_apply,
-    mlflow_server,
-    redis_server,
-    running,
-    wait_until,
-)
+from tests.cli.clone import gyre, online_answer, serving
+from tests.conftest import feast_apply, mlflow_server, redis_server
 from tests.faults.test_s3 import deliver, source
-from tests.preloaded import commands_folder
 from tests.s3 import BUCKET, s3_server
 
 MODEL = "customer_churn_model"
-
-
-def gyre(settings, *arguments):
-    done = subprocess.run(
-        [commands_folder() / "gyre", *arguments],
-        cwd=PROJECT,
-        env=process_environment(settings),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_the_loop_on_s3(tmp_path, monkeypatch):
@@ -47,25 +24,22 @@ def test_the_loop_on_s3(tmp_path, monkeypatch):
     monkeypatch.setenv("GYRE_SOURCES__ORDERS", source(tmp_path))
     settings = load_settings(home=tmp_path / "home", **free_ports())
     settings.home.mkdir()
-    command = [sys.executable, "-m", "serving"]
     with (
         s3_server(tmp_path, monkeypatch),
         redis_server(settings.redis_port, settings.home),
         mlflow_server(settings),
     ):
         feast_apply(settings)
-        assert "new, 0 corrected" in gyre(settings, "ingest", "orders")
-        assert "in production" in gyre(settings, "train", MODEL)
-        variables = process_environment(settings)
-        with running(command, tmp_path / "serving.log", **variables):
-            address = settings.serving_address
-            wait_until("serving", lambda: answers(f"{address}/health/ready"))
-            answer = online_answer(f"{address}/predict", {"customer_id": 4})
+        assert "new, 0 corrected" in gyre(settings, "ingest orders").stdout
+        assert "in production" in gyre(settings, f"train {MODEL}").stdout
+        with serving(settings, **process_environment(settings)):
+            url = f"{settings.serving_address}/predict"
+            answer = online_answer(url, {"customer_id": 4})
             assert answer["model_version"] == "1"
-            report = json.loads(gyre(settings, "monitor", MODEL, "--json"))
+            report = json.loads(gyre(settings, f"monitor {MODEL} --json").stdout)
             assert report["verdict"]
             check_that_no_file_is_on_this_disk_alone(settings)
-            forgotten = gyre(settings, "forget", "orders", "--customer_id", "4")
+            forgotten = gyre(settings, "forget orders --customer_id 4").stdout
             for part in ("raw rows: 4", "features: 12", "online values", "prediction"):
                 assert part in forgotten
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 from contextlib import ExitStack
@@ -27,8 +28,6 @@ from tests.postgres import postgres_server
 from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from core.settings import Settings
     from tests.postgres import Postgres
 
@@ -52,10 +51,12 @@ class Stack:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("GYRE_")}
         self.environment = inherited | child_environment(settings)
 
-    def run(self, *command: str, code: int = 0, cwd: Path = PROJECT) -> str:
-        folder = BIN if command[1] in APART else commands_folder()
+    def run(self, command: str, code: int = 0) -> str:
+        """Return what a command of Gyre prints, errors last."""
+        name, *arguments = shlex.split(command)
+        folder = BIN if name in APART else commands_folder()
         done = subprocess.run(
-            [folder / command[0], *command[1:]], env=self.environment, cwd=cwd,
+            [folder / "gyre", name, *arguments], env=self.environment, cwd=PROJECT,
             capture_output=True, text=True, check=False, timeout=1500,
         )  # fmt: skip
         output = done.stdout + done.stderr
@@ -63,7 +64,7 @@ class Stack:
         return output
 
     def ledger(self) -> list[dict[str, Any]]:
-        return list(json.loads(self.run("gyre", "ledger", MODEL, "--json")))
+        return list(json.loads(self.run(f"ledger {MODEL} --json")))
 
     def production(self) -> str:
         return str(self.ledger()[-1]["to"])
@@ -108,8 +109,8 @@ def stack(request, tmp_path_factory):
             stack.database = server
             url = server.address.replace("s:", "sql:")
             stack.environment["GYRE_DATABASE_URL"] = url
-        opened.callback(stack.run, "gyre", "down")
-        stack.first_output = stack.run("gyre", "up")
+        opened.callback(stack.run, "down")
+        stack.first_output = stack.run("up")
         yield stack
 
 
@@ -138,11 +139,11 @@ def test_up_again_changes_nothing_and_there_is_nothing_new_to_learn(stack):
     programs = stack.programs()
     assert len(programs) > 5  # Redis, MLflow, Airflow's three or more, serving, console
     began = time.monotonic()
-    assert f'"model_version":"{stack.production()}"' in stack.run("gyre", "up")
+    assert f'"model_version":"{stack.production()}"' in stack.run("up")
     assert time.monotonic() - began < at_most(60)
     assert stack.ledger() == ledger
     assert stack.programs() == programs
-    assert "nothing new to learn" in stack.run("gyre", "train", MODEL)
+    assert "nothing new to learn" in stack.run(f"train {MODEL}")
 
 
 def test_a_promotion_starts_a_monitoring_run(stack):
@@ -173,12 +174,12 @@ def test_a_failed_task_is_named_with_its_error_and_its_training_has_failed_in_ml
 
 
 def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
-    status = json.loads(stack.run("gyre", "status", "--json"))
+    status = json.loads(stack.run("status --json"))
     assert status["up"] is True
     assert status["models"][MODEL]["version"] == stack.production()
     checks = {check["name"] for check in status["checks"][MODEL]}
     assert checks >= {"production", "features", "alerts"}
-    text = stack.run("gyre", "status")
+    text = stack.run("status")
     megabytes = re.search(r"all processes\s+(\d+)", text)
     assert 300 < int(megabytes[1]) < 1800
     assert re.search(rf"{MODEL} +\w+ +{stack.production()} +(just now|\d)", text)
@@ -202,10 +203,10 @@ def test_each_tool_has_a_schema_of_postgresql_and_goes_on_after_its_restart(stac
 
     stack.database.stop()
     assert stack.predict().status_code == 200
-    refusal = stack.run("gyre", "promote", MODEL, "1", "--reason", "try", code=1)
+    refusal = stack.run(f"promote {MODEL} 1 --reason try", 1)
     assert "GYRE_DATABASE_URL postgresql" in refusal
     stack.database.start()
-    stack.run("gyre", "train", MODEL, "--force", "--reason", "after the restart")
+    stack.run(f"train {MODEL} --force --reason 'after the restart'")
     version = stack.production()
     wait_until(version, lambda: stack.predict().json()["model_version"] == version)
     health = f"{stack.settings.airflow_address}/api/v2/monitor/health"
@@ -217,6 +218,6 @@ def test_each_tool_has_a_schema_of_postgresql_and_goes_on_after_its_restart(stac
 def test_after_the_supervisor_was_killed_down_leaves_nothing_and_up_comes_back(stack):
     version = stack.production()
     stack.supervisor().kill()
-    stack.run("gyre", "down")
+    stack.run("down")
     wait_until("the end of all", lambda: not stack.processes())
-    assert f'"model_version":"{version}"' in stack.run("gyre", "up")
+    assert f'"model_version":"{version}"' in stack.run("up")

@@ -9,10 +9,9 @@ import pytest
 import yaml
 
 from core.settings import CLONE
-from feature_repo.feast_config import write_feast_config
 from mlflow_server.registry import Registry
-from tests.cli.clone import Copy
-from tests.conftest import mlflow_server, new_settings, redis_server
+from tests.cli.clone import Copy, mlflow_and_redis
+from tests.conftest import new_settings
 
 PAGE = (CLONE / "docs" / "how-to" / "pipelines.md").read_text()
 (DVC_FILE,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -43,9 +42,7 @@ def copy(tmp_path_factory):
     (folder / "pipelines").mkdir()
     (folder / "pipelines" / "dvc.yaml").write_text(DVC_FILE)
     (folder / "pipelines" / "kubeflow.py").write_text(KUBEFLOW_FILE)
-    mlflow = mlflow_server(settings)
-    with mlflow, redis_server(settings.redis_port, settings.home):
-        write_feast_config(settings)
+    with mlflow_and_redis(settings):
         yield project
 
 

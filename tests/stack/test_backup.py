@@ -7,9 +7,11 @@ import os
 import subprocess
 import threading
 import time
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 
 import psycopg
 import pyarrow as pa
@@ -94,6 +96,24 @@ def refused(settings, folder, match):
     assert not settings.home.parent.exists() or not [*settings.home.parent.iterdir()]
 
 
+@contextmanager
+def repeated(work):
+    """Do some work again and again, in a thread, while the block runs."""
+    stop = threading.Event()
+
+    def repeat():
+        while not stop.is_set():
+            work()
+
+    with ThreadPoolExecutor() as threads:
+        job = threads.submit(repeat)
+        try:
+            yield
+        finally:
+            stop.set()
+        job.result()
+
+
 def test_a_restored_home_has_every_row_and_file(settings, folder, elsewhere):
     restore(elsewhere, folder)
     home = elsewhere.home
@@ -158,9 +178,7 @@ def test_neither_a_home_nor_a_backup_is_written_over(settings, folder, elsewhere
 
 
 def test_a_backup_that_fails_leaves_nothing(settings, tmp_path):
-    (settings.home / "mlflow" / "mlflow.db").write_bytes(
-        b"this is no database at all" * 100
-    )
+    (settings.home / "mlflow" / "mlflow.db").write_text("no database" * 100)
     with pytest.raises(StackError, match=r"mlflow\.db: file is not a database"):
         backup(settings, tmp_path / "backup")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
@@ -180,29 +198,22 @@ def test_a_backup_waits_for_a_writer(name, settings, tmp_path):
 
 def test_a_backup_during_writes_is_of_one_moment(settings, elsewhere, tmp_path):
     """Table, ledger and log are written in turn; no backup has a later one without the earlier."""
-    stop = threading.Event()
     table = Table(settings, "raw/orders", SCHEMA)
     log = settings.home / "serving" / "log" / "feedback-2.jsonl"
+    numbers = count(2)
 
-    def write():
-        with closing(Ledger(settings)) as ledger, log.open("a", buffering=1) as file:
-            for n in range(2, 10_000):
-                if stop.is_set():
-                    return
-                table.insert(pa.table({"n": [n]}, SCHEMA), "n")
-                with ledger.exclusive(MODEL):
-                    ledger.insert(replace(ROW, sequence=n))
-                file.write(json.dumps(FEEDBACK | {"request_id": str(n)}) + "\n")
+    def write_row():
+        n = next(numbers)
+        table.insert(pa.table({"n": [n]}, SCHEMA), "n")
+        with closing(Ledger(settings)) as ledger, ledger.exclusive(MODEL):
+            ledger.insert(replace(ROW, sequence=n))
+        with log.open("a") as file:
+            file.write(json.dumps(FEEDBACK | {"request_id": str(n)}) + "\n")
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        wait_until("the first rows", lambda: log.exists() and log.stat().st_size > 0)
+    with repeated(write_row):
+        wait_until("the first rows", log.exists)
         for number in range(3):
             backup(settings, tmp_path / f"{number}")
-    finally:
-        stop.set()
-        writer.join()
     for number in range(3):
         home = elsewhere.model_copy(update={"home": tmp_path / f"home-{number}"})
         restore(home, tmp_path / f"{number}")
@@ -217,28 +228,19 @@ def test_a_backup_during_writes_is_of_one_moment(settings, elsewhere, tmp_path):
 
 def test_a_backup_is_complete_while_redis_rewrites_its_log(settings, tmp_path):
     """Redis 7 replaces several files of a folder; the environment's own Redis one file."""
-    stop = threading.Event()
-    folder = settings.home / "redis"
     port = unused_port()
+    redis = Redis(port=port)
 
     def rewrite():
-        with Redis(port=port) as redis:
-            while not stop.is_set():
-                with suppress(ResponseError):  # one is under way
-                    redis.bgrewriteaof()
-                time.sleep(0.02)
+        with suppress(ResponseError):  # one is under way
+            redis.bgrewriteaof()
+        time.sleep(0.02)
 
-    with redis_server(port, folder):
-        with Redis(port=port) as redis:
-            redis.mset({f"key-{number}": "x" * 100 for number in range(20_000)})
-        writer = threading.Thread(target=rewrite)
-        writer.start()
-        try:
+    with redis_server(port, settings.home / "redis"):
+        redis.mset({f"key-{number}": "x" * 100 for number in range(20_000)})
+        with repeated(rewrite):
             for number in range(3):
                 backup(settings, tmp_path / f"{number}")
-        finally:
-            stop.set()
-            writer.join()
     for number in range(3):
         port = unused_port()
         with redis_server(port, tmp_path / f"{number}" / "redis"):

@@ -7,36 +7,25 @@ import shutil
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from core.errors import SettingsError
-from core.settings import ENV_FILE, LAYOUT, LOOPBACK, free_ports, load_settings
-from stack.machine import (
-    LAYOUT_FILE,
-    disk_problems,
-    layout_problems,
-)
+from core.settings import CLONE, ENV_FILE, LAYOUT, LOOPBACK, free_ports, load_settings
+from stack.machine import LAYOUT_FILE, disk_problems, layout_problems
+from tests.cli.clone import finished
 from tests.conftest import BIN, at_most, unused_port
-
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-def environment(home):
-    ports = {f"GYRE_{name.upper()}": str(port) for name, port in free_ports().items()}
-    return {"GYRE_HOME": str(home)} | ports
 
 
 def failed_start(home, **changes):
-    """Return the errors of `gyre up`; it leaves nothing."""
-    command = [BIN / "gyre", "up"]
-    env = os.environ | environment(home) | changes
+    """Return the errors of `gyre up`, which come at once; it leaves nothing."""
+    ports = {f"GYRE_{name.upper()}": str(port) for name, port in free_ports().items()}
+    env = os.environ | ports | {"GYRE_HOME": str(home)} | changes
+    files = {*home.iterdir()}
     start = time.monotonic()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = finished(f"{BIN}/gyre up", CLONE, env, 1)
     assert time.monotonic() - start < at_most(5)
-    assert done.returncode == 1
-    assert not any(home.iterdir()), "it leaves nothing"
+    assert {*home.iterdir()} == files
     return done.stderr
 
 
@@ -107,7 +96,7 @@ def test_settings_in_the_home_count_where_the_environment_has_none(
     [((3, 10, 13), False), ((3, 14, 0), False), ((3, 13, 9), True)],
 )
 def test_an_old_and_a_too_new_python_are_named(tmp_path, version, is_good):
-    shutil.copy(PROJECT / "Makefile", tmp_path)
+    shutil.copy(CLONE / "Makefile", tmp_path)
     python = tmp_path / "python"
     text = ".".join(map(str, version))
     version_code = f"import sys; sys.version_info, sys.version = {version}, '{text}'"
@@ -129,6 +118,7 @@ def test_a_full_disk_and_a_place_that_cannot_be_written_are_named(tmp_path):
     assert "cannot be written: set GYRE_HOME" in disk_problems(tmp_path / "file", 0)[0]
 
 
+@pytest.mark.timed
 def test_a_home_of_another_layout_is_refused_with_the_remedy_and_untouched(tmp_path):
     (tmp_path / "airflow").mkdir()
     assert layout_problems(tmp_path) == []
@@ -139,12 +129,6 @@ def test_a_home_of_another_layout_is_refused_with_the_remedy_and_untouched(tmp_p
     (tmp_path / LAYOUT_FILE).write_text("4\n")
     (problem,) = layout_problems(tmp_path)
     assert "has layout 4, this release" in problem
-    done = subprocess.run(
-        [BIN / "gyre", "up"],
-        env=os.environ | environment(tmp_path),
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert (done.returncode, problem in done.stderr) == (1, True), done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["airflow", LAYOUT_FILE]
+    assert problem in failed_start(tmp_path)
     (tmp_path / LAYOUT_FILE).write_text(LAYOUT)
     assert layout_problems(tmp_path) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -13,10 +12,7 @@ import pytest
 
 from core.errors import StackError
 from core.settings import load_settings
-from stack.environment import (
-    MARK,
-    process_environment,
-)
+from stack.environment import MARK, process_environment
 from stack.processes import (
     Program,
     end_stack,
@@ -27,7 +23,7 @@ from stack.processes import (
     wait_ready,
 )
 from stack.scheduler import end_leftover_workers
-from tests.conftest import wait_until
+from tests.conftest import running, wait_until
 
 SLEEP = "import time; print('awake', flush=True); time.sleep(6000)"
 
@@ -46,15 +42,11 @@ def settings(tmp_path):
     end_stack(settings)
 
 
-def program(name, code, problem=lambda _: None):
+def program(name, code=SLEEP):
     """A program of Python code, which is given in its environment."""
     os.environ[f"CODE_{name.upper()}"] = code
     run = f"import os; exec(os.environ['CODE_{name.upper()}'])"
-    return Program(name, f'python -c "{run}"', problem)
-
-
-def sleeper(name, problem=lambda _: None):
-    return program(name, SLEEP, problem)
+    return Program(name, f'python -c "{run}"', lambda _: None)
 
 
 def launch(settings, *programs):
@@ -62,22 +54,21 @@ def launch(settings, *programs):
     start(settings, programs)
 
 
-def spawn(**marks):
-    command = [sys.executable, "-c", SLEEP]
-    return subprocess.Popen(command, env=os.environ | marks, stdout=subprocess.DEVNULL)
+def spawned(folder, code=SLEEP, **variables):
+    return running([sys.executable, "-c", code], folder / "log", **variables)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A supervisor of several programs."""
     settings = new_home(tmp_path_factory.mktemp("shared"))
-    launch(settings, sleeper("asleep"), sleeper("reader"))
+    launch(settings, program("asleep"), program("reader"))
     yield settings
     end_stack(settings)
 
 
 def test_only_processes_older_than_a_change_are_restarted(shared):
-    reader = sleeper("reader")
+    reader = program("reader")
     wait_until("it", lambda: states(shared)["reader"]["statename"] == "RUNNING")
     before = {name: row["pid"] for name, row in states(shared).items()}
     stop_older(shared, [reader], time.time() - 6000)
@@ -106,34 +97,28 @@ def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(settings):
 def test_down_ends_its_own_processes_and_neither_other_stacks_nor_shells(
     settings, tmp_path
 ):
-    shell = spawn(GYRE_HOME=str(settings.home))
-    other = spawn(**{MARK: str(tmp_path / "other")})
-    ours = spawn(**{MARK: str(settings.home)})
-    try:
+    home = str(settings.home)
+    with (
+        spawned(tmp_path, GYRE_HOME=home) as shell,
+        spawned(tmp_path, **{MARK: str(tmp_path / "other")}) as other,
+        spawned(tmp_path, **{MARK: home}) as ours,
+    ):
         assert [line.split()[0] for line in end_stack(settings)] == [str(ours.pid)]
         assert shell.poll() is None
         assert other.poll() is None
-    finally:
-        for process in (shell, other, ours):
-            process.kill()
-            process.wait()
 
 
-def test_airflows_workers_without_their_scheduler_are_ended(settings):
-    title = "import setproctitle as s, time; s.setproctitle({!r}); time.sleep(6000)"
-    processes = []
-    try:
-        for name in ("airflow worker -- LocalExecutor: x", "airflow api_server"):
-            command = [sys.executable, "-c", title.format(name)]
-            env = os.environ | {MARK: str(settings.home), "SPT_NOENV": "1"}
-            processes.append(subprocess.Popen(command, env=env))
-        worker, server = processes
-        worker_title = psutil.Process(worker.pid)
-        wait_until("title", lambda: "airflow" in worker_title.cmdline()[0])
+def test_airflows_workers_without_their_scheduler_are_ended(settings, tmp_path):
+    code = "import setproctitle as s, time; s.setproctitle({!r}); time.sleep(6000)"
+    worker_code = code.format("airflow worker -- LocalExecutor: x")
+    server_code = code.format("airflow api_server")
+    variables = {MARK: str(settings.home), "SPT_NOENV": "1"}
+    with (
+        spawned(tmp_path, worker_code, **variables) as worker,
+        spawned(tmp_path, server_code, **variables) as server,
+    ):
+        worker_process = psutil.Process(worker.pid)
+        wait_until("title", lambda: "airflow" in worker_process.cmdline()[0])
         end_leftover_workers(settings.home)
         assert worker.wait(timeout=600) is not None
         assert server.poll() is None
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()

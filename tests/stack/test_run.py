@@ -21,6 +21,7 @@ from stack.environment import (
     make_secrets,
 )
 from stack.programs import PROGRAMS, own
+from tests.cli.clone import finished
 from tests.conftest import (
     BIN,
     answers,
@@ -112,18 +113,11 @@ def test_run_becomes_the_program_and_ends_by_sigterm(tmp_path):
         assert process.wait(600) in {0, -signal.SIGTERM}
 
 
-VALUES = yaml.safe_load(
-    (CLONE / "deploy" / "kubernetes" / "airflow-values.yaml").read_text()
-)
-TASK = [str(BIN / "gyre"), *VALUES["workers"]["kubernetes"]["command"][1:]]
-"""What Airflow's chart puts before the command of a task; the executor appends that."""
-
-
 def test_a_pod_of_a_task_has_gyres_options_and_those_of_the_charts_file(tmp_path):
-    config = (
+    config = tmp_path / "airflow.cfg"
+    config.write_text(
         "[core]\nexecutor = CeleryExecutor\n[kubernetes_executor]\nnamespace = chart\n"
     )
-    (tmp_path / "airflow.cfg").write_text(config)
     code = (
         "from airflow.configuration import conf;"
         "print(conf.get('core', 'executor'), conf.get('core', 'dags_folder'),"
@@ -131,10 +125,15 @@ def test_a_pod_of_a_task_has_gyres_options_and_those_of_the_charts_file(tmp_path
     )
     env = os.environ | {
         "GYRE_HOME": str(tmp_path / "home"),
-        "AIRFLOW_CONFIG": str(tmp_path / "airflow.cfg"),
+        "AIRFLOW_CONFIG": str(config),
         "AIRFLOW__CORE__EXECUTOR": "KubernetesExecutor",
     }
-    output = subprocess.check_output([*TASK, "python", "-c", code], env=env, text=True)
+    file = CLONE / "deploy" / "kubernetes" / "airflow-values.yaml"
+    workers = yaml.safe_load(file.read_text())["workers"]
+    # What Airflow's chart puts before the command of a task; the executor appends that.
+    _, *arguments = workers["kubernetes"]["command"]
+    command = [BIN / "gyre", *arguments, "python", "-c", code]
+    output = subprocess.check_output(command, env=env, text=True)
     assert output.split() == ["KubernetesExecutor", str(CLONE / "dags"), "chart"]
 
 
@@ -146,10 +145,8 @@ def test_a_redis_that_refuses_is_named_within_ten_seconds_without_its_password(
     address = f"redis://:secret@{place}"
     env = os.environ | {"GYRE_HOME": str(tmp_path), "GYRE_REDIS_URL": address}
     start = time.monotonic()
-    command = [BIN / "gyre", "run", "consumer"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = finished(f"{BIN}/gyre run consumer", CLONE, env, 1)
     assert time.monotonic() - start < at_most(10)
-    assert done.returncode == 1
     assert done.stderr.startswith(f"gyre: GYRE_REDIS_URL {place}: Error 111")
     assert "secret" not in done.stderr
     assert not any(tmp_path.iterdir())
