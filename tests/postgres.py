@@ -27,39 +27,23 @@ class Postgres:
     """A server on a port of its own; it refuses to run as root."""
 
     def __init__(self, folder: Path, log: Path) -> None:
-        self.log, self.binaries, port = log, programs(), unused_port()
-        self.as_user: list[str] = []
+        port = unused_port()
+        self.log = log
+        self.binaries = programs()
+        self.as_user = ""
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres", "postgres")
-            self.as_user = [
-                "setpriv",
-                "--reuid=postgres",
-                "--regid=postgres",
-                "--clear-groups",
-            ]
-        self.data = ["-D", str(folder / "data")]
-        self.options = [
-            "-p",
-            str(port),
-            "-k",
-            str(folder),
-            "-F",
-            "-c",
-            "log_statement=all",
-        ]
+            self.as_user = "setpriv --reuid=postgres --regid=postgres --clear-groups"
+        self.data = f"-D {folder}/data"
+        self.options = f"-p {port} -k {folder} -F -c log_statement=all"
         self.address = f"postgres://gyre@127.0.0.1:{port}/postgres"
-        made = ["-U", "gyre", "-A", "trust", "-E", "UTF8"]
+        command = self._command("initdb", "-U gyre -A trust -E UTF8")
         # Its errors are shown, as a full disk is one.
-        subprocess.run(
-            [*self._command("initdb"), *made],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            cwd="/",
-        )
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [*self._command("postgres"), *self.options]
+            command = self._command("postgres", self.options)
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
         wait_until("PostgreSQL", self.answers)
 
@@ -73,8 +57,9 @@ class Postgres:
             return True
         return False
 
-    def _command(self, program: str) -> list[str]:
-        return [*self.as_user, str(self.binaries / program), *self.data]
+    def _command(self, program: str, options: str) -> list[str]:
+        command = f"{self.as_user} {self.binaries}/{program} {self.data} {options}"
+        return command.split()
 
 
 @contextmanager
@@ -100,11 +85,8 @@ def programs() -> Path:
         return [path for place in PLACES for path in Path("/").glob(place[1:])]
 
     if not found():
-        apt = [] if os.geteuid() == 0 else ["sudo"]
-        here = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (
-            ["update"],
-            ["install", "-y", "--no-install-recommends", "postgresql"],
-        ):
-            subprocess.run([*apt, "apt-get", "-q", *command], check=True, env=here)
+        apt = "apt-get -q" if os.geteuid() == 0 else "sudo apt-get -q"
+        variables = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in ("update", "install -y --no-install-recommends postgresql"):
+            subprocess.run(f"{apt} {command}".split(), check=True, env=variables)
     return found()[0].resolve().parent

@@ -32,47 +32,18 @@ from types import ModuleType
 
 import psutil
 
-LIBRARIES = (
-    "prometheus_client",  # before Feast, which would have it write into a folder of this process
-    "croniter",
-    "deltalake",
-    "duckdb",
-    "evidently",
-    "fastapi",
-    "feast",
-    "feast.infra.compute_engines.local.compute",
-    "feast.infra.offline_stores.duckdb",
-    "feast.infra.online_stores.redis",
-    "feast.infra.passthrough_provider",
-    "feast.infra.registry.file",
-    "feast.repo_operations",
-    "filelock",
-    "flask",
-    "graphene",
-    "great_expectations",
-    "httpx",
-    "ibis.backends.duckdb",
-    "matplotlib.figure",
-    "mlflow.onnx",
-    "mlflow.pyfunc.scoring_server",
-    "mlflow.sklearn",
-    "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "narwhals._pandas_like.namespace",
-    "obstore",
-    "onnxruntime",
-    "pyarrow.parquet",
-    "pydantic_settings",
-    "rich.syntax",
-    "scipy.stats",
-    "skl2onnx",
-    "sklearn.ensemble",
-    "sklearn.linear_model",
-    "skops.io",
-    "typer",
-    "upath.implementations.local",
-    "uvicorn",
-)
+LIBRARIES = """
+prometheus_client croniter deltalake duckdb evidently fastapi feast
+feast.infra.compute_engines.local.compute feast.infra.offline_stores.duckdb
+feast.infra.online_stores.redis feast.infra.passthrough_provider feast.infra.registry.file
+feast.repo_operations filelock flask graphene great_expectations httpx ibis.backends.duckdb
+matplotlib.figure mlflow.onnx mlflow.pyfunc.scoring_server mlflow.sklearn
+mlflow.store.model_registry.sqlalchemy_store mlflow.store.tracking.sqlalchemy_store
+narwhals._pandas_like.namespace obstore onnxruntime pyarrow.parquet pydantic_settings
+rich.syntax scipy.stats skl2onnx sklearn.ensemble sklearn.linear_model skops.io typer
+upath.implementations.local uvicorn
+"""
+"""The first before Feast, which would have it write into a folder of this process."""
 FOLDER = "TEST_COMMANDS"
 """Variable that tells a process where the programs are."""
 NAMES = ("gyre", "feast", "python")
@@ -128,9 +99,7 @@ def start(folder: Path, run: int) -> None:
     )
     with server.stdout as output:
         if output.readline() != b"ready\n":
-            raise ChildProcessError(
-                "the server of the preloaded commands did not start"
-            )
+            raise ChildProcessError("the server of the commands did not start")
     server.returncode = 0  # it ends after this process, which need not wait for it
     for name in NAMES:
         program = folder / name
@@ -166,9 +135,8 @@ def take_over(client: socket.socket) -> list[str]:
     """Fork once more: this process waits for the end, the other becomes the command."""
     header, files, _, _ = socket.recv_fds(client, 8, 3)
     with client.makefile("rb") as stream:
-        arguments, folder, environment = json.loads(
-            stream.read(int.from_bytes(header, "big"))
-        )
+        job = stream.read(int.from_bytes(header, "big"))
+    arguments, folder, environment = json.loads(job)
     command = os.fork()
     if command:
         report_end(client, command)
@@ -179,9 +147,8 @@ def take_over(client: socket.socket) -> list[str]:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [
-        path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
-    ]
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = filter(None, paths)
     return arguments
 
 
@@ -236,12 +203,11 @@ if __name__ == "__main__":
     end = os.pidfd_open(int(sys.argv[2]))
     sys.path.pop(0)  # this file's folder
     gc.disable()  # a fifth of the time
-    for library in LIBRARIES:
+    for library in LIBRARIES.split():
         import_module(library)
     gc.enable()
-    inspect.getmodule(
-        sys._getframe()
-    )  # remembers the file of each; pydantic asks at each import
+    # Remembers the file of each; pydantic asks at each import.
+    inspect.getmodule(sys._getframe())
     gc.freeze()
     code = exit_code(*serve(sys.argv[1], end))
     threading._shutdown()  # ends pools of threads, and waits for threads, as the interpreter does
