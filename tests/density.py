@@ -37,33 +37,21 @@ begun ended named needed taken sent theirs ours
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 PACKED_VALUES = (ast.Tuple, ast.List, ast.IfExp, *COMPREHENSIONS)
 WITHOUT_NOUN = frozenset(WORDS_WITHOUT_NOUN.split())
-STATEMENTS = (
-    ast.Assign,
-    ast.AnnAssign,
-    ast.AugAssign,
-    ast.Expr,
-    ast.Return,
-    ast.Raise,
-    ast.Assert,
-)
+ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
+STATEMENTS = (*ASSIGNMENTS, ast.Expr, ast.Return, ast.Raise, ast.Assert)
 
 
 def product_files() -> list[Path]:
     """Return the tracked Python files that are no tests, benchmarks or docs."""
     command = ["git", "ls-files", "*.py"]
-    listed = subprocess.run(
-        command, cwd=CLONE, capture_output=True, text=True, check=True
-    )
-    names = listed.stdout.split()
+    names = subprocess.check_output(command, cwd=CLONE, text=True).split()
     return [CLONE / name for name in names if not name.startswith(NOT_PRODUCT)]
 
 
 def count(source: str) -> Counter[str]:
     """Count lines with code, tokens, names, and what the limits are about, in one file."""
-    tokens_by_line: Counter[int] = Counter()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in COUNTED:
-            tokens_by_line[token.start[0]] += 1
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    tokens_by_line = Counter(t.start[0] for t in tokens if t.type in COUNTED)
     counts = Counter(lines=len(tokens_by_line), tokens=tokens_by_line.total())
     for node in ast.walk(ast.parse(source)):
         counts["packed assignments"] += _is_packed(node)
@@ -108,8 +96,6 @@ def _is_nested(node: ast.AST) -> bool:
 def _is_long(node: ast.AST, tokens_by_line: Counter[int]) -> bool:
     if not isinstance(node, STATEMENTS):
         return False
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return False  # a docstring
     last_line = node.end_lineno or node.lineno
     lines = range(node.lineno, last_line + 1)
     return sum(tokens_by_line[line] for line in lines) > LONG

@@ -155,19 +155,19 @@ class Consumer:
         shop = self._shop
         file = view_table(shop.settings, VIEW).files()[0]
         row = pq.read_table(file, partitioning=None).slice(0, 1)
+        (values,) = row.to_pylist()
         with closing(OnlineValues(shop.settings, DATASET, shop.raw)) as online:
             view = online.views[VIEW]
             config = online.store.config
             _, field = hash_fields(config, view, ["lifetime_value"])
             version = shop.raw.version + 1
             while not is_over.wait(0.02):
-                spent = 10_000.0 + len(self.spent)
+                values["lifetime_value"] = 10_000.0 + len(self.spent)
                 customers = self._chance.sample(range(1, CUSTOMERS + 1), 5)
-                rows = pa.concat_tables(
-                    with_columns(row, customer, spent) for customer in customers
-                )
+                rows = [values | {"customer_id": customer} for customer in customers]
+                table = pa.Table.from_pylist(rows, row.schema)
                 with online.lock():
-                    online.write([ViewValues(view, rows)], version)
+                    online.write([ViewValues(view, table)], version)
                 for name in hash_names(config, view, [(key,) for key in customers]):
                     self.spent[name] = online.redis.hget(name, field)
                 self.check(online.redis, field, 20)
@@ -177,14 +177,6 @@ class Consumer:
         names = self._chance.sample([*self.spent], min(count, len(self.spent)))
         for name in names:
             assert redis.hget(name, field) == self.spent[name]
-
-
-def with_columns(row, customer, spent):
-    """Return a row of the view for a customer."""
-    for name, value in {"customer_id": customer, "lifetime_value": spent}.items():
-        position = row.column_names.index(name)
-        row = row.set_column(position, name, pa.array([value], row[name].type))
-    return row
 
 
 def test_events_that_arrive_during_a_refresh_are_neither_lost_nor_overwritten(shop):

@@ -14,19 +14,16 @@ from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
 from monitoring.decision_log import newest_decisions
 from stack.processes import members
+from tests.cli.clone import outer_environment
 from tests.conftest import BIN, wait_until
 
 MODEL = "customer_churn_model"
 
 
 def run_demo(home):
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("GYRE_", "PROMETHEUS_"))
-    }
     return subprocess.run(
-        [BIN / "gyre", "demo", "--home", home], env=variables,
+        [BIN / "gyre", "demo", "--home", home],
+        env=outer_environment() | {"PATH": os.environ["PATH"]},
         capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
 
