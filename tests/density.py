@@ -5,8 +5,6 @@ Tokens are names, operators, numbers and strings as Python 3.11 has them: from 3
 has several, so that tokens are compared by 3.11 alone.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import subprocess

@@ -1,7 +1,5 @@
 """A page of the docs with a project inside: its commands, and the files that it shows."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

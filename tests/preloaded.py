@@ -7,8 +7,6 @@ it imports the project that PYTHONPATH names, and calls the same entry point. Im
 libraries takes seconds, forking takes hundredths.
 """
 
-from __future__ import annotations
-
 import fcntl
 import gc
 import inspect

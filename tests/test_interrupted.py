@@ -1,7 +1,5 @@
 """A test run that is stopped takes its servers with it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

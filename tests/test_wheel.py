@@ -1,7 +1,5 @@
 """A wheel of the project, in an environment that has nothing of the clone."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

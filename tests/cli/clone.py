@@ -1,7 +1,5 @@
 """The project as git has it, in a folder of its own, to be edited and run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

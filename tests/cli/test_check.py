@@ -1,7 +1,5 @@
 """`gyre check`: each planted typo is one line with file, key, and what was expected and found."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What `gyre new --from` takes the columns of a source for, and the use case that it writes."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import subprocess

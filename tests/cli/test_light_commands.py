@@ -1,7 +1,5 @@
 """Commands that people wait for: REST and SQL only, without what trains and monitors."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

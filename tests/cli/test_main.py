@@ -1,7 +1,5 @@
 """The frame of the `gyre` command: version, pages and JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The page on windows that end, its files and commands as they are written."""
 
-from __future__ import annotations
-
 import json
 from contextlib import ExitStack
 

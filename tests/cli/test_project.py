@@ -1,7 +1,5 @@
 """A project of a team's own, from `gyre init` to predictions, and the errors of a wrong one."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

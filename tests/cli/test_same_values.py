@@ -1,7 +1,5 @@
 """A version is served the values of its training, and is watched on the rows that it is about."""
 
-from __future__ import annotations
-
 import json
 import re
 from datetime import datetime

@@ -1,7 +1,5 @@
 """The tutorial, its files and commands as they are written, in a project of its own."""
 
-from __future__ import annotations
-
 import json
 from contextlib import ExitStack
 

@@ -1,7 +1,5 @@
 """Tables and logs, on a terminal of a certain width and off one."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

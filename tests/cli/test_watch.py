@@ -1,7 +1,5 @@
 """`gyre monitor` and `gyre decide`, as a shell starts them."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """GitLab and Jenkins call what GitHub calls."""
 
-from __future__ import annotations
-
 import re
 
 import yaml

@@ -1,7 +1,5 @@
 """Executors on other hosts read and write Delta tables on S3; the driver commits once."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The whole loop on a cluster: from rows to a served prediction, monitored; all tables on S3."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

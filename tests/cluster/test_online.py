@@ -1,7 +1,5 @@
 """Executors on other hosts write online values: those of DuckDB, and none over a newer one."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

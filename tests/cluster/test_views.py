@@ -1,7 +1,5 @@
 """Views are computed on the executors of a cluster, with all tables on S3, as DuckDB does."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

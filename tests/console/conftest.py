@@ -1,7 +1,5 @@
 """A real console beside the real server of the serving tests."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """axe-core in headless Chromium on each page of a console with a year of monitoring runs."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """What the console says of the loop, and of what it could not ask; the time that pictures show."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any

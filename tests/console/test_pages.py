@@ -1,7 +1,5 @@
 """The pages of a running console, and what its process is made of."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from contextlib import closing

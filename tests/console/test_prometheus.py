@@ -1,7 +1,5 @@
 """What is shipped for Prometheus and Grafana, on a real Prometheus that scrapes both programs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

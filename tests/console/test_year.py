@@ -1,7 +1,5 @@
 """Pages on a year of hourly runs, and on what a bad installation has; each time is printed."""
 
-from __future__ import annotations
-
 import socket
 import sys
 import time

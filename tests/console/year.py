@@ -1,7 +1,5 @@
 """A year of a loop's rows, as monitoring runs, promotions and ingests leave them in a home."""
 
-from __future__ import annotations
-
 import json
 import math
 from contextlib import closing

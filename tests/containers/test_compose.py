@@ -3,8 +3,6 @@
 Podman 4.3 runs no health check by itself, and starts nothing in order: here a loop does both.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

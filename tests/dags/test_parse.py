@@ -1,7 +1,5 @@
 """The shipped DAG files, read as Airflow reads them, in a process of their own."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Each command that a page names is one that there is, with options that it has."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """The site of docs/, built by its own tool: every link leads somewhere, nothing comes from afar."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import threading

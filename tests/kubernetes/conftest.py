@@ -1,7 +1,5 @@
 """kustomize 5, where there is one."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What the files of deploy/kubernetes say, and what deploy/compose.yaml runs."""
 
-from __future__ import annotations
-
 import copy
 import re
 from typing import Any

@@ -4,8 +4,6 @@ No cluster runs it here. Commands, ports, paths and variables are those of deplo
 which `make containers` runs; where they differ on purpose, DIFFERENT says why.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

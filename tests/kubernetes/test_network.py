@@ -1,7 +1,5 @@
 """Who reaches whom by the NetworkPolicies of deploy/kubernetes, computed as Kubernetes decides."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

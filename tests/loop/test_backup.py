@@ -1,7 +1,5 @@
 """A stack is saved while it works, and goes on elsewhere from its backup."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime
 

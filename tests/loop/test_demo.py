@@ -1,7 +1,5 @@
 """The loop closes by itself on the real history: `gyre demo`, and what it leaves behind."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -4,8 +4,6 @@ Every DAG is paused until a test wants it. There are three more models than the 
 person approves the versions of two, and those of the third come into production step by step.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Ingest, train, serve, monitor, forget by the commands, with all files on S3."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """An empty installation for each test."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.conftest import new_settings

@@ -1,7 +1,5 @@
 """What is done where there is no going back."""
 
-from __future__ import annotations
-
 import json
 from contextlib import ExitStack, closing
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Which checks a run makes: none keeps another from it, a team's own stand in the spec."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

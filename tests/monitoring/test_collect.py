@@ -1,7 +1,5 @@
 """Files of the log, and of replicas on S3, become tables: each row once, also if torn or sent twice."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import threading

@@ -1,7 +1,5 @@
 """The decision, rule by rule: nothing of it needs a server."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import timedelta
 

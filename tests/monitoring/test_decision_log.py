@@ -1,7 +1,5 @@
 """Decisions and what checks found, as rows of Delta tables."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import timedelta
 

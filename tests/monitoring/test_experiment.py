@@ -1,7 +1,5 @@
 """The report of an experiment: its statistics against known truths, and who counts in it."""
 
-from __future__ import annotations
-
 import json
 from contextlib import closing
 from dataclasses import asdict, replace

@@ -7,8 +7,6 @@ limits; figures are computed here, as a report takes seconds to draw: one test h
 report's. `python -m pytest -s -m nightly tests/monitoring/test_false_alarms.py` prints the shares.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Outcomes that nobody asked for, repeated or contradicted: counted by name, never used."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pytest

@@ -1,7 +1,5 @@
 """One customer is forgotten: gone from every place, everybody else as before, and kept out."""
 
-from __future__ import annotations
-
 import json
 import re
 import struct

@@ -1,7 +1,5 @@
 """Whose rows are meant, in columns and in JSON."""
 
-from __future__ import annotations
-
 import json
 import re
 

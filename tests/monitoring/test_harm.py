@@ -1,7 +1,5 @@
 """What is harm, what the log says of a version, and which version is gone back to."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import timedelta
 

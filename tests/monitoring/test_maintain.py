@@ -1,7 +1,5 @@
 """Maintenance of a home: what is deleted, what stays, and what is reported."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

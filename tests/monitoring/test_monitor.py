@@ -1,7 +1,5 @@
 """The monitor on the real history: a version of 180 days ago meets today's customers."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager

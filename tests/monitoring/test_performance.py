@@ -1,7 +1,5 @@
 """What came true of a logged prediction, and which of them count."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -1,7 +1,5 @@
 """Evidently's report decides: figures, limits and statuses are read from its tests."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

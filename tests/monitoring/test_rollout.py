@@ -1,7 +1,5 @@
 """A rollout on the real registry and ledger, by what a log of serving's form says."""
 
-from __future__ import annotations
-
 import json
 from contextlib import closing
 from datetime import timedelta

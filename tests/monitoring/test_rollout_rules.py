@@ -1,7 +1,5 @@
 """What follows for a version on its way, rule by rule: nothing of it needs a server."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

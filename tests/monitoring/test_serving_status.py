@@ -1,7 +1,5 @@
 """What replicas of serving say of themselves, and which of them there are."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Real skew: ingest, Feast, Redis, its reader and the prediction log."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from datetime import timedelta
 

@@ -1,7 +1,5 @@
 """What counts in a window: the last answer of each entity within 24 hours."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from monitoring.collect import collect

@@ -1,7 +1,5 @@
 """docs/how-to/pipelines.md: its files for DVC and Kubeflow, run by these tools as it says."""
 
-from __future__ import annotations
-
 import json
 import re
 

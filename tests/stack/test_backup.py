@@ -1,7 +1,5 @@
 """Backups of a home, and homes restored from them."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Problems that `gyre up` reports before it starts anything."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

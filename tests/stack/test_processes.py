@@ -1,7 +1,5 @@
 """Real supervisors and real processes, in temporary homes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """One program of a stack, as in a container: its settings, secrets in files, programs elsewhere."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """A dataset whose label has rows with request data: what a customer's cart held."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Purchases: does a customer buy again within ten days of buying a product?"""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 

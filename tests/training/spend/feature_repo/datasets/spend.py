@@ -6,8 +6,6 @@ so that nobody counts as a member at the start of the next month because the mon
 A window at a month's start t holds whole calendar months: (t - 3 months, t], (t - 12 months, t].
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 
