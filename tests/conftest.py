@@ -1,21 +1,21 @@
 """Real tools in temporary folders, on free ports: nothing here stands in for anything."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 from coverage import Coverage
+from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from core.settings import PROJECT, Settings, free_ports
@@ -23,11 +23,6 @@ from feature_repo.feast_config import write_feast_config
 from mlflow_server import server
 from stack.environment import process_environment
 from tests.preloaded import commands_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from xdist.remote import Producer
 
 BIN = Path(sys.executable).parent
 START = date(2099, 11, 20)

@@ -1,20 +1,15 @@
 """A PostgreSQL of Debian's packages."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg
 
 from tests.conftest import unused_port, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PLACES = (
     "/usr/lib/postgresql/*/bin/initdb",

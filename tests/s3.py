@@ -1,21 +1,15 @@
 """A server that answers as S3 does, on loopback: moto's."""
 
-from __future__ import annotations
-
+import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import boto3
+import pytest
 
 from tests.conftest import answers, running, unused_port, wait_until
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-
-    import pytest
 
 BUCKET = "gyre"
 

@@ -4,17 +4,16 @@ A host is a group of namespaces: network, mounts and processes. All of it is gon
 first process is, which is killed with pytest.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
@@ -22,9 +21,6 @@ import pytest
 from core.settings import CLONE
 from tests.conftest import BIN, answers, running, wait_until
 from tests.s3 import s3_server
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HOST = "10.77.0.1"
 """Of driver, master and S3."""

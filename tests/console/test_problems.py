@@ -1,7 +1,5 @@
 """What the start page says first of a bad night: each fault as it is left behind, for real."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -9,11 +7,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from redis import Redis
 
+from core.settings import Settings
 from feature_repo.broker import EventSchema, Stream
 from mlflow_server.alerts import Alerts, DriftAlert
 from mlflow_server.ledger import Ledger, LedgerRow
@@ -23,9 +22,6 @@ from stack.environment import process_environment
 from tests.conftest import running, unused_port, wait_until
 from tests.console.year import decision_row, fill_dataset
 from tests.faults.test_console import console
-
-if TYPE_CHECKING:
-    from core.settings import Settings
 
 NAME = "customer_churn_model"
 IMPATIENT = """

@@ -1,14 +1,12 @@
 """Images built by buildah from a stand-in base and run by podman, as root: `make containers`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 import pytest
@@ -17,9 +15,6 @@ import yaml
 from core.settings import CLONE
 from tests.conftest import BIN
 from tests.serving.conftest import rig  # noqa: F401  (a fixture)
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 BASE = os.environ.get("BASE") or "localhost/debian-python:bookworm"
 """The latter is made of Debian's packages unless it is there: no registry need be reached."""

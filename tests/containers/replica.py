@@ -1,10 +1,9 @@
 """A container of serving beside the MLflow and the Redis of a rig."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,13 +13,7 @@ from xgboost import XGBClassifier
 from mlflow_server.pyfunc import ModelFile
 from tests.conftest import answers, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, container, run
-from tests.serving.conftest import contract
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.serving.conftest import Rig
+from tests.serving.conftest import Rig, contract
 
 NAME = f"gyre-replica-{CLONE_ID}"
 TOKEN = "Bearer secret"

@@ -1,21 +1,15 @@
 """The image with every package: of `serving-full`, and below a team's own."""
 
-from __future__ import annotations
-
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import BIN
 from tests.containers.conftest import CLONE_ID, podman, run
 from tests.containers.replica import new_replica, promote_native, promote_read_by_feast
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.serving.conftest import Rig
+from tests.serving.conftest import Rig
 
 pytestmark = pytest.mark.containers
 TEAM = """

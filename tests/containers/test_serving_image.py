@@ -1,10 +1,8 @@
 """The image `serving` as a team runs it: its packages, its start, its end, and what it refuses."""
 
-from __future__ import annotations
-
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -20,11 +18,7 @@ from tests.containers.replica import (
     promote_read_by_feast,
 )
 from tests.faults.conftest import broken
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.serving.conftest import Rig
+from tests.serving.conftest import Rig
 
 pytestmark = pytest.mark.containers
 FOUND = """

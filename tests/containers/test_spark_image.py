@@ -1,21 +1,16 @@
 """The image `spark`: a master and a worker as Kubernetes has them, and a driver that asks them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from ast import literal_eval
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import wait_until
 from tests.containers.conftest import CLONE_ID, container, logs, podman, run
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.containers
 MASTER = f"gyre-spark-master-{CLONE_ID}"

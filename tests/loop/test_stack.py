@@ -1,7 +1,5 @@
 """The whole stack as a user starts it: from nothing to a served prediction, and down to nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -10,7 +8,7 @@ import subprocess
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import psutil
@@ -18,18 +16,14 @@ import psycopg
 import pytest
 
 from core.errors import StackError
-from core.settings import PROJECT
+from core.settings import PROJECT, Settings
 from core.spec import load_spec
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi
 from stack.environment import child_environment
 from tests.conftest import BIN, at_most, new_settings, wait_until
-from tests.postgres import postgres_server
+from tests.postgres import Postgres, postgres_server
 from tests.preloaded import commands_folder
-
-if TYPE_CHECKING:
-    from core.settings import Settings
-    from tests.postgres import Postgres
 
 MODEL = "customer_churn_model"
 FIELDS = {

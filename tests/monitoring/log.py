@@ -1,15 +1,11 @@
 """Lines of serving's log, as serving/prediction_log.py has them."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from core.settings import Settings
+from core.settings import Settings
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 FAILURE = {

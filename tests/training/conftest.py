@@ -1,28 +1,23 @@
 """The real orders as of START, with features computed and published; no online store needed."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from core.settings import Settings
 from core.spec import ModelSpec, load_spec
+from core.training_spec import Estimator
 from feature_repo.datasets import load_dataset
 from feature_repo.source import pull
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
 from tests.training.chains import store, train
+from training import chain
 from training.gate import Evaluation, load_evaluation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from core.settings import Settings
-    from core.training_spec import Estimator
-    from training import chain
 
 ORDERS = load_dataset("orders")
 SHIPPED = load_spec("customer_churn_model")
