@@ -204,7 +204,7 @@ def compare(what: str, home: Path, port: int, rows: int, events: int = 1) -> flo
         here = {
             "GYRE_HOME": str(home),
             "GYRE_REDIS_PORT": str(port),
-            "GYRE_REDIS_URL": "",
+            "GYRE_REDIS_URL": f"redis://127.0.0.1:{port}",
         }
         return child("features", what, peer, rows, events, **here)
 

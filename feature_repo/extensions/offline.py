@@ -88,9 +88,14 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         uses_spark = bool(config.offline_store.spark_master)
         read = _read_on_spark if uses_spark else _read
         join = _join_on_spark if uses_spark else _asof_join
+        entity_rows = job.table
         for view in feature_views:
             rows = read(config, view.batch_source)
             view_rows = _view_rows(rows, view, options["feature_refs"])
+            if view.entity_columns and not uses_spark:
+                # DuckDB's join holds all rows of a view in memory, also those of other entities.
+                keys = [column.name for column in view.entity_columns]
+                view_rows = view_rows.semi_join(entity_rows, keys)
             job.table = join(job.table, event_time, view_rows, view)
         on_demand_views = job.on_demand_feature_views
         on_demand_views[:] = [_lazy(view) for view in on_demand_views]
