@@ -1,30 +1,26 @@
 """Real parts for the serving tests: Redis, MLflow, features, tiny ONNX models, the server."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import TYPE_CHECKING, Any
 
 import httpx
 import onnx
+import onnx.parser
 import pandas as pd
 import pytest
-from onnx import TensorProto, helper
 
-from core.settings import PROJECT
-from core.spec import ModelSpec, load_spec
+from core.settings import Settings
+from core.spec import load_spec
 from feature_repo.broker import consumer_problem
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.lookup_writer import look_up_specification
@@ -33,9 +29,16 @@ from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.registration import register
-from mlflow_server.registry import Registry, Version
-from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
+from mlflow_server.registry import Registry
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    ONNX_FILE,
+    SCORE,
+    ServedModel,
+    digest_tags,
+)
 from mlflow_server.tracking import Tracking
+from serving.opening import open_version
 from stack.environment import process_environment
 from tests.conftest import (
     BIN,
@@ -45,34 +48,24 @@ from tests.conftest import (
     new_settings,
     redis_server,
     running,
+    unused_port,
     wait_until,
 )
 from tests.preloaded import commands_folder
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from core.settings import Settings
-
 SPEC = load_spec("customer_churn_model")
 KNOWN = 4
 FEATURES = {
-    "total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 10.5, "total_spend_90d": 20,
+    "total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 10.5, "total_spend_90d": 20.0,
     "lifetime_orders": 3, "lifetime_value": 60.25, "avg_order_value": 20.08,
     "customer_segment": "repeat", "days_since_last_order": 12, "customer_tenure_days": 200,
 }  # fmt: skip
-ONNX_TYPES = {
-    "int64": TensorProto.INT64,
-    "double": TensorProto.DOUBLE,
-    "string": TensorProto.STRING,
-}
-FEATURE_TYPES = {name: ONNX_TYPES[kind] for name, kind in SPEC.features.items()}
 DATATYPES = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
 TENSOR_TYPES = {
-    "customer_id": "INT64", "cart_value": "FP64", "coupon": "BYTES", "items": "INT64",
-    "boxes": "INT32", "rate": "FP32", "gift": "BOOL", "due": "BYTES",
+    "cart_value": "FP64", "coupon": "BYTES", "boxes": "INT32", "rate": "FP32", "gift": "BOOL",
+    "due": "BYTES",
 }  # fmt: skip
-"""Of Open Inference, of the key, and of the request data of test_request_data.py."""
+"""Of Open Inference, of the request data of test_request_data.py; INT64 where there is none."""
 TENSOR_TYPES |= {name: DATATYPES[kind] for name, kind in SPEC.features.items()}
 INGEST = """
 from datetime import UTC, datetime
@@ -86,42 +79,27 @@ NOT_READ = re.compile('"(cache|defaults)"')
 PANDAS_TYPES = {"int64": "int64", "double": "float64", "string": "object"}
 
 
-def onnx_graph(
-    nodes: list[onnx.NodeProto],
-    inputs: dict[str, int],
-    weights: Sequence[onnx.TensorProto] = (),
-    classes: Sequence[int] = (),
-) -> onnx.ModelProto:
-    """Graph with inputs of those types, each [N], and a float32 score [N, *classes]."""
-    input_infos = [
-        helper.make_tensor_value_info(name, kind, [None])
-        for name, kind in inputs.items()
-    ]
-    shape = [None, *classes]
-    score_info = helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "tiny", input_infos, [score_info], weights)
-    opset = helper.make_opsetid("", 18)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=10)
+def onnx_graph(inputs, nodes, weights="", score="float[N]"):
+    """Graph with inputs of those types, each [N], in ONNX's own notation."""
+    columns = ", ".join(f"{kind}[N] {name}" for name, kind in inputs.items())
+    return onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["": 18]>
+        tiny ({columns}) => ({score} {SCORE}) <{weights}> {{ {nodes} }}""")
 
 
-def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
+def tiny_onnx(bias, score="Sigmoid", weight=0.01):
     """Graph of score = sigmoid(0.01 · days_since_last_order + bias), as float32 [N]."""
-    days = "days_since_last_order"
-    nodes = [
-        helper.make_node("Cast", [days], ["days"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["days", "weight"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "bias"], ["sum"]),
-        helper.make_node(score, ["sum"], [SCORE]),
-    ]
-    weights = [
-        helper.make_tensor("weight", TensorProto.FLOAT, [1], [0.01]),
-        helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias]),
-    ]
-    return onnx_graph(nodes, FEATURE_TYPES, weights)
+    nodes = f"""
+        days = Cast <to = 1> (days_since_last_order)
+        scaled = Mul (days, weight)
+        sum = Add (scaled, bias)
+        {SCORE} = {score} (sum)"""
+    weights = f"float[1] weight = {{{weight}}}, float[1] bias = {{{float(bias)}}}"
+    return onnx_graph(SPEC.features, nodes, weights)
 
 
 @cache
-def contract() -> ServedModel:
+def contract():
     """As registration writes it, of the definitions as the code has them."""
     with TemporaryDirectory() as name:
         settings = new_settings(Path(name))
@@ -131,26 +109,26 @@ def contract() -> ServedModel:
         model=SPEC.name, entity_key=SPEC.entity_key, feature_service=SPEC.feature_service,
         features=SPEC.features, defaults=FEATURES, population=SPEC.population,
         nullable=("avg_order_value", "customer_segment"),
-        threshold=SPEC.threshold, as_of="2026-11-01T00:00:00+00:00",
-        lookup=lookup,
+        threshold=SPEC.threshold, as_of="2026-11-01T00:00:00+00:00", lookup=lookup,
     )  # fmt: skip
 
 
-def read_rows(path: Path, text: str = "") -> tuple[list[dict[str, Any]], int]:
-    """Rows of one file of a log that have the text, and how many torn lines were skipped."""
+def read_log(folder, kind="predictions", text=""):
+    """Rows of a log whose line has the text, and how many torn lines were skipped."""
     rows = []
     torn = 0
-    for line in filter(None, path.read_bytes().split(b"\n")):
-        if text.encode() not in line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            torn += 1
+    for file in sorted(folder.glob(f"{kind}-*.jsonl")):
+        for line in file.read_bytes().split(b"\n"):
+            if not line or text.encode() not in line:
+                continue
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                torn += 1
     return rows, torn
 
 
-def body_of(protocol: str, row: dict[str, Any]) -> Any:
+def body_of(protocol, row):
     """A row of features, or of a key with request data, in the form of a protocol."""
     if protocol == "v1":
         return {"instances": [row]}
@@ -167,6 +145,25 @@ def body_of(protocol: str, row: dict[str, Any]) -> Any:
     return [row] if protocol == "batch" else row
 
 
+def opened_version(folder, served, model, spec=SPEC):
+    """Open a version as a worker does: its contract and its session."""
+    (folder / ONNX_FILE).write_bytes(model.SerializeToString())
+    (folder / CONTRACT_FILE).write_text(served.model_dump_json())
+    return open_version(folder, digest_tags(folder), spec)
+
+
+def client_of(app):
+    """A client of an application in the same event loop."""
+    transport = httpx.ASGITransport(app)
+    return httpx.AsyncClient(transport=transport, base_url="http://here")
+
+
+def counted(client, beginning):
+    """Sum of the counters whose line in the metrics begins so."""
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(beginning))
+
+
 @dataclass
 class Rig:
     """Everything around the server, and what a test does to it."""
@@ -176,74 +173,67 @@ class Rig:
     opened: ExitStack
     redis: subprocess.Popen[bytes] | None = None
     mlflow: subprocess.Popen[bytes] | None = None
-    count: int = 0
-    spec: ModelSpec = SPEC
-    features: dict[str, Any] = field(default_factory=lambda: dict(FEATURES))
+    spec = SPEC
+    features = FEATURES
 
-    def start_redis(self) -> None:
+    def start_redis(self):
         """Start it, or again over the data that the one before left behind."""
         running = redis_server(self.settings.redis_port, self.folder)
         self.redis = self.opened.enter_context(running)
 
-    def start_mlflow(self) -> None:
+    def start_mlflow(self):
         stoppable = mlflow_server(self.settings, BIN / "python")
         self.mlflow = self.opened.enter_context(stoppable)
 
-    def register(
-        self,
-        bias: float,
-        score: str = "Sigmoid",
-        model: onnx.ModelProto | ModelFile | None = None,
-        name: str = SPEC.name,
-        **changed: Any,
-    ) -> Version:
+    def register(self, bias, score="Sigmoid", model=None, name=SPEC.name, **changed):
         """Register the tiny model, or `model` in its place. changed: of the contract."""
         file = model or tiny_onnx(bias, score)
         if isinstance(file, onnx.ModelProto):
             file = ModelFile(file.SerializeToString())
-        self.count += 1
-        files = self.folder / f"extra-{self.count}"
-        files.mkdir()
+        files = Path(mkdtemp(dir=self.folder))
         served = contract().model_copy(update={"model": name, **changed})
         (files / CONTRACT_FILE).write_text(served.model_dump_json())
-        key = f"run {self.count} {bias} {score} {time.time_ns()}"
         tracking = Tracking(self.settings)
-        run_id = tracking.start_or_find_run("serving-tests", key, key, {})
-        types = {name: PANDAS_TYPES[kind] for name, kind in SPEC.features.items()}
-        frame = pd.DataFrame([FEATURES]).astype(types)
+        run_id = tracking.start_or_find_run("serving-tests", files.name, files.name, {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's hints on integer columns and pip
             return register(
                 self.settings, model=name, run_id=run_id, exported=file,
-                files=files, input_example=frame,
+                files=files, input_example=pd.DataFrame([FEATURES]),
                 tags={}, description="tiny", requirements=["onnxruntime"],
             )  # fmt: skip
 
-    def promote(self, version: str, name: str = SPEC.name) -> None:
-        registry = Registry(self.settings)
-        ledger = Ledger(self.settings)
-        promote(registry, ledger, name, version, who="test", why="because")
-        ledger.close()
+    def promote(self, version, name=SPEC.name, **more):
+        """Put a version into a role, as `promote` does: by default in production."""
+        with closing(Ledger(self.settings)) as ledger:
+            registry = Registry(self.settings)
+            promote(registry, ledger, name, version, who="test", why="because", **more)
+
+    def release(self, role):
+        """End a trial."""
+        self.promote(None, role=role, percent=0, action="release")
 
     @contextmanager
-    def serving(
-        self, *program: str, **changed: Any
-    ) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-        """`python -m serving` (or another program), live; a client of it and the process."""
+    def serving(self, *program, **changed):
+        """`python -m serving` (or another program), live; a client of it and the process.
+
+        changed: of the settings; who serves from another home has another port.
+        """
+        if "home" in changed:
+            changed.setdefault("serving_port", unused_port())
         settings = self.settings.model_copy(update=changed)
         command = [sys.executable, *(program or ("-m", "serving"))]
         log = self.folder / "serving.log"
+        address = settings.serving_address
         with (
             running(command, log, **process_environment(settings)) as process,
-            httpx.Client(base_url=settings.serving_address, timeout=60) as client,
+            httpx.Client(base_url=address, timeout=60) as client,
         ):
-            wait_until(
-                "serving", lambda: answers(f"{settings.serving_address}/health/live")
-            )
+            wait_until("serving", lambda: answers(f"{address}/health/live"))
             yield client, process
 
     @contextmanager
-    def consuming(self) -> Iterator[subprocess.Popen[bytes]]:
+    def consuming(self):
         """`gyre consume`, reading."""
         command = [str(BIN / "gyre"), "consume"]
         log = self.folder / "consumer.log"
@@ -254,12 +244,12 @@ class Rig:
             wait_until("its reads", lambda: consumer_problem(self.settings) is None)
             yield process
 
-    def copy_what_serves(self, home: Path) -> None:
+    def copy_what_serves(self, home):
         """Give another home what a worker needs to start by itself."""
         for part in ("serving/models", "feast"):
             shutil.copytree(self.settings.home / part, home / part, dirs_exist_ok=True)
 
-    def home_beside(self, home: Path | None = None) -> Path:
+    def home_beside(self, home=None):
         """Make a home for one more server: data, ledger and logs are these, the rest a copy."""
         home = home or Path(mkdtemp(dir=self.folder, prefix="beside-"))
         (home / "serving").mkdir()
@@ -271,78 +261,77 @@ class Rig:
                 link.symlink_to(path)
         return home
 
-    def ingest(self) -> None:
+    def ingest(self):
         """Ingest the shipped orders.
 
         MLflow is not started yet, or answers: what has begun to start fails an ingest.
         """
+        self.run(commands_folder() / "python", "-c", INGEST)
+
+    def run(self, *command):
+        """Run a command to its good end; return what it printed."""
         done = subprocess.run(
-            [commands_folder() / "python", "-c", INGEST],
-            cwd=PROJECT,
+            command,
+            cwd=self.folder,
             env=process_environment(self.settings),
             capture_output=True,
             check=False,
+            text=True,
         )
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
 
-    wait_until = staticmethod(wait_until)
-
-    def known_to_be_ready(self, client: httpx.Client, seconds: float = 900) -> None:
+    def known_to_be_ready(self, client, seconds=900):
         wait_until(
             "ready", lambda: client.get("/health/ready").status_code == 200, seconds
         )
 
-    def answers_as(
-        self, client: httpx.Client, version: str, seconds: float = 900
-    ) -> None:
+    def answers_as(self, client, version, seconds=900):
         """Wait for `version`. That 5 s do, test_swap.py shows."""
 
-        def is_there() -> bool:
+        def is_there():
             return self.predict(client).json().get("model_version") == version
 
         wait_until(f"version {version}", is_there, seconds)
 
+    def swap(self, client, version):
+        """Promote, and wait until the client is answered by that version."""
+        self.promote(version)
+        self.answers_as(client, version)
+
     @staticmethod
-    def predict(client: httpx.Client, key: int = KNOWN) -> httpx.Response:
+    def predict(client, key=KNOWN):
         return client.post("/predict", json={"customer_id": key})
 
     @staticmethod
-    def online(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    def online(ask):
         """Ask until the answer is made of what Redis says: a busy one is not waited for."""
-        answers: list[httpx.Response] = []
+        answers = []
 
-        def is_read() -> bool:
+        def is_read():
             answers.append(ask())
             return not answers[-1].is_success or not NOT_READ.search(answers[-1].text)
 
         wait_until("an answer from Redis", is_read)
         return answers[-1]
 
-    def predict_online(self, client: httpx.Client, key: int = KNOWN) -> httpx.Response:
+    def predict_online(self, client, key=KNOWN):
         return self.online(lambda: self.predict(client, key))
 
-    def rows(
-        self, kind: str = "predictions", home: Path | None = None, text: str = ""
-    ) -> list[dict[str, Any]]:
+    @property
+    def log(self):
+        """Folder of the log."""
+        return self.settings.home / "serving" / "log"
+
+    def rows(self, kind="predictions", text=""):
         """Return rows of the log, those whose line has the text."""
-        folder = (home or self.settings.home) / "serving" / "log"
-        files = sorted(folder.glob(f"{kind}-*.jsonl"))
-        rows = [row for file in files for row in read_rows(file, text)[0]]
+        rows, _ = read_log(self.log, kind, text)
         return sorted(rows, key=lambda row: row["received"])
 
-    def row_of(self, answer: httpx.Response) -> dict[str, Any]:
+    def row_of(self, answer):
         """Return the row of the log of an answer."""
-        request_id = answer.json()["request_id"].encode()
-        folder = self.settings.home / "serving" / "log"
-        files = sorted(
-            folder.glob("predictions-*.jsonl"), key=lambda file: file.stat().st_mtime_ns
-        )
-        for file in reversed(files):
-            for line in file.read_bytes().splitlines():
-                if request_id in line:
-                    row: dict[str, Any] = json.loads(line)
-                    return row
-        raise AssertionError(f"{answer.text} is not in the log")
+        (row,) = self.rows(text=answer.json()["request_id"])
+        return row
 
 
 SERVERS = pytest.StashKey[Rig]()
@@ -350,9 +339,7 @@ SERVER = pytest.StashKey["Served"]()
 
 
 @pytest.fixture(scope="session")
-def rig(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rig]:
+def rig(pytestconfig, tmp_path_factory):
     """Redis with the real features, and MLflow; nothing registered yet.
 
     A folder of tests that imports this fixture, and `served`, has them as fixtures of its own:
@@ -386,14 +373,14 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(pytestconfig: pytest.Config, rig: Rig) -> Iterator[Served]:
+def served(pytestconfig, rig):
     """One server for the tests that leave it as it was: version `first` in production."""
     if SERVER in pytestconfig.stash:
         yield pytestconfig.stash[SERVER]
         return
     with rig.serving() as (client, process):
 
-        def is_started() -> bool:
+        def is_started():
             status = client.get("/status")
             resources = status.json()["resources"]
             return resources["redis"]["ok"] and resources["mlflow"]["ok"]
@@ -413,7 +400,7 @@ def served(pytestconfig: pytest.Config, rig: Rig) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def consumer(rig: Rig, served: Served) -> Iterator[subprocess.Popen[bytes]]:
+def consumer(rig, served):
     """The consumer of the server's events."""
     with rig.consuming() as process:
         yield process

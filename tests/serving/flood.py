@@ -10,8 +10,6 @@ is never idle then, for timers are no finer than a millisecond.
 asks PATH (/predict) for customer 4 in a closed loop, and prints what came back as JSON.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import itertools
@@ -22,13 +20,9 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import uvloop
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 OK = 200
 REFUSED = 429
@@ -54,42 +48,36 @@ class Load:
     """Share of its core that the generator used."""
 
     @property
-    def rate(self) -> float:
+    def rate(self):
         """Good answers a second."""
         return self.statuses.count(OK) / self.seconds
 
     @property
-    def failed(self) -> int:
+    def failed(self):
         return len(self.statuses) - self.statuses.count(OK)
 
-    def ms(self, percent: float) -> float:
+    def ms(self, percent):
         """Time within which `percent` of the answers came."""
         return float(np.percentile(self.durations, percent)) * 1000
 
-    def durations_of(self, status: int) -> list[float]:
+    def durations_of(self, status):
         pairs = zip(self.statuses, self.durations, strict=True)
         return [duration for answered, duration in pairs if answered == status]
 
 
-def flood(port: int, connections: int, seconds: float) -> Load:
+def flood(port, connections, seconds):
     """Run this program: a process that has imported all that tests do would measure itself."""
     command = [sys.executable, __file__, str(port), str(connections), str(seconds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return Load(**json.loads(done.stdout))
 
 
-def post(path: str, body: bytes) -> bytes:
+def post(path, body):
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def load(
-    port: int,
-    requests: Sequence[bytes],
-    connections: int,
-    seconds: float,
-    rate: float = 0.0,
-) -> Load:
+def load(port, requests, connections, seconds, rate=0.0):
     """Send `requests` in turn for so long, as fast as they are answered or at `rate` a second."""
     gc.disable()  # a collection among so many connections would be measured as the server's
     try:
@@ -99,14 +87,14 @@ def load(
 
 
 class Generator:
-    def __init__(self, requests: Sequence[bytes], seconds: float, rate: float) -> None:
+    def __init__(self, requests, seconds, rate):
         self.requests = itertools.cycle(requests)
         self.load = Load(seconds)
         self.rate = rate
-        self.free: deque[Connection] = deque()
+        self.free = deque()
         self.over = False
 
-    async def run(self, port: int, connections: int) -> Load:
+    async def run(self, port, connections):
         loop = asyncio.get_running_loop()
         opened = [
             await loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
@@ -135,7 +123,7 @@ class Generator:
         await asyncio.sleep(0)
         return self.load
 
-    async def _open_loop(self, begin: float) -> None:
+    async def _open_loop(self, begin):
         seconds = self.load.seconds
         count = int(self.rate * seconds * 1.1) + 100
         gaps = np.random.default_rng(1).exponential(1 / self.rate, count)
@@ -150,20 +138,20 @@ class Generator:
 class Connection(asyncio.Protocol):
     """A request at a time; `due` is when the one under way was to be sent, 0 if there is none."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator):
         self._generator = generator
         self._received = b""
         self.due = 0.0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport):
         self._transport = transport
         self._generator.free.append(self)
 
-    def send(self, due: float) -> None:
+    def send(self, due):
         self.due = due
-        self._transport.write(next(self._generator.requests))  # type: ignore[attr-defined]
+        self._transport.write(next(self._generator.requests))
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data):
         self._received += data
         head = self._received.find(b"\r\n\r\n") + 4
         length = LENGTH.search(self._received, 0, head)
@@ -179,15 +167,15 @@ class Connection(asyncio.Protocol):
         else:
             self._again()
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self, _exc):
         if self.due:
             self._count(NO_ANSWER)
 
-    def _again(self) -> None:
+    def _again(self):
         if not self._generator.over:
             self.send(time.perf_counter())
 
-    def _count(self, status: int) -> None:
+    def _count(self, status):
         self._generator.load.statuses.append(status)
         self._generator.load.durations.append(time.perf_counter() - self.due)
         self.due = 0.0

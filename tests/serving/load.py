@@ -4,20 +4,16 @@ They are asked by a process of their own (this file is its program): one that ha
 the tests do is stopped by its garbage collector for 0.2 to 0.5 s, and would measure that.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 FAILED = 0
 """The status of a request that got no answer."""
@@ -34,50 +30,62 @@ class Answered(NamedTuple):
     body: dict[str, Any]
 
     @property
-    def took(self) -> float:
+    def took(self):
         return self.at - self.asked
 
     @property
-    def version(self) -> str:
+    def version(self):
         return str(self.body.get("model_version"))
 
 
 @contextmanager
-def under_load(
-    client: httpx.Client, workers: int = 2, pause: float = PAUSE
-) -> Iterator[list[Answered]]:
-    """Ask from `workers` connections at once until the block ends; one that fails stops."""
-    answers: list[Answered] = []
-    began = threading.Event()
-    command = [sys.executable, __file__, str(client.base_url), str(workers), str(pause)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as asking:
+def repeated(step, pause_seconds):
+    """Repeat a step in another thread until the block ends."""
+    stop = threading.Event()
 
-        def listen() -> None:
-            for line in asking.stdout or ():
-                answers.append(Answered(*json.loads(line)))
-                began.set()
-            began.set()
+    def repeat():
+        while not stop.wait(pause_seconds):
+            step()
 
-        listening = threading.Thread(target=listen)
-        listening.start()
+    with ThreadPoolExecutor(1) as threads:
+        repeating = threads.submit(repeat)
         try:
-            began.wait(600)
-            assert answers, "no answer to the first request"
+            yield
+        finally:
+            stop.set()
+        repeating.result()
+
+
+@contextmanager
+def under_load(client, workers=2, pause=PAUSE):
+    """Ask from `workers` connections at once until the block ends; one that fails stops."""
+    command = [sys.executable, __file__, str(client.base_url), str(workers), str(pause)]
+    with (
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as asking,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        answers = [Answered(*json.loads(asking.stdout.readline()))]
+
+        def listen():
+            for line in asking.stdout:
+                answers.append(Answered(*json.loads(line)))  # noqa: PERF401  (one by one)
+
+        listening = threads.submit(listen)
+        try:
             yield answers
         finally:
-            if asking.stdin:
-                asking.stdin.close()
-            listening.join()
+            asking.stdin.close()
+            listening.result()
 
 
-def ask(address: str, workers: int, pause: float) -> None:
+def ask(address, workers, pause):
     """Write each answer as a line; until the input ends."""
     stop = threading.Event()
     writing = threading.Lock()
 
-    def load() -> None:
+    def load():
         with httpx.Client(base_url=address, timeout=60) as client:
             status = 200
             while status != FAILED and not stop.is_set():
@@ -95,13 +103,11 @@ def ask(address: str, workers: int, pause: float) -> None:
                     sys.stdout.flush()
                 time.sleep(pause)
 
-    threads = [threading.Thread(target=load) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    sys.stdin.read()
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(workers) as threads:
+        for _ in range(workers):
+            threads.submit(load)
+        sys.stdin.read()
+        stop.set()
 
 
 if __name__ == "__main__":

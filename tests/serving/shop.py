@@ -1,16 +1,15 @@
 """A shop online in a Redis of its own: every type, composite keys, nulls, values that expire."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+import uvloop
 from feast import (
     Entity,
     FeatureService,
@@ -26,6 +25,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from redis import Redis
 
+from core.settings import Settings
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.online import OnlineFeatures
@@ -35,9 +35,6 @@ from mlflow_server.served_model import ServedModel
 from serving.features import FeatureSource
 from tests.conftest import new_settings, redis_server
 from tests.serving.conftest import SPEC
-
-if TYPE_CHECKING:
-    from core.settings import Settings
 
 DAY = timedelta(days=1)
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -94,11 +91,11 @@ VISIT = view("visit", customer, shop, visits=Int64)
 VIEWS = (PERSON, LEVEL, VISIT)
 
 
-def failing(inputs: dict[str, Any]) -> dict[str, Any]:
+def failing(inputs):
     return {"inverse": [1 / count for count in inputs["count"]]}
 
 
-def offered(inputs: dict[str, Any]) -> dict[str, Any]:
+def offered(inputs):
     pairs = zip(inputs["cart_value"], inputs["person__amount"], strict=True)
     from datetime import timedelta  # noqa: PLC0415  (Feast stores the function alone)
 
@@ -211,6 +208,15 @@ class Shop:
             yield source
         finally:
             await source.close()
+
+    def read(self, service, names, keys, moments=NOON):
+        """Read rows as a worker does."""
+
+        async def read():
+            async with self.source(service, names) as source:
+                return await online(source, keys, moments)
+
+        return uvloop.run(read())
 
     def field_of(self, customer_id, feature):
         """Return the hash of a customer's features in Redis, and the field of one of them."""

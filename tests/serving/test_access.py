@@ -1,20 +1,18 @@
 """Tokens: set, replaced and removed while requests run; nobody else is answered."""
 
-from __future__ import annotations
-
-import shutil
-import threading
 import time
+from contextlib import ExitStack
+from functools import partial
 from itertools import groupby
 
-import httpx
 import pytest
 
 from core.errors import SettingsError
-from core.settings import load_settings
+from core.settings import free_ports, load_settings
 from core.tokens import serving_headers
 from serving.middleware import OPEN_PATHS, READ_SECONDS, Access
-from tests.conftest import at_most, unused_port, wait_until
+from tests.conftest import at_most, wait_until
+from tests.serving.load import repeated
 
 OLD = "old-0123456789"
 NEW = "new-0123456789"
@@ -72,12 +70,12 @@ def test_a_file_without_a_token_allows_nobody_and_is_reported_once(
 def guarded(rig, served, tmp_path_factory):
     """A second server with tokens, in a home and with a log of its own, and their file."""
     home = tmp_path_factory.mktemp("guarded")
-    shutil.copytree(rig.settings.home / "feast", home / "feast")
+    rig.copy_what_serves(home)
     file = home / "tokens"
     write(file, OLD)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GYRE_SERVING_TOKENS_FILE", str(file))
-        with rig.serving(home=home, serving_port=unused_port()) as (client, _):
+        with rig.serving(home=home) as (client, _):
             rig.known_to_be_ready(client)
             yield client, file
 
@@ -119,9 +117,7 @@ def test_a_server_without_its_stores_shows_addresses_and_counts_only_with_a_toke
     file = tmp_path / "tokens"
     write(file, OLD)
     monkeypatch.setenv("GYRE_SERVING_TOKENS_FILE", str(file))
-    names = ("serving_port", "redis_port", "mlflow_port")
-    ports = {name: unused_port() for name in names}
-    with rig.serving(home=tmp_path, serving_workers=2, **ports) as (client, _):
+    with rig.serving(home=tmp_path, serving_workers=2, **free_ports()) as (client, _):
         # Probes, which refuse nobody.
         for path in ("/health/ready", "/v2/health/ready", "/ping"):
             assert client.get(path).status_code == 503
@@ -146,35 +142,26 @@ def test_a_server_without_its_stores_shows_addresses_and_counts_only_with_a_toke
 @pytest.mark.timed
 def test_tokens_are_replaced_and_removed_under_load(rig, guarded):
     client, file = guarded
-    statuses: dict[str, list[int]] = {OLD: [], NEW: [], WRONG: []}
-    stop = threading.Event()
+    statuses = {OLD: [], NEW: [], WRONG: []}
 
     def ask(token):
         headers = {"authorization": f"Bearer {token}"}
-        url = client.base_url
-        with httpx.Client(base_url=url, headers=headers, timeout=600) as token_client:
-            while not stop.wait(0.002):
-                answer = token_client.post("/predict", json={"customer_id": 4})
-                statuses[token].append(answer.status_code)
+        answer = client.post("/predict", json={"customer_id": 4}, headers=headers)
+        statuses[token].append(answer.status_code)
 
     def wait_for(token, status, since):
         """Wait until `token` is answered so, and hold that to the time since the change."""
         wait_until(f"{status}", lambda: statuses[token][-1:] == [status])
         assert time.monotonic() - since < SEEN_SECONDS
 
-    threads = [threading.Thread(target=ask, args=(token,)) for token in statuses]
-    for thread in threads:
-        thread.start()
-    try:
+    with ExitStack() as asking:
+        for token in statuses:
+            asking.enter_context(repeated(partial(ask, token), 0.002))
         wait_until("answers", lambda: all(statuses.values()))
         wait_for(NEW, 200, write(file, OLD, f"shop:{NEW}"))
         wait_for(OLD, 401, write(file, NEW))
         file.unlink()
         wait_for(NEW, 401, time.monotonic())
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     # A change counts for every request after it.
     orders = {}
     for token, answers in statuses.items():

@@ -1,7 +1,5 @@
 """/docs: the models, and examples that are accepted as they stand."""
 
-from __future__ import annotations
-
 
 def test_the_example_of_every_operation_is_accepted_as_it_stands(served, consumer):
     """Events are accepted only once a consumer has read."""

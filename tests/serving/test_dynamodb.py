@@ -1,7 +1,5 @@
 """DynamoDB in place of Redis: Feast's own store, from rows to predictions, against moto."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from datetime import UTC, datetime
@@ -56,16 +54,11 @@ def tables():
     }
 
 
-@pytest.fixture(scope="module")
-def environment():
-    subprocess.run(
-        ["make", "--silent", ".venv-dynamodb/gyre.stamp"], cwd=CLONE, check=True
-    )
-
-
 @pytest.fixture
-def stack(environment, tmp_path, monkeypatch):
+def stack(tmp_path, monkeypatch):
     """Settings of a home whose features go to DynamoDB; the file of its orders."""
+    environment = ".venv-dynamodb/gyre.stamp"
+    subprocess.run(["make", "--silent", environment], cwd=CLONE, check=True)
     source = tmp_path / "orders.parquet"
     demo = new_settings(tmp_path / "demo", demo_start=None)
     rows = pull(demo, ORDERS, datetime.now(UTC)).read_all()

@@ -1,7 +1,5 @@
 """Wrong requests get 4xx with the name of the field, in strict JSON."""
 
-from __future__ import annotations
-
 import json
 import socket
 

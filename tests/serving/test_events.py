@@ -1,7 +1,5 @@
 """`POST /events/orders`: on the stream before the answer, landed and online soon after."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -40,29 +38,35 @@ def accepts(served, events, count=1):
 
 
 @pytest.fixture
-def features(rig, served, consumer):
-    """Return the count of orders that a customer is scored with; None: nobody knows the customer."""
+def features(rig, served):
+    """Return a feature that a customer is scored with; None: nobody knows the customer."""
 
-    def feature(customer):
+    def feature(customer, name="lifetime_orders"):
         answer = rig.predict_online(served.client, customer)
         if answer.status_code == 404:
             return None
-        return rig.row_of(answer)["features"]["lifetime_orders"]
+        return rig.row_of(answer)["features"][name]
 
     return feature
 
 
+def seconds_until_counted(served, features, number, customer):
+    """Send an order; return after how long the customer is scored with it."""
+    orders = features(customer) or 0
+    start = time.perf_counter()
+    accepts(served, order(number, customer))
+    soon(lambda: features(customer), orders + 1)
+    return time.perf_counter() - start
+
+
 @pytest.mark.timed
 def test_an_order_changes_the_features_of_the_next_prediction_within_a_second(
-    served, features, capsys
+    served, features, consumer, capsys
 ):
-    seconds = []
-    for customer in range(100, 110):
-        orders = features(customer)
-        start = time.perf_counter()
-        accepts(served, order(customer, customer))
-        soon(lambda customer=customer: features(customer), orders + 1)
-        seconds.append(time.perf_counter() - start)
+    seconds = [
+        seconds_until_counted(served, features, customer, customer)
+        for customer in range(100, 110)
+    ]
     seconds.sort()
     with capsys.disabled():
         print(  # noqa: T201  (the figure is the point)
@@ -88,17 +92,14 @@ def test_a_thousand_events_of_new_customers_are_online_within_three_seconds(
 
 
 @pytest.mark.timed
-def test_events_are_online_soon_while_an_ingest_runs(rig, served, features):
+def test_events_are_online_soon_while_an_ingest_runs(rig, served, features, consumer):
     seconds = []
     with ThreadPoolExecutor(1) as threads:
         now = datetime.now(UTC)
         work = threads.submit(ingest, rig.settings, "orders", now, full=True)
         while not work.done():
-            number = len(seconds) + 1
-            start = time.perf_counter()
-            accepts(served, order(1_000 + number, NEW + 7))
-            soon(lambda: features(NEW + 7), number)
-            seconds.append(time.perf_counter() - start)
+            number = 1_000 + len(seconds)
+            seconds.append(seconds_until_counted(served, features, number, NEW + 7))
         work.result()
     assert features(NEW + 7) == len(seconds)
     print(f"\nduring an ingest: slowest of {len(seconds)} {max(seconds):.2f} s")  # noqa: T201

@@ -1,26 +1,21 @@
 """`/explain`: what each feature adds to a prediction, for versions of every task."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, SCORE, digest_tags
 from serving.copies import Origin
 from serving.explanation import explain
 from serving.features import FeatureSource
 from serving.model import LoadedModel, score
-from serving.opening import open_version
 from tests.serving.conftest import (
-    FEATURE_TYPES,
     FEATURES,
     KNOWN,
     SPEC,
     contract,
     onnx_graph,
+    opened_version,
     tiny_onnx,
 )
 from tests.serving.test_numbers import NUMBER, NUMBERS
@@ -68,18 +63,13 @@ def test_one_prediction_is_explained_at_a_time_and_predictions_are_answered(
 
 def three_classes():
     """A graph of the probabilities of three classes: softmax of days · (0.01, 0, -0.01)."""
-    days = "days_since_last_order"
-    nodes = [
-        helper.make_node("Cast", [days], ["days"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["days", "last"], ["column"]),
-        helper.make_node("MatMul", ["column", "weights"], ["sums"]),
-        helper.make_node("Softmax", ["sums"], [SCORE]),
-    ]
-    weights = [
-        helper.make_tensor("weights", TensorProto.FLOAT, [1, 3], [0.01, 0, -0.01]),
-        helper.make_tensor("last", TensorProto.INT64, [1], [1]),
-    ]
-    return onnx_graph(nodes, FEATURE_TYPES, weights, classes=[3])
+    nodes = """
+        days = Cast <to = 1> (days_since_last_order)
+        column = Unsqueeze (days, last)
+        sums = MatMul (column, weights)
+        score = Softmax (sums)"""
+    weights = "float[1, 3] weights = {0.01, 0.0, -0.01}, int64[1] last = {1}"
+    return onnx_graph(SPEC.features, nodes, weights, score="float[N, 3]")
 
 
 NAMES = ("late", "on_time", "early")
@@ -100,17 +90,13 @@ def test_the_sum_is_the_answered_score_in_every_task(
     rig, tmp_path, served_model, spec, graph, prediction
 ):
     model_with_rows = served_model.model_copy(update={"background": BACKGROUND})
-    (tmp_path / ONNX_FILE).write_bytes(graph.SerializeToString())
-    (tmp_path / CONTRACT_FILE).write_text(model_with_rows.model_dump_json())
-    tags = digest_tags(tmp_path)
-    model_contract, session = open_version(tmp_path, tags, spec)
-    source = FeatureSource(rig.settings, None)
-    origin = Origin(created=0, digests=tags)
-    model = LoadedModel("1", origin, model_contract, session, source)
+    opened = opened_version(tmp_path, model_with_rows, graph, spec)
+    origin = Origin(created=0, digests={})
+    model = LoadedModel("1", origin, *opened, FeatureSource(rig.settings, None))
     row = FEATURES | {"days_since_last_order": 160}
     explanation = explain(model, row, prediction)
     rows = [*BACKGROUND, row]
-    scores = np.array(score(session, model_contract, rows)).reshape(4, -1)[:, 0]
+    scores = np.array(score(model.session, model.contract, rows)).reshape(4, -1)[:, 0]
     mean = scores[:3].mean()
     assert explanation["expected"] == pytest.approx(mean, rel=1e-5)
     first, *others = explanation["contributions"].items()

@@ -1,7 +1,5 @@
 """Feedback: every id of an answer is accepted, and each outcome is a row of the log."""
 
-from __future__ import annotations
-
 from tests.conftest import unused_port
 
 PROXY_ID = "shop/42:a-b_c.d+e=f@g" + "h" * 107

@@ -1,7 +1,5 @@
 """Requests that schemathesis makes up from the server's own OpenAPI document."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 

@@ -1,13 +1,10 @@
 """Answers where the online store lacks a value or a row (where Redis is down: tests/faults)."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import struct
 from datetime import UTC, datetime
 
-import httpx
 import pandas as pd
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
@@ -16,7 +13,7 @@ from redis import Redis
 from core.spec import MISSING
 from feature_repo.store import open_store
 from serving.app import create_app
-from tests.serving.conftest import FEATURES, KNOWN, contract
+from tests.serving.conftest import FEATURES, KNOWN, client_of, contract
 
 IS_READ = re.compile("is null|has no row")
 """Of a refusal: Redis was read, and lacks something."""
@@ -35,17 +32,14 @@ def refusing(rig, home, monkeypatch, *customers):
 
     async def ask(client, customer):
         while True:
-            answer = await client.post("/predict", json={"customer_id": customer})
+            answer = await rig.predict(client, customer)
             if answer.status_code != 503 or IS_READ.search(answer.text):
                 return answer
             await asyncio.sleep(0.05)
 
     async def run():
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.app.router.lifespan_context(app.app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-        ):
+        lifespan = app.app.router.lifespan_context(app.app)
+        async with lifespan, client_of(app) as client:
             return [await ask(client, customer) for customer in customers]
 
     return asyncio.run(run())
@@ -59,8 +53,7 @@ def store_customer(rig, customer, **values):
     row |= {"last_order_us": now_us, "first_order_us": now_us} | FEATURES | values
     types = {"lifetime_value": "float64", "last_order_us": "Int64"}
     frame = pd.DataFrame([row]).astype(types | {"customer_segment": "string"})
-    store = open_store(rig.settings, 5.0)
-    store.write_to_online_store("customer_features", frame)
+    open_store(rig.settings, 5.0).write_to_online_store("customer_features", frame)
 
 
 def test_a_null_is_scored_as_in_training_replaced_by_defaults_or_refused_as_the_spec_says(
@@ -87,11 +80,10 @@ def two_views(rig, served):
     first = [feature for feature in view.features if feature.name not in names]
     second = [feature for feature in view.features if feature.name in names]
     prefix = b"value " + view.prefix
+    value = {"name": "value", "prefix": prefix, "features": tuple(second)}
     views = (
         view.model_copy(update={"features": tuple(first)}),
-        view.model_copy(
-            update={"name": "value", "prefix": prefix, "features": tuple(second)}
-        ),
+        view.model_copy(update=value),
     )
     of_two_views = lookup.model_copy(update={"views": views})
     version = rig.register(-0.5, lookup=of_two_views).version
@@ -99,11 +91,9 @@ def two_views(rig, served):
     with Redis(port=rig.settings.redis_port) as redis:
         for feature in second:
             redis.hset(key, feature.field, Value(double_val=7.5).SerializeToString())
-        rig.promote(version)
-        rig.answers_as(served.client, version)
+        rig.swap(served.client, version)
         yield
-        rig.promote(served.first)
-        rig.answers_as(served.client, served.first)
+        rig.swap(served.client, served.first)
         redis.delete(key)
 
 

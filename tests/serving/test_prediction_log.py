@@ -1,25 +1,12 @@
 """The log against a full disk, other threads and the replacement of files."""
 
-from __future__ import annotations
-
 import resource
 import threading
 
 import pytest
 
 from serving.prediction_log import AppendLog
-from tests.serving.conftest import read_rows
-
-
-def rows_in(folder):
-    """Return the rows of all files, and the count of incomplete lines."""
-    rows = []
-    torn = 0
-    for path in sorted(folder.glob("predictions-*.jsonl")):
-        rows_of_file, torn_of_file = read_rows(path)
-        rows += rows_of_file
-        torn += torn_of_file
-    return rows, torn
+from tests.serving.conftest import read_log
 
 
 @pytest.fixture
@@ -43,7 +30,7 @@ def test_a_row_that_is_cut_by_a_full_disk_damages_no_other_row(log, tmp_path):
     assert log.write([{"n": 4}])
     assert log.problem is None
     log.close()
-    assert rows_in(tmp_path) == ([{"n": 1}, {"n": 4}], 1)
+    assert read_log(tmp_path) == ([{"n": 1}, {"n": 4}], 1)
 
 
 def test_while_a_large_batch_is_written_other_rows_are_written_too(log, tmp_path):
@@ -57,7 +44,7 @@ def test_while_a_large_batch_is_written_other_rows_are_written_too(log, tmp_path
         assert log.write([row])
         single_rows.append(row)
     log.close()
-    rows, torn = rows_in(tmp_path)
+    rows, torn = read_log(tmp_path)
     assert torn == 0
     assert [row for row in rows if "batch" in row] == batch
     assert [row for row in rows if "n" in row] == single_rows

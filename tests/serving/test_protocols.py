@@ -1,7 +1,5 @@
 """Each protocol with the client of its users; all of them give one score."""
 
-from __future__ import annotations
-
 import warnings
 
 import mlflow
@@ -10,7 +8,7 @@ import pandas as pd
 import pytest
 import tritonclient.http as triton
 
-from tests.serving.conftest import DATATYPES, PANDAS_TYPES
+from tests.serving.conftest import DATATYPES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow about its own type hints
@@ -21,15 +19,9 @@ NAME = "customer_churn_model"
 INFER = f"/v2/models/{NAME}/infer"
 
 
-def key_input(*, binary=False):
-    tensor = triton.InferInput("customer_id", [len(KEYS)], "INT64")
-    return tensor.set_data_from_numpy(np.array(KEYS), binary_data=binary)
-
-
 @pytest.fixture
 def client(served):
-    url = f"{served.client.base_url.host}:{served.client.base_url.port}"
-    with triton.InferenceServerClient(url) as client:
+    with triton.InferenceServerClient(served.client.base_url.netloc.decode()) as client:
         yield client
 
 
@@ -52,12 +44,14 @@ def test_a_triton_client_infers_by_key(rig, served, client):
     body = [{"customer_id": key} for key in KEYS]
     plain = rig.online(lambda: served.client.post("/predict/batch", json=body))
     expected = [row["probability"] for row in plain.json()]
-    part = client.infer(NAME, [key_input()], request_id="mine", outputs=outputs)
+    keys = triton.InferInput("customer_id", [len(KEYS)], "INT64")
+    keys.set_data_from_numpy(np.array(KEYS), binary_data=False)
+    part = client.infer(NAME, [keys], request_id="mine", outputs=outputs)
     response = part.get_response()
     assert (response["id"], response["model_version"]) == ("mine", served.first)
     assert part.as_numpy("score").tolist() == expected
     assert part.as_numpy("logged") is None
-    answer = client.infer(NAME, [key_input()])
+    answer = client.infer(NAME, [keys])
     assert answer.as_numpy("score").tolist() == expected
     assert answer.as_numpy("logged").tolist() == [True] * 3
     ids = {*answer.as_numpy("request_id").tolist()}
@@ -81,9 +75,8 @@ def test_mlflows_own_client_gets_what_mlflows_own_server_would_answer(rig, serve
     client = ScoringServerClient(url.host, url.port)
     client.ping()
     assert client.get_version() == mlflow.__version__
-    types = {name: PANDAS_TYPES[kind] for name, kind in rig.spec.features.items()}
     rows = [rig.features | {"days_since_last_order": days} for days in (0, 50, 100)]
-    frame = pd.DataFrame(rows).astype(types)[list(types)]
+    frame = pd.DataFrame(rows)
     mlflow.set_tracking_uri(rig.settings.mlflow_address)
     model = mlflow.pyfunc.load_model(f"models:/{rig.spec.name}/{served.first}")
     expected = model.predict(frame)

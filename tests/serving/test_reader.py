@@ -1,7 +1,5 @@
 """Features of an online store, read without Feast: the same rows that Feast's reader returns."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from itertools import product
 from random import Random
@@ -11,15 +9,9 @@ import uvloop
 from feast.protos.feast.types.Value_pb2 import Value
 
 from core.errors import DataError
-from mlflow_server.served_model import (
-    CONTRACT_FILE,
-    ONNX_FILE,
-    LookupSpecification,
-    digest_tags,
-)
+from mlflow_server.served_model import LookupSpecification
 from serving.errors import ModelRefusedError
-from serving.opening import open_version
-from tests.serving.conftest import SPEC, contract, tiny_onnx
+from tests.serving.conftest import contract, opened_version, tiny_onnx
 from tests.serving.shop import (  # noqa: F401  (fixtures)
     DAY,
     NAMES,
@@ -39,16 +31,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 MICROSECOND = timedelta(microseconds=1)
 SECOND_CUSTOMER = {"count": 127, "amount": 1.5, "name": "ü€😀"}
-
-
-def rows_of(shop, service, names, keys):
-    """Rows as a worker reads them at noon."""
-
-    async def read():
-        async with shop.source(service, names) as source:
-            return await online(source, keys)
-
-    return uvloop.run(read())
 
 
 def test_rows_are_feasts_for_every_value_key_age_and_absence(stocked):
@@ -89,14 +71,14 @@ def test_rows_are_feasts_for_every_value_key_age_and_absence(stocked):
 )
 def test_a_row_whose_bytes_are_not_of_its_type_fails_alone(stocked, content):
     stocked.redis.hset(*stocked.field_of(-3, "count"), content)
-    rows = rows_of(stocked, "plain", PLAIN, people(-3, -2, 5000))
+    rows = stocked.read("plain", PLAIN, people(-3, -2, 5000))
     assert rows == [{}, SECOND_CUSTOMER, None]
 
 
 def test_a_row_that_an_on_demand_function_fails_at_fails_alone(stocked):
     stocked.write(PERSON, {"customer_id": 88}, {"amount": 1.0})
     names = ("count", "inverse")
-    rows = rows_of(stocked, "failing", names, people(-3, 88, -2))
+    rows = stocked.read("failing", names, people(-3, 88, -2))
     assert rows == [
         {"count": 1, "inverse": 1.0},
         {},
@@ -120,10 +102,8 @@ def test_a_version_whose_features_are_read_in_another_way_here_is_refused(
     part = lookup if change.keys() <= lookup.keys() else lookup["functions"][0]
     part |= change
     altered = contract().model_copy(update={"lookup": LookupSpecification(**lookup)})
-    (tmp_path / CONTRACT_FILE).write_text(altered.model_dump_json())
-    (tmp_path / ONNX_FILE).write_bytes(tiny_onnx(0.0).SerializeToString())
     with pytest.raises((ModelRefusedError, DataError), match=reason):
-        open_version(tmp_path, digest_tags(tmp_path), SPEC)
+        opened_version(tmp_path, altered, tiny_onnx(0.0))
 
 
 def test_a_redis_that_was_emptied_is_a_problem_and_the_last_known_features_count(

@@ -1,35 +1,28 @@
 """Values of a request for on-demand functions: read, checked, logged and documented."""
 
-from __future__ import annotations
-
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
-import httpx
 import numpy as np
 import pytest
 import uvloop
 from fastapi import FastAPI
 from feast import FeatureService, RequestSource
 from feast.types import Bytes, Float64, Int64
-from onnx import TensorProto, helper
 
 from core.errors import DataError
 from core.spec import INPUTS, Population
 from feature_repo.lookup_writer import look_up_specification
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, SCORE, digest_tags
 from monitoring.collect import collect, predictions
 from serving.app import add_routes
 from serving.copies import Origin
 from serving.features import FeatureSource
 from serving.model import LoadedModel
 from serving.model_versions import Roles
-from serving.opening import open_version
 from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository
-from tests.serving.conftest import ONNX_TYPES, SPEC, body_of, onnx_graph
+from tests.serving.conftest import SPEC, body_of, client_of, onnx_graph, opened_version
 from tests.serving.shop import (  # noqa: F401  (fixtures)
     DAY,
     NOON,
@@ -62,10 +55,7 @@ CARTS = SPEC.model_copy(
         "population": Population(feature="amount", below=1_000),
     }
 )  # fmt: skip
-DEFAULTS = {
-    "amount": 1.0, "above": 2.0, "offer": "a", "more": 3, "crates": 1, "third": 0.5, "bought": 1,
-    "late": 1_700_000_000_000_000, "since": 1_700_000_000_000_000,
-}  # fmt: skip
+DEFAULTS = dict.fromkeys(KINDS, 1) | {"offer": "a"}
 DATA = {
     "cart_value": 12.5, "coupon": "ten", "items": 2, "boxes": 5, "rate": 0.1, "gift": False,
     "due": "2026-11-20T13:00:00.5+01:00",
@@ -85,14 +75,6 @@ PATHS = {
 }  # fmt: skip
 
 
-def read_online(shop, service, names, keys, moments=NOON):
-    async def read():
-        async with shop.source(service, names) as source:
-            return await online(source, keys, moments)
-
-    return uvloop.run(read())
-
-
 def test_rows_are_feasts_for_every_request_data(stocked):
     small = {"cart_value": -0.0, "coupon": "", "items": -(2**63), "boxes": -1}
     large = {"cart_value": 1e300, "coupon": "ü€😀\x00", "items": 2**62}
@@ -106,7 +88,7 @@ def test_rows_are_feasts_for_every_request_data(stocked):
     moments = [NOON + n * DAY for n in range(len(keys))]
     lookup = stocked.contract("offered", NAMES).lookup
     assert (lookup.unsupported, lookup.request_data) == (None, FIELDS)
-    rows = read_online(stocked, "offered", NAMES, keys, moments)
+    rows = stocked.read("offered", NAMES, keys, moments)
     expected = stocked.feast("offered", NAMES, keys, moments)
     expected[-3:] = [
         None
@@ -169,30 +151,18 @@ async def load_version(shop, folder, version, service, names):
         "population": CARTS.population,
     }  # fmt: skip
     contract = shop.contract(service, names).model_copy(update=changes)
-    nodes = [
-        helper.make_node("Cast", [names[0]], ["number"], to=TensorProto.FLOAT),
-        helper.make_node("Sigmoid", ["number"], [SCORE]),
-    ]
-    inputs = {name: ONNX_TYPES[INPUTS[kind]] for name, kind in kinds.items()}
+    inputs = {name: INPUTS[kind] for name, kind in kinds.items()}
+    nodes = f"number = Cast <to = 1> ({names[0]}) score = Sigmoid (number)"
     place = folder / version
     place.mkdir()
-    (place / CONTRACT_FILE).write_text(contract.model_dump_json())
-    (place / ONNX_FILE).write_bytes(onnx_graph(nodes, inputs).SerializeToString())
-    contract, session = open_version(place, digest_tags(place), CARTS)
+    opened = opened_version(place, contract, onnx_graph(inputs, nodes), CARTS)
     source = FeatureSource(shop.settings, contract)
     while source.problem is not None:
         await source.probe()
-    return LoadedModel(
-        version, Origin(created=1, digests={}), contract, session, source
-    )
+    return LoadedModel(version, Origin(created=1, digests={}), *opened, source)
 
 
-@asynccontextmanager
-async def serving(shop, home, *, is_on_trial=False):
-    """A client of the application.
-
-    is_on_trial: the version that takes request data is a challenger of one that takes none.
-    """
+async def ask(shop, home, requests, is_on_trial):
     log = AppendLog(home / "serving" / "log", "predictions")
     log.open()
     repository = ModelRepository(shop.settings, log)
@@ -205,26 +175,24 @@ async def serving(shop, home, *, is_on_trial=False):
     model = repository.find("carts")
     model._swap(roles)
     model._keep(model.roles.by_name().values())
-    transport = httpx.ASGITransport(add_routes(FastAPI(), shop.settings, repository))
-    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-        yield client
+    app = add_routes(FastAPI(), shop.settings, repository)
+    async with client_of(app) as client:
+        answers = [
+            await client.post(path, content=json.dumps(body)) for path, body in requests
+        ]
     await repository.ended()
     for version in (takes_data, plain):
         await version.features.close()
     log.close()
+    return answers
 
 
 def post(shop, home, *requests, is_on_trial=False):
-    """Return the application's answers to pairs of path and body."""
+    """Return the application's answers to pairs of path and body.
 
-    async def ask():
-        async with serving(shop, home, is_on_trial=is_on_trial) as client:
-            return [
-                await client.post(path, content=json.dumps(body))
-                for path, body in requests
-            ]
-
-    return asyncio.run(ask())
+    is_on_trial: the version that takes request data is a challenger of one that takes none.
+    """
+    return asyncio.run(ask(shop, home, requests, is_on_trial))
 
 
 def logged(shop, home):

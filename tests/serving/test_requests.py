@@ -1,7 +1,5 @@
 """Many requests at once, their metrics, and the end of the server."""
 
-from __future__ import annotations
-
 import socket
 
 from serving.scorer import MAX_REQUESTS

@@ -1,32 +1,14 @@
 """Who answers: a challenger for its share of the customers, a shadow for nobody."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
-from onnx import TensorProto, helper
 
-from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import promote, release
 from mlflow_server.registry import Registry
-from tests.conftest import unused_port, wait_until
-from tests.serving.conftest import tiny_onnx
+from tests.conftest import wait_until
+from tests.serving.conftest import counted, tiny_onnx
 
 CUSTOMERS = range(1, 1001)
-
-
-def give(rig, version, role, percent=100):
-    ledger = Ledger(rig.settings)
-    promote(Registry(rig.settings), ledger, rig.spec.name, version, who="test", why="a trial",
-            role=role, percent=percent)  # fmt: skip
-    ledger.close()
-
-
-def end(rig, role):
-    ledger = Ledger(rig.settings)
-    release(Registry(rig.settings), ledger, rig.spec.name, role, who="test", why="over")
-    ledger.close()
 
 
 def ask_all(client):
@@ -39,10 +21,7 @@ def ask_all(client):
 
 @pytest.fixture(scope="module")
 def two_workers(rig, served):
-    server = rig.serving(
-        home=rig.home_beside(), serving_port=unused_port(), serving_workers=2
-    )
-    with server as (client, _):
+    with rig.serving(home=rig.home_beside(), serving_workers=2) as (client, _):
         rig.known_to_be_ready(client)
         yield client
 
@@ -53,13 +32,13 @@ def workers(rig, served, two_workers):
 
     def has_production_only():
         status = served.client.get("/status").json()
-        roles: dict[str, str] = status["models"][rig.spec.name]["versions"]
-        return roles == {"production": served.first}
+        versions = status["models"][rig.spec.name]["versions"]
+        return versions == {"production": served.first}
 
     yield two_workers
     for role in ("challenger", "shadow"):
         if role in Registry(rig.settings).aliases(rig.spec.name):
-            end(rig, role)
+            rig.release(role)
     wait_until("no trial", lambda: set(ask_all(two_workers).values()) == {served.first})
     wait_until("no trial", has_production_only)
 
@@ -71,7 +50,7 @@ def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
         versions = ask_all(workers).items()
         return {key for key, version in versions if version == served.second}
 
-    give(rig, served.second, "challenger", 10)
+    rig.promote(served.second, role="challenger", percent=10)
     wait_until("a challenger", challenged)
     # A poll may see the alias before the ledger's percent; and each worker follows by itself.
     wait_until("both", lambda: len({str(ask_all(workers)) for _ in range(6)}) == 1)
@@ -82,7 +61,7 @@ def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
         answer = workers.post("/predict", json=request)
         assert answer.json()["model_version"] == served.second
         assert rig.row_of(answer)["role"] == "challenger"
-    give(rig, served.second, "challenger", 50)
+    rig.promote(served.second, role="challenger", percent=50)
     wait_until("half", lambda: len(challenged()) > 400)
     assert customers < challenged()
 
@@ -97,7 +76,7 @@ def test_a_shadow_scores_the_requests_that_production_answers(rig, served, worke
         rig.predict(workers)
         return shadow_rows() != {}
 
-    give(rig, served.second, "shadow")
+    rig.promote(served.second, role="shadow")
     wait_until("a shadow", has_shadow)
     answers = [rig.predict(workers, key).json() for key in CUSTOMERS[:50]]
     ids = {answer["request_id"] for answer in answers}
@@ -114,16 +93,14 @@ def test_production_answers_where_a_challenger_fails_and_failures_are_counted(
     rig, served, workers
 ):
     """It gives a probability for the defaults, so it is loaded, and none for other customers."""
-    model = tiny_onnx(rig.features["days_since_last_order"] * 0.01, score="Sqrt")
-    weight = helper.make_tensor("weight", TensorProto.FLOAT, [1], [-0.01])
-    model.graph.initializer[0].CopyFrom(weight)
+    bias = rig.features["days_since_last_order"] * 0.01
+    model = tiny_onnx(bias, "Sqrt", weight=-0.01)
     version = rig.register(0, model=model).version
-    give(rig, version, "challenger", 100)
+    rig.promote(version, role="challenger")
 
     def failures():
-        lines = workers.get("/metrics").text.splitlines()
-        metric = f'gyre_prediction_failures_total{{model="{rig.spec.name}",role="challenger",'
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(metric))
+        name = f'gyre_prediction_failures_total{{model="{rig.spec.name}",role="challenger",'
+        return counted(workers, name)
 
     # Either worker may have it first, and the connection is to one of them.
     wait_until("failures", lambda: ask_all(workers) and failures() > 0)

@@ -1,7 +1,5 @@
 """The status of a server: at an empty start, and with a version."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 

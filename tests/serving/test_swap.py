@@ -1,12 +1,11 @@
 """Promotions while requests are under way, and what a version may lack."""
 
-from __future__ import annotations
-
 import time
 
 import pytest
 
 from tests.conftest import at_most
+from tests.serving.conftest import body_of
 from tests.serving.load import under_load
 
 
@@ -27,17 +26,14 @@ def test_a_version_may_have_no_population_and_no_probability_for_some_features(
     rig, served
 ):
     def ask(days):
-        features = rig.features | {"days_since_last_order": days}
-        body = {"customer_id": 4, "features": features}
+        body = body_of("plain", rig.features | {"days_since_last_order": days})
         return served.client.post("/predict", json=body)
 
     assert ask(500).json()["in_population"] is False
     version = rig.register(1.0, score="Reciprocal", population=None).version
-    rig.promote(version)
-    rig.answers_as(served.client, version)
+    rig.swap(served.client, version)
     assert ask(500).json()["in_population"] is True
     refused = ask(-200)  # 1 / (-2 + 1)
     assert refused.status_code == 422
     assert "-1.0" in refused.json()["detail"]
-    rig.promote(served.first)
-    rig.answers_as(served.client, served.first)
+    rig.swap(served.client, served.first)

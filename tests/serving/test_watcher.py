@@ -1,7 +1,5 @@
 """Models and specs that a worker follows, and when a refused version is tried again."""
 
-from __future__ import annotations
-
 import asyncio
 from datetime import UTC, datetime, timedelta
 

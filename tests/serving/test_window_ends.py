@@ -4,16 +4,11 @@ The shop of page views is the project of docs/page-views.md with fewer rows. Fea
 are read from the prediction log, and compared with a brute force over the raw rows.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil
-import subprocess
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -22,15 +17,14 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from onnx import TensorProto, helper
 
 from core.settings import CLONE
-from mlflow_server.served_model import SCORE, LookupSpecification
-from stack.environment import process_environment
+from mlflow_server.served_model import LookupSpecification
 from tests.conftest import PROMISED, at_most, new_settings
 from tests.pages import read_page
 from tests.preloaded import commands_folder
-from tests.serving.conftest import ONNX_TYPES, Rig, onnx_graph
+from tests.serving.conftest import Rig, onnx_graph
+from tests.serving.load import repeated
 
 PAGE = read_page("page-views.md")
 PREPARE = """
@@ -115,13 +109,11 @@ class Shop:
 
     def new_predictions(self):
         """Return the rows of the log since the last call."""
-        log = self.rig.settings.home / "serving" / "log"
-        files = sorted(log.glob("predictions-*.jsonl"))
-        content = b"".join(file.read_bytes() for file in files)
-        lines = [line for line in content.splitlines() if line]
+        files = sorted(self.rig.log.glob("predictions-*.jsonl"))
+        lines = b"".join(file.read_bytes() for file in files).splitlines()
         new_lines = lines[self.line_count :]
         self.line_count = len(lines)
-        return [json.loads(line) for line in new_lines]
+        return [json.loads(line) for line in new_lines if line]
 
     def wrong_visitors(self, visitors):
         """Return the visitors whose prediction does not have the features of the raw rows."""
@@ -174,63 +166,28 @@ def expected_features(rows, moment):
     }
 
 
-@contextmanager
-def repeated(step, pause_seconds):
-    """Repeat a step in another thread until the block ends."""
-    stop = threading.Event()
-
-    def repeat():
-        while not stop.wait(pause_seconds):
-            step()
-
-    with ThreadPoolExecutor(1) as threads:
-        repeating = threads.submit(repeat)
-        try:
-            yield
-        finally:
-            stop.set()
-        repeating.result()
-
-
 def sleep_until(moment):
     time.sleep(max((moment - datetime.now(UTC)).total_seconds(), 0))
 
 
-def run(rig, *command):
-    done = subprocess.run(
-        command,
-        cwd=rig.folder,
-        env=process_environment(rig.settings),
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def write_project(folder):
     """Write the files of the page."""
-    for name in ("models", "feature_repo/datasets", "feature_repo/expectations"):
-        (folder / name).mkdir(parents=True)
+    for name, content in PAGE.files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
     config = CLONE / "feature_repo" / "feature_store.yaml"
     shutil.copy(config, folder / "feature_repo")
-    for name, content in PAGE.files.items():
-        (folder / name).write_text(content)
     (folder / "data").mkdir()
     (folder / ".gyre").mkdir()
 
 
 def promote_model(rig, lookup):
     """Put a model of the cart's value in production."""
-    inputs = {name: ONNX_TYPES[kind] for name, kind in FEATURES.items()}
-    nodes = [
-        helper.make_node("Sigmoid", ["cart_worth"], ["double"]),
-        helper.make_node("Cast", ["double"], [SCORE], to=TensorProto.FLOAT),
-    ]
+    nodes = "worth = Sigmoid (cart_worth) score = Cast <to = 1> (worth)"
     version = rig.register(
         0,
-        model=onnx_graph(nodes, inputs),
+        model=onnx_graph(FEATURES, nodes),
         name="leaving",
         entity_key={"visitor_id": "string"},
         feature_service="visits_v1",
@@ -255,8 +212,8 @@ def shop(rig, tmp_path_factory):
         shop_rig = Rig(settings, folder, opened)
         shop_rig.start_redis()
         (command,) = [text for text in PAGE.commands if text.startswith("python")]
-        run(shop_rig, "bash", "-euc", command.replace("range(4000)", "range(100)"))
-        lookup = run(shop_rig, commands_folder() / "python", "-c", PREPARE)
+        shop_rig.run("bash", "-euc", command.replace("range(4000)", "range(100)"))
+        lookup = shop_rig.run(commands_folder() / "python", "-c", PREPARE)
         promote_model(shop_rig, lookup)
         client, _ = opened.enter_context(shop_rig.serving())
         shop_rig.known_to_be_ready(client)
@@ -271,7 +228,7 @@ def test_predictions_are_right_soon_after_a_window_ends_during_events_and_ingest
     delivered_visitors = [f"delivered-{number}" for number in range(5)]
 
     def ingest():
-        run(shop.rig, commands_folder() / "gyre", "ingest", "page_views", "--full")
+        shop.rig.run(commands_folder() / "gyre", "ingest", "page_views", "--full")
 
     def send_one():
         age_seconds = random.choice([0, 0, -3, 293, 297, 3596])  # one is dated ahead
