@@ -1,51 +1,43 @@
 """The parts of the serving and registry tests, and how they are broken."""
 
-from __future__ import annotations
-
+import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import pytest
 
-from tests.conftest import unused_port, wait_until
-from tests.faults.promoting_processes import promoting_processes
+from core.settings import PROJECT
+from core.spec import MODELS
+from tests.conftest import wait_until
 from tests.mlflow_server.conftest import ledger, model, registry  # noqa: F401  (fixtures)
-from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
+from tests.serving.conftest import SPEC, rig, served  # noqa: F401  (fixtures)
 
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
-
-    import httpx
-
-    from core.settings import Settings
-    from tests.serving.conftest import Rig
+SPEC_TEXT = (MODELS / f"{SPEC.name}.toml").read_text()
+"""Of the shipped model."""
 
 
 @pytest.fixture(scope="session")
-def settings(rig: Rig) -> Settings:
+def settings(rig):
     """Of the one MLflow and the one ledger that all these tests share."""
     return rig.settings
 
 
-def second_server(
-    rig: Rig, **changed: Any
-) -> AbstractContextManager[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-    """Serve from a home of its own; a client of the server and its process."""
-    home = rig.home_beside()
-    return rig.serving(home=home, serving_port=unused_port(), **changed)
+@contextmanager
+def second_server(rig):
+    """Serve from a home of its own; a client of the server, which is ready, and its process."""
+    with rig.serving(home=rig.home_beside()) as (client, process):
+        rig.known_to_be_ready(client)
+        yield client, process
 
 
-def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def workers(process):
     """Those that answer, of all that `python -m serving` started."""
     children = psutil.Process(process.pid).children()
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 @contextmanager
-def standing_still(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def standing_still(process):
     """A server that does nothing until the block ends, but for a fetch that has begun."""
     stopped = [psutil.Process(process.pid), *workers(process)]
     for server in stopped:
@@ -58,30 +50,42 @@ def standing_still(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 @contextmanager
-def broken(
-    rig: Rig,
-    part: Literal["redis", "mlflow"],
-    how: Literal["killed", "hangs"],
-) -> Iterator[None]:
-    """The server dead, or accepting and never answering; back when the block ends."""
+def broken(rig, part, how):
+    """Redis or MLflow dead, or accepting and never answering; back when the block ends.
+
+    Args:
+        part: "redis" or "mlflow".
+        how: "killed" or "hangs".
+
+    """
     process = getattr(rig, part)
     if how == "killed":
         process.kill()
         process.wait()
         again = getattr(rig, f"start_{part}")
     else:
-        again = psutil.Process(process.pid).resume
-        psutil.Process(process.pid).suspend()
-        stopped = psutil.STATUS_STOPPED
-        wait_until("SIGSTOP", lambda: psutil.Process(process.pid).status() == stopped)
+        stopped = psutil.Process(process.pid)
+        stopped.suspend()
+        wait_until("SIGSTOP", lambda: stopped.status() == psutil.STATUS_STOPPED)
+        again = stopped.resume
     try:
         yield
     finally:
         again()
 
 
-@pytest.fixture(scope="session")
-def promoting(rig: Rig) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Promote from other processes, see `promoting_processes.py`."""
-    with promoting_processes(rig.settings) as job:
-        yield job
+def alerts(rig, cause):
+    """Alerts of a cause that begins so."""
+    path = rig.settings.home / "logs" / "alerts.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["cause"].startswith(cause)]
+
+
+def write_project(folder, monkeypatch, specs):
+    """A project with these specs, by name, of the servers that the test starts."""
+    (folder / "feature_repo").symlink_to(PROJECT / "feature_repo")
+    (folder / "models").mkdir()
+    for name, text in specs.items():
+        (folder / "models" / f"{name}.toml").write_text(text)
+    monkeypatch.setenv("GYRE_PROJECT", str(folder))

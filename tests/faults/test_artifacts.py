@@ -1,33 +1,25 @@
 """Model files that are not what was registered: in MLflow's store, and in the local copy."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import unused_port
+from tests.conftest import unused_port, wait_until
 from tests.serving.load import under_load
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    import httpx
-
-
-def alter(path: Path) -> None:
+def alter(path):
     """One bit of one byte in the middle."""
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
     path.write_bytes(whole)
 
 
-def cut_short(path: Path) -> None:
+def cut_short(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
+DAMAGES = [
     ("model.onnx", alter, "ModelRefusedError: model.onnx: sha256 is"),
     ("model.onnx", Path.unlink, "ArtifactError: model.onnx: MLflow answered"),
     ("serving.json", cut_short, "ModelRefusedError: serving.json: sha256 is"),
@@ -54,21 +46,19 @@ def test_a_version_with_a_damaged_file_is_refused_until_the_file_is_complete(
             damage(file)
             rig.promote(version)
             refusal = f"version {version} is refused: {reason}"
-            rig.wait_until(refusal, lambda text=refusal: text in status_of(client))
+            wait_until(refusal, lambda text=refusal: text in status_of(client))
             assert f"version {served.first} answers" in status_of(client)
             rig.known_to_be_ready(client)
             rig.promote(served.first)
-            rig.wait_until("none", lambda: "is refused:" not in status_of(client))
+            wait_until("none", lambda: "is refused:" not in status_of(client))
     assert {(a.status, a.version) for a in answers} == {(200, served.first)}
     file.write_bytes(whole)
-    rig.promote(version)
-    rig.answers_as(client, version)
+    rig.swap(client, version)
     assert "is refused:" not in status_of(client)
-    rig.promote(served.first)
-    rig.answers_as(client, served.first)
+    rig.swap(client, served.first)
 
 
-def status_of(client: httpx.Client) -> str:
+def status_of(client):
     return client.get("/status").text
 
 
@@ -78,12 +68,10 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
 ):
     """3: the local copy is cut short or missing."""
     rig.copy_what_serves(tmp_path)
-    copies = tmp_path / "serving" / "models" / rig.spec.name
-    for file in copies.glob("*/model.onnx"):
+    for file in tmp_path.glob(f"serving/models/{rig.spec.name}/*/model.onnx"):
         damage(file)
-    ports = {"mlflow_port": unused_port(), "serving_port": unused_port()}
-    with rig.serving(home=tmp_path, **ports) as (client, _):
-        rig.wait_until("a refusal", lambda: "is refused:" in status_of(client))
+    with rig.serving(home=tmp_path, mlflow_port=unused_port()) as (client, _):
+        wait_until("a refusal", lambda: "is refused:" in status_of(client))
         answer = rig.predict(client)
         assert answer.status_code == 503
         assert "model.onnx: sha256 is" in answer.json()["detail"]

@@ -1,9 +1,6 @@
 """Roles changed in MLflow's UI, or by a client of it, past Gyre's own commands."""
 
-from __future__ import annotations
-
 from threading import Thread
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -13,10 +10,6 @@ from mlflow_server.registry import Registry
 from tests.conftest import at_most, wait_until
 from tests.mlflow_server.conftest import client, stages
 from tests.serving.load import under_load
-
-if TYPE_CHECKING:
-    from core.settings import Settings
-    from mlflow_server.ledger import LedgerRow
 
 ANN = {"who": "ann", "why": "better"}
 UI = "mlflow-ui"
@@ -28,13 +21,7 @@ NAMED = {
 """Who is written down for a request with these headers."""
 
 
-def in_ui(
-    settings: Settings,
-    model: str,
-    version: str | None,
-    role: str = "production",
-    **headers: str,
-) -> httpx.Response:
+def in_ui(settings, model, version, role="production", **headers):
     """Do what MLflow's UI does where somebody edits the aliases of a version."""
     body = {"name": model, "alias": role} | ({"version": version} if version else {})
     url = f"{settings.mlflow_address}/ajax-api/2.0/mlflow/registered-models/alias"
@@ -42,7 +29,7 @@ def in_ui(
     return httpx.request(method, url, json=body, headers=headers, timeout=600)
 
 
-def change(row: LedgerRow) -> tuple[str, str | None, str | None, str]:
+def change(row):
     assert row.applied_at
     return row.role, row.from_version, row.to_version, row.who
 
@@ -56,18 +43,18 @@ def test_a_role_changed_by_hand_is_in_the_ledger_at_once_and_served_within_5_s(
     first = served.first
     second = served.second
     with under_load(served.client) as answers:
-        for role, version, answering, entry in (
-            ("production", second, second, ("production", first, second, UI)),
-            ("challenger", first, second, ("challenger", None, first, UI)),
-            ("challenger", None, second, ("challenger", first, None, UI)),
-            ("production", None, second, ("production", second, None, UI)),
-            ("production", first, first, ("production", None, first, UI)),
+        for role, previous, version, answering in (
+            ("production", first, second, second),
+            ("challenger", None, first, second),
+            ("challenger", first, None, second),
+            ("production", second, None, second),
+            ("production", None, first, first),
         ):
             before = ledger.rows(model)
             assert in_ui(rig.settings, model, version, role).status_code == 200
-            assert ledger.rows(model)[:-1] == before
-            row = ledger.rows(model)[-1]
-            assert change(row) == entry
+            *earlier, row = ledger.rows(model)
+            assert earlier == before
+            assert change(row) == (role, previous, version, UI)
             rig.answers_as(served.client, answering, at_most(5))
     assert row.why == "alias production set in MLflow"
     assert {a.status for a in answers} == {200}
@@ -98,7 +85,7 @@ class Interrupted(Registry):
 
     hand: Thread
 
-    def set_alias(self, model: str, role: str, version: str | None) -> bool:
+    def set_alias(self, model, role, version):
         moved = super().set_alias(model, role, version)
         if role == "production":
             self.hand.start()

@@ -1,7 +1,5 @@
 """The console that is killed, and sources of it that are killed or hang."""
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import closing, contextmanager
@@ -24,23 +22,20 @@ pytestmark = pytest.mark.timed
 
 @contextmanager
 def console(rig, **changed):
-    settings = rig.settings.model_copy(
-        update={"console_port": unused_port(), **changed}
-    )
+    changes = {"console_port": unused_port()} | changed
+    settings = rig.settings.model_copy(update=changes)
+    address = settings.console_address
     command = [sys.executable, "-m", "monitoring.console"]
+    log = rig.folder / "console.log"
     with (
-        running(
-            command, rig.folder / "console.log", **process_environment(settings)
-        ) as process,
-        httpx.Client(base_url=settings.console_address, timeout=600) as client,
+        running(command, log, **process_environment(settings)) as process,
+        httpx.Client(base_url=address, timeout=600) as client,
     ):
-        wait_until(
-            "console", lambda: answers(f"{settings.console_address}/health/live")
-        )
+        wait_until("console", lambda: answers(f"{address}/health/live"))
         yield client, process
 
 
-def page(client: httpx.Client, path: str = "/") -> str:
+def page(client, path="/"):
     began = time.monotonic()
     answer = client.get(path)
     assert time.monotonic() - began < at_most(ANSWERED)
@@ -48,7 +43,7 @@ def page(client: httpx.Client, path: str = "/") -> str:
     return unescape(answer.text)
 
 
-def shows(client: httpx.Client, text: str, path: str = "/") -> None:
+def shows(client, text, path="/"):
     """Wait for a text: a source may need more than its second on a busy machine."""
     wait_until(text, lambda: text in page(client, path))
 
@@ -67,7 +62,7 @@ def test_predictions_do_not_notice_that_the_console_is_killed(rig, served):
     assert {answer.status for answer in predictions} == {200}
 
 
-def lacks_mlflow(text: str) -> bool:
+def lacks_mlflow(text):
     """Whether a page says that MLflow does not answer."""
     return "mlflow: no answer" in text or "MLflow does not answer" in text
 

@@ -1,10 +1,7 @@
 """Events while a worker, Redis or the consumer fails."""
 
-from __future__ import annotations
-
 import random
 import time
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import Redis
@@ -14,41 +11,28 @@ from feature_repo.features import raw_table
 from feature_repo.quarantine import quarantine_table
 from tests.conftest import at_most
 from tests.faults.conftest import broken, second_server
-from tests.serving.test_events import NEW, URL, accepts, order, soon
+from tests.serving.test_events import (  # noqa: F401  (features: a fixture)
+    NEW,
+    URL,
+    accepts,
+    features,
+    order,
+    soon,
+)
 
-if TYPE_CHECKING:
-    from tests.serving.conftest import Rig
-
-
-def raw(rig: Rig) -> dict[int, float]:
-    """Return the values of the new orders in the raw table, by number."""
-    rows = raw_table(rig.settings, load_dataset("orders")).read().to_pylist()
-    assert len(rows) == len({row["order_id"] for row in rows})
-    values = {row["order_id"] - NEW: row["dollar_value"] for row in rows}
-    return {number: value for number, value in values.items() if number >= 0}
+ORDERS = load_dataset("orders")
 
 
-def landed(rig: Rig, first: int) -> list[int]:
-    """Numbers of the orders in the table, of the hundred that begins with `first`."""
-    return sorted(number for number in raw(rig) if first <= number < first + 100)
+def landed(rig, first, count=100):
+    """Numbers of the orders in the raw table, of so many that begin with `first`."""
+    numbers = raw_table(rig.settings, ORDERS).read()["order_id"].to_pylist()
+    assert len(numbers) == len(set(numbers))
+    return sorted({*range(first, first + count)} & {key - NEW for key in numbers})
 
 
-def unreadable_rows(rig: Rig) -> int:
-    rows = quarantine_table(rig.settings, load_dataset("orders")).read().to_pylist()
-    return sum("poison" in row["row"] for row in rows)
-
-
-@pytest.fixture
-def features(rig, served):
-    """Return a feature that the server scores a customer with; None: it knows no such customer."""
-
-    def feature(customer: int, name: str = "lifetime_orders") -> Any:
-        answer = rig.predict_online(served.client, customer)
-        if answer.status_code == 404:
-            return None
-        return rig.row_of(answer)["features"][name]
-
-    return feature
+def unreadable_rows(rig):
+    rows = quarantine_table(rig.settings, ORDERS).read()["row"].to_pylist()
+    return sum("poison" in row for row in rows)
 
 
 @pytest.mark.timed
@@ -114,5 +98,5 @@ def test_a_consumer_that_is_killed_again_and_again_takes_each_event_exactly_once
     with rig.consuming():
         soon(lambda: features(NEW + 6), total)
         assert features(NEW + 6, "lifetime_value") == 10.0 * total
-    numbers = sorted(number for number in raw(rig) if number > 10_000)
-    assert numbers == [10_000 + number for number in range(1, total + 1)]
+    numbers = range(10_001, 10_001 + total)
+    assert landed(rig, 10_001, 1_000_000) == [*numbers]

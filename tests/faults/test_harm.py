@@ -4,14 +4,10 @@ By a worse F1: tests/monitoring/test_monitor.py. By its time or a collapse of it
 tests/monitoring/test_harm.py.
 """
 
-from __future__ import annotations
-
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,41 +15,36 @@ from mlflow_server.ledger import Ledger
 from monitoring.decision_log import newest_decisions
 from monitoring.monitor import monitor
 from tests.conftest import at_most, wait_until
+from tests.faults.conftest import alerts
 from tests.serving.conftest import tiny_onnx
-
-if TYPE_CHECKING:
-    import httpx
-    import onnx
-
 
 ENOUGH = 110
 
 
-def fails_for_some() -> onnx.ModelProto:
+def fails_for_some():
     """Logarithm of 0.01 · days_since_last_order + 0.89: a probability of the defaults' 12 days, and
     none of more than 182, which most customers have.
     """
     return tiny_onnx(0.89, score="Log")
 
 
-def ask(client: httpx.Client) -> list[bool]:
+def ask(rig, client):
     """Whether each of so many customers got an answer."""
-    bodies = [{"customer_id": 1 + number} for number in range(ENOUGH)]
-    return [client.post("/predict", json=body).is_success for body in bodies]
+    customers = range(1, ENOUGH + 1)
+    return [rig.predict(client, customer).is_success for customer in customers]
 
 
 @pytest.mark.timed
 def test_a_version_that_fails_goes_back_within_ten_seconds_and_stays_back(rig, served):
     """19."""
-    assert all(ask(served.client))
+    assert all(ask(rig, served.client))
     version = rig.register(1.0, model=fails_for_some()).version
     rig.promote(version)
     wait_until(
         f"version {version}",
         lambda: f"version {version} answers" in served.client.get("/status").text,
     )
-    answers = ask(served.client)
-    failures = answers.count(False)
+    failures = ask(rig, served.client).count(False)
 
     with ThreadPoolExecutor(1) as executor:
         run = executor.submit(monitor, rig.settings, rig.spec, datetime.now(UTC))
@@ -72,14 +63,14 @@ def test_a_version_that_fails_goes_back_within_ten_seconds_and_stays_back(rig, s
     assert (row.who, row.action) == ("monitor", "automatic rollback")
     assert row.why == report.decision.reason
     assert row.applied_at
-    (alert,) = harm_alerts(rig, version)
+    (alert,) = alerts(rig, f"harm of version {version} ")
     assert (alert["drift_type"], alert["severity"]) == ("harm", "critical")
 
     rows = ledger_rows(rig)
     again = monitor(rig.settings, rig.spec, datetime.now(UTC))
     assert (again.version, again.decision.action) == (served.first, "nothing")
     assert ledger_rows(rig) == rows, "ping-pong"
-    assert len(harm_alerts(rig, version)) == 1
+    assert alerts(rig, f"harm of version {version} ") == [alert]
 
 
 def last_decision(rig):
@@ -90,10 +81,3 @@ def last_decision(rig):
 def ledger_rows(rig):
     with closing(Ledger(rig.settings)) as opened:
         return opened.rows(rig.spec.name)
-
-
-def harm_alerts(rig, version):
-    lines = (rig.settings.home / "logs" / "alerts.log").read_text().splitlines()
-    alerts = [json.loads(line) for line in lines]
-    beginning = f"harm of version {version} "
-    return [alert for alert in alerts if alert["cause"].startswith(beginning)]

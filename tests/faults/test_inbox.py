@@ -1,67 +1,49 @@
 """Replicas that are lost, and an S3 that does not take their logs."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import time
-from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 
 from monitoring.collect import collect, predictions
 from serving.inbox import Inbox
-from tests.conftest import at_most, new_settings, unused_port, wait_until
+from tests.conftest import at_most, new_settings, wait_until
 from tests.faults.conftest import workers
-from tests.s3 import s3_server
+from tests.s3 import BUCKET, s3_server
 from tests.serving.load import under_load
 
-if TYPE_CHECKING:
-    import subprocess
-    from pathlib import Path
-
-    import httpx
-
-    from core.settings import Settings
+DATA_URL = f"s3://{BUCKET}/a"
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        s3_server(tmp_path_factory.mktemp("s3"), patch) as server,
-    ):
+@pytest.fixture
+def s3(tmp_path, monkeypatch):
+    with s3_server(tmp_path, monkeypatch) as server:
         yield server
 
 
-@pytest.fixture(params=["s3://gyre/a"])
-def replica(
-    rig,
-    served,
-    s3,
-    request,
-    monkeypatch,
-):
+@pytest.fixture
+def replica(rig, served, s3, monkeypatch):
     """Settings of a replica whose log is its own: the folder outlives it."""
     home = rig.home_beside()
     (home / "serving" / "log").unlink()
-    monkeypatch.setenv("GYRE_DATA_URL", request.param)
-    return {"home": home, "data_url": request.param, "serving_port": unused_port()}
+    monkeypatch.setenv("GYRE_DATA_URL", DATA_URL)
+    return {"home": home, "data_url": DATA_URL}
 
 
-def log_of(replica: dict[str, Any]) -> list[Path]:
+def log_of(replica):
     return sorted((replica["home"] / "serving" / "log").glob("*.jsonl"))
 
 
-def collected(folder: Path, replica: dict[str, Any]) -> list[str]:
+def collected(folder):
     """Request ids in `predictions`, after another host collected."""
-    host: Settings = new_settings(folder / "host", data_url=replica["data_url"])
+    host = new_settings(folder / "host", data_url=DATA_URL)
     collect(host)
-    return list(predictions(host).read()["request_id"].to_pylist())
+    return predictions(host).read()["request_id"].to_pylist()
 
 
-def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+def end(process, seconds):
     process.terminate()
     assert process.wait(at_most(seconds)) == 0
 
@@ -89,27 +71,28 @@ def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
         acknowledged.add(rig.predict(client).json()["request_id"])
         end(process, 5)
     assert log_of(replica) == []
-    rows = collected(tmp_path, replica)
+    rows = collected(tmp_path)
     assert acknowledged <= {*rows}
     assert len(rows) == len({*rows})
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("replica", ["s3://away/a"], indirect=True)
 def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
     rig, replica, s3, tmp_path
 ):
     """31: no bucket, then one; then a server that accepts and never answers, past SIGTERM."""
-    acknowledged: list[str] = []
+    acknowledged = []
+    buckets = boto3.client("s3")
+    buckets.delete_bucket(Bucket=BUCKET)
 
-    def predict(client: httpx.Client) -> None:
+    def predict(client):
         began = time.monotonic()
         answer = rig.predict(client).json()
         assert answer["logged"]
         assert time.monotonic() - began < at_most(1)
         acknowledged.append(answer["request_id"])
 
-    def is_refused() -> bool:
+    def is_refused():
         return "takes no files of the log" in (rig.folder / "serving.log").read_text()
 
     with rig.serving(**replica) as (client, process):
@@ -119,10 +102,8 @@ def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
         wait_until("a refusal", is_refused, at_most(12))
         predict(client)
         assert any(file.stat().st_size for file in log_of(replica))
-        boto3.client("s3").create_bucket(Bucket="away")
-        wait_until(
-            "the first row", lambda: collected(tmp_path, replica) == acknowledged[:1]
-        )
+        buckets.create_bucket(Bucket=BUCKET)
+        wait_until("the first row", lambda: collected(tmp_path) == acknowledged[:1])
         assert time.monotonic() - began < at_most(20)
         s3.send_signal(signal.SIGSTOP)
         try:
@@ -131,7 +112,7 @@ def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
             end(process, 8)
         finally:
             s3.send_signal(signal.SIGCONT)
-    folder = log_of(replica)[0].parent
-    asyncio.run(Inbox(replica["data_url"], folder).send())  # as the next one does
+    folder = replica["home"] / "serving" / "log"
+    asyncio.run(Inbox(DATA_URL, folder).send())  # as the next one does
     assert log_of(replica) == []
-    assert sorted(collected(tmp_path, replica)) == sorted(acknowledged)
+    assert sorted(collected(tmp_path)) == sorted(acknowledged)

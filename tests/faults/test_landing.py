@@ -1,7 +1,5 @@
 """An ingest that is killed while it lands: run again, it ends as if nothing had happened."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,27 +1,19 @@
 """MLflow that is down, and MLflow that accepts and never answers."""
 
-from __future__ import annotations
-
 import subprocess
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from serving.copies import LocalCopies
 from stack.environment import process_environment
-from tests.conftest import at_most, unused_port
+from tests.conftest import at_most, unused_port, wait_until
 from tests.faults.conftest import broken, second_server
 from tests.preloaded import commands_folder
 from tests.serving.load import under_load
-from tests.serving.test_roles import end, give
-
-if TYPE_CHECKING:
-    import httpx
 
 
-def asks_mlflow(client: httpx.Client) -> dict[str, Any]:
-    resource: dict[str, Any] = client.get("/status").json()["resources"]["mlflow"]
-    return resource
+def asks_mlflow(client):
+    return client.get("/status").json()["resources"]["mlflow"]
 
 
 @pytest.mark.timed
@@ -33,15 +25,13 @@ def test_serving_goes_on_without_mlflow_and_follows_it_again(rig, served, how):
     client = served.client
     with under_load(client) as answers:
         with broken(rig, "mlflow", how):
-            rig.wait_until("no MLflow", lambda: not asks_mlflow(client)["ok"])
+            wait_until("no MLflow", lambda: not asks_mlflow(client)["ok"])
             assert "MLflow does not answer (is it up?)" in asks_mlflow(client)["detail"]
             rig.known_to_be_ready(client)
             a_cold_restart_serves_the_verified_local_copy(rig, served)
-        rig.wait_until("MLflow again", lambda: asks_mlflow(client)["ok"])
-        rig.promote(served.second)
-        rig.answers_as(client, served.second)
-        rig.promote(served.first)
-        rig.answers_as(client, served.first)
+        wait_until("MLflow again", lambda: asks_mlflow(client)["ok"])
+        rig.swap(client, served.second)
+        rig.swap(client, served.first)
     assert {a.status for a in answers} == {200}
     assert {a.version for a in answers} == {served.first, served.second}
     assert max(a.took for a in answers) < at_most(1)
@@ -49,9 +39,8 @@ def test_serving_goes_on_without_mlflow_and_follows_it_again(rig, served, how):
 
 def a_cold_restart_serves_the_verified_local_copy(rig, served):
     with second_server(rig) as (client, process):
-        rig.known_to_be_ready(client)
         assert rig.predict_online(client).json()["model_version"] == served.first
-        rig.wait_until("no MLflow", lambda: not asks_mlflow(client)["ok"])
+        wait_until("no MLflow", lambda: not asks_mlflow(client)["ok"])
         process.terminate()
         process.wait(600)
     assert "Application shutdown complete" in (rig.folder / "serving.log").read_text()
@@ -60,20 +49,19 @@ def a_cold_restart_serves_the_verified_local_copy(rig, served):
 def test_a_start_without_mlflow_serves_no_version_on_trial(rig, served, tmp_path):
     """2: a challenger that was fetched is not proven."""
     trial = rig.register(0.25).version
-    give(rig, trial, "challenger", 1)
+    rig.promote(trial, role="challenger", percent=1)
     copies = LocalCopies(rig.settings, rig.spec.name)
-    rig.wait_until("its copy", lambda: copies.origin(trial))
+    wait_until("its copy", lambda: copies.origin(trial))
     rig.copy_what_serves(tmp_path)
-    end(rig, "challenger")
+    rig.release("challenger")
     settings = rig.settings.model_copy(update={"home": tmp_path})
     copies = LocalCopies(settings, rig.spec.name)
     copies.keep_only({trial})
     for version in copies.production():
         copies.remove(version)
     assert copies.origin(trial)
-    ports = {"mlflow_port": unused_port(), "serving_port": unused_port()}
-    with rig.serving(home=tmp_path, **ports) as (client, _):
-        rig.wait_until("no MLflow", lambda: not asks_mlflow(client)["ok"])
+    with rig.serving(home=tmp_path, mlflow_port=unused_port()) as (client, _):
+        wait_until("no MLflow", lambda: not asks_mlflow(client)["ok"])
         assert rig.predict(client).status_code == 503
 
 
@@ -85,7 +73,7 @@ def test_training_with_an_mlflow_that_hangs_ends_with_one_clear_line(rig, served
         training = subprocess.run(
             command, env=variables, capture_output=True, text=True, check=False
         )
-    rig.wait_until("MLflow again", lambda: asks_mlflow(served.client)["ok"])
+    wait_until("MLflow again", lambda: asks_mlflow(served.client)["ok"])
     lines = training.stderr.splitlines()
     errors = [line for line in lines if line.startswith("gyre: ")]
     assert (training.returncode, training.stdout, errors) == (1, "", lines[-1:])

@@ -17,33 +17,34 @@ ROUNDS = 6
 SECONDS = 2.0
 
 
-@pytest.mark.timed
-def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(rig, served):
-    """11: all are answered or refused, the refused are counted."""
+@pytest.fixture
+def client(rig, served):
+    """Of a server that nobody else asks."""
     with second_server(rig) as (client, _):
-        rig.known_to_be_ready(client)
-        overloaded = flood(client.base_url.port, TOO_MANY, SECONDS)
-        assert set(overloaded.statuses) == {200, 429}
-        refused = sorted(overloaded.durations_of(REFUSED))
-        assert refused[len(refused) // 2] < at_most(0.5)
-        rig.known_to_be_ready(client)
-        assert rig.predict_online(client).status_code == 200
-        assert (
-            f"gyre_overloaded_total {float(len(refused))}"
-            in client.get("/metrics").text
-        )
+        yield client
+
+
+@pytest.mark.timed
+def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(rig, client):
+    """11: all are answered or refused, the refused are counted."""
+    overloaded = flood(client.base_url.port, TOO_MANY, SECONDS)
+    assert set(overloaded.statuses) == {200, 429}
+    refused = sorted(overloaded.durations_of(REFUSED))
+    assert refused[len(refused) // 2] < at_most(0.5)
+    rig.known_to_be_ready(client)
+    assert rig.predict_online(client).status_code == 200
+    count = f"gyre_overloaded_total {float(len(refused))}"
+    assert count in client.get("/metrics").text
 
 
 @pytest.mark.nightly
-def test_under_three_times_what_it_bears_the_best_throughput_goes_on(rig, served):
+def test_under_three_times_what_it_bears_the_best_throughput_goes_on(client):
     """11: the two loads take turns: what else the machine does falls on both."""
-    with second_server(rig) as (client, _):
-        rig.known_to_be_ready(client)
-        port = client.base_url.port
-        best = Counter[int]()
-        overloaded = Counter[int]()
-        for _round in range(ROUNDS):
-            best.update(flood(port, BEARABLE, SECONDS).statuses)
-            overloaded.update(flood(port, TOO_MANY, SECONDS).statuses)
-        assert set(best) == {200}
-        assert overloaded[200] >= 0.8 * best[200]
+    port = client.base_url.port
+    best = Counter()
+    overloaded = Counter()
+    for _ in range(ROUNDS):
+        best.update(flood(port, BEARABLE, SECONDS).statuses)
+        overloaded.update(flood(port, TOO_MANY, SECONDS).statuses)
+    assert set(best) == {200}
+    assert overloaded[200] >= 0.8 * best[200]

@@ -1,80 +1,77 @@
 """Promotions from several processes at once, and some that are killed on the way."""
 
-from __future__ import annotations
-
-import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from mlflow_server.promotion import promote, reconcile
+from tests.faults.jobs import program
 from tests.mlflow_server.conftest import new_model, stages
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from core.settings import Settings
-    from mlflow_server.ledger import Ledger, LedgerRow
-    from mlflow_server.registry import Registry
-
-ANN = {"who": "ann", "why": "better"}
 
 
 @dataclass
 class Contest:
-    """A model whose version 1 is in production; `run` promotes from processes of their own."""
+    """A model whose version 1 is in production, and processes that promote others."""
 
-    run: Callable[..., dict[str, Any]]
-    settings: Settings
-    registry: Registry
-    ledger: Ledger
+    processes: Any
+    settings: Any
+    registry: Any
+    ledger: Any
     model: str
 
-    def dies(self, version: str, when: str = "before") -> None:
-        """Let a process be killed around the change of the alias."""
-        ended = self.run(self.model, [version], dies=when)
-        assert ended[version][1] == -signal.SIGKILL
+    def run(self, *versions, replaces="1", dies=None):
+        """Promote all at once; return what each process answered, None if it was killed."""
+        job = {
+            "settings": self.settings.model_dump(mode="json"),
+            "model": self.model,
+            "replaces": replaces,
+            "dies": dies,
+        }
+        answers = self.processes([job | {"version": version} for version in versions])
+        return dict(zip(versions, answers, strict=True))
 
-    def reconcile(self) -> list[LedgerRow]:
+    def reconcile(self):
         return reconcile(self.registry, self.ledger, self.model)
 
     @property
-    def rows(self) -> list[LedgerRow]:
+    def rows(self):
         return self.ledger.rows(self.model)
 
     @property
-    def in_production(self) -> tuple[str | None, list[str]]:
+    def in_production(self):
         """The version with the alias, and all with the stage."""
         versions = stages(self.settings, self.model).items()
         with_stage = [version for version, stage in versions if stage == "Production"]
         return self.registry.production(self.model), with_stage
 
 
+@pytest.fixture(scope="module")
+def processes():
+    with program("-m", "tests.faults.promoting_processes") as answers:
+        yield answers
+
+
 @pytest.fixture
-def contest(
-    promoting,
-    settings,
-    registry,
-    ledger,
-):
+def contest(processes, settings, registry, ledger):
     model = new_model(settings, 9)
-    promote(registry, ledger, model, "1", **ANN)
-    return Contest(promoting, settings, registry, ledger, model)
+    promote(registry, ledger, model, "1", who="ann", why="better")
+    return Contest(processes, settings, registry, ledger, model)
 
 
 @pytest.mark.parametrize(
-    ("processes", "rounds"),
+    ("processes_at_once", "rounds"),
     [(4, 1), pytest.param(8, 200, marks=pytest.mark.nightly)],
 )
-def test_of_processes_that_promote_at_once_exactly_one_wins(contest, processes, rounds):
+def test_of_processes_that_promote_at_once_exactly_one_wins(
+    contest, processes_at_once, rounds
+):
     """6: the others are told who won; rows before it stay; ledger, alias and stage agree."""
     for _ in range(rounds):
         before = contest.rows
         current = before[-1].to_version
         versions = [f"{number}" for number in range(1, 10) if f"{number}" != current]
-        ended = contest.run(contest.model, versions[:processes], replaces=current)
-        answers = {version: answer for version, (answer, _) in ended.items()}
+        answers = contest.run(*versions[:processes_at_once], replaces=current)
         (winner,) = [version for version, answer in answers.items() if answer == "won"]
         del answers[winner]
         refusal = f"version {winner} (by process {winner}"
@@ -90,7 +87,7 @@ def test_of_processes_that_promote_at_once_exactly_one_wins(contest, processes, 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_promotion_killed_before_or_after_the_alias_is_completed_later(contest, when):
     """7: SIGKILL between ledger row and alias, and between alias and stage."""
-    contest.dies("2", when)
+    assert contest.run("2", dies=when) == {"2": None}
     assert contest.in_production == ("1" if when == "before" else "2", ["1"])
     assert [bool(row.applied_at) for row in contest.rows] == [True, False]
     rows = contest.reconcile()
@@ -102,7 +99,7 @@ def test_a_promotion_killed_before_or_after_the_alias_is_completed_later(contest
 
 def test_a_change_by_hand_after_a_killed_promotion_stays(contest):
     """7, 8."""
-    contest.dies("2")
+    contest.run("2", dies="before")
     contest.registry.set_alias(contest.model, "production", "4")
     rows = contest.reconcile()
     changes = [(row.to_version, row.who, bool(row.applied_at)) for row in rows[1:]]

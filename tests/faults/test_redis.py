@@ -1,49 +1,41 @@
 """Redis that dies, and Redis that accepts and never answers."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import statistics
 import time
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
 
-from core.settings import PROJECT
 from serving.features import FeatureSource
-from tests.conftest import at_most
-from tests.faults.conftest import broken, second_server
+from tests.conftest import at_most, wait_until
+from tests.faults.conftest import SPEC_TEXT, broken, second_server, write_project
 from tests.serving.conftest import SPEC, contract
 from tests.serving.load import under_load
-
-if TYPE_CHECKING:
-    import httpx
 
 NEVER_ASKED = {"killed": (555, 777), "hangs": (556, 778)}
 LONGEST, MEDIAN = 0.25, 0.12
 """Seconds: 50 ms and scoring, and the machine may be busy."""
 
 
-def timed(client: httpx.Client, key: int) -> tuple[float, httpx.Response]:
+def timed(rig, client, key):
     gc.disable()  # this process's, see tests/serving/load.py
     start = time.perf_counter()
-    answer = client.post("/predict", json={"customer_id": key})
+    answer = rig.predict(client, key)
     took = time.perf_counter() - start
     gc.enable()
     return took, answer
 
 
-def is_ready(client: httpx.Client) -> bool:
+def is_ready(client):
     return client.get("/health/ready").status_code == 200
 
 
 def is_read_again(rig, client, key):
     """Wait for an answer made of what Redis says: it may take longer than its 50 ms."""
-    rig.wait_until(
+    wait_until(
         f"{key} online",
         lambda: rig.predict(client, key).json().get("features_from") == "online",
     )
@@ -58,20 +50,20 @@ def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
     client = served.client
     unknown, _ = NEVER_ASKED[how]
     with under_load(client) as answers:
-        rig.wait_until("requests", lambda: len(answers) > 20)
+        wait_until("requests", lambda: len(answers) > 20)
         with broken(rig, "redis", how):
             began = time.monotonic()
-            took, answer = timed(client, unknown)
+            took, answer = timed(rig, client, unknown)
             assert answer.json()["features_from"] == "defaults"
             assert took < at_most(LONGEST)
             left = at_most(2) - time.monotonic() + began
-            rig.wait_until("not ready", lambda: not is_ready(client), left)
+            wait_until("not ready", lambda: not is_ready(client), left)
             redis = client.get("/status").json()["resources"]["redis"]
             assert (redis["ok"], "Redis" in redis["detail"]) == (False, True)
             body = [{"customer_id": 4}, {"customer_id": unknown}]
             batch = client.post("/predict/batch", json=body).json()
             assert [row["features_from"] for row in batch] == ["cache", "defaults"]
-            rig.wait_until(
+            wait_until(
                 "answers meanwhile", lambda: sum(a.asked >= began for a in answers) > 60
             )
             ended = time.monotonic()
@@ -92,14 +84,9 @@ def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
 @pytest.fixture
 def refusing_project(tmp_path, monkeypatch):
     """A project whose spec says `refuse`, of the servers that the test starts."""
-    (tmp_path / "feature_repo").symlink_to(PROJECT / "feature_repo")
-    (tmp_path / "models").mkdir()
-    file = Path("models") / f"{SPEC.name}.toml"
-    text = (PROJECT / file).read_text()
-    refusing_text = text.replace('features = "defaults"', 'features = "refuse"')
-    assert refusing_text != text
-    (tmp_path / file).write_text(refusing_text)
-    monkeypatch.setenv("GYRE_PROJECT", str(tmp_path))
+    text = SPEC_TEXT.replace('features = "defaults"', 'features = "refuse"')
+    assert text != SPEC_TEXT
+    write_project(tmp_path, monkeypatch, {SPEC.name: text})
 
 
 @pytest.mark.timed
@@ -109,7 +96,6 @@ def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
 ):
     """1: known values and given features still answer."""
     with second_server(rig) as (client, _):
-        rig.known_to_be_ready(client)
         is_read_again(rig, client, 4)
         for how, (_, unknown) in NEVER_ASKED.items():
             with broken(rig, "redis", how):
@@ -121,7 +107,7 @@ def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
 def what_is_not_known_is_refused(rig, client, unknown):
     began = time.monotonic()
     for _ in range(20):
-        took, refused = timed(client, unknown)
+        took, refused = timed(rig, client, unknown)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert "no features for a prediction: Redis" in refused.json()["detail"]
         assert took < at_most(LONGEST)
@@ -129,14 +115,14 @@ def what_is_not_known_is_refused(rig, client, unknown):
     given = {"customer_id": unknown, "features": rig.features}
     assert client.post("/predict", json=given).json()["features_from"] == "request"
     left = at_most(2) - time.monotonic() + began
-    rig.wait_until("not ready", lambda: not is_ready(client), left)
+    wait_until("not ready", lambda: not is_ready(client), left)
 
 
-async def read(source: FeatureSource) -> tuple[list[Any], str]:
+async def read(source):
     return await source.read([{"customer_id": 4}], [datetime.now(UTC)])
 
 
-async def read_online(source: FeatureSource) -> None:
+async def read_online(source):
     """Read from Redis, which may take longer than its 50 ms."""
     while (await read(source))[1] != "online":
         await asyncio.sleep(0.02)

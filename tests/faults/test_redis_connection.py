@@ -1,7 +1,5 @@
 """A connection that is slow, cut, split or garbled: no answer, never somebody else's."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random
@@ -16,26 +14,24 @@ import uvloop
 from redis import Redis
 
 from core.errors import FeaturesUnavailableError
-from mlflow_server.served_model import LookupSpecification, StoredView
 from serving.redis_reader import RedisReader
 from tests.conftest import at_most, redis_server, unused_port
-from tests.serving.shop import NOON, PLAIN, features, online, people, stocked, template  # noqa: F401
+from tests.serving.conftest import contract
+from tests.serving.shop import (  # noqa: F401  (fixtures)
+    NOON,
+    PERSON,
+    PLAIN,
+    features,
+    online,
+    people,
+    stocked,
+    template,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:On demand feature view is an experimental"
 )
 PASSWORD = "p@ss:w/rd %"
-VIEW = StoredView(
-    name="view",
-    keys={},
-    prefix=b"",
-    suffix=b"",
-    time=b"",
-    state="state",
-    ttl_us=0,
-    features=(),
-)
-LOOKUP = LookupSpecification(feast="", online_store="", views=(VIEW,))
 
 
 class Proxy:
@@ -45,8 +41,10 @@ class Proxy:
         self.target = port
         self.port = unused_port()
         self.opened = 0
+        self.seconds = 0
 
     async def answer(self, data, writer):
+        await asyncio.sleep(self.seconds)
         writer.write(data)
 
     async def serve(self, reader, writer):
@@ -83,14 +81,6 @@ class Proxy:
             await asyncio.sleep(0.01)
 
 
-class Slow(Proxy):
-    seconds = 0.02
-
-    async def answer(self, data, writer):
-        await asyncio.sleep(self.seconds)
-        writer.write(data)
-
-
 class Unreliable(Proxy):
     """In two pieces; now and then late, cut off in the middle, or with bytes that are no reply."""
 
@@ -123,9 +113,8 @@ async def through(proxy, shop):
 def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked):
     customers = range(100, 160)
     expected = {n: {"count": n, "amount": n / 2, "name": f"no {n}"} for n in customers}
-    view = stocked.store.get_feature_view("person")
     for n, row in expected.items():
-        stocked.write(view, {"customer_id": n}, row | {"seen_us": 1})
+        stocked.write(PERSON, {"customer_id": n}, row)
     random.seed(7)
     proxy = Unreliable(stocked.settings.redis_port)
     origins = []
@@ -166,7 +155,8 @@ def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked):
 
 @pytest.mark.timed
 def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):
-    proxy = Slow(stocked.settings.redis_port)
+    proxy = Proxy(stocked.settings.redis_port)
+    proxy.seconds = 0.02
 
     async def read():
         async with through(proxy, stocked) as source:
@@ -203,7 +193,8 @@ def guarded(tmp_path_factory):
     secure.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     with redis_server(port, folder):
         redis = Redis(port=port, db=3)
-        redis.set("state", json.dumps({"time": NOON.isoformat()}))
+        (view,) = contract().lookup.views
+        redis.set(view.state, json.dumps({"time": NOON.isoformat()}))
         user = ("ACL", "SETUSER", "reader", "on", f">{PASSWORD}", "~*", "+@all")
         redis.execute_command(*user)
         redis.config_set("requirepass", PASSWORD)
@@ -213,7 +204,7 @@ def guarded(tmp_path_factory):
 
 async def probed(address):
     """Return the time of the features; a deadline may pass for want of a core, then again."""
-    redis = RedisReader(address, LOOKUP, ())
+    redis = RedisReader(address, contract().lookup, ())
     try:
         while True:
             try:
@@ -225,18 +216,17 @@ async def probed(address):
         await redis.close()
 
 
-@pytest.mark.parametrize("user", ["", "reader"])
-def test_user_password_database_and_tls_of_the_address_are_used(
-    guarded, monkeypatch, user
-):
+def test_user_password_database_and_tls_of_the_address_are_used(guarded, monkeypatch):
     port, certificate, secure = guarded
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    login = f"://{user}:{quote(PASSWORD, safe='')}@"
+    password = quote(PASSWORD, safe="")
 
     async def read():
-        async with Proxy(port).running(secure) as address:
-            for url in (f"redis://127.0.0.1:{port}", address):
-                assert await probed(f"{url.replace('://', login)}/3") == NOON
+        async with Proxy(port).running(secure) as with_tls:
+            for url in (f"redis://127.0.0.1:{port}", with_tls):
+                for user in ("", "reader"):
+                    address = url.replace("://", f"://{user}:{password}@")
+                    assert await probed(f"{address}/3") == NOON
 
     uvloop.run(read())
 

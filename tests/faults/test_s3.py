@@ -1,7 +1,5 @@
 """S3 stops answering in the middle: the old state answers, and the next run is whole."""
 
-from __future__ import annotations
-
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,12 +24,9 @@ from tests.conftest import (
     wait_until,
 )
 from tests.s3 import s3_server
-from tests.training.conftest import SHIPPED, SMALL
 
 ORDERS = load_dataset("orders")
-VIEW = "customer_features"
 DAY = timedelta(days=1)
-SPEC = SHIPPED.model_copy(update={"estimators": (SMALL,)})
 
 
 @pytest.fixture
@@ -64,10 +59,10 @@ def state(settings):
     """Rows of the raw table, and of the view's files by content."""
     raw = raw_table(settings, ORDERS).read(columns=ORDERS.schema.names)
     columns = ["customer_id", "event_timestamp", "total_orders_30d", "lifetime_value"]
-    view = pq.read_table(view_table(settings, VIEW).files(), columns=columns)
-    return raw.sort_by("order_id"), view.sort_by(
-        [(name, "ascending") for name in columns]
-    )
+    files = view_table(settings, "customer_features").files()
+    view = pq.read_table(files, columns=columns)
+    order = [(name, "ascending") for name in columns]
+    return raw.sort_by("order_id"), view.sort_by(order)
 
 
 def stopped_at(bucket, log, nth, run):

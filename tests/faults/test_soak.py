@@ -1,7 +1,5 @@
 """Minutes of requests while versions take turns in production."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

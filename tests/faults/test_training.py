@@ -1,39 +1,24 @@
 """Trainings that are killed anywhere and tried again."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 import pyarrow.compute as pc
 import pytest
 
-from core.spec import load_spec
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, new_settings
-from tests.faults.training_processes import training_processes
+from tests.faults.jobs import program
 from tests.mlflow_server.conftest import client, stages
-from tests.training.conftest import ORDERS, installation
+from tests.training.conftest import ORDERS, changed, installation
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mlflow import MlflowClient
-
-    from core.settings import Settings
-
-SHIPPED = load_spec("customer_churn_model")
-FEW = {"n_estimators": 5, "max_depth": 4}
-SMALL = {"name": "small", "type": "random_forest", "parameters": FEW}
-OWN = {"name": "killed_model", "experiment": "killed", "estimators": [SMALL]}
-SPEC = SHIPPED.model_validate(SHIPPED.model_dump() | OWN)
+SPEC = changed(name="killed_model", experiment="killed")
 STAGES = ("open_run", "dataset", "train", "evaluate", "gate", "register", "promote")
-KEY = "killed"
 MANY_KILLS = {
     "open_run": (0, -1), "dataset": (2, -1), "train": (1, -1), "evaluate": (0, 2, -1),
     "register": (0, 1, 7, -4, -3, -2),
@@ -55,13 +40,13 @@ def training(rig, tmp_path):
         "settings": settings.model_dump(mode="json"),
         "spec": SPEC.model_dump(mode="json"),
         "as_of": AS_OF.isoformat(),
-        "key": KEY,
+        "key": "killed",
         "run_id": None,
         "version": None,
         "dies": None,
     }
-    with training_processes() as run_job:
-        yield settings, lambda job: run_job(defaults | job)
+    with program("-m", "tests.faults.training_processes") as answers:
+        yield settings, lambda job: answers([defaults | job])[0]
 
 
 def kept(rig, settings):
@@ -74,12 +59,7 @@ def kept(rig, settings):
     return [mlflow / "mlflow.db", settings.home / "ledger.db", artifacts]
 
 
-def copies_in(folder: Path, places: list[Path]) -> list[Path]:
-    folder.mkdir()
-    return [folder / place.name for place in places]
-
-
-def copy(sources: list[Path], targets: list[Path]) -> None:
+def copy(sources, targets):
     """Make the targets the same as the sources; databases while they are in use."""
     for source, target in zip(sources, targets, strict=True):
         if source.suffix != ".db":
@@ -93,30 +73,26 @@ def copy(sources: list[Path], targets: list[Path]) -> None:
             old.backup(new)
 
 
-def state(settings: Settings) -> dict[str, Any]:
+def state(settings):
     """Return everything of the training that somebody can see, but clock times."""
     api = client(settings)
     (run,) = Tracking(settings).runs(SPEC.experiment)
     mlflow_run = api.get_run(run.run_id)
-    models = api.search_logged_models(
-        [mlflow_run.info.experiment_id], f"source_run_id = '{run.run_id}'"
-    )
-    versions = Registry(settings).versions(SPEC.name)
+    experiments = [mlflow_run.info.experiment_id]
+    models = api.search_logged_models(experiments, f"source_run_id = '{run.run_id}'")
+    registry = Registry(settings)
     with closing(Ledger(settings)) as ledger:
         rows = ledger.rows(SPEC.name)
     inputs = mlflow_run.inputs.dataset_inputs
     return {
-        "status": run.status,
-        "params": run.params,
-        "metrics": run.metrics,
-        "tags": run.tags,
+        "run": replace(run, run_id=""),
         "files": files_of(api, run.run_id),
         "datasets": [entry.dataset.digest for entry in inputs],
         "models": [(model.status, model.tags) for model in models],
         "outputs": len(mlflow_run.outputs.model_outputs),
-        "versions": [(v.version, v.run_id, v.tags) for v in versions],
+        "versions": registry.versions(SPEC.name),
         "stages": stages(settings, SPEC.name),
-        "aliases": Registry(settings).aliases(SPEC.name),
+        "aliases": registry.aliases(SPEC.name),
         "ledger": [
             row.as_json() | {"time": "", "applied_at": bool(row.applied_at)}
             for row in rows
@@ -124,7 +100,7 @@ def state(settings: Settings) -> dict[str, Any]:
     }
 
 
-def files_of(api: MlflowClient, run_id: str) -> list[str]:
+def files_of(api, run_id):
     files = []
     folders = [""]
     while folders:
@@ -144,10 +120,10 @@ def test_a_stage_killed_after_any_effect_and_repeated_gives_the_same_result(
 ):
     """Each stage begins where the undisturbed ones before it ended, so the whole chain holds."""
     settings, start = training
-    job: dict[str, Any] = {}
+    job = {}
     places = kept(rig, settings)
-    before = copies_in(tmp_path / "before", places)
-    after = copies_in(tmp_path / "after", places)
+    before = [tmp_path / f"before-{place.name}" for place in places]
+    after = [tmp_path / f"after-{place.name}" for place in places]
     for stage in STAGES:
         job["stage"] = stage
         copy(places, before)
@@ -172,7 +148,7 @@ def test_a_stage_killed_after_any_effect_and_repeated_gives_the_same_result(
             job["run_id"] = value
         if stage == "register":
             job["version"] = value
-    assert undisturbed["status"] == "FINISHED"
+    assert undisturbed["run"].status == "FINISHED"
     assert undisturbed["aliases"] == {"production": "1"}
     (row,) = undisturbed["ledger"]
     assert row["to"] == "1"

@@ -1,33 +1,26 @@
 """Workers that are killed, and their parent."""
 
-from __future__ import annotations
-
 import fcntl
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from tests.conftest import unused_port, wait_until
 from tests.faults.conftest import second_server, workers
-from tests.serving.load import FAILED, Answered, under_load
-
-if TYPE_CHECKING:
-    import httpx
+from tests.serving.conftest import counted
+from tests.serving.load import FAILED, under_load
 
 CONNECTIONS = 3
 
 
-def failures(answers: list[Answered]) -> int:
+def failures(answers):
     return sum(answer.status == FAILED for answer in answers)
 
 
-def counted(client: httpx.Client) -> float:
+def predictions(client):
     """Predictions of all workers, those that are gone included."""
-    lines = client.get("/metrics").text.splitlines()
-    counters = [line for line in lines if line.startswith("gyre_predictions_total{")]
-    return sum(float(counter.split()[-1]) for counter in counters)
+    return counted(client, "gyre_predictions_total{")
 
 
 def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
@@ -35,11 +28,10 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
 ):
     """9: SIGKILL under load; another worker takes its place at the same port and logs on."""
     with second_server(rig) as (client, process):
-        rig.known_to_be_ready(client)
         (killed,) = workers(process)
         with under_load(client, CONNECTIONS, pause=0) as answers:
-            wait_until("requests", lambda: counted(client) > 100)
-            before = counted(client)
+            wait_until("requests", lambda: predictions(client) > 100)
+            before = predictions(client)
             killed.kill()
             killed.wait()
             seen = len(answers)
@@ -52,31 +44,25 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
         assert failures(answers) <= CONNECTIONS, "more than were in flight"
         logged = Counter(row["request_id"] for row in rig.rows())
         assert {logged[request_id] for request_id in acknowledged} == {1}
-        log = rig.settings.home / "serving" / "log"
-        *_, left = sorted(log.glob(f"predictions-{killed.pid}-*.jsonl"))
+        left = max(rig.log.glob(f"predictions-{killed.pid}-*.jsonl"))
         with left.open("rb") as file:
-            fcntl.flock(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # free: the file is closed for good
+            # Free: the file is closed for good.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         written = left.read_bytes()
         rig.known_to_be_ready(client)
-        answer = rig.predict(client).json()
-        assert answer["logged"]
+        answer = rig.predict(client)
+        assert answer.json()["logged"]
         assert left.read_bytes() == written
-        assert answer["request_id"] in {row["request_id"] for row in rig.rows()}
-        assert counted(client) > before, "what the killed one counted is lost"
+        assert rig.row_of(answer)
+        assert predictions(client) > before, "what the killed one counted is lost"
 
 
 def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
     rig, served
 ):
     """9, 20: the process that started them gets SIGKILL; the next counts from nothing."""
-    home = rig.home_beside()
-    port = unused_port()
-    with rig.serving(home=home, serving_port=port, serving_workers=2) as (
-        client,
-        process,
-    ):
+    place = {"home": rig.home_beside(), "serving_port": unused_port()}
+    with rig.serving(**place, serving_workers=2) as (client, process):
         rig.known_to_be_ready(client)
         rig.predict(client)
         orphans = workers(process)
@@ -85,7 +71,7 @@ def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
         process.wait()
         _, alive = psutil.wait_procs(orphans, timeout=600)
         assert alive == []
-    with rig.serving(home=home, serving_port=port) as (client, process):
+    with rig.serving(**place) as (client, process):
         rig.known_to_be_ready(client)
         assert 'route="/predict"' not in client.get("/metrics").text
         assert rig.predict(client).json()["logged"]
