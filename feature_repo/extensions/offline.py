@@ -38,6 +38,8 @@ UTC_TIME = "timestamp('UTC')"
 EARLIEST = ibis.literal(datetime.min.replace(tzinfo=UTC))
 LATEST = ibis.literal(datetime.max.replace(tzinfo=UTC))
 MICROSECOND = timedelta(microseconds=1)
+LARGE = 10
+"""Rows of a view for each entity row. With fewer, to leave some out takes longer than to join all."""
 
 
 class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[misc]
@@ -89,12 +91,12 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         read = _read_on_spark if uses_spark else _read
         join = _join_on_spark if uses_spark else _asof_join
         entity_rows = job.table
+        entity_count = len(options["entity_df"])
         for view in feature_views:
             rows = read(config, view.batch_source)
             view_rows = _view_rows(rows, view, options["feature_refs"])
-            if view.entity_columns and not uses_spark:
-                # DuckDB's join holds all rows of a view in memory, also those of other entities.
-                keys = [column.name for column in view.entity_columns]
+            keys = [column.name for column in view.entity_columns]
+            if keys and not uses_spark and _is_large(rows, entity_count):
                 view_rows = view_rows.semi_join(entity_rows, keys)
             job.table = join(job.table, event_time, view_rows, view)
         on_demand_views = job.on_demand_feature_views
@@ -127,6 +129,15 @@ def _is_table(source: Any) -> bool:
     return isinstance(source, FileSource) and isinstance(
         source.file_format, DeltaFormat
     )
+
+
+def _is_large(rows: ir.Table, entity_count: int) -> bool:
+    """Whether a view has so many rows that those of other entities are better left out first.
+
+    DuckDB's join holds all rows of a view in memory: 5 GB of 30 million rows.
+    """
+    row_count = int(rows.count().to_pyarrow().as_py())
+    return row_count > LARGE * entity_count
 
 
 def _is_plain(feature_views: Sequence[Any], options: Mapping[str, Any]) -> bool:
