@@ -142,7 +142,7 @@ def test_a_version_that_answers_a_share_is_shown_beside_production(
         page = console.page(name)
         release(registry, ledger, name, "challenger", who="ann", why="over")
     assert "ann: as a trial" in page
-    assert f"<code>gyre compare {name}</code> says who is better" in page
+    assert f"<code>gyre compare {name}</code> compares the versions" in page
     wait_until("its end", lambda: "No rollout is in progress" in console.page(name))
     assert '<th scope="row">release</th>' in console.page(name)
 

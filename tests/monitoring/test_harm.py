@@ -74,7 +74,7 @@ def test_failed_rows_are_harm_beyond_those_of_the_version_before(
     [
         ({"a": ServingCounts(3, 1)}, None),
         ({"a": ServingCounts(4, 1)}, "1 predictions could"),
-        ({"a": ServingCounts(2, 1)}, "started again"),
+        ({"a": ServingCounts(2, 1)}, "serving restarted"),
         (None, "does not answer"),
     ],
 )

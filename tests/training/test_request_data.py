@@ -117,7 +117,8 @@ def test_a_column_that_the_rows_of_a_label_lack_is_one_line(
 
 
 def test_scores_without_requests_are_refused(history, carts):
-    message = f"carts: its features need {', '.join(REQUEST_DATA)} of a request: only"
+    fields = ", ".join(REQUEST_DATA)
+    message = f"carts: its features need {fields} of a request: a population cannot be"
     for spec in (SPEC, SPEC.model_copy(update={"population": None})):
         with pytest.raises(NoRequestError, match=message):
             population(history, spec, AS_OF)
