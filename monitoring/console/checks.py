@@ -165,7 +165,8 @@ def of_model(status: ModelStatus, now: datetime) -> Iterator[CheckResult]:
     if status.runs.at:
         yield _training(model, status.runs.value, now)
     for record in status.freshness.value or ():
-        yield _features(record, now)
+        hours = status.spec.monitoring.freshness_hours
+        yield _features(record, timedelta(hours=hours), now)
 
 
 def _restart(program: str) -> str:
@@ -187,9 +188,11 @@ def _silent(program: str, reading: Reading[Any], kind: str) -> CheckResult:
     )
 
 
-def _features(record: DatasetRecord, now: datetime) -> CheckResult:
+def _features(
+    record: DatasetRecord, age_limit: timedelta, now: datetime
+) -> CheckResult:
     name = record.dataset
-    faults = [text for _, text in record.problems(now)]
+    faults = [text for _, text in record.problems(now, age_limit)]
     status: Status = "alert" if faults else "ok"
     words = (
         f"{name} complete up to {_time(record.watermark)}, newest event "

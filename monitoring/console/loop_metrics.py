@@ -4,12 +4,12 @@ Times are seconds since 1970. What is not known has no sample: it is never 0.
 """
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from feature_repo.dataset_record import FEATURE_AGE_LIMIT, DatasetRecord
+from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.loop import LoopStatus
 from monitoring.console.status import ModelRows, ModelStatus
@@ -66,7 +66,8 @@ def loop_metrics(loop: LoopStatus, records: Sequence[DatasetRecord] = ()) -> byt
 
 
 def _add_sources(add: Add, status: ModelStatus) -> None:
-    add("feature_age_promise_seconds", FEATURE_AGE_LIMIT.total_seconds())
+    age_limit = timedelta(hours=status.spec.monitoring.freshness_hours)
+    add("feature_age_promise_seconds", age_limit.total_seconds())
     readings = {
         "database": status.rows,
         "mlflow": status.runs,

@@ -23,6 +23,7 @@ from tests.console.year import decision_row
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SPEC = load_spec("customer_churn_model")
+HOURLY = SPEC.monitoring.model_copy(update={"freshness_hours": 1})
 LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", None,
                    NOW - 30 * HOUR, NOW - 30 * HOUR)  # fmt: skip
 DECISION = decision_row(
@@ -157,6 +158,9 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
         (trained(tags={"outcome": "refused: auc"}), "last training", "attention", "refused: auc"),
         (fresh(watermark=NOW - 3 * HOUR), "features", "attention",
          "not complete since 2026-11-20 09:00 UTC: 3 h, at most 2 h"),
+        (replace(fresh(watermark=NOW - 2 * HOUR),
+                 spec=SPEC.model_copy(update={"monitoring": HOURLY})),
+         "features", "attention", "at most 1 h"),
         (fresh(newest=NOW - 49 * HOUR), "features", "attention",
          "source is silent since 2026-11-18 11:00 UTC: 49 h"),
         (fresh(watermark=None), "features", "unknown", "orders: nothing is ingested yet"),
