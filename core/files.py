@@ -112,8 +112,11 @@ def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     part.touch(mode)
-    part.write_bytes(content_bytes)
-    part.replace(path)
+    try:
+        part.write_bytes(content_bytes)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def append_secrets(path: Path, lines: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """A disk that takes nothing more, under serving's home."""
 
 import os
+import shutil
 import subprocess
 from contextlib import suppress
 
@@ -48,6 +49,8 @@ def test_on_a_full_disk_a_loaded_version_is_promoted_and_a_large_one_refused(
         previous = home / "serving" / "models" / rig.spec.name / served.first
         wait_until("the version before", previous.is_dir)
         rig.answers_as(client, served.second)
+        # A copy without a role makes room for the refusal.
+        shutil.copytree(previous, previous.with_name("99"))
         fill(disk)
         wait_until("no row on file", lambda: not rig.predict(client).json()["logged"])
         rig.swap(client, served.first)
@@ -56,6 +59,7 @@ def test_on_a_full_disk_a_loaded_version_is_promoted_and_a_large_one_refused(
         refusal = f"version {third} is refused: "
         wait_until(refusal, lambda: refusal in client.get("/status").text)
         assert "No space left on device" in client.get("/status").text
+        assert [*disk.rglob("*.part")] == []
         (killed,) = workers(process)
         killed.kill()
         killed.wait()
