@@ -25,6 +25,7 @@ from tests.conftest import (
     wait_until,
 )
 from tests.s3 import s3_server
+from tests.serving.conftest import Rig
 
 pytestmark = pytest.mark.nightly
 BIN = CLONE / ".venv-dynamodb" / "bin"
@@ -93,7 +94,8 @@ def test_predictions_are_answered_with_features_from_dynamodb(stack, tmp_path):
     ):
 
         def features(customer):
-            answer = client.post("/explain", json={"customer_id": customer}).json()
+            request = {"customer_id": customer}
+            answer = Rig.online(lambda: client.post("/explain", json=request)).json()
             assert answer["features_from"] == "online"
             return {
                 name: part["value"] for name, part in answer["contributions"].items()
