@@ -44,7 +44,8 @@ def train(home: str, sample: str = "1") -> dict[str, float]:
     from training import chain  # noqa: PLC0415  (imports are counted)
 
     imports = time.perf_counter() - began
-    settings, shipped = load_settings(home=Path(home)), load_spec(MODEL)
+    settings = load_settings(home=Path(home))
+    shipped = load_spec(MODEL)
     snapshots = shipped.snapshots.model_copy(update={"sample": float(sample)})
     spec = shipped.model_copy(update={"snapshots": snapshots})
     named = {"key": f"bench-{time.time_ns()}", "reason": "bench", "who": "bench"}
@@ -78,7 +79,7 @@ def main(rows: int) -> None:
         prepare(table, table_copies, opened)
         sampled = child("training", "train", table, long_copies / table_copies)
         print(f"of as many rows, a sample of 10M orders: {sampled['seconds']:.1f} s")
-        promised("  its peak memory to that", sampled["mb"] / whole["mb"], 1.1, "")
+        promised("  its peak memory, times that", sampled["mb"] / whole["mb"], 1.1, "")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a model spec says of a version once it is trained: promotion, rollout, monitoring."""
 
+from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -83,6 +84,11 @@ class Monitoring(Strict):
     """Share of failed rows from which a version goes back."""
     freshness_hours: float = Field(2, gt=0, le=YEAR)
     """Age of features from which an alert goes out: ingest is hourly, and may miss once."""
+
+    @property
+    def feature_age_limit(self) -> timedelta:
+        """Return `freshness_hours` as a period."""
+        return timedelta(hours=self.freshness_hours)
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:

@@ -75,7 +75,7 @@ class OnlineFeatures:
         return rows
 
     def probe(self) -> datetime | None:
-        """Read an unknown entity from each view; return the time (UTC) up to which all are online."""
+        """Read an unknown entity of each view; return the time (UTC) up to which views are online."""
         self._store.refresh_registry()
         times = []
         for view in self._service.stored:

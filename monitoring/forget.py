@@ -43,7 +43,9 @@ def named_key(name: str, column: str, text: str) -> Key:
     datasets, problems = load_datasets()
     problems += broken_specs()
     if problems:
-        raise SettingsError(f"their keys are not known: {'; '.join(problems)}")
+        raise SettingsError(
+            f"keys of broken files are not known: {'; '.join(problems)}"
+        )
     types = {}
     for dataset in datasets:
         column_type = dataset.schema.field(dataset.entity).type
@@ -105,7 +107,7 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         rows_left = count_rows(settings, key)
         problems = [f"{name}: {count} rows" for name, count in rows_left.items()]
     if problems:
-        remedy = "check that serving and gyre consume run, then repeat it"
+        remedy = "check that serving and gyre consume run, then repeat gyre forget"
         raise DataError(f"not forgotten yet: {'; '.join(problems)}: {remedy}")
     return rows
 

@@ -66,9 +66,7 @@ def _clean(place: Place, settings: Settings, as_of: datetime) -> Cleanup | None:
         if place.name == "predictions":
             least_age = judged_age(load_specs())
             if age < least_age:
-                note = (
-                    f"kept for {least_age.days} days, not {age.days}: labels need them"
-                )
+                note = f"kept for {least_age.days} days, not {age.days}, until labels mature"
                 age = least_age
         rows, files = place.clean(settings, as_of - age)
     except Exception as exc:  # noqa: BLE001  (see above)

@@ -34,7 +34,7 @@ from serving.scoring import score_rows
 MICRO_BATCH = 64
 """Requests answered together, and rows scored on the event loop at once."""
 LOOP_ITERATIONS = 3
-"""To wait, so that a client that was just answered joins the next batch: write, read, begin."""
+"""Iterations to wait, so that a client just answered joins the next batch: write, read, begin."""
 MAX_REQUESTS = 256
 """Requests for one model that may be under way at once."""
 MAX_ROWS = 20_000

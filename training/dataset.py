@@ -94,7 +94,8 @@ def without_label(
         return nobody
     try:
         parts = [
-            population(settings, spec, part.start, whole=False) for part in planned.test
+            population(settings, spec, part.start, in_sample=True)
+            for part in planned.test
         ]
     except NoRequestError:
         return nobody

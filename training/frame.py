@@ -161,7 +161,7 @@ def _extent_of(
 
 
 def population(
-    settings: Settings, spec: ModelSpec, moment: datetime, *, whole: bool = True
+    settings: Settings, spec: ModelSpec, moment: datetime, *, in_sample: bool = False
 ) -> pa.Table:
     """Return the members of the population at `moment`: a frame without `label`.
 
@@ -169,7 +169,7 @@ def population(
         settings: Of the installation.
         spec: The model.
         moment: Aware UTC.
-        whole: All members, not only those in the spec's sample.
+        in_sample: Only the members in the spec's sample.
 
     Raises:
         NoRequestError: Only a request says whom to score.
@@ -197,7 +197,7 @@ def population(
             f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
         )
     known_entities = entities(settings, views, key, moment)
-    if not whole:
+    if in_sample:
         known_entities = sampled(spec, ibis.memtable(known_entities)).to_pyarrow()
     entity_count = known_entities.num_rows
     if entity_count:

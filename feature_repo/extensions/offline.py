@@ -38,8 +38,8 @@ UTC_TIME = "timestamp('UTC')"
 EARLIEST = ibis.literal(datetime.min.replace(tzinfo=UTC))
 LATEST = ibis.literal(datetime.max.replace(tzinfo=UTC))
 MICROSECOND = timedelta(microseconds=1)
-LARGE = 10
-"""Rows of a view for each entity row. With fewer, to leave some out takes longer than to join all."""
+ROWS_PER_ENTITY_ROW = 10
+"""A view with more rows is cut to the asked entities first. With fewer, that takes longer."""
 
 
 class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[misc]
@@ -132,12 +132,9 @@ def _is_table(source: Any) -> bool:
 
 
 def _is_large(rows: ir.Table, entity_count: int) -> bool:
-    """Whether a view has so many rows that those of other entities are better left out first.
-
-    DuckDB's join holds all rows of a view in memory: 5 GB of 30 million rows.
-    """
+    """Whether rows of other entities are to be left out: the join holds all rows in memory."""
     row_count = int(rows.count().to_pyarrow().as_py())
-    return row_count > LARGE * entity_count
+    return row_count > ROWS_PER_ENTITY_ROW * entity_count
 
 
 def _is_plain(feature_views: Sequence[Any], options: Mapping[str, Any]) -> bool:

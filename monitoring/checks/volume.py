@@ -1,7 +1,6 @@
 """Volume and freshness: how many entities ask, how many are usual, and how old features are."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 
 from feature_repo.dataset_record import service_records
 from monitoring.check import CheckResult
@@ -59,7 +58,7 @@ def freshness(
     run: MonitoringRun, _reference: Reference | None
 ) -> Iterator[CheckResult]:
     """Alert of features that are not materialised, too old, or silent at the source."""
-    age_limit = timedelta(hours=run.spec.monitoring.freshness_hours)
+    age_limit = run.spec.monitoring.feature_age_limit
     records = service_records(run.settings, run.spec.dataset, run.spec.feature_service)
     for record in records:
         for incident, text in record.problems(run.as_of, age_limit):

@@ -165,8 +165,7 @@ def of_model(status: ModelStatus, now: datetime) -> Iterator[CheckResult]:
     if status.runs.at:
         yield _training(model, status.runs.value, now)
     for record in status.freshness.value or ():
-        hours = status.spec.monitoring.freshness_hours
-        yield _features(record, timedelta(hours=hours), now)
+        yield _features(record, status.spec.monitoring.feature_age_limit, now)
 
 
 def _restart(program: str) -> str:

@@ -4,7 +4,7 @@ Times are seconds since 1970. What is not known has no sample: it is never 0.
 """
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -66,7 +66,7 @@ def loop_metrics(loop: LoopStatus, records: Sequence[DatasetRecord] = ()) -> byt
 
 
 def _add_sources(add: Add, status: ModelStatus) -> None:
-    age_limit = timedelta(hours=status.spec.monitoring.freshness_hours)
+    age_limit = status.spec.monitoring.feature_age_limit
     add("feature_age_promise_seconds", age_limit.total_seconds())
     readings = {
         "database": status.rows,

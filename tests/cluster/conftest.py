@@ -121,7 +121,9 @@ class Cluster:
 
     def _is_alive(self, address: str) -> bool:
         workers = self._state()["workers"]
-        return (address, "ALIVE") in [(each["host"], each["state"]) for each in workers]
+        return (address, "ALIVE") in [
+            (worker["host"], worker["state"]) for worker in workers
+        ]
 
     def _state(self) -> Any:
         return httpx.get(f"{self.page}/json/").json()

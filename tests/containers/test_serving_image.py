@@ -21,14 +21,14 @@ from tests.faults.conftest import broken
 from tests.serving.conftest import Rig
 
 pytestmark = pytest.mark.containers
-FOUND = """
+INSTALLED = """
 import os, shutil
 from importlib.util import find_spec
 names = (
     "airflow alembic apprise deltalake evidently feast mlflow pandas pip psycopg setuptools sqlalchemy"
 )
-found = [name for name in names.split() if find_spec(name)]
-print(os.getuid(), os.access("/opt", os.W_OK), found, shutil.which("gcc"), shutil.which("uv"))
+packages = [name for name in names.split() if find_spec(name)]
+print(os.getuid(), os.access("/opt", os.W_OK), packages, shutil.which("gcc"), shutil.which("uv"))
 """
 
 
@@ -50,9 +50,9 @@ def test_the_image_is_small_and_holds_what_it_needs_alone(
     megabytes = (size - base_size) / 1_000_000
     print(f"{megabytes:.0f} MB on top of its base")  # noqa: T201
     assert megabytes <= 230
-    command = ("--entrypoint=python", image, "-c", FOUND)
-    found = podman("run", "--rm", "--network=host", *command)
-    assert found == "1000 False [] None None"
+    command = ("--entrypoint=python", image, "-c", INSTALLED)
+    output = podman("run", "--rm", "--network=host", *command)
+    assert output == "1000 False [] None None"
     label = '{{index .Labels "org.opencontainers.image.revision"}}'
     revision = podman("image", "inspect", f"--format={label}", image)
     assert revision == run("git", "rev-parse", "HEAD")

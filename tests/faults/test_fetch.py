@@ -12,12 +12,12 @@ from tests.serving.load import under_load
 
 def fetches(process):
     """Processes that fetch a version; one that has ended meanwhile is none."""
-    found = []
+    children = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):
             if "serving.fetch" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+                children.append(child)
+    return children
 
 
 def test_a_fetch_that_dies_or_hangs_costs_no_prediction(rig, served):

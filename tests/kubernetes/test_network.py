@@ -8,7 +8,9 @@ from core.settings import CLONE
 from tests.kubernetes.manifests import base, read_documents
 
 BASE = base()
-POLICIES = [each["spec"] for each in BASE if each["kind"] == "NetworkPolicy"]
+POLICIES = [
+    document["spec"] for document in BASE if document["kind"] == "NetworkPolicy"
+]
 GYRE = {"app.kubernetes.io/part-of": "gyre"}
 AIRFLOW_PROGRAMS = {"api-server", "scheduler", "dag-processor", "worker"}
 LABELS = {
@@ -36,10 +38,10 @@ def selects(selector, labels):
 
 def policies_of(pod, direction):
     policies = [
-        each
-        for each in POLICIES
-        if direction in each["policyTypes"]
-        and selects(each["podSelector"], LABELS[pod])
+        policy
+        for policy in POLICIES
+        if direction in policy["policyTypes"]
+        and selects(policy["podSelector"], LABELS[pod])
     ]
     assert policies, "nothing denies it"
     return policies
@@ -58,7 +60,7 @@ def callers_of(target, port):
     callers = set()
     for policy in policies_of(target, "Ingress"):
         for rule in policy.get("ingress", []):
-            if port in [each["port"] for each in rule["ports"]]:
+            if port in [allowed["port"] for allowed in rule["ports"]]:
                 for caller in (*LABELS, *NAMESPACES):
                     if any(is_peer(peer, caller) for peer in rule["from"]):
                         callers.add(caller)
@@ -93,7 +95,7 @@ def test_a_pod_reaches_stores_anywhere_and_mail_where_it_sends_alerts(pod):
     for policy in policies_of(pod, "Egress"):
         for rule in policy.get("egress", []):
             if "to" not in rule:
-                ports |= {each["port"] for each in rule["ports"]}
+                ports |= {port["port"] for port in rule["ports"]}
     assert {5432, 6379, 443} <= ports
     assert ports & MAIL == (MAIL if pod in {"console", "worker"} else set())
 

@@ -91,16 +91,16 @@ def figure(line, reference, window):
     """What the report says of a line."""
     group, column = line.name.split("/")
     values = window[column]
-    known = reference[column]
+    usual_values = reference[column]
     if group == "psi":
-        return psi(known, values)
+        return psi(usual_values, values)
     if group == "missing":
         return values.isna().mean()
     if group == "mean":
         return values.mean()
-    if known.dtype == object:
-        return (~values.isin(known.unique())).mean()
-    return 1 - values.between(known.min(), known.max()).mean()
+    if usual_values.dtype == object:
+        return (~values.isin(usual_values.unique())).mean()
+    return 1 - values.between(usual_values.min(), usual_values.max()).mean()
 
 
 def failed(reference, window, limits):
