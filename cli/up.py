@@ -16,10 +16,10 @@ from core.tokens import serving_headers
 from mlflow_server.pages import Pages
 from mlflow_server.registry import Registry
 from monitoring.serving_status import read_statuses
-from stack.airflow_api import AirflowApi
+from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
-from stack.programs import WRITERS, started
+from stack.programs import started
 
 FRESH = timedelta(hours=1)
 LOAD_SECONDS = 150.0
@@ -50,7 +50,7 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
         tell("processes and features …")
         with started(settings, tell), AirflowApi(settings) as airflow:
             tell(f"  processes and features: {time.monotonic() - began:.1f} s")
-            airflow.pool(WRITERS[0], 1)
+            airflow.pool(WRITE_POOL, 1)
             with _step("ingest"):
                 _ingest(settings, airflow)
         with AirflowApi(settings) as airflow:

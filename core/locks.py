@@ -13,7 +13,10 @@ SECONDS = 60.0
 POLL_SECONDS = 0.005
 """Of a file's lock, which events wait for."""
 CONNECT_SECONDS = 5
-GONE = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+KEEPALIVES = (
+    "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5;"
+    " SET tcp_keepalives_count = 3"
+)
 """PostgreSQL frees the lock of a host that is lost after half a minute."""
 _THREAD = threading.local()
 
@@ -71,7 +74,7 @@ def _database_lock(
         connection = psycopg.connect(
             url, autocommit=True, connect_timeout=CONNECT_SECONDS
         )
-        connection.execute(f"SET lock_timeout = '{seconds}s'; {GONE}")
+        connection.execute(f"SET lock_timeout = '{seconds}s'; {KEEPALIVES}")
         connection.execute(
             "SELECT pg_advisory_lock(hashtext(%s))", [f"gyre.data.{name}"]
         )

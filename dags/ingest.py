@@ -6,7 +6,8 @@ from core.errors import SettingsError
 from core.settings import load_settings
 from core.spec import broken_specs, load_specs
 from core.user_code import dataset_names
-from dags.run import WRITERS, current_run, new_dag, task_defaults
+from dags.run import current_run, new_dag, task_defaults
+from stack.airflow_api import WRITE_POOL
 
 with new_dag("ingest", __doc__, "@hourly"):
 
@@ -17,7 +18,7 @@ with new_dag("ingest", __doc__, "@hourly"):
         if problems:
             raise SettingsError("; ".join(problems))
 
-    @task(pool=WRITERS, outlets=[Asset("features")])
+    @task(pool=WRITE_POOL, outlets=[Asset("features")])
     def ingest(dataset: str) -> str:
         from feature_repo.ingest import ingest as run  # noqa: PLC0415  (heavy)
 

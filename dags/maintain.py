@@ -4,11 +4,12 @@ from airflow.sdk import task
 
 from core.errors import StackError
 from core.settings import load_settings
-from dags.run import WRITERS, current_run, new_dag
+from dags.run import current_run, new_dag
+from stack.airflow_api import WRITE_POOL
 
 with new_dag("maintain", __doc__, "40 2 * * *"):
 
-    @task(pool=WRITERS, task_display_name="Delete and compact")
+    @task(pool=WRITE_POOL, task_display_name="Delete and compact")
     def maintain() -> list[str]:
         """Free all that can be freed; fail if a part could not."""
         from monitoring.maintain import maintain as clean_up  # noqa: PLC0415  (heavy)

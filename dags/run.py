@@ -27,8 +27,6 @@ from dags.failures import alert_of_failure
 from stack.airflow_api import AirflowApi
 
 log = logging.getLogger(__name__)
-WRITERS = "tables"
-"""The pool of one that every task writing Delta tables runs in; `gyre up` makes it."""
 FORM = {
     "as_of": Param(
         None,

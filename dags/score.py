@@ -8,14 +8,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from core.errors import NoChampionError, NoRequestError
 from core.spec import ModelSpec
-from dags.run import (
-    WRITERS,
-    current_run,
-    for_each_model,
-    model_dag,
-    note,
-    task_inputs,
-)
+from dags.run import current_run, for_each_model, model_dag, note, task_inputs
+from stack.airflow_api import WRITE_POOL
 
 NIGHTLY = "15 0 * * *"
 """After the ingest of midnight, which completes the day."""
@@ -28,7 +22,7 @@ def score_dag(spec: ModelSpec) -> None:
         score()
 
 
-@task(pool=WRITERS, task_display_name="Score the population")
+@task(pool=WRITE_POOL, task_display_name="Score the population")
 def score() -> str:
     """Score the population, with the report as the run's note; skipped where that cannot be."""
     from training.batch import score_population  # noqa: PLC0415  (heavy)

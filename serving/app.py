@@ -25,7 +25,7 @@ from feature_repo.broker import Intake
 from serving import feedback
 from serving.edge import JSON, ErrorForm, refusal, write_detail, write_text
 from serving.events import document_events, events_route
-from serving.features import settle
+from serving.features import exempt_from_collection
 from serving.inbox import Inbox
 from serving.metrics import WATERMARK_AGE, hand_over
 from serving.middleware import Access, RequestMiddleware
@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> RequestMiddleware:
         feedback_log.open()
         await watcher.poll()
         await look_after()
-        settle()
+        exempt_from_collection()
         # A disk that hangs holds up no probe.
         work = [watcher.run(), _every_second(look_after), _every_second(flush)]
         if inbox:

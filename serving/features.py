@@ -158,7 +158,7 @@ class FeatureSource:
         await self._reader.close()
 
 
-def settle() -> None:
+def exempt_from_collection() -> None:
     """Exempt the objects of now from garbage collection, which would pause answers for 0.1 s."""
     gc.collect()
     gc.freeze()

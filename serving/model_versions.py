@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from core.settings import Settings
 from core.spec import Entity, FeatureType, ModelSpec, entity_text
 from serving.copies import LocalCopies, Origin
-from serving.features import FeatureSource, settle
+from serving.features import FeatureSource, exempt_from_collection
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
 from serving.model import LoadedModel
 from serving.opening import open_version, reason_of
@@ -237,7 +237,7 @@ class ModelVersions:
         if production is not None and production is not roles_before.production:
             SWAPS.labels(self.spec.name).inc()
             logger.info("%s: version %s answers", self.spec.name, production.version)
-        settle()
+        exempt_from_collection()
 
     def _keep(self, models: Iterable[LoadedModel | None]) -> None:
         """Keep some versions, production first, and close the others."""

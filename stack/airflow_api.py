@@ -17,6 +17,8 @@ NOTE_LIMIT = 1000
 LINKS = " · "
 """What stands before the links of a note, as Airflow shows its first line at once."""
 PARSE_SECONDS = 300.0
+WRITE_POOL = "tables"
+"""The pool of one slot: one task at a time writes Delta tables. `gyre up` makes it."""
 
 
 def promotion_asset(spec: ModelSpec) -> str:

@@ -20,6 +20,7 @@ from core.errors import StackError
 from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
 from feature_repo.broker import consumer_problem, redis_problem
+from stack.airflow_api import WRITE_POOL
 from stack.environment import airflow_environment, process_environment
 from stack.machine import connection_problems, layout_problems, prepare
 from stack.processes import (
@@ -39,8 +40,6 @@ TASK = "task"
 """One task of Airflow in a pod of its own: the executor appends the command."""
 WORKER = "airflow celery worker --skip-serve-logs"
 """Where Airflow's executor is Celery's; as many as wanted, that share the folder of logs."""
-WRITERS = ("tables", "1", "one task at a time writes tables")
-"""The pool that every task writing Delta tables runs in."""
 REDIS = (
     "redis-server --bind 127.0.0.1 --port %(ENV_GYRE_REDIS_PORT)s"
     " --dir '%(ENV_GYRE_HOME)s/redis' --save ''"
@@ -232,7 +231,7 @@ def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
         raise StackError(f"a command is for {TASK} alone: gyre run {TASK} -- COMMAND")
     if name == INIT:
         _migrate(settings, print)
-        _run_tool(settings, "airflow", "pools", "set", *WRITERS)
+        _run_tool(settings, "airflow", "pools", "set", WRITE_POOL, "1", "one writer")
         _publish(settings, print)
         return
     os.chdir(CLONE)
