@@ -12,9 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
-from redis.exceptions import RedisError
 
-from core.errors import FeaturesUnavailableError
 from core.locks import one_writer
 from core.settings import Settings
 from core.storage import Table
@@ -47,7 +45,7 @@ LOCK_SECONDS = 10.0
 class OnlineValues:
     """Reads and writes the online values of one dataset; for one thread.
 
-    Every call raises FeaturesUnavailableError where Redis does not answer.
+    Every call raises RedisError where Redis does not answer, or refuses a write.
 
     Args:
         settings: Of the installation.
@@ -90,10 +88,7 @@ class OnlineValues:
 
     def state(self, view: str) -> OnlineState | None:
         """Return how far the values of a view are online; None: Redis holds none."""
-        try:
-            return read_state(self.redis, state_key(self.store.project, view))
-        except RedisError as exc:
-            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+        return read_state(self.redis, state_key(self.store.project, view))
 
     def moment(self, view: str, now: datetime) -> datetime:
         """Return up to when rows of a view count: now, or a later time that is online already."""
@@ -154,15 +149,12 @@ class OnlineValues:
                 are noted, so that the next refresh writes them again. None: of a refresh.
 
         """
-        try:
-            with self.redis.pipeline(transaction=False) as pipe:
-                for view_values in values:
-                    if raw_version is not None:  # before: see `write_encoded_rows`
-                        self._add_keys(pipe, view_values, raw_version)
-                    self._add_values(pipe, view_values)
-                pipe.execute()
-        except RedisError as exc:
-            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+        with self.redis.pipeline(transaction=False) as pipe:
+            for view_values in values:
+                if raw_version is not None:  # before: see `write_encoded_rows`
+                    self._add_keys(pipe, view_values, raw_version)
+                self._add_values(pipe, view_values)
+            pipe.execute()
 
     def keys_ahead(
         self, view: str, keys: Sequence[KeyValues], raw_version: int

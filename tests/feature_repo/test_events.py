@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing, contextmanager
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from feature_repo import consumer
 from feature_repo.broker import Stream
@@ -180,6 +181,21 @@ def test_events_wait_for_a_broken_expression_and_are_set_aside_after_many_failur
         assert [shop.consumer.step() for _ in range(3)] == [False, False, True]
     assert [json.loads(row["row"])["order_id"] for row in shop.aside()] == [3, 4]
     assert "no_column" in shop.aside()[0]["rules"]
+    assert (shop.spent(1), shop.waiting()) == (7.0, 0)
+
+
+def test_events_wait_while_redis_has_no_memory_for_their_values(shop, monkeypatch):
+    monkeypatch.setattr(consumer, "MAX_DELIVERIES", 1)
+    shop.sends(AS_OF + MINUTE, SECOND)
+    shop.redis.config_set("maxmemory", "1kb")
+    try:
+        for _ in range(3):
+            with pytest.raises(OutOfMemoryError):
+                shop.consumer.step()
+    finally:
+        shop.redis.config_set("maxmemory", 0)
+    assert (shop.aside(), shop.waiting()) == ([], 1)
+    shop.consumes()
     assert (shop.spent(1), shop.waiting()) == (7.0, 0)
 
 
