@@ -2,13 +2,17 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from filelock import FileLock, Timeout
 
 from core.errors import DataError
 from core.settings import Settings
 
+INGEST_LOCK = "ingest/{}"
+"""Of a dataset by its name: one ingest at a time reads its source."""
+ONLINE_LOCK = "online/{}"
+"""Of a dataset by its name: one process at a time computes and writes its online values."""
 SECONDS = 60.0
 POLL_SECONDS = 0.005
 """Of a file's lock, which events wait for."""
@@ -25,12 +29,12 @@ _THREAD = threading.local()
 def one_writer(
     settings: Settings,
     name: str,
-    seconds: float | None = None,
+    seconds: float = SECONDS,
     address: str | None = None,
 ) -> Iterator[None]:
     """Be the only writer of `name`, in `data`, until the block ends; a thread may ask again.
 
-    seconds: how long to wait for another, 60 by default. address: of another PostgreSQL.
+    seconds: how long to wait for another. address: of another PostgreSQL.
     By a lock of PostgreSQL where there is one, so of all hosts; else by a file, of this one.
 
     Raises:
@@ -38,7 +42,6 @@ def one_writer(
             file.
 
     """
-    seconds = seconds or SECONDS
     busy = f"{name}: another writer held it for {seconds:.0f} s"
     address = address or settings.database_url
     if address:
@@ -70,22 +73,23 @@ def _database_lock(
         yield
         return
     url = f"postgresql://{address.partition('://')[2]}"
-    try:
-        connection = psycopg.connect(
-            url, autocommit=True, connect_timeout=CONNECT_SECONDS
-        )
-        connection.execute(f"SET lock_timeout = '{seconds}s'; {KEEPALIVES}")
-        connection.execute(
-            "SELECT pg_advisory_lock(hashtext(%s))", [f"gyre.data.{name}"]
-        )
-    except psycopg.errors.LockNotAvailable as exc:
-        raise DataError(busy) from exc
-    except psycopg.Error as exc:
-        line = str(exc).splitlines()[0]
-        raise DataError(f"{name}: PostgreSQL refused its lock: {line}") from exc
-    held_names.add(name)
-    try:
-        with closing(connection):
+    with ExitStack() as opened:
+        try:
+            connection = psycopg.connect(
+                url, autocommit=True, connect_timeout=CONNECT_SECONDS
+            )
+            opened.enter_context(closing(connection))
+            connection.execute(f"SET lock_timeout = '{seconds}s'; {KEEPALIVES}")
+            connection.execute(
+                "SELECT pg_advisory_lock(hashtext(%s))", [f"gyre.data.{name}"]
+            )
+        except psycopg.errors.LockNotAvailable as exc:
+            raise DataError(busy) from exc
+        except psycopg.Error as exc:
+            line = str(exc).splitlines()[0]
+            raise DataError(f"{name}: PostgreSQL refused its lock: {line}") from exc
+        held_names.add(name)
+        try:
             yield
-    finally:
-        held_names.discard(name)
+        finally:
+            held_names.discard(name)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from core.storage import Table
     from feature_repo.definition import Dataset
 
-FEATURE_AGE_LIMIT = timedelta(hours=2)
-"""Ingest is hourly, so features are complete up to an hour ago: the promise, and once missed."""
 HOUR = timedelta(hours=1)
 DAYS = 60
 COUNTS = """
@@ -62,10 +60,12 @@ class DatasetRecord:
     passed: bool = True
     remark: str = ""
 
-    def problems(
-        self, now: datetime, age_limit: timedelta = FEATURE_AGE_LIMIT
-    ) -> list[tuple[str, str]]:
+    def problems(self, now: datetime, age_limit: timedelta) -> list[tuple[str, str]]:
         """Say what is wrong or too old at `now`.
+
+        Args:
+            now: Aware UTC.
+            age_limit: How old the features may be, by the spec of a model that reads them.
 
         Returns:
             For each problem its cause, the same for as long as it lasts, and the whole text.

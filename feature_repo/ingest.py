@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import BatchRejectedError
-from core.locks import one_writer
+from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.storage import Table
@@ -62,7 +62,7 @@ def ingest(
 
     """
     dataset = load_dataset(name)
-    with one_writer(settings, name):
+    with one_writer(settings, INGEST_LOCK.format(name)):
         raw = raw_table(settings, dataset)
         since = None if full else _read_from(settings, dataset, raw, as_of)
         delivery = pull(settings, dataset, as_of, since)

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
-from core.locks import one_writer
+from core.locks import ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
@@ -82,9 +82,8 @@ class OnlineValues:
             DataError: Another process holds the lock for more than 10 s.
 
         """
-        return one_writer(
-            self._settings, f"features/{self._dataset.name}", LOCK_SECONDS
-        )
+        name = ONLINE_LOCK.format(self._dataset.name)
+        return one_writer(self._settings, name, LOCK_SECONDS)
 
     def state(self, view: str) -> OnlineState | None:
         """Return how far the values of a view are online; None: Redis holds none."""

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from pyarrow.json import ParseOptions, read_json
 from sqlglot import column
 
-from core.locks import one_writer
+from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
@@ -90,7 +90,8 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
     key_of = itemgetter(*dataset.key)
     names = dataset.schema.names
     raw = raw_table(settings, dataset)
-    with one_writer(settings, dataset.name), one_writer(settings, raw.name):
+    ingest_lock = INGEST_LOCK.format(dataset.name)
+    with one_writer(settings, ingest_lock), one_writer(settings, raw.name):
         entries = quarantined(settings, dataset)
         tables = [_as_table(entry["row"], dataset.schema) for entry in entries]
         rows = pa.concat_tables([dataset.schema.empty_table(), *tables])

@@ -65,7 +65,8 @@ def open_decisions(
     when a failed one is repeated. Where nothing is new, another training has learnt it all.
     """
     decisions = newest_decisions(settings, spec.name, action="retrain")
-    runs = Tracking(settings).runs(spec.experiment)
+    # Trials of a search have no `as_of`.
+    runs = Tracking(settings).runs(spec.experiment, "tags.as_of LIKE '%'")
     trained_until = max(map(moment_of, runs), default=BEGINNING)
     causes = [row for row in decisions if trained_until < row.as_of <= as_of]
     if causes and not learnable(settings, spec, as_of):

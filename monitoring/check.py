@@ -43,3 +43,12 @@ class CheckResult:
     incident: str = ""
     acts: bool = True
     reason: str = ""
+
+    def distance(self) -> float | None:
+        """Return how far the value is from its limit, as a share of it; None: one is unknown.
+
+        A limit may be the most or the least.
+        """
+        if self.value is None or self.limit is None:
+            return None
+        return abs(self.value - self.limit) / (abs(self.limit) or 1)

@@ -135,8 +135,8 @@ def _completed(result: CheckResult, run: MonitoringRun) -> CheckResult:
     """Add the page that shows a result, the incident that it is, and why it does not act."""
     link = result.link or f"/status/{run.spec.name}#checks"
     incident = result.incident
-    if result.status == "unknown" and not incident:
-        incident = f"{result.name} of version {run.version} is unknown"
+    if result.status in {"alert", "unknown"} and not incident:
+        incident = f"{result.name} of version {run.version}: {result.status}"
     reason = _reason_of_passivity(result, run.spec.monitoring.monitor_only)
     return replace(
         result,

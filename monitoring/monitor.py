@@ -310,9 +310,8 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
     bad = [
         result for result in report.results if result.status == "bad" and result.acts
     ]
-    bad.sort(key=lambda result: (result.value or 0.0) / (result.limit or 1.0))
     is_harm = decision.rule == "harm"
-    worst = None if is_harm or not bad else bad[-1]
+    worst = None if is_harm or not bad else max(bad, key=lambda result: result.distance() or 0.0)
     is_psi = worst is not None and worst.name.startswith("psi/")
     return DriftAlert(
         feature=worst.feature if worst else "predictions",

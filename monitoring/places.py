@@ -24,7 +24,7 @@ from upath import UPath
 
 from core.errors import DataError, SettingsError, StackError
 from core.files import read_file
-from core.locks import one_writer
+from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.storage import Table
@@ -192,8 +192,8 @@ def _forget_raw(search: Search) -> int:
         if search.erase and raw.exists:
             # In the order of ingest and consumer, of which neither writes meanwhile.
             with (
-                one_writer(settings, dataset.name),
-                one_writer(settings, f"features/{dataset.name}", LOCK_SECONDS),
+                one_writer(settings, INGEST_LOCK.format(dataset.name)),
+                one_writer(settings, ONLINE_LOCK.format(dataset.name), LOCK_SECONDS),
                 one_writer(settings, raw.name),
             ):
                 raw.erase(is_own)

@@ -57,7 +57,7 @@ class ModelRepository:
 
     def update(self, specs: Sequence[ModelSpec]) -> None:
         """Serve exactly `specs`. A model whose versions still fit answers on."""
-        models_before = self.models
+        models_before = dict(self.models)
         self.models = {}
         for spec in specs:
             model = models_before.get(spec.name)

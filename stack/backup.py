@@ -19,7 +19,7 @@ from dotenv import dotenv_values, unset_key
 
 from core.errors import StackError
 from core.files import reached
-from core.locks import one_writer
+from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
 from core.settings import ENV_FILE, LAYOUT, PORTS, SCHEMAS, SHARED, Settings
 from core.spec import load_specs
 from mlflow_server.ledger import Ledger
@@ -138,9 +138,10 @@ def _writers_held(settings: Settings) -> Iterator[None]:
     logs = sorted(settings.data.glob("**/_delta_log"))
     tables = [log.parent.relative_to(settings.data).as_posix() for log in logs]
     datasets = [name.removeprefix("raw/") for name in tables if name.startswith("raw/")]
-    features = [f"features/{name}" for name in datasets]
+    ingests = map(INGEST_LOCK.format, datasets)
+    online_writers = map(ONLINE_LOCK.format, datasets)
     with closing(Ledger(settings)) as ledger, ExitStack() as locks:
-        for name in ("maintain", *datasets, *features, "collect", *tables):
+        for name in ("maintain", *ingests, *online_writers, "collect", *tables):
             locks.enter_context(one_writer(settings, name, SECONDS))
         for spec in load_specs():
             locks.enter_context(ledger.exclusive(spec.name))

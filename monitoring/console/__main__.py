@@ -80,9 +80,12 @@ class Console:
         self._settings = settings
         self._loop = Loop(settings)
         self._records = {}
-        datasets = [model.spec.dataset for model in self._loop.models.values()]
-        for name in dataset_names(*datasets):
-            self._records[name] = CachedReader(partial(read_record, settings, name))
+        self._age_limits: dict[str, timedelta] = {}
+        for model in self._loop.models.values():
+            limit = model.spec.monitoring.feature_age_limit
+            for name in dataset_names(model.spec.dataset):
+                self._records[name] = CachedReader(partial(read_record, settings, name))
+                self._age_limits[name] = min(limit, self._age_limits.get(name, limit))
 
     def start(self, _request: Request) -> Response:
         """Show what is wrong, and every check."""
@@ -111,7 +114,9 @@ class Console:
         reader = _known(self._records, name, "dataset")
         read_all([reader])
         record = reader.reading
-        return self._page("data.html", name=name, record=record)
+        return self._page(
+            "data.html", name=name, record=record, age_limit=self._age_limits[name]
+        )
 
     def validation(self, request: Request) -> Response:
         """Show the Data Docs of a dataset in a frame."""

@@ -58,12 +58,10 @@ class Series:
         A limit may be the most or the least: a value that is bad lies beyond it, another is nearer
         to it the worse it is.
         """
-        value = self.newest.value
-        limit = self.newest.limit
         state = WORST.index(self.newest.status)
-        if value is None or limit is None:
+        distance = self.newest.distance()
+        if distance is None:
             return state, inf
-        distance = abs(value - limit) / (abs(limit) or 1)
         is_beyond = state < WORST.index("unknown")
         return state, -distance if is_beyond else distance
 

@@ -15,10 +15,10 @@ def test_a_broken_record_is_a_problem_and_a_missing_one_is_none(tmp_path):
     file = record_file(settings, "visits")
     file.parent.mkdir(parents=True)
     file.write_text('{"name": "visits"}')
-    ((cause, problem),) = read_record(settings, "visits").problems(AS_OF)
+    ((cause, problem),) = read_record(settings, "visits").problems(AS_OF, 2 * HOUR)
     assert cause == problem
     assert "visits: its record cannot be read; run: gyre ingest visits" in problem
-    assert read_record(settings, "orders").problems(AS_OF) == []
+    assert read_record(settings, "orders").problems(AS_OF, 2 * HOUR) == []
 
 
 def test_an_ingest_records_ages_rules_services_and_rows_by_their_days(shop):
@@ -46,8 +46,8 @@ def test_an_ingest_records_ages_rules_services_and_rows_by_their_days(shop):
     assert "expect_column_values_to_be_unique(order_id)" in record.delivery_rules
     assert "expect_column_mean_to_be_between(dollar_value)" in record.delivery_rules
     assert NEGATIVE not in record.delivery_rules
-    assert record.problems(AS_OF) == []
-    assert len(record.problems(AS_OF + 3 * DAY)) == 2
+    assert record.problems(AS_OF, 2 * HOUR) == []
+    assert len(record.problems(AS_OF + 3 * DAY, 2 * HOUR)) == 2
 
 
 def test_a_stopped_batch_is_recorded_until_the_source_is_repaired(shop):

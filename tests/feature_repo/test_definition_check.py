@@ -115,8 +115,8 @@ def test_another_definition_is_refused_and_the_features_become_late(stack, name,
     assert "GYRE_CHANGE_LIVE_FEATURES=true gyre ingest orders" in str(refusal.value)
     assert stack.online(AS_OF, *range(1, 50)) == before
     record = read_record(stack.settings, "orders")
-    assert record.problems(AS_OF + 2 * HOUR) == []
-    ((cause, _),) = record.problems(AS_OF + 3 * HOUR)
+    assert record.problems(AS_OF + 2 * HOUR, 2 * HOUR) == []
+    ((cause, _),) = record.problems(AS_OF + 3 * HOUR, 2 * HOUR)
     assert cause == "orders: features are not complete"
 
 

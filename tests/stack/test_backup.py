@@ -183,7 +183,7 @@ def test_a_backup_that_fails_leaves_nothing(settings, tmp_path):
     assert not [*settings.home.glob("run/.*")]
 
 
-@pytest.mark.parametrize("name", ["maintain", "orders", "collect"])
+@pytest.mark.parametrize("name", ["maintain", "ingest/orders", "collect"])
 def test_a_backup_waits_for_a_writer(name, settings, tmp_path):
     thread = threading.Thread(target=backup, args=(settings, tmp_path / "backup"))
     with one_writer(settings, name):
