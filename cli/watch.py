@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Annotated
 

@@ -164,7 +164,7 @@ class Limit(Strict):
 
     metric: Metric | Figure
     rule: Literal["at_least", "at_most"]
-    value: float = Field(allow_inf_nan=False)
+    value: float
 
 
 class BetterThanBaseline(Strict):

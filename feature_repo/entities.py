@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import reduce
 from typing import Any
 
 import duckdb
@@ -99,21 +98,11 @@ def values_at(
 def newest_of_key(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     """Return the newest row of each key, by event_timestamp, then created."""
     order = [("event_timestamp", "ascending"), ("created", "ascending")]
-    return last_of_key(rows.sort_by(order), key)
-
-
-def last_of_key(rows: pa.Table, key: Sequence[str]) -> pa.Table:
-    """Return the last of the rows that share a key; rows without a key all stay."""
-    has_key = reduce(pc.and_, (pc.is_valid(rows[name]) for name in key))
-    numbered = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
-    last = (
-        numbered.filter(has_key).group_by(list(key)).aggregate([("_position", "max")])
-    )
-    keyless = numbered.filter(pc.invert(has_key))["_position"]
-    positions = pa.chunked_array(
-        [*last["_position_max"].chunks, *keyless.chunks], pa.int64()
-    )
-    return rows.take(positions.sort())
+    sorted_rows = rows.sort_by(order)
+    positions = pa.array(np.arange(rows.num_rows))
+    numbered_keys = sorted_rows.select(key).append_column("_position", positions)
+    last = numbered_keys.group_by(list(key)).aggregate([("_position", "max")])
+    return sorted_rows.take(last["_position_max"].combine_chunks().sort())
 
 
 def key_of(row: Row, columns: Sequence[str]) -> tuple[Any, ...]:

@@ -245,15 +245,11 @@ def request_of_row(row_id: str) -> str:
     return re.sub(rf"(/{SHADOW}|/\w+/error)$", "", row_id)
 
 
-def collect(settings: Settings, bytes_at_once: int = BYTES_AT_ONCE) -> Collected:
+def collect(settings: Settings) -> Collected:
     """Take every final line of the logs into the tables; taking one again changes nothing.
 
     A file is removed once it is closed and taken, or set aside as `.malformed` if a line of it
     could not be read.
-
-    Args:
-        settings: Of the installation.
-        bytes_at_once: About how many bytes of files are taken together.
 
     Raises:
         DataError: Another process held the lock of the logs or of a table for a minute, or the
@@ -267,14 +263,12 @@ def collect(settings: Settings, bytes_at_once: int = BYTES_AT_ONCE) -> Collected
             form=Prediction,
             table=predictions(settings),
             key="request_id",
-            bytes_at_once=bytes_at_once,
         )
         outcome_count, malformed_outcomes = _take(
             files=_files(settings, "feedback"),
             form=Feedback,
             table=outcomes(settings),
             key="line",
-            bytes_at_once=bytes_at_once,
         )
     malformed = malformed_predictions + malformed_outcomes
     return Collected(prediction_count, outcome_count, malformed)
@@ -353,7 +347,6 @@ def _take(
     form: type[LogLine],
     table: Table,
     key: str,
-    bytes_at_once: int,
 ) -> tuple[int, int]:
     """Take files into a table that holds one row of each `key`.
 
@@ -365,7 +358,7 @@ def _take(
     closed_files = {file for file in files if is_closed(file)}
     new_count = 0
     malformed_count = 0
-    for group in _groups([*files], bytes_at_once):
+    for group in _groups([*files]):
         rows: dict[str, dict[str, Any]] = {}
         malformed = dict.fromkeys(group, 0)
         for file in group:
@@ -386,14 +379,14 @@ def _take(
     return new_count, malformed_count
 
 
-def _groups(files: Sequence[Path], size: int) -> Iterator[list[Path]]:
-    """Files in their order, about as many at a time as have `size` bytes together."""
+def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Files in their order, about as many at a time as have `BYTES_AT_ONCE` together."""
     group: list[Path] = []
     group_size = 0
     for file in files:
         group.append(file)
         group_size += file.stat().st_size
-        if group_size >= size:
+        if group_size >= BYTES_AT_ONCE:
             yield group
             group = []
             group_size = 0

@@ -211,7 +211,6 @@ def evaluate(
             variants.get((CHALLENGER, experiment.challenger), Variant()),
             variants.get((PRODUCTION, experiment.production), Variant()),
             rollout_limits(spec.rollout),
-            PRODUCTION,
         ),
     )
 

@@ -112,22 +112,19 @@ def measure_variants(
     return variants
 
 
-def harm(
-    variant: Variant, other: Variant, limits: HarmLimits, name: str = "the other"
-) -> str | None:
-    """Say what harm a version does beside another, if it does any.
+def harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
+    """Say what harm a version does compared with production, if it does any.
 
     Args:
         variant: What the version did.
-        other: What the other one did.
+        other: What production did.
         limits: What is allowed.
-        name: What the other one is called.
 
     """
     return (
         failure_harm(variant, other, limits)
         or latency_harm(variant, other, limits)
-        or score_harm(variant, other, limits, name)
+        or score_harm(variant, other, limits)
     )
 
 
@@ -159,10 +156,8 @@ def latency_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | 
     return f"predictions are slow: {'; '.join(sentences)}"
 
 
-def score_harm(
-    variant: Variant, other: Variant, limits: HarmLimits, name: str = "the other"
-) -> str | None:
-    """Say whether scores have collapsed, or lie surely too far from the other's."""
+def score_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
+    """Say whether scores have collapsed, or lie surely too far from those of production."""
     if min(variant.scored_rows, other.scored_rows) < limits.fewest:
         return None
     problem = collapse(variant.scores, other.scores, variant.scored_rows)
@@ -173,7 +168,7 @@ def score_harm(
     if score_distance - chance <= limits.distance:
         return None
     return (
-        f"its scores are {score_distance:.2f} from those of {name}, "
+        f"its scores are {score_distance:.2f} from those of production, "
         f"{limits.distance:g} is allowed"
     )
 

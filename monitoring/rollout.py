@@ -118,7 +118,7 @@ def judge_step(policy: Rollout, evidence: Evidence) -> RolloutStep:
     production = evidence.production
     if evidence.percent == WHOLE and evidence.previous_production:
         production = evidence.previous_production
-    problem = harm(challenger, production, rollout_limits(policy), PRODUCTION)
+    problem = harm(challenger, production, rollout_limits(policy))
     if problem:
         return RolloutStep("abort", 0, problem)
     missing = _missing_evidence(policy, evidence.minutes, challenger, production)

@@ -29,14 +29,9 @@ class FeastReader:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        service: str,
-        features: Sequence[str],
-        store: Any = None,
+        self, settings: Settings, service: str, features: Sequence[str]
     ) -> None:
-        """store: a `feast.FeatureStore` in place of the one that `feature_store.yaml` names."""
-        self._arguments = (settings, service, features, store)
+        self._arguments = (settings, service, features)
         self._online: OnlineFeatures | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feast")
 

@@ -43,7 +43,6 @@ class FeatureSource:
         settings: Settings,
         contract: ServedModel | None,
         cache_seconds: float = CACHE_SECONDS,
-        reader: RedisReader | FeastReader | None = None,
     ) -> None:
         """Prepare to read; `probe` opens.
 
@@ -51,7 +50,6 @@ class FeatureSource:
             settings: Where the store is.
             contract: What the version reads; None: there is no version yet, the store is probed.
             cache_seconds: Age up to which a row that was read is used while the store fails.
-            reader: In place of the one that the contract needs.
 
         Raises:
             DataError: The features cannot be read here.
@@ -60,12 +58,13 @@ class FeatureSource:
         self.identity = ""
         lookup = NOTHING
         features: tuple[str, ...] = ()
+        reader: RedisReader | FeastReader | None = None
         if contract is not None:
             fields = {"feature_service", "features", "lookup"}
             self.identity = contract.model_dump_json(include=fields)
             lookup = contract.lookup
             features = tuple(contract.features)
-            if lookup.unsupported and reader is None:
+            if lookup.unsupported:
                 reader = FeastReader(settings, contract.feature_service, features)
         self._reader = reader or RedisReader(settings.redis_address, lookup, features)
         self._cache_seconds = cache_seconds

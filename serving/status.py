@@ -102,9 +102,10 @@ def _resources(
 ) -> dict[str, dict[str, Any]]:
     """Return for each resource whether it is `ok`, and in `detail` what it does or why not."""
     resources = {}
-    store_problem: str | None = "unknown"
     for name, model in repository.models.items():
         resources[f"model {name}"] = _resource(model.problem, model.state)
+    store_problem: str | None = "unknown"
+    if repository.models:
         store_problem = repository.first().features.down
     resources["redis"] = _resource(store_problem, "answers")
     resources["mlflow"] = _resource(watcher.problem, "answers")

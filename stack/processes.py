@@ -164,8 +164,6 @@ def wait_ready(
     settings: Settings,
     programs: Iterable[Program],
     say: Callable[[str], None],
-    seconds: float = READY_SECONDS,
-    notice: float = NOTICE_SECONDS,
 ) -> None:
     """Wait until every program is ready.
 
@@ -173,8 +171,6 @@ def wait_ready(
         settings: Of the stack; its supervisor has started the programs.
         programs: Those to wait for.
         say: Takes a line for each program that is ready, and for those still waited for.
-        seconds: Longest wait.
-        notice: Seconds between two lines about those still waited for.
 
     Raises:
         StackError: A program ends each time it is started, or is not ready in time. The message
@@ -182,7 +178,7 @@ def wait_ready(
 
     """
     began = time.monotonic()
-    next_notice = began + notice
+    next_notice = began + NOTICE_SECONDS
     waiting = list(programs)
     pids: dict[str, set[int]] = {program.name: set() for program in waiting}
     while waiting:
@@ -199,12 +195,12 @@ def wait_ready(
             pids[program.name].add(row["pid"])
             if row["statename"] == "FATAL" or len(pids[program.name]) > MOST_STARTS:
                 raise _not_ready(settings, program, problem, "it ends each time")
-            if waited > seconds:
+            if waited > READY_SECONDS:
                 reason = f"after {waited:.0f} s; to wait longer: gyre up"
                 raise _not_ready(settings, program, problem, reason)
         waiting = [program for program in waiting if program.name in problems]
         if waiting and time.monotonic() >= next_notice:
-            next_notice += notice
+            next_notice += NOTICE_SECONDS
             waited = time.monotonic() - began
             say(f"  waiting for {', '.join(problems)}, {waited:.0f} s")
         time.sleep(0.25)
@@ -271,10 +267,7 @@ def end(processes: list[psutil.Process], patience: float) -> None:
 
 
 def members(home: Path) -> list[psutil.Process]:
-    """Return the living processes of this home's stack, never this one or those above it.
-
-    Their `info` has `name` and `cmdline`.
-    """
+    """Return the living processes of this home's stack, never this one or those above it."""
     above = [psutil.Process(), *psutil.Process().parents()]
     processes = []
     for process in psutil.process_iter(["name", "cmdline", "environ"]):

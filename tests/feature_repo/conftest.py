@@ -22,7 +22,7 @@ from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.entities import last_of_key
+from feature_repo.entities import key_of
 from feature_repo.features import raw_table
 from feature_repo.online import OnlineFeatures
 from feature_repo.source import pull
@@ -113,8 +113,10 @@ def land_orders(
 ) -> Table:
     """Merge orders into the raw table as ingest does; of one key the last counts."""
     raw = raw_table(settings, dataset)
-    rows = [order | {"ingested_at": arrival} for order in orders]
-    new_rows = last_of_key(pa.Table.from_pylist(rows, raw.schema), dataset.key)
+    rows = {
+        key_of(order, dataset.key): order | {"ingested_at": arrival} for order in orders
+    }
+    new_rows = pa.Table.from_pylist([*rows.values()], raw.schema)
     raw.merge(new_rows, dataset.key, dataset.schema.names)
     return raw
 
