@@ -54,7 +54,7 @@ def test_batches_one_by_one_leave_the_rows_of_all_at_once(tmp_path):
     for hour, batch in enumerate([*batches, batches[1]]):
         raw = land(settings, batch, hour)
         if hour == 3:
-            raw._open().optimize.compact()
+            raw.compact()
         if hour != 2:
             assert_written_as_rebuilt(settings, raw)
 
@@ -63,9 +63,7 @@ def test_a_view_is_computed_in_full_where_history_or_its_own_rows_are_gone(tmp_p
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0), (2, 2, 9, 1.0)], 0))
     raw = land(settings, [(1, 3, 5, 1.0)], 1)
-    raw._open().vacuum(
-        retention_hours=0, enforce_retention_duration=False, dry_run=False
-    )
+    raw.purge()
     assert_written_as_rebuilt(settings, raw)
     shutil.rmtree(view_address(settings, VIEW))
     assert_written_as_rebuilt(settings, raw)

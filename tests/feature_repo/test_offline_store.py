@@ -204,7 +204,6 @@ RENAMED = {"pairs_count": "pieces"}
         ("plain", {}, VIEWS, None, True),
         ("aliased", {}, VIEWS, None, False),
         (REFS, BY_CREATED, VIEWS, None, False),
-        (REFS, {}, (), None, False),
         (["pairs:pieces"], {}, VIEWS, RENAMED, False),
     ],
 )
