@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.conftest import redis_server, unused_port
 
 
-def test_with_a_server(tmp_path):
+def test_a_server_starts(tmp_path):
     with redis_server(unused_port(), tmp_path):
         Path("up").touch()
         time.sleep(600)

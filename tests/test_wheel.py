@@ -45,7 +45,9 @@ def test_a_wheel_holds_templates_and_other_data(wheel):
 
 
 @pytest.mark.nightly
-def test_a_wheel_in_an_empty_environment_has_the_command(wheel, tmp_path):
+def test_a_wheel_installed_into_an_empty_environment_has_the_gyre_command(
+    wheel, tmp_path
+):
     environment = tmp_path / "environment"
     uv = str(BIN / "uv")
     cache = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(CLONE / ".uv-cache"))}

@@ -134,7 +134,7 @@ def lines(project):
     ("name", "file", "message"),
     [(name, file, line) for _, name, file, _, _, *lines in PLANTED for line in lines],
 )
-def test_each_typo_is_one_line_with_its_file(lines, name, file, message):
+def test_each_typo_is_reported_in_one_line_with_its_file(lines, name, file, message):
     place = name if file == TOML else file.format(name)
     expected = message.replace("{}", place, 1)
     assert [line for line in lines if re.match(expected, line)]
@@ -157,7 +157,7 @@ def test_a_model_without_a_typo_has_no_finding_and_its_rows_are_counted(lines, p
 
 
 @pytest.mark.timed
-def test_findings_of_a_spec_come_at_once_and_its_schema_can_be_printed(project, lines):
+def test_check_reports_a_spec_within_3_seconds_and_prints_the_schema(project, lines):
     # A process that imports what it needs.
     path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
     began = time.monotonic()

@@ -37,7 +37,7 @@ def table(**columns):
     return pa.table(ROWS | columns)
 
 
-def test_the_same_row_twice_leaves_its_key_a_key():
+def test_identical_rows_may_share_a_key_and_different_rows_may_not():
     rows = in_types(pa.concat_tables([table(), table()[:2]]))
     assert describe(rows, **ROLES)["key"] == ("order_id",)
     message = "--key: 5 of 8 rows share customer_id with"
@@ -53,7 +53,9 @@ def test_the_same_row_twice_leaves_its_key_a_key():
         ("--outcome", "city", "expected a .*: order_id, .* is_gift; found city"),
     ],
 )
-def test_an_option_names_the_columns_that_it_can_mean(option, name, message):
+def test_an_option_with_a_wrong_column_is_refused_with_the_possible_columns(
+    option, name, message
+):
     with pytest.raises(SettingsError, match=message):
         choose(in_types(table()), option, name)
 
@@ -65,7 +67,7 @@ def test_an_option_names_the_columns_that_it_can_mean(option, name, message):
         ({"ingested_at": ROWS["ordered_at"]}, r"found ingested_at \("),
     ],
 )
-def test_a_column_that_no_dataset_can_have_is_named(columns, message):
+def test_a_column_that_no_dataset_can_have_is_refused_by_name(columns, message):
     with pytest.raises(SettingsError, match=f"--from: expected int64, .*; {message}"):
         in_types(table(**columns))
 
@@ -84,7 +86,7 @@ def write(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("outcome", [None, "is_gift"])
-def test_the_files_fit_the_columns_and_pass_the_linter(write, tmp_path, outcome):
+def test_generated_files_fit_the_columns_and_pass_the_linter(write, tmp_path, outcome):
     write(outcome)
     text = (tmp_path / FILES["model.toml"].format("sales")).read_text()
     spec = ModelSpec.model_validate(tomllib.loads(text))
@@ -112,7 +114,7 @@ def labels(label, *tables):
     }
 
 
-def test_the_label_of_silence_is_of_active_entities_and_of_the_next_thirty_days(write):
+def test_the_silence_label_covers_active_entities_and_the_next_thirty_days(write):
     times = [BEGIN + days * DAY for days in (21, 32, 40)]
     snapshots = pa.table({"event_timestamp": times})
     label = write()["DATASET"].labels["silent_30d"]
@@ -121,7 +123,7 @@ def test_the_label_of_silence_is_of_active_entities_and_of_the_next_thirty_days(
     assert labels(label, table(), snapshots) == at_21 | at_32 | {(40 * DAY, 1): 1}
 
 
-def test_the_label_of_an_event_is_its_outcome_just_before_it(write):
+def test_the_label_of_an_event_is_its_outcome_dated_just_before_the_event(write):
     names = write("price")
     (label,) = names["DATASET"].labels.values()
     # The first event of a customer has no features.

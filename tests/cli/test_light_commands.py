@@ -34,7 +34,7 @@ def register(settings, folder):
     api.create_model_version(MODEL, source, info.run_id, digest_tags(folder))
 
 
-def test_promotions_and_help_import_nothing_that_trains(tmp_path):
+def test_promotions_and_help_import_no_heavy_package(tmp_path):
     settings = new_settings(tmp_path / "home")
     with mlflow_server(settings):
         client(settings).create_registered_model(MODEL)

@@ -24,7 +24,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_pages_are_opened_where_people_reach_them(tmp_path):
+def test_the_open_command_uses_the_configured_link(tmp_path):
     browser = tmp_path / "xdg-open"
     browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
     browser.chmod(0o755)
@@ -40,7 +40,7 @@ def test_pages_are_opened_where_people_reach_them(tmp_path):
     wait_until("a page", lambda: opened.exists() and opened.read_text() == address)
 
 
-def test_the_traceback_of_another_error_is_in_a_log(tmp_path):
+def test_the_traceback_of_an_unexpected_error_is_logged(tmp_path):
     folder = tmp_path / "logs"
     folder.mkdir()
     (folder / "torn.log").touch()
@@ -55,7 +55,7 @@ def test_the_traceback_of_another_error_is_in_a_log(tmp_path):
     assert "FileNotFoundError" in log.read_text()
 
 
-def test_json_is_strict_json(capsys):
+def test_json_output_is_strict_json(capsys):
     @dataclass
     class Report:
         psi: float
@@ -66,7 +66,7 @@ def test_json_is_strict_json(capsys):
     assert document == {"psi": None, "as_of": "2026-11-20T12:00:00Z"}
 
 
-def test_new_asks_nobody_off_a_terminal_and_writes_nothing(home, tmp_path):
+def test_new_without_a_terminal_asks_no_question_and_writes_nothing(home, tmp_path):
     source = tmp_path / "rows.csv"
     source.write_text("id,who,at\n1,a,2026-01-02\n2,a,2026-01-03\n")
     with pytest.raises(SettingsError, match=r"--label: expected a .*: silence, event"):

@@ -39,7 +39,7 @@ def page_outputs(folder):
 
 
 @pytest.mark.nightly
-def test_a_window_ends_without_an_event_and_its_model_comes_into_production(tmp_path):
+def test_the_tutorial_promotes_a_model_and_ends_windows_without_an_event(tmp_path):
     outputs = page_outputs(tmp_path)
     explanations = [json.loads(text) for text in outputs if '"contributions"' in text]
     before, after = (

@@ -117,7 +117,7 @@ def test_both_models_are_trained_and_lineage_names_the_project(outputs, project)
     assert changed != code
 
 
-def test_airflow_has_dags_of_the_project_alone(outputs, project, tmp_path):
+def test_airflow_has_only_dags_of_the_project(outputs, project, tmp_path):
     _, _, environment = project
     dags = {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     dags["AIRFLOW__CORE__DAGS_FOLDER"] = str(CLONE / "dags")
@@ -129,7 +129,7 @@ def test_airflow_has_dags_of_the_project_alone(outputs, project, tmp_path):
     assert {"ingest_orders", "ingest_visits"} <= set(bag["dags"]["ingest"]["tasks"])
 
 
-def test_an_empty_folder_is_filled_once_and_holds_the_home(tmp_path):
+def test_init_fills_an_empty_folder_once_and_puts_the_home_into_it(tmp_path):
     folder = tmp_path / "team_a"
     folder.mkdir()
     environment = outer_environment() | {"GYRE_PROJECT": str(folder)}
@@ -147,7 +147,7 @@ def test_an_empty_folder_is_filled_once_and_holds_the_home(tmp_path):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_folder_that_is_no_project_is_one_line_with_the_remedy(tmp_path):
+def test_a_folder_without_a_project_is_reported_in_one_line_with_the_remedy(tmp_path):
     environment = outer_environment() | {"GYRE_PROJECT": "none"}
     output = run("gyre env", tmp_path, environment, 2)
     expected = f"expected a project, and {tmp_path}/none has no models; make one: gyre init DIR"

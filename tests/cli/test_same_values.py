@@ -79,14 +79,14 @@ def population(settings, moment):
     return {customer for customer, days in pairs if 0 <= days < 180}
 
 
-def test_a_label_that_some_members_lack_is_refused_without_a_reason(trained):
+def test_a_label_that_some_members_lack_is_refused_unless_a_reason_is_given(trained):
     count = r"[\d,]+ of [\d,]+ members of the population have no churned_90d\."
     assert re.search(count, trained.refusal)
     assert 'Label(unlabelled="…") in orders.py' in trained.refusal
     assert "have no churned_90d (every third is kept out)\n" in trained.output
 
 
-def test_training_and_scoring_are_about_the_same_members(trained):
+def test_training_and_scoring_use_the_same_members(trained):
     settings = trained.settings
     tracking = Tracking(settings)
     version = Registry(settings).version(MODEL, "1")
@@ -104,7 +104,7 @@ def test_training_and_scoring_are_about_the_same_members(trained):
     assert scored["rows"] == len(population(settings, moment))
 
 
-def test_another_meaning_is_refused_by_ingest_until_it_is_allowed(trained):
+def test_a_changed_definition_is_refused_by_ingest_until_it_is_allowed(trained):
     before = trained.online()
     trained.edit(EXPRESSION, ANOTHER)
     output = trained.run("gyre ingest orders", code=1)

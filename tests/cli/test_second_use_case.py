@@ -99,7 +99,7 @@ def outputs(reader):
         yield outputs | {"new files": reader.files() - before}
 
 
-def test_three_files_of_140_lines_are_all_that_is_written(outputs):
+def test_the_tutorial_writes_three_files_of_at_most_140_lines(outputs):
     names = ("feature_repo/datasets/flights.py", "feature_repo/expectations/flights.json",
              "models/late_flight.toml")  # fmt: skip
     assert tuple(PAGE.files) == names
@@ -112,7 +112,9 @@ def test_three_files_of_140_lines_are_all_that_is_written(outputs):
     assert "late_flight: version 1 is in production" in trained
 
 
-def test_it_ends_with_a_prediction_of_request_and_stored_features(outputs, reader):
+def test_the_tutorial_ends_with_a_prediction_from_request_data_and_stored_features(
+    outputs, reader
+):
     texts = [text for text in outputs.values() if str(text).startswith('{"tailnum"')]
     (answer,) = (json.loads(text) for text in texts)
     assert answer.items() >= (KEY | {"model_version": "1"}).items()
@@ -128,7 +130,7 @@ def test_it_ends_with_a_prediction_of_request_and_stored_features(outputs, reade
 
 
 @pytest.mark.nightly
-def test_parity_reproduction_and_monitor_find_what_the_tutorial_promises(
+def test_parity_reproduction_and_monitoring_give_the_results_of_the_tutorial(
     outputs, reader
 ):
     parity, reproduced, monitored = map(reader.run, PAGE.commands[LATER:])

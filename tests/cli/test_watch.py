@@ -24,7 +24,7 @@ def settings(tmp_path):
     return new_settings(tmp_path)
 
 
-def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
+def test_decide_explains_the_last_decision_by_its_inputs_and_repeats_it(settings):
     decision = decide(INPUT)
     row = DecisionRow(
         MODEL, "1", NOW, "bad", decision.action, decision.rule, decision.reason,
@@ -47,7 +47,7 @@ def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
     assert document["inputs"]["verdicts"] == ["bad", "bad"]
 
 
-def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error(
+def test_monitoring_without_a_production_version_reports_insufficient_data(
     settings,
 ):
     with mlflow_server(settings):

@@ -18,7 +18,7 @@ def targets(commands):
     return {*re.findall(r"\bmake \w+|\.ci/\w+|\bpytest .*", "\n".join(commands))}
 
 
-def test_gitlab_and_jenkins_call_what_github_calls():
+def test_gitlab_and_jenkins_run_the_same_targets_as_github():
     commands = []
     for path in WORKFLOWS.glob("*.yml"):
         for job in jobs_of(path).values():
@@ -33,7 +33,7 @@ def test_gitlab_and_jenkins_call_what_github_calls():
     assert targets(re.findall(r"\bsh '([^']+)'", jenkins)) == github
 
 
-def test_what_writes_to_a_pull_request_runs_no_code_of_it():
+def test_the_job_that_comments_on_a_pull_request_runs_no_code_of_it():
     jobs = jobs_of(WORKFLOWS / "models.yml")
     assert "permissions" not in jobs["train"]
     assert jobs["comment"]["permissions"] == {"pull-requests": "write"}

@@ -152,7 +152,7 @@ def test_no_page_of_spark_shows_a_secret(spark, cluster, shop):
         assert "AWS_" not in text
 
 
-def test_a_worker_killed_while_it_writes_costs_no_row_and_leaves_none_twice(
+def test_a_worker_killed_while_it_writes_neither_loses_nor_repeats_a_row(
     spark, cluster, shop
 ):
     with ThreadPoolExecutor() as threads:
@@ -176,7 +176,7 @@ Shop(Path(folder), name).write(spark_session(master))
 """
 
 
-def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
+def test_a_driver_killed_while_executors_write_changes_no_row_and_its_files_are_deleted(
     spark, cluster, shop, tmp_path
 ):
     shop.commit(shop.write(spark))
@@ -205,7 +205,7 @@ def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
     assert_same_rows(shop.stored(), rows)
 
 
-def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(
+def test_a_worker_without_a_package_is_reported_in_one_line_that_names_both(
     spark, cluster, shop
 ):
     package = "deltalake"

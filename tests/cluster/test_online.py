@@ -128,7 +128,7 @@ def shop(cluster, spark, port, tmp_path, request):
     return shop
 
 
-def test_executors_write_online_what_duckdb_writes_and_no_page_shows_the_password(
+def test_executors_write_the_online_values_of_duckdb_and_no_page_shows_the_password(
     shop, spark, cluster
 ):
     shop.assert_refreshed_alike()
@@ -212,9 +212,7 @@ refresh_online(settings, DATASET, raw_table(settings, DATASET), moment)
 """
 
 
-def test_what_a_killed_driver_left_half_written_the_next_refresh_completes(
-    shop, cluster
-):
+def test_the_next_refresh_completes_the_writes_of_a_killed_driver(shop, cluster):
     applications = cluster.running_applications()
     command = [sys.executable, "-c", DRIVER, shop.settings.model_dump_json()]
     with (

@@ -46,7 +46,7 @@ def view_rows(settings):
     return rows.sort_by(order)
 
 
-def test_views_on_s3_are_computed_by_the_workers_as_duckdb_computes_them(
+def test_views_on_s3_computed_by_workers_equal_those_of_duckdb(
     cluster: Cluster, spark, tmp_path
 ):
     settings = new_settings(
@@ -81,7 +81,7 @@ except DataError as exc:
 """
 
 
-def test_a_cluster_without_a_free_worker_is_one_line_after_a_while(
+def test_a_cluster_without_a_free_worker_is_reported_in_one_line(
     cluster: Cluster, tmp_path
 ):
     cluster.kill_workers()

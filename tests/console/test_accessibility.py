@@ -42,7 +42,7 @@ def axe(tmp_path_factory):
     not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
 )
 @pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
-def test_nothing_serious_is_found_on_any_page(axe, year):
+def test_no_page_has_a_serious_accessibility_problem(axe, year):
     problems = {}
     with console(year) as (client, _), browser() as chromium:
         for path, width, dark in product(PAGES[:-1], (WIDE, PHONE), (False, True)):

@@ -41,7 +41,7 @@ RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 *
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"})  # fmt: skip
 
 
-def seen(value):
+def reading(value):
     return Reading(value, NOW)
 
 
@@ -53,15 +53,15 @@ def replica(version, **fields):
 
 
 def workers(*versions, **fields):
-    return seen({name: replica(name, **fields) for name in versions})
+    return reading({name: replica(name, **fields) for name in versions})
 
 
 ROWS = ModelRows([LEDGER], [DECISION], [], [replace(DRIFT, status="ok"), SHOWN])
 FRESH = DatasetRecord("orders", NOW - HOUR, watermark=NOW - HOUR, newest=NOW - 40 * HOUR,
                       silence=48 * HOUR)  # fmt: skip
 WELL = ModelStatus(
-    SPEC, workers("2"), seen({"production": "2"}), seen([FRESH]), seen(ROWS),
-    seen(RUN),
+    SPEC, workers("2"), reading({"production": "2"}), reading([FRESH]), reading(ROWS),
+    reading(RUN),
 )  # fmt: skip
 SILENT = ModelStatus(SPEC, *[Reading[Any](why="it does not answer") for _ in range(5)])
 
@@ -71,11 +71,11 @@ def checked(status):
 
 
 def rows(**changed):
-    return replace(WELL, rows=seen(replace(ROWS, **changed)))
+    return replace(WELL, rows=reading(replace(ROWS, **changed)))
 
 
 def fresh(**changed):
-    return replace(WELL, freshness=seen([replace(FRESH, **changed)]))
+    return replace(WELL, freshness=reading([replace(FRESH, **changed)]))
 
 
 def decided(**changed):
@@ -87,7 +87,7 @@ def alerted(ledger=(LEDGER,), **changed):
 
 
 def trained(**changed):
-    return replace(WELL, runs=seen(replace(RUN, **changed)))
+    return replace(WELL, runs=reading(replace(RUN, **changed)))
 
 
 def test_a_healthy_loop_has_no_problem():
@@ -103,10 +103,10 @@ def test_a_healthy_loop_has_no_problem():
     assert problems({SPEC.name: [*checks.values()]}) == []
 
 
-def test_sources_that_disagree_and_what_serving_refuses_are_named():
+def test_disagreeing_sources_and_refused_versions_are_named():
     refused = {"3": "ModelRefusedError: other inputs"}
     serving = workers("1", "2", refused=refused)
-    status = replace(WELL, aliases=seen({"production": "3"}), serving=serving)
+    status = replace(WELL, aliases=reading({"production": "3"}), serving=serving)
     check = checked(status)["production"]
     assert check.status == "alert"
     assert check.words == (
@@ -116,7 +116,7 @@ def test_sources_that_disagree_and_what_serving_refuses_are_named():
     assert f"gyre rollback {SPEC.name}" in check.remedy
 
 
-def test_what_does_not_answer_is_unknown_and_says_why():
+def test_a_source_without_an_answer_is_unknown_with_the_reason():
     checks = [*of_model(SILENT, NOW), *of_server(SILENT.serving)]
     checks += of_events(SILENT.serving, SILENT.serving, NOW)
     assert {check.status for check in checks} == {"unknown"}
@@ -170,7 +170,7 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
         (alerted(last=PAST, delivered=False), "alerts", "attention", "not delivered: bad"),
     ],
 )  # fmt: skip
-def test_each_check_says_what_is_wrong_and_what_to_do(status, name, expected, words):
+def test_each_check_names_the_problem_and_the_remedy(status, name, expected, words):
     checks = checked(status)
     check = checks[name]
     assert (state(check), words in check.words) == (expected, True), check
@@ -179,13 +179,13 @@ def test_each_check_says_what_is_wrong_and_what_to_do(status, name, expected, wo
     assert others == set()
 
 
-def test_a_resource_of_serving_that_is_not_well_is_named():
+def test_an_unhealthy_resource_of_serving_is_named():
     resources = {
         "redis": {"ok": False, "detail": "refused"},
         "predictions log": {"ok": True, "detail": "is written"},
     }
     status = replica("2") | {"ready": False, "resources": resources}
-    serving, redis, log = of_server(seen({"a": replica("2"), "b": status}))
+    serving, redis, log = of_server(reading({"a": replica("2"), "b": status}))
     assert (serving.name, serving.status) == ("serving", "alert")
     assert (redis.name, redis.status) == ("redis", "alert")
     assert (log.name, log.status) == ("predictions log", "ok")
@@ -198,7 +198,7 @@ def metrics_of(status):
     return loop_metrics(loop).decode()
 
 
-def test_metrics_have_no_sample_of_what_is_unknown():
+def test_unknown_figures_have_no_sample():
     skew = CheckResult(name="skew/share", kind="skew", status="alert", limit=0.1)
     text = metrics_of(rows(results=[DRIFT, SHOWN, skew]))
     model = f'model="{SPEC.name}"'
@@ -228,9 +228,7 @@ def test_metrics_have_no_sample_of_what_is_unknown():
         (timedelta(days=400), timedelta(days=30), ["Nov 5", "Nov 20"]),
     ],
 )
-def test_pictures_show_the_time_since_the_first_promotion_up_to_thirty_days(
-    age, shown, words
-):
+def test_pictures_show_up_to_thirty_days_since_the_first_promotion(age, shown, words):
     now = NOW + timedelta(minutes=8)
     span = shown_span([now - age, now], now)
     assert span.until - span.since == shown

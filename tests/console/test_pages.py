@@ -13,7 +13,7 @@ from mlflow_server.registry import Registry
 from tests.conftest import wait_until
 
 
-def test_the_first_page_names_the_model_and_what_is_wrong(
+def test_the_start_page_names_the_model_and_its_problem(
     rig, served, console, monitored
 ):
     console.page_with("not delivered: bad: said to &lt;nobody&gt;")
@@ -62,7 +62,7 @@ def test_the_page_of_a_model_has_its_checks_rows_and_runs(
     assert one.text.count("<figure>") == 1
 
 
-def test_an_unknown_address_is_a_page_with_a_way_back(rig, console):
+def test_an_unknown_address_shows_a_page_with_a_link_back(rig, console):
     for path, text in (
         ("/nothing", "No such page"),
         ("/status/nothing", rig.spec.name),
@@ -130,9 +130,7 @@ def test_a_script_in_a_document_does_not_reach_the_console(
             assert not url.endswith("/metrics")
 
 
-def test_a_version_that_answers_a_share_is_shown_beside_production(
-    rig, served, console, monitored
-):
+def test_a_challenger_is_shown_next_to_production(rig, served, console, monitored):
     name, registry = rig.spec.name, Registry(rig.settings)
     with closing(Ledger(rig.settings)) as ledger:
         trial = {"role": "challenger", "percent": 10, "who": "ann", "why": "as a trial"}

@@ -147,13 +147,13 @@ def has_words(item, words):
     return all(text in unescape(item) for text in (*words, 'class="do"'))
 
 
-def test_events_that_wait_are_one_alert(night):
+def test_waiting_events_raise_one_alert(night):
     """By the console's program, which looks more often here than once a minute."""
     settings = night.settings.model_copy(update={"console_port": unused_port()})
     command = [sys.executable, "-c", IMPATIENT]
     log = settings.home / "logs" / "alerts.log"
 
-    def times_seen():
+    def alert_count():
         with closing(Alerts(settings)) as alerts:
             return sum(alert["count"] for alert in alerts.rows("late"))
 
@@ -163,7 +163,7 @@ def test_events_that_wait_are_one_alert(night):
             command, settings.home / "console.log", **process_environment(settings)
         ),
     ):
-        wait_until("three looks", lambda: times_seen() >= 3)
+        wait_until("three looks", lambda: alert_count() >= 3)
     (line,) = log.read_text().splitlines()
     alert = json.loads(line)
     assert (alert["model"], alert["cause"]) == ("late", "events wait")
@@ -172,7 +172,7 @@ def test_events_that_wait_are_one_alert(night):
     )
 
 
-def test_of_several_faults_the_worst_is_first(night):
+def test_the_worst_of_several_faults_is_listed_first(night):
     """The last of this file: the consumer stays dead."""
 
     def are_listed():

@@ -49,7 +49,7 @@ def bin_folder():
     return KEPT / "usr" / "bin"
 
 
-def test_configuration_and_rules_hold_and_fire_when_they_should(bin_folder):
+def test_the_configuration_is_valid_and_each_rule_fires_in_its_test(bin_folder):
     for words in (
         ["check", "config", "--lint-fatal", "prometheus.yml"],
         ["test", "rules", "alerts_test.yml"],
@@ -145,7 +145,7 @@ def _expressions():
     ]
 
 
-def test_every_metric_of_a_rule_exists_and_every_panel_shows_something(prometheus):
+def test_every_metric_of_a_rule_exists_and_every_panel_has_data(prometheus):
     queries = _expressions()
     rules = [rule["expr"] for group in _rules() for rule in group["rules"]]
     metrics = set(re.findall(r"\bgyre_\w+", "\n".join([*rules, *queries])))

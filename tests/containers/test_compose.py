@@ -193,7 +193,7 @@ def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_ngi
 @pytest.mark.parametrize(
     "port", ["MLFLOW_PORT", "AIRFLOW_PORT", "CONSOLE_PORT", "GRAFANA_PORT"]
 )
-def test_nobody_passes_nginx_without_a_password(team, port):
+def test_nginx_refuses_strangers_and_foreign_origins(team, port):
     for stranger in (None, ("ann", "no"), ("mallory", PASSWORD)):
         assert team.ask(port, "GET", "", stranger).status_code == 401
     if port != "GRAFANA_PORT":
@@ -203,13 +203,13 @@ def test_nobody_passes_nginx_without_a_password(team, port):
     assert foreign.status_code == 403
 
 
-def test_serving_asks_for_its_own_token_and_keeps_its_counters_inside(team):
+def test_serving_requires_its_own_token_and_hides_its_metrics(team):
     assert team.ask("SERVING_PORT", "POST", "predict", json=BODY).status_code == 401
     assert team.ask("SERVING_PORT", "GET", "health/live").status_code == 200
     assert team.ask("SERVING_PORT", "GET", "metrics").status_code == 404
 
 
-def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(
+def test_a_promotion_by_hand_has_the_user_of_nginx_and_reaches_both_replicas(
     team, trained
 ):
     team.gyre(f"train {MODEL} --force")
@@ -227,7 +227,7 @@ def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(
     assert re.search(r"2 → 1 +mlflow-ui:ann", last)
 
 
-def test_predictions_go_on_while_a_replica_is_killed(team, trained):
+def test_predictions_continue_while_a_replica_is_killed(team, trained):
     """Nginx asks the other one, but for an answer whose first bytes it has passed on."""
     answers = []
     cut = []
@@ -259,7 +259,7 @@ def test_predictions_go_on_while_a_replica_is_killed(team, trained):
     assert len(set(ids)) == len(ids)
 
 
-def test_a_task_of_airflow_has_features_computed_by_the_workers_of_the_profile_spark(
+def test_the_workers_of_the_profile_spark_compute_features_for_an_airflow_task(
     team, trained
 ):
     for name in SPARK:
@@ -276,7 +276,7 @@ def test_a_task_of_airflow_has_features_computed_by_the_workers_of_the_profile_s
     assert {*literal_eval(states)} == {"FINISHED"}
 
 
-def test_all_replicas_and_counters_are_scraped(team):
+def test_the_metrics_of_all_replicas_and_the_console_can_be_scraped(team):
     file = CLONE / "deploy" / "prometheus" / "compose.yml"
     targets = yaml.safe_load(file.read_text())
     (group,) = targets["scrape_configs"][0]["static_configs"]

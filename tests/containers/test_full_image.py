@@ -19,7 +19,7 @@ ENV GYRE_PROJECT=/opt/project
 """
 
 
-def test_serving_full_answers_by_the_versions_that_serving_refuses(
+def test_the_image_serving_full_serves_versions_that_the_image_serving_refuses(
     rig: Rig, build: Callable[[str], str], tmp_path: Path
 ) -> None:
     replica = new_replica(build("serving-full"), rig, tmp_path)
@@ -33,7 +33,7 @@ def test_serving_full_answers_by_the_versions_that_serving_refuses(
         assert rig.predict_online(client).is_success
 
 
-def test_a_teams_image_is_gyre_and_its_project(
+def test_an_image_of_a_team_checks_its_project_and_has_no_build_tools(
     build: Callable[[str], str], tmp_path: Path
 ) -> None:
     image = build("gyre")

@@ -42,9 +42,7 @@ def replica(image: str, rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> R
     return new_replica(image, rig, tmp_path_factory.mktemp("replica"))
 
 
-def test_the_image_is_small_and_holds_what_it_needs_alone(
-    image: str, base: str
-) -> None:
+def test_the_image_is_small_and_has_no_needless_package(image: str, base: str) -> None:
     size = int(podman("image", "inspect", "--format={{.Size}}", image))
     base_size = int(podman("image", "inspect", "--format={{.Size}}", base))
     megabytes = (size - base_size) / 1_000_000
@@ -58,7 +56,7 @@ def test_the_image_is_small_and_holds_what_it_needs_alone(
     assert revision == run("git", "rev-parse", "HEAD")
 
 
-def test_it_answers_refuses_what_it_has_no_packages_for_and_drains(
+def test_the_image_answers_drains_and_refuses_versions_that_need_other_packages(
     rig: Rig, replica: Replica
 ) -> None:
     first = rig.register(-1.0).version
@@ -98,7 +96,7 @@ def drains(replica: Replica, client: httpx.Client) -> None:
     assert time.monotonic() - began < at_most(10)
 
 
-def test_it_answers_within_5_seconds_of_its_start_by_the_volume_without_mlflow(
+def test_the_image_answers_within_5_seconds_from_its_volume_without_mlflow(
     rig: Rig, replica: Replica
 ) -> None:
     def start() -> float:

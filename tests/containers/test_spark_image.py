@@ -54,7 +54,7 @@ def started_by_operator(script: str, program: str) -> str:
     return f"--entrypoint={json.dumps(['bash', '-c', line])}"
 
 
-def test_a_job_runs_on_the_workers_whose_keys_of_s3_it_does_not_carry(
+def test_a_job_without_s3_keys_uses_the_keys_of_the_workers(
     build: Callable[[str], str], network: str, tmp_path: Path
 ) -> None:
     image = build("spark")

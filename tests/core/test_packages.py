@@ -38,7 +38,7 @@ def test_an_image_has_the_versions_that_are_tested(image):
     )
 
 
-def test_locks_that_add_packages_leave_versions_as_they_are():
+def test_locks_of_extra_packages_keep_the_base_versions():
     base = locked("requirements.lock")
     names = {name for name, _ in base}
     for file in ("extras.lock", "dev.lock", "spark.lock"):

@@ -18,7 +18,7 @@ print(os.environ["NO_PROXY"])
 
 
 @pytest.mark.parametrize("kept", ["", "corp.example"])
-def test_programs_of_this_machine_are_reached_without_it(kept):
+def test_programs_of_this_machine_are_reached_without_the_proxy(kept):
     nowhere = "http://192.0.2.1:9"
     with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

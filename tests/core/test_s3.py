@@ -47,7 +47,7 @@ def start_writer(settings, first):
 
 
 @pytest.mark.nightly
-def test_two_hosts_that_write_at_once_lose_nothing_and_double_nothing(
+def test_two_hosts_that_write_at_once_neither_lose_nor_repeat_a_row(
     tmp_path, monkeypatch
 ):
     with (

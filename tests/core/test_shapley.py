@@ -79,7 +79,7 @@ VALUES = st.tuples(
 )
 @settings(max_examples=8, deadline=None)
 @given(row=VALUES, rows=st.lists(VALUES, min_size=1, max_size=4))
-def test_contributions_are_those_of_the_definition_and_add_up_to_the_score(
+def test_contributions_equal_the_definition_and_add_up_to_the_score(
     kind, classes, row, rows
 ):
     score = scorer(kind, classes)
@@ -99,7 +99,7 @@ def of(matrix):
     return {f"f{place}": column for place, column in enumerate(np.atleast_2d(matrix).T)}
 
 
-def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too():
+def test_contributions_of_many_features_add_up_after_one_call_of_the_model():
     features = 600
     chance = np.random.default_rng(1)
     calls = []

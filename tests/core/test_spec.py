@@ -75,7 +75,7 @@ WRONG_DELIVERY = [
         *(("delivery", *change) for change in WRONG_DELIVERY),
     ],
 )
-def test_a_wrong_model_is_one_line_with_file_and_key(
+def test_a_wrong_model_is_reported_in_one_line_with_file_and_key(
     tmp_path, name, before, after, message
 ):
     text = FILES[name]
@@ -88,7 +88,7 @@ def test_a_wrong_model_is_one_line_with_file_and_key(
     assert "Value error" not in line
 
 
-def test_a_name_that_is_no_model_gets_the_list_of_those_there_are():
+def test_an_unknown_model_is_refused_with_the_list_of_models():
     for name in ("churn", "../core/settings", ""):
         with pytest.raises(SettingsError, match="customer_churn_model"):
             load_spec(name)
@@ -102,7 +102,9 @@ def test_a_redis_that_feast_cannot_address_is_refused(monkeypatch):
         load_settings()
 
 
-def test_settings_are_read_from_the_environment_and_passed_on(monkeypatch, tmp_path):
+def test_settings_are_read_from_the_environment_and_passed_to_feast(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("GYRE_HOME", str(tmp_path))
     monkeypatch.setenv("GYRE_SOURCES__ORDERS", "orders.csv")
     monkeypatch.setenv("GYRE_REDIS_URL", "rediss://user:s%40cret@redis.example:6380/2")

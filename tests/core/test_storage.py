@@ -25,7 +25,7 @@ def rows(*times):
     return pa.table([[f"{time}" for time in times], list(times)], SCHEMA)
 
 
-def test_a_repeated_row_is_known_by_its_time_and_files_of_other_times_are_not_read(
+def test_a_repeated_row_is_found_by_its_time_without_files_of_other_times(
     tmp_path,
 ):
     table = Table(new_settings(tmp_path), "table", SCHEMA)
@@ -40,7 +40,7 @@ def test_a_repeated_row_is_known_by_its_time_and_files_of_other_times_are_not_re
     assert table.insert(new_rows, "id", beside="received") == 1
 
 
-def test_files_are_found_whatever_the_folder_is_called(tmp_path):
+def test_files_are_found_in_folders_with_any_name(tmp_path):
     settings = new_settings(tmp_path / "my home, 100 % größer")
     table = Table(settings, "table", SCHEMA_OF_DAYS)
     for day in ("a b", "1 %/2"):
@@ -61,7 +61,7 @@ def add_file(table, time, period):
     return AddedFile(name, size, period, rows=1, earliest=time, latest=time)
 
 
-def test_a_purge_waits_for_writers_of_files_that_no_commit_names_yet(tmp_path):
+def test_a_purge_waits_for_writers_of_uncommitted_files(tmp_path):
     settings = new_settings(tmp_path)
     table = Table(settings, "view", pa.schema({"event_timestamp": TIME}))
     table.commit([], VIEW_SCHEMA, "period", within=None, notes={})

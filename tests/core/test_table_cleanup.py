@@ -56,7 +56,7 @@ def test_versions_of_the_last_week_stay_readable_and_files_of_older_ones_are_del
         worn.read(5)
 
 
-def test_a_clean_up_meanwhile_loses_no_row_of_a_writer(worn):
+def test_a_clean_up_during_writes_loses_no_row(worn):
     keep_no_version(worn)
     numbers = range(2000, 2006)
 

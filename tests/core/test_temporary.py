@@ -8,7 +8,9 @@ from core.temporary import temporary_installation
 from tests.conftest import new_settings
 
 
-def test_it_has_another_home_and_other_ports_and_is_deleted_in_the_end(tmp_path):
+def test_a_temporary_installation_has_its_own_home_and_ports_and_is_deleted_in_the_end(
+    tmp_path,
+):
     settings = new_settings(tmp_path / "home")
     with temporary_installation(settings, "trial") as other:
         ports = {getattr(other, f"{name}_port") for name in PORTS}

@@ -24,5 +24,5 @@ def test_onnx_runtime_keeps_no_record_of_a_session(tmp_path):
     assert [path for path in tmp_path.rglob("*") if "icrosoft" in path.name] == []
 
 
-def test_processes_and_shells_get_the_variables_that_forbid_it(tmp_path):
+def test_processes_and_shells_get_the_variables_that_forbid_usage_reports(tmp_path):
     assert UNREPORTED.items() <= child_environment(Settings(home=tmp_path)).items()

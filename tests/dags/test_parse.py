@@ -80,9 +80,9 @@ def read(home, project):
 def bag(tmp_path_factory):
     """The shipped files with further models, some broken, and a file that fails for one of them."""
     project = tmp_path_factory.mktemp("project")
-    for room in ("dags", "models", "core", "stack"):
+    for folder in ("dags", "models", "core", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PROJECT / room, project / room, ignore=ignored)
+        shutil.copytree(PROJECT / folder, project / folder, ignore=ignored)
     shipped = (project / "models" / f"{MODEL}.toml").read_text()
     population = shipped[shipped.index("[population]") : shipped.index("[snapshots]")]
     two_minutes_ago = f'"{NOW - timedelta(minutes=2):%M %H * * %w}"'
@@ -108,12 +108,12 @@ def bag(tmp_path_factory):
     return read(tmp_path_factory.mktemp("airflow"), project)
 
 
-def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
+def test_every_dag_file_parses_without_an_error_and_imports_no_heavy_package(bag):
     assert bag["errors"] == {}
     assert {*HEAVY.split()} & {*bag["modules"]} == set()
 
 
-def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(bag):
+def test_a_broken_spec_or_dag_leaves_the_dags_of_all_other_models(bag):
     models = [*(spec.name for spec in load_specs()), "due", "canary", "approved"]
     expected = {f"{kind}_{name}" for name in models for kind in KINDS}
     for name in ("unbuilt", "of_events"):
@@ -122,12 +122,12 @@ def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_da
     assert set(bag["dags"]) == expected
 
 
-def test_a_schedule_that_was_due_before_a_model_came_does_not_train_it(bag):
+def test_a_new_model_is_not_trained_for_a_schedule_time_in_the_past(bag):
     first = bag["dags"]["train_due"]["first_run"]
     assert datetime.fromisoformat(first) > NOW + timedelta(days=6)
 
 
-def test_every_dag_alerts_of_failures_and_ours_run_once_at_a_time_and_not_for_the_past(
+def test_every_dag_alerts_on_failure_and_shipped_dags_run_one_at_a_time_without_catchup(
     bag,
 ):
     for name, dag in bag["dags"].items():
@@ -149,7 +149,7 @@ def test_training_goes_through_every_stage_in_order(bag):
     )
 
 
-def test_an_event_starts_the_dag_that_follows_it_before_its_schedule(bag):
+def test_an_asset_event_starts_the_next_dag_before_its_schedule(bag):
     dags = bag["dags"]
     train = dags[f"train_{MODEL}"]
     monitor = dags[f"monitor_{MODEL}"]

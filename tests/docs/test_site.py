@@ -29,7 +29,7 @@ def site(tmp_path_factory):
     return copy
 
 
-def test_every_page_is_there_and_so_is_the_code_that_pages_name(site):
+def test_the_site_has_every_page_and_the_code_that_pages_name(site):
     html = site.folder / "site" / "html"
     docs = PROJECT / "docs"
     pages = [path.relative_to(docs) for path in docs.rglob("*.md")]
@@ -45,7 +45,7 @@ def test_every_page_is_there_and_so_is_the_code_that_pages_name(site):
 @pytest.mark.skipif(
     not any(map(shutil.which, NAMES)), reason="no Chromium is installed"
 )
-def test_a_browser_asks_no_other_host_and_a_phone_shows_the_whole_width(site):
+def test_a_page_loads_nothing_from_other_hosts_and_fits_a_phone(site):
     handler = partial(SimpleHTTPRequestHandler, directory=site.folder / "site" / "html")
     with (
         ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,

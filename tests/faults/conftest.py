@@ -25,7 +25,7 @@ def settings(rig):
 @contextmanager
 def second_server(rig):
     """Serve from a home of its own; a client of the server, which is ready, and its process."""
-    with rig.serving(home=rig.home_beside()) as (client, process):
+    with rig.serving(home=rig.second_home()) as (client, process):
         rig.known_to_be_ready(client)
         yield client, process
 

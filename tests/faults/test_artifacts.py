@@ -67,7 +67,7 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
     rig, served, damage, tmp_path
 ):
     """3: the local copy is cut short or missing."""
-    rig.copy_what_serves(tmp_path)
+    rig.copy_serving_files(tmp_path)
     for file in tmp_path.glob(f"serving/models/{rig.spec.name}/*/model.onnx"):
         damage(file)
     with rig.serving(home=tmp_path, mlflow_port=unused_port()) as (client, _):

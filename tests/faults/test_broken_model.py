@@ -50,7 +50,7 @@ def test_broken_models_promoted_under_load_are_refused_and_no_request_fails(
 
     with console(rig), repeated(watch, 0.05), under_load(client) as answers:
         for make, reason in BROKEN.items():
-            check_that_it_is_refused(rig, served, make(), reason)
+            check_that_the_version_is_refused(rig, served, make(), reason)
             count = len(answers) + 50
             wait_until("more answers", lambda count=count: len(answers) > count)
         rig.promote(served.first)
@@ -61,7 +61,7 @@ def test_broken_models_promoted_under_load_are_refused_and_no_request_fails(
     assert {(a.status, a.version) for a in answers} == {(200, served.first)}
 
 
-def check_that_it_is_refused(rig, served, model, reason):
+def check_that_the_version_is_refused(rig, served, model, reason):
     """Promote a version of `model`, and look at what is said about it."""
     client = served.client
     version = rig.register(1.0, model=model).version

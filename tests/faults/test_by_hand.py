@@ -93,7 +93,7 @@ class Interrupted(Registry):
         return moved
 
 
-def test_a_hand_that_moves_the_alias_during_a_promotion_is_the_row_after_it(
+def test_an_alias_moved_by_hand_during_a_promotion_is_the_next_row_of_the_ledger(
     settings, registry, ledger, model
 ):
     """8: what a person did stays."""

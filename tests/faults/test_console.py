@@ -48,7 +48,7 @@ def shows(client, text, path="/"):
     wait_until(text, lambda: text in page(client, path))
 
 
-def test_predictions_do_not_notice_that_the_console_is_killed(rig, served):
+def test_predictions_continue_while_the_console_is_killed(rig, served):
     """26: SIGKILL while its pages are asked for."""
     with under_load(served.client) as predictions:
         with console(rig) as (client, process):
@@ -67,7 +67,7 @@ def lacks_mlflow(text):
     return "mlflow: no answer" in text or "MLflow does not answer" in text
 
 
-def test_sources_that_hang_are_unknown_and_shown_once_they_are_back(rig, served):
+def test_hanging_sources_are_unknown_and_are_shown_again_once_they_answer(rig, served):
     """26: before the console asked them, and later; predictions go on without MLflow."""
     with closing(Ledger(rig.settings)) as ledger:
         row = last_applied(ledger.rows(rig.spec.name), "production")

@@ -36,7 +36,7 @@ def unreadable_rows(rig):
 
 
 @pytest.mark.timed
-def test_an_event_is_refused_or_lands_once_whatever_dies(rig, served, features):
+def test_an_event_is_refused_or_lands_once_during_any_failure(rig, served, features):
     """24, 28: Redis is killed and hangs, an entry is unreadable, a worker is killed."""
     with rig.consuming():
         check_a_killed_redis(rig, served, features)
@@ -82,7 +82,7 @@ def check_a_redis_that_hangs(rig, served, features):
 
 
 @pytest.mark.nightly
-def test_a_consumer_that_is_killed_again_and_again_takes_each_event_exactly_once(
+def test_a_repeatedly_killed_consumer_processes_each_event_exactly_once(
     rig, served, features
 ):
     """Killed at moments drawn at random within a batch: before, at and after each of its steps."""

@@ -20,7 +20,7 @@ def fetches(process):
     return children
 
 
-def test_a_fetch_that_dies_or_hangs_costs_no_prediction(rig, served):
+def test_a_fetch_that_dies_or_hangs_fails_no_prediction(rig, served):
     """26, 29: the old version answers; the next try is whole."""
     with second_server(rig) as (client, process):
         before = served.first
@@ -31,10 +31,10 @@ def test_a_fetch_that_dies_or_hangs_costs_no_prediction(rig, served):
                 wait_until("a fetch", lambda: fetches(process))
                 for child in fetches(process):
                     child.send_signal(how)
-                seen = len(answers)
-                wait_until("answers meanwhile", lambda n=seen: len(answers) > n + 50)
+                count = len(answers)
+                wait_until("answers meanwhile", lambda n=count: len(answers) > n + 50)
                 if how == signal.SIGSTOP:
-                    assert {answer.version for answer in answers[seen:]} == {before}
+                    assert {answer.version for answer in answers[count:]} == {before}
                     for child in fetches(process):
                         child.kill()
                 rig.answers_as(client, version)

@@ -38,12 +38,12 @@ def too_large():
     return model
 
 
-def test_on_a_full_disk_a_loaded_version_is_promoted_and_a_large_one_refused(
+def test_a_loaded_version_is_promoted_and_a_large_version_refused_on_a_full_disk(
     rig, served, disk
 ):
     """10: also by a worker that starts then."""
     rig.swap(served.client, served.second)
-    home = rig.home_beside(disk)
+    home = rig.second_home(disk)
     (home / "serving" / "log").unlink()
     with rig.serving(home=home) as (client, process):
         previous = home / "serving" / "models" / rig.spec.name / served.first

@@ -35,7 +35,7 @@ def ask(rig, client):
 
 
 @pytest.mark.timed
-def test_a_version_that_fails_goes_back_within_ten_seconds_and_stays_back(rig, served):
+def test_a_failing_version_is_rolled_back_within_ten_seconds_and_only_once(rig, served):
     """19."""
     assert all(ask(rig, served.client))
     version = rig.register(1.0, model=fails_for_some()).version

@@ -26,7 +26,7 @@ def s3(tmp_path, monkeypatch):
 @pytest.fixture
 def replica(rig, served, s3, monkeypatch):
     """Settings of a replica whose log is its own: the folder outlives it."""
-    home = rig.home_beside()
+    home = rig.second_home()
     (home / "serving" / "log").unlink()
     monkeypatch.setenv("GYRE_DATA_URL", DATA_URL)
     return {"home": home, "data_url": DATA_URL}
@@ -77,7 +77,7 @@ def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
 
 
 @pytest.mark.timed
-def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
+def test_predictions_continue_and_no_row_is_lost_while_s3_is_away_or_hangs(
     rig, replica, s3, tmp_path
 ):
     """31: no bucket, then one; then a server that accepts and never answers, past SIGTERM."""

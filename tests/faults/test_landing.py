@@ -41,7 +41,7 @@ land(settings, dataset, pull(settings, dataset, as_of), as_of)
 
 
 @pytest.mark.parametrize("ending", ["quarantine/orders.lock", "raw/orders.lock"])
-def test_a_landing_that_was_killed_and_is_run_again_doubles_and_loses_nothing(
+def test_a_landing_killed_and_run_again_neither_loses_nor_repeats_a_row(
     tmp_path, ending
 ):
     shop = Shop(new_settings(tmp_path / "home"), tmp_path / "orders.parquet")

@@ -20,7 +20,7 @@ def asks_mlflow(client):
 @pytest.mark.parametrize(
     "how", [pytest.param("killed", marks=pytest.mark.nightly), "hangs"]
 )
-def test_serving_goes_on_without_mlflow_and_follows_it_again(rig, served, how):
+def test_serving_continues_without_mlflow_and_follows_it_again(rig, served, how):
     """2: serving goes on, a cold restart serves the verified local copy."""
     client = served.client
     with under_load(client) as answers:
@@ -52,7 +52,7 @@ def test_a_start_without_mlflow_serves_no_version_on_trial(rig, served, tmp_path
     rig.promote(trial, role="challenger", percent=1)
     copies = LocalCopies(rig.settings, rig.spec.name)
     wait_until("its copy", lambda: copies.origin(trial))
-    rig.copy_what_serves(tmp_path)
+    rig.copy_serving_files(tmp_path)
     rig.release("challenger")
     settings = rig.settings.model_copy(update={"home": tmp_path})
     copies = LocalCopies(settings, rig.spec.name)
@@ -65,7 +65,7 @@ def test_a_start_without_mlflow_serves_no_version_on_trial(rig, served, tmp_path
         assert rig.predict(client).status_code == 503
 
 
-def test_training_with_an_mlflow_that_hangs_ends_with_one_clear_line(rig, served):
+def test_training_with_a_hanging_mlflow_ends_with_one_clear_line(rig, served):
     """2: an answer that never comes is waited for 5 s."""
     command = [commands_folder() / "gyre", "train", rig.spec.name]
     variables = process_environment(rig.settings)

@@ -25,7 +25,9 @@ def client(rig, served):
 
 
 @pytest.mark.timed
-def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(rig, client):
+def test_requests_beyond_the_limit_are_refused_at_once_and_the_next_is_answered(
+    rig, client
+):
     """11: all are answered or refused, the refused are counted."""
     overloaded = flood(client.base_url.port, TOO_MANY, SECONDS)
     assert set(overloaded.statuses) == {200, 429}
@@ -38,7 +40,7 @@ def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(rig, clien
 
 
 @pytest.mark.nightly
-def test_under_three_times_what_it_bears_the_best_throughput_goes_on(client):
+def test_throughput_under_overload_stays_near_its_best(client):
     """11: the two loads take turns: what else the machine does falls on both."""
     port = client.base_url.port
     best = Counter()

@@ -63,7 +63,7 @@ def contest(processes, settings, registry, ledger):
     ("processes_at_once", "rounds"),
     [(4, 1), pytest.param(8, 200, marks=pytest.mark.nightly)],
 )
-def test_of_processes_that_promote_at_once_exactly_one_wins(
+def test_exactly_one_of_several_simultaneous_promotions_wins(
     contest, processes_at_once, rounds
 ):
     """6: the others are told who won; rows before it stay; ledger, alias and stage agree."""

@@ -55,7 +55,7 @@ def predict(client, name=SPEC.name, features=None):
 
 
 @pytest.mark.usefixtures("project")
-def test_a_killed_process_of_one_model_costs_no_other_model_an_answer(rig, served):
+def test_a_killed_process_of_one_model_does_not_affect_other_models(rig, served):
     """29: the model answers as it was fitted, before and after; untrusted types are refused."""
     frame, churned = customers(500)
     fitted = xgboost_behind_a_scaler(SPEC.features).fit(frame, churned)

@@ -43,7 +43,7 @@ def is_read_again(rig, client, key):
 
 @pytest.mark.timed
 @pytest.mark.parametrize("how", ["killed", "hangs"])
-def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
+def test_answers_without_redis_use_the_last_values_then_the_defaults_and_say_so(
     rig, served, how
 ):
     """1: deadline, `features_from` in answer and log, readiness there and back."""
@@ -91,7 +91,7 @@ def refusing_project(tmp_path, monkeypatch):
 
 @pytest.mark.timed
 @pytest.mark.usefixtures("refusing_project")
-def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
+def test_missing_features_are_503_with_retry_after_where_the_spec_says_refuse(
     rig, served
 ):
     """1: known values and given features still answer."""
@@ -99,12 +99,12 @@ def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
         is_read_again(rig, client, 4)
         for how, (_, unknown) in NEVER_ASKED.items():
             with broken(rig, "redis", how):
-                what_is_not_known_is_refused(rig, client, unknown)
+                check_that_missing_features_are_refused(rig, client, unknown)
             rig.known_to_be_ready(client, at_most(5))
             is_read_again(rig, client, unknown)
 
 
-def what_is_not_known_is_refused(rig, client, unknown):
+def check_that_missing_features_are_refused(rig, client, unknown):
     began = time.monotonic()
     for _ in range(20):
         took, refused = timed(rig, client, unknown)
@@ -129,7 +129,7 @@ async def read_online(source):
         await source.probe()
 
 
-def test_the_last_known_values_are_given_up_at_their_age(rig):
+def test_the_last_known_values_expire_at_their_age_limit(rig):
     """1: the bound on the age of what is known, 300 s and here 10 ms."""
 
     async def check():

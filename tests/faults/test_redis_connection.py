@@ -110,7 +110,7 @@ async def through(proxy, shop):
         yield source
 
 
-def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked):
+def test_an_unreliable_connection_returns_no_values_of_another_customer(stocked):
     customers = range(100, 160)
     expected = {n: {"count": n, "amount": n / 2, "name": f"no {n}"} for n in customers}
     for n, row in expected.items():
@@ -154,7 +154,7 @@ def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked):
 
 
 @pytest.mark.timed
-def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):
+def test_a_late_answer_is_dropped_and_reaches_no_other_request(stocked):
     proxy = Proxy(stocked.settings.redis_port)
     proxy.seconds = 0.02
 
@@ -216,7 +216,9 @@ async def probed(address):
         await redis.close()
 
 
-def test_user_password_database_and_tls_of_the_address_are_used(guarded, monkeypatch):
+def test_the_user_password_database_and_tls_of_the_address_are_used(
+    guarded, monkeypatch
+):
     port, certificate, secure = guarded
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     password = quote(PASSWORD, safe="")
@@ -231,7 +233,7 @@ def test_user_password_database_and_tls_of_the_address_are_used(guarded, monkeyp
     uvloop.run(read())
 
 
-def test_a_refusal_says_why_without_the_password(guarded):
+def test_a_refused_connection_names_the_reason_without_the_password(guarded):
     port, _, secure = guarded
 
     async def read():

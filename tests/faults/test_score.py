@@ -65,7 +65,9 @@ def counts(settings):
     return rows.group_by("as_of").aggregate([("entity", "count")]).to_pylist()
 
 
-def test_killed_at_any_point_and_run_again_each_entity_is_there_once(settings, scoring):
+def test_a_scoring_killed_at_any_point_and_run_again_has_each_entity_once(
+    settings, scoring
+):
     """Killed before it writes, on sight of its data file, and on sight of its commit."""
     entity_count = score_population(settings, SPEC, AS_OF).rows
     table = scores(settings).path

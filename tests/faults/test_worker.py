@@ -23,7 +23,7 @@ def predictions(client):
     return counted(client, "gyre_predictions_total{")
 
 
-def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
+def test_a_killed_worker_fails_only_requests_in_flight_and_loses_no_acknowledged_row(
     rig, served
 ):
     """9: SIGKILL under load; another worker takes its place at the same port and logs on."""
@@ -34,10 +34,10 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
             before = predictions(client)
             killed.kill()
             killed.wait()
-            seen = len(answers)
+            count = len(answers)
             wait_until(
                 "what comes after",
-                lambda: failures(answers) == CONNECTIONS or len(answers) > seen + 50,
+                lambda: failures(answers) == CONNECTIONS or len(answers) > count + 50,
             )
         acknowledged = [a.body["request_id"] for a in answers if a.status == 200]
         assert {a.status for a in answers} <= {200, FAILED}
@@ -57,11 +57,9 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
         assert predictions(client) > before, "what the killed one counted is lost"
 
 
-def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
-    rig, served
-):
+def test_workers_end_with_their_parent_and_leave_the_port_free(rig, served):
     """9, 20: the process that started them gets SIGKILL; the next counts from nothing."""
-    place = {"home": rig.home_beside(), "serving_port": unused_port()}
+    place = {"home": rig.second_home(), "serving_port": unused_port()}
     with rig.serving(**place, serving_workers=2) as (client, process):
         rig.known_to_be_ready(client)
         rig.predict(client)

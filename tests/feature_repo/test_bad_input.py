@@ -212,7 +212,7 @@ class FolderShop(Shop):
     def state(self):
         """Rows of the tables, the files of the view, and a customer online."""
         files = view_table(self.settings, VIEW).files()
-        return self.raw(), self.aside(), files, self.online(AS_OF, 1)
+        return self.raw(), self.quarantine(), files, self.online(AS_OF, 1)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def quarantine(shop):
     rows = pa.concat_tables([CASES[name](numbers_of(name)) for name in names])
     report = shop.deliver("bad rows", rows)
     assert (report.inserted, report.quarantined) == (len(names), len(names))
-    return shop.aside()
+    return shop.quarantine()
 
 
 def test_every_case_of_the_documentation_is_tested():
@@ -246,7 +246,7 @@ def cases(outcome):
 
 
 @cases("stopped")
-def test_what_is_stopped_changes_nothing_and_is_named(shop, name, expected):
+def test_a_stopped_delivery_changes_nothing_and_is_named(shop, name, expected):
     content = CASES[name](numbers_of(name))
     state = shop.state()
     with pytest.raises(DataError) as error:
@@ -258,7 +258,7 @@ def test_what_is_stopped_changes_nothing_and_is_named(shop, name, expected):
 
 
 @cases("set aside")
-def test_what_is_set_aside_is_in_quarantine_with_its_rule_and_the_others_land(
+def test_bad_rows_are_in_quarantine_with_their_rule_and_the_others_land(
     shop, quarantine, name, expected
 ):
     good_number, bad_number, *_ = numbers_of(name)
@@ -270,7 +270,7 @@ def test_what_is_set_aside_is_in_quarantine_with_its_rule_and_the_others_land(
 
 
 @cases("accepted")
-def test_what_is_accepted_lands(shop, name, expected):
+def test_accepted_rows_land(shop, name, expected):
     numbers = numbers_of(name)
     row_count = raw_table(shop.settings, ORDERS).read().num_rows
     report = shop.deliver(name, CASES[name](numbers))

@@ -33,7 +33,7 @@ def put(settings, *requests):
     asyncio.run(put_all())
 
 
-def test_the_lag_counts_what_is_not_acknowledged_from_the_oldest_on(applied):
+def test_the_lag_counts_unacknowledged_entries_and_the_age_of_the_oldest(applied):
     assert consumer_lags(applied) == {}
     with consumer(applied) as events:
         assert consumer_lags(applied) == {"orders": (0, None)}
@@ -49,7 +49,7 @@ def test_the_lag_counts_what_is_not_acknowledged_from_the_oldest_on(applied):
         assert events.stream.read("orders") == entries[1:2]
 
 
-def test_a_stream_takes_no_more_bytes_than_it_may(applied, monkeypatch):
+def test_a_stream_takes_no_more_bytes_than_its_limit(applied, monkeypatch):
     """Small requests come first: Redis' own estimate is made of the first five."""
     monkeypatch.setattr(broker, "MAX_BYTES", 1_000_000)
     small = [b"[]"] * 20

@@ -26,7 +26,9 @@ TICK = timedelta(microseconds=1)
         ([TICK], []),  # unknown before the snapshot
     ],
 )
-def test_churn_is_no_order_within_the_horizon_of_those_active_before(orders, labels):
+def test_an_active_customer_without_an_order_within_the_horizon_has_churned(
+    orders, labels
+):
     rows = {
         "customer_id": [1] * len(orders),
         "order_ts": pa.array([SNAPSHOT + offset for offset in orders], TIME),

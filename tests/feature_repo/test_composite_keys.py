@@ -80,7 +80,9 @@ class Shop:
         return [row and row[3] for row in self.online(KEYS, at)]
 
 
-def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(applied, spend):
+def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
+    applied, spend
+):
     shop = Shop(applied, spend)
     december_order = order(1, 1, JANUARY - 20 * DAY, 10.0)
     orders = [
@@ -124,7 +126,7 @@ def shop(applied, spend):
     return shop
 
 
-def test_a_monthly_row_is_unknown_when_it_is_more_than_31_days_old(shop):
+def test_a_monthly_row_expires_after_31_days(shop):
     last_row = STARTS[25]
     refresh_online(shop.settings, shop.dataset, shop.raw, clock=lambda: last_row)
     assert shop.spent(last_row + 31 * DAY)[0] == 0.0

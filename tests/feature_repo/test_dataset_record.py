@@ -10,7 +10,7 @@ from tests.feature_repo.test_ingest import DAY, HOUR, order, shop  # noqa: F401 
 NEGATIVE = "expect_column_values_to_be_between(dollar_value)"
 
 
-def test_a_broken_record_is_a_problem_and_a_missing_one_is_none(tmp_path):
+def test_a_broken_record_is_reported_and_a_missing_record_is_not(tmp_path):
     settings = new_settings(tmp_path)
     file = record_file(settings, "visits")
     file.parent.mkdir(parents=True)
@@ -21,7 +21,7 @@ def test_a_broken_record_is_a_problem_and_a_missing_one_is_none(tmp_path):
     assert read_record(settings, "orders").problems(AS_OF, 2 * HOUR) == []
 
 
-def test_an_ingest_records_ages_rules_services_and_rows_by_their_days(shop):
+def test_an_ingest_records_ages_rules_services_and_rows_by_day(shop):
     shop.has(
         *[order(number, number, AS_OF - DAY) for number in range(1, 40)],
         order(48, 1, AS_OF - (DAYS + 1) * DAY),

@@ -28,10 +28,10 @@ BROKEN = {
 }
 
 
-def test_a_broken_module_is_named_with_its_line_and_the_others_are_there(tmp_path):
-    for room in ("feature_repo", "core", "stack"):
+def test_a_broken_dataset_module_is_named_with_its_line_and_the_others_load(tmp_path):
+    for folder in ("feature_repo", "core", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PROJECT / room, tmp_path / room, ignore=ignored)
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=ignored)
     for name, (module, _) in BROKEN.items():
         (tmp_path / "feature_repo" / "datasets" / f"{name}.py").write_text(module)
     output = subprocess.check_output(

@@ -106,7 +106,9 @@ def stack(snapshot):
         (SCHEMA, SCHEMA),
     ],
 )
-def test_another_definition_is_refused_and_the_features_become_late(stack, name, view):
+def test_a_changed_definition_is_refused_and_the_features_become_late(
+    stack, name, view
+):
     stack.register(**{name: OTHER_HASH})
     before = stack.online(AS_OF, *range(1, 50))
     with pytest.raises(DefinitionChangedError) as refusal:
@@ -132,7 +134,9 @@ def test_a_change_accepted_once_is_accepted_until_the_next_change(stack):
         stack.ingest(3)
 
 
-def test_without_mlflow_the_same_view_goes_on_and_another_does_not(stack, caplog):
+def test_an_unchanged_view_is_ingested_without_mlflow_and_a_changed_view_is_not(
+    stack, caplog
+):
     stack.register()
     port = unused_port()
     stack.ingest(1, mlflow_port=port)
@@ -144,7 +148,7 @@ def test_without_mlflow_the_same_view_goes_on_and_another_does_not(stack, caplog
         stack.ingest(2, mlflow_port=port)
 
 
-def test_feast_apply_reports_what_the_next_ingest_refuses(stack):
+def test_feast_apply_reports_changes_that_the_next_ingest_refuses(stack):
     stack.register(**{VIEW: OTHER_HASH})
     (line,) = stack.feast_apply()
     assert line.startswith("gyre: customer_features (total_orders_30d, ")

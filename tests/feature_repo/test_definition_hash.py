@@ -62,7 +62,7 @@ HASHES = [
 ]
 
 
-def test_the_installed_ibis_and_sqlglot_write_what_they_wrote_before():
+def test_the_installed_ibis_and_sqlglot_give_the_recorded_hashes():
     expressions = (ORDERS.views["customer_features"], every_function, by_hand)
     assert [definition(expression) for expression in expressions] == HASHES
 
@@ -75,11 +75,11 @@ def test_the_installed_ibis_and_sqlglot_write_what_they_wrote_before():
         windows(COUNT, SPEND, derived={"per_order": _.spend / (_.orders + 1)}),
     ],
 )
-def test_another_meaning_has_another_hash(other):
+def test_a_changed_expression_has_another_hash(other):
     assert definition(other) != definition(windows(COUNT, SPEND))
 
 
-def test_a_feature_that_nobody_reads_does_not_count():
+def test_an_unread_feature_does_not_change_the_hash():
     view = windows(COUNT, SPEND, MEAN)
     assert definition(view, "mean") == definition(windows(COUNT, SPEND))
     assert definition(view, "orders") != definition(windows(COUNT, SPEND))

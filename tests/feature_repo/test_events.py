@@ -63,7 +63,7 @@ def shop(ingested, tmp_path):
         yield shop
 
 
-def test_events_give_the_feature_rows_that_the_source_would_have_given(shop):
+def test_events_give_the_same_feature_rows_as_the_source(shop):
     orders = [order(n, n % 3 + 1, AS_OF - n * DAY, n + 0.25) for n in range(2, 40)]
     shop.receives(LATER - MINUTE, *orders[:20])
     shop.receives(LATER, *orders[20:])
@@ -80,7 +80,7 @@ def test_events_give_the_feature_rows_that_the_source_would_have_given(shop):
     assert rows_of(shop.settings).drop_columns("created").equals(rows)
 
 
-def test_of_one_key_the_newest_arrival_wins_in_whatever_batches_they_come(shop):
+def test_the_newest_arrival_of_a_key_wins_in_any_batches(shop):
     last = order(2, 1, AS_OF, 3.0)
     shop.sends(AS_OF + MINUTE, SECOND, SECOND)
     shop.sends(AS_OF + 2 * MINUTE, last)
@@ -92,7 +92,7 @@ def test_of_one_key_the_newest_arrival_wins_in_whatever_batches_they_come(shop):
     assert shop.ingest(LATER + HOUR).table_version == version
 
 
-def test_events_of_a_consumer_that_died_are_claimed_and_replace_no_correction(
+def test_events_of_a_dead_consumer_are_claimed_and_replace_no_correction(
     shop, monkeypatch
 ):
     shop.sends(AS_OF + MINUTE, SECOND, order(3, 1, AS_OF, 1.0))
@@ -124,7 +124,7 @@ def test_an_event_corrects_a_row_of_the_source_until_the_source_changes_it(shop)
         assert shop.spent(1) == amount
 
 
-def test_an_ingest_replaces_an_event_only_if_it_began_after_it(shop):
+def test_an_ingest_replaces_only_events_that_arrived_before_its_start(shop):
     shop.receives(LATER - MINUTE, SECOND)
     shop.receives(LATER + MINUTE, order(3, 1, AS_OF, 3.0))
     shop.has(FIRST, order(2, 1, AS_OF, 20.0), order(3, 1, AS_OF, 30.0))
@@ -150,8 +150,8 @@ def test_events_that_break_a_rule_go_to_quarantine_once_and_stop_no_other_row(sh
     shop.receives(AS_OF + MINUTE, order(4, 1, AS_OF, 2.0), *bad_orders[2:])
     for minutes in (2, 3):
         shop.receives(AS_OF + minutes * MINUTE, *bad_orders)
-    assert len(shop.aside()) == len(bad_orders)
-    rules = shop.aside()[0]["rules"]
+    assert len(shop.quarantine()) == len(bad_orders)
+    rules = shop.quarantine()[0]["rules"]
     assert "expect_column_values_to_be_between(dollar_value)" in rules
     assert (shop.spent(1), shop.values(10), shop.waiting()) == (7.0, None, 0)
     shop.has(FIRST, order(3, 3, AS_OF, 3.0))
@@ -166,21 +166,21 @@ def broken_expression(monkeypatch):
         yield
 
 
-def test_events_wait_for_a_broken_expression_and_are_set_aside_after_many_failures(
+def test_events_wait_while_an_expression_is_broken_and_are_set_aside_after_many_failures(
     shop, monkeypatch
 ):
     monkeypatch.setattr(consumer, "MAX_DELIVERIES", 2)
     shop.sends(AS_OF + MINUTE, SECOND)
     with broken_expression(monkeypatch):
         assert not shop.consumer.step()
-    assert (shop.aside(), shop.waiting()) == ([], 1)
+    assert (shop.quarantine(), shop.waiting()) == ([], 1)
     shop.consumes()
     assert shop.spent(1) == 7.0
     shop.sends(AS_OF + 2 * MINUTE, order(3, 1, AS_OF), order(4, 1, AS_OF))
     with broken_expression(monkeypatch):
         assert [shop.consumer.step() for _ in range(3)] == [False, False, True]
-    assert [json.loads(row["row"])["order_id"] for row in shop.aside()] == [3, 4]
-    assert "no_column" in shop.aside()[0]["rules"]
+    assert [json.loads(row["row"])["order_id"] for row in shop.quarantine()] == [3, 4]
+    assert "no_column" in shop.quarantine()[0]["rules"]
     assert (shop.spent(1), shop.waiting()) == (7.0, 0)
 
 
@@ -194,12 +194,12 @@ def test_events_wait_while_redis_has_no_memory_for_their_values(shop, monkeypatc
                 shop.consumer.step()
     finally:
         shop.redis.config_set("maxmemory", 0)
-    assert (shop.aside(), shop.waiting()) == ([], 1)
+    assert (shop.quarantine(), shop.waiting()) == ([], 1)
     shop.consumes()
     assert (shop.spent(1), shop.waiting()) == (7.0, 0)
 
 
-def test_before_the_first_ingest_events_wait(applied, tmp_path):
+def test_events_wait_for_the_first_ingest(applied, tmp_path):
     shop = EventShop(applied, tmp_path / "orders.parquet")
     shop.receives(AS_OF + MINUTE, SECOND)
     assert shop.orders() == []

@@ -28,7 +28,7 @@ SERVICE = "customer_churn_v1"
 VIEW = "customer_features"
 
 
-def test_feast_materialize_brings_online_what_the_offline_join_gives(small):
+def test_feast_materialize_writes_the_values_of_the_offline_join(small):
     ingest(small, "orders", AS_OF - timedelta(days=1))
     Redis(port=small.redis_port).flushall()
     write_feast_config(small)
@@ -64,7 +64,7 @@ def test_feast_materialize_brings_online_what_the_offline_join_gives(small):
         assert online[name] == offline[name].to_pylist(), name
 
 
-def test_what_was_never_published_is_one_line_with_the_remedy(tmp_path):
+def test_unpublished_definitions_are_reported_in_one_line_with_the_remedy(tmp_path):
     with pytest.raises(
         DataError, match="not published: cd feature_repo && feast apply"
     ):
@@ -72,7 +72,7 @@ def test_what_was_never_published_is_one_line_with_the_remedy(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
-def test_many_write_and_read_the_registry_at_once(applied):
+def test_many_threads_write_and_read_the_registry_at_once(applied):
     def publish():
         publish_beside(applied, ORDERS)
 
@@ -91,7 +91,7 @@ def test_many_write_and_read_the_registry_at_once(applied):
             call.result()
 
 
-def test_any_password_of_redis_passes_through_feasts_file(tmp_path):
+def test_any_password_of_redis_works_in_feasts_configuration(tmp_path):
     settings = new_settings(tmp_path)
     with redis_server(settings.redis_port, tmp_path):
         redis = Redis(port=settings.redis_port)

@@ -40,7 +40,7 @@ def assert_written_as_rebuilt(settings, raw):
     assert rows_of(settings).equals(rebuilt(settings, raw))
 
 
-def test_batches_one_by_one_leave_the_rows_of_all_at_once(tmp_path):
+def test_incremental_batches_give_the_rows_of_a_full_computation(tmp_path):
     """Corrections and late rows, several batches at once, a batch again, files put together."""
     settings = new_settings(tmp_path)
     batches = [
@@ -59,7 +59,7 @@ def test_batches_one_by_one_leave_the_rows_of_all_at_once(tmp_path):
             assert_written_as_rebuilt(settings, raw)
 
 
-def test_a_view_is_computed_in_full_where_history_or_its_own_rows_are_gone(tmp_path):
+def test_a_view_is_computed_in_full_if_history_or_its_own_rows_are_missing(tmp_path):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0), (2, 2, 9, 1.0)], 0))
     raw = land(settings, [(1, 3, 5, 1.0)], 1)

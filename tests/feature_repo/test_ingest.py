@@ -59,7 +59,7 @@ class Shop:
     def raw(self):
         return raw_table(self.settings, ORDERS).read().to_pylist()
 
-    def aside(self):
+    def quarantine(self):
         return quarantine_table(self.settings, ORDERS).read().to_pylist()
 
 

@@ -183,7 +183,7 @@ def same_frames(stores, entities, features=REFS, *, asof=True, **options):
         (True, timedelta(hours=23)),
     ],
 )
-def test_random_frames_are_those_of_the_stock_store(tmp_path, created, ttl):
+def test_random_frames_equal_those_of_feasts_own_store(tmp_path, created, ttl):
     rng = np.random.default_rng([0, created])
     stores = both_stores(tmp_path, rng, ttl, created=created)
     entities = entity_rows(rng, 400)
@@ -207,7 +207,7 @@ RENAMED = {"pairs_count": "pieces"}
         (["pairs:pieces"], {}, VIEWS, RENAMED, False),
     ],
 )
-def test_frames_of_other_services_views_and_options_are_those_of_the_stock_store(
+def test_frames_of_other_services_views_and_options_equal_those_of_feasts_own_store(
     tmp_path, features, options, delta, mapping, asof
 ):
     rng = np.random.default_rng(3)

@@ -100,7 +100,7 @@ def hashes(redis):
     return {name: redis.hgetall(name) for name in redis.scan_iter(count=10_000)}
 
 
-def test_random_rows_are_those_of_feasts_own_store_to_the_byte(tmp_path):
+def test_random_rows_equal_those_of_feasts_own_store_to_the_byte(tmp_path):
     rows = random_rows()
     pq.write_table(rows, tmp_path / "rows.parquet")
     port = unused_port()

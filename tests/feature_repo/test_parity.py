@@ -17,7 +17,7 @@ from tests.conftest import AS_OF
 SERVICE = "customer_churn_v1"
 
 
-def test_online_is_offline_for_every_customer_whatever_the_online_store(
+def test_online_values_equal_offline_values_for_every_customer_in_any_online_store(
     small, tmp_path
 ):
     with pytest.raises(DataError, match="gyre ingest orders"):
@@ -41,7 +41,7 @@ def test_online_is_offline_for_every_customer_whatever_the_online_store(
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
-def test_a_feature_that_is_another_one_at_each_call_is_named(small):
+def test_a_feature_that_changes_at_each_call_is_named(small):
     ingest(small, "orders", AS_OF)
     store = open_store(small, 60)
 

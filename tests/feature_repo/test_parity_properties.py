@@ -148,7 +148,9 @@ def reads_of(chance, orders):
     max_examples=2, deadline=None, phases=[Phase.reuse, Phase.generate]
 )
 @given(seed=st.integers(0, 2**32))
-def test_three_answers_agree_for_any_orders_in_any_arrival(template, engine, seed):
+def test_offline_online_and_brute_force_values_agree_for_any_orders_in_any_arrival(
+    template, engine, seed
+):
     settings = template.restore().model_copy(update={"engine": engine})
     chance = Random(seed)
     batches = batches_of(chance)

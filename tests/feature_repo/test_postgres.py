@@ -8,7 +8,7 @@ from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS
 from tests.postgres import postgres_server
 
 
-def test_ingest_reads_the_newest_rows_and_all_of_them_once_a_day_or_with_full(
+def test_ingest_reads_the_newest_rows_and_all_rows_once_a_day_or_with_full(
     applied, tmp_path
 ):
     with (

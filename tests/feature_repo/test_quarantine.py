@@ -15,7 +15,7 @@ from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, shop  # noq
 from tests.feature_repo.test_validation import between
 
 
-def test_a_row_is_listed_with_its_rule_and_lands_once_it_is_corrected(shop):
+def test_a_row_in_quarantine_is_listed_with_its_rule_and_lands_once_corrected(shop):
     good_row = order(1, 7, AS_OF - 2 * DAY)
     shop.has(good_row, order(2, 7, AS_OF - DAY, -5.0))
     shop.ingest(AS_OF)
@@ -57,7 +57,7 @@ def test_rows_of_a_corrected_rule_are_released_and_stay_although_the_source_repe
     assert shop.online(AS_OF + 3 * HOUR, 7)[0]["lifetime_value"] == 4.5
 
 
-def test_what_is_no_row_of_the_dataset_stays_and_is_counted(shop):
+def test_entries_that_are_no_rows_of_the_dataset_stay_and_are_counted(shop):
     shop.has(order(1, 7, AS_OF - DAY), order(2, 7, AS_OF - DAY, -5.0))
     shop.ingest(AS_OF)
     texts = [
@@ -70,4 +70,4 @@ def test_what_is_no_row_of_the_dataset_stays_and_is_counted(shop):
     quarantine(table, quarantine_entries(texts, rules, AS_OF))
     report = release(shop.settings, ORDERS, AS_OF + HOUR)
     assert (report.released, report.refused) == (0, 4)
-    assert len(shop.aside()) == 4
+    assert len(shop.quarantine()) == 4

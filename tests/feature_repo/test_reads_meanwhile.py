@@ -71,7 +71,7 @@ def assert_of_one_refresh(rows):
         assert spend in ({20.0}, {40.0})
 
 
-def test_reads_meet_no_error_no_null_and_no_mixture(shop):
+def test_reads_during_a_refresh_return_one_version_without_errors_or_nulls(shop):
     shop.has(*orders_of(10.0))
     shop.ingest(AS_OF)
     store = open_store(shop.settings, 60)

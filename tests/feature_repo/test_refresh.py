@@ -57,7 +57,7 @@ def copy_hash(shop, customer):
     return name
 
 
-def test_the_next_ingest_deletes_what_the_consumer_wrote_and_no_row_explains(shop):
+def test_the_next_ingest_deletes_online_values_that_no_row_explains(shop):
     """An event that the source takes back, and values as if raw rows had been erased."""
     name = copy_hash(shop, 77)
     shop.redis.zadd(AHEAD, {"[77]": 0})
@@ -87,11 +87,11 @@ def assert_consumer_values_stay(shop):
     assert (shop.spent(1), shop.spent(77)) == (7.0, 3.0)
 
 
-def test_what_the_consumer_writes_during_a_refresh_stays(shop):
+def test_values_written_by_the_consumer_during_a_refresh_stay(shop):
     assert_consumer_values_stay(shop)
 
 
-def test_values_of_a_version_that_is_gone_are_written_again_and_others_deleted(shop):
+def test_a_refresh_from_a_missing_version_writes_all_values_and_deletes_others(shop):
     name = copy_hash(shop, 77)
     shop.redis.delete(name)
     version = state_of(shop.redis).version
@@ -216,7 +216,7 @@ def refresh_while_events_arrive(shop, delivery):
     assert sum(event_counts.values()) > 50
 
 
-def test_a_killed_refresh_is_completed_and_events_during_another_bring_back_no_value(
+def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_value(
     applied, tmp_path
 ):
     shop = BigShop(applied, tmp_path / "source", 20_000)
@@ -226,7 +226,7 @@ def test_a_killed_refresh_is_completed_and_events_during_another_bring_back_no_v
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1_800)
-def test_events_during_a_refresh_of_a_million_customers_bring_back_no_value(
+def test_events_during_a_refresh_of_a_million_customers_bring_back_no_older_value(
     applied, tmp_path
 ):
     shop = BigShop(applied, tmp_path / "source", 1_000_000)

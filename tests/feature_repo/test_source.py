@@ -12,7 +12,7 @@ from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import DAY, ORDERS, order, order_table
 
 
-def test_the_demo_delivers_what_is_due_by_the_dates_of_its_first_start(tmp_path):
+def test_the_demo_delivers_due_orders_by_the_dates_of_its_first_start(tmp_path):
     settings = new_settings(tmp_path)
     first_rows = pull(settings, ORDERS, AS_OF).read_all()
     next_rows = pull(settings, ORDERS, AS_OF + DAY).read_all()

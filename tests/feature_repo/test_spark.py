@@ -61,7 +61,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.nightly
-def test_all_shipped_orders_give_the_rows_values_frame_and_population_of_duckdb(
+def test_spark_gives_the_rows_values_frame_and_population_of_duckdb_for_all_orders(
     applied,
 ):
     settings = with_engine("spark", applied)
@@ -106,7 +106,7 @@ LATER_BATCH = [(1, 2, 3, 14.96), (50, 50, 7, 0.1)]  # customer 1 has no order le
         pytest.param([FIRST_BATCH, LATER_BATCH], marks=pytest.mark.nightly),
     ],
 )
-def test_executors_write_online_what_duckdb_writes_to_the_byte(template, batches):
+def test_executors_write_the_online_values_of_duckdb_to_the_byte(template, batches):
     hashes_of_engines = []
     for engine in ("duckdb", "spark"):
         settings = with_engine(engine, template.restore())
@@ -120,7 +120,7 @@ def test_executors_write_online_what_duckdb_writes_to_the_byte(template, batches
 
 
 @pytest.mark.nightly
-def test_executors_leave_alone_what_the_consumer_writes_meanwhile(shop):
+def test_executors_keep_values_that_the_consumer_writes_meanwhile(shop):
     shop.settings = with_engine("spark", shop.settings)
     assert_consumer_values_stay(shop)
 
@@ -164,7 +164,9 @@ except DataError as exc:
         ),
     ],
 )
-def test_what_spark_lacks_is_one_line_with_the_remedy(tmp_path, missing, path, line):
+def test_a_missing_part_of_spark_is_reported_in_one_line_with_the_remedy(
+    tmp_path, missing, path, line
+):
     output = subprocess.check_output(
         [commands_folder() / "python", "-c", START, *missing],
         cwd=PROJECT,

@@ -34,7 +34,7 @@ def test_every_rule_that_cannot_be_built_is_named(suite):
 
 
 @pytest.mark.parametrize("text", ['{"expectations": ', '{"expect": []}', "[]"])
-def test_an_ingest_with_a_suite_that_cannot_be_read_is_one_line_and_changes_nothing(
+def test_an_unreadable_suite_is_reported_in_one_line_and_its_ingest_changes_nothing(
     suite, tmp_path, text
 ):
     suite(text=text)

@@ -84,7 +84,7 @@ def test_bad_rows_are_set_aside_and_a_rule_that_fails_as_a_whole_stops_a_deliver
     assert len(delivery.warnings) == failures
 
 
-def test_a_rule_over_many_rows_judges_deliveries_alone(suite):
+def test_a_rule_over_many_rows_applies_to_deliveries_and_not_to_events(suite):
     unique = "expect_column_values_to_be_unique"
     suite(rule(unique, "customer_id", mostly=0.5), AMOUNT, AMOUNT | WARNING)
     assert delivery_rules(ORDERS) == [f"{unique}(customer_id)", NAME]
@@ -102,7 +102,7 @@ def test_a_rule_over_many_rows_judges_deliveries_alone(suite):
         ("dollar_value", {"$PARAMETER": "fresh_form"}, "fresh_form"),
     ],
 )
-def test_a_rule_that_cannot_be_evaluated_lets_nothing_in(
+def test_a_rule_that_cannot_be_evaluated_accepts_no_row(
     suite, for_events, column, minimum, message
 ):
     suite(between(column, min_value=minimum))
@@ -113,12 +113,12 @@ def test_a_rule_that_cannot_be_evaluated_lets_nothing_in(
         rules.validate(some_orders(1, bad_count=0), AS_OF)
 
 
-def test_an_event_may_lack_what_only_a_warning_asks_for(suite):
+def test_an_event_may_lack_a_column_that_only_a_warning_requires(suite):
     suite(rule(NOT_NULL, "order_id"), rule(NOT_NULL, "number_of_cds") | WARNING)
     assert DatasetRules(ORDERS, for_events=True).never_null == {"order_id"}
 
 
-def test_of_a_key_with_several_contents_the_last_row_counts_whatever_its_batch(
+def test_the_last_row_of_a_repeated_key_counts_in_any_batch(
     suite, settings, small_batches
 ):
     suite(AMOUNT)
@@ -178,7 +178,7 @@ def test_bad_rows_of_all_batches_are_set_aside_and_the_good_ones_land_in_one_com
     assert list(settings.cache.iterdir()) == []
 
 
-def test_one_rejected_batch_of_many_changes_nothing_and_is_shown(
+def test_a_delivery_with_one_rejected_batch_changes_nothing_and_is_shown(
     suite, settings, small_batches
 ):
     suite(

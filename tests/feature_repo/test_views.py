@@ -20,7 +20,7 @@ def hosts(tmp_path, monkeypatch):
         ]
 
 
-def test_another_host_reads_the_new_version_and_fetches_what_is_new(hosts):
+def test_another_host_reads_the_new_version_and_fetches_only_new_files(hosts):
     writer, reader = hosts
     write_views(writer, ORDERS, land(writer, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
     assert rows_of(reader).equals(rows_of(writer))
@@ -38,7 +38,7 @@ def test_another_host_reads_the_new_version_and_fetches_what_is_new(hosts):
     assert rows_of(writer).equals(rows_of(reader))
 
 
-def test_a_refresh_that_is_not_committed_is_not_seen(tmp_path, monkeypatch):
+def test_an_uncommitted_refresh_is_invisible_to_readers(tmp_path, monkeypatch):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0)], 0))
     before = rows_of(settings)

@@ -22,7 +22,7 @@ from tests.feature_repo.test_events import (  # noqa: F401  (fixtures among them
 )
 
 
-def test_of_two_consumers_that_did_not_read_the_event_one_brings_its_end_online(shop):
+def test_exactly_one_of_two_consumers_brings_the_end_of_a_window_online(shop):
     end = LATER + 10 * MINUTE
     shop.receives(LATER, order(2, 1, end - 30 * DAY))
     before = shop.values(1, end - MINUTE)

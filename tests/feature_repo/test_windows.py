@@ -104,7 +104,7 @@ def brute_force(window, history, at):
 
 @settings(max_examples=8, deadline=None)
 @given(rows, st.lists(moments, min_size=1, max_size=4))
-def test_a_declared_window_is_what_its_rows_say_at_any_moment(raw_rows, times):
+def test_a_declared_window_equals_brute_force_at_any_moment(raw_rows, times):
     view_rows = FEATURES(as_table(raw_rows)).to_pyarrow().to_pylist()
     view_rows.sort(key=lambda row: row["event_timestamp"])
     ends = [

@@ -108,7 +108,7 @@ def images_of(objects):
     return {container_of(pod["spec"]["template"]["spec"])["image"] for pod in pods}
 
 
-def test_the_overlays_are_built(build):
+def test_each_overlay_builds_with_its_objects_images_and_settings(build):
     production = build("production")
     assert production.keys() == OBJECTS.keys()
     registry = "registry.example.com"
@@ -128,7 +128,7 @@ def test_the_overlays_are_built(build):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_is_the_one_that_compose_runs(name):
+def test_a_container_runs_the_program_of_its_compose_service(name):
     spec = SPECS[name]
     container = container_of(spec)
     service = SERVICES[SERVED.get(name, name)]
@@ -147,7 +147,7 @@ def test_a_program_is_the_one_that_compose_runs(name):
 
 
 @pytest.mark.parametrize("name", ["serving", "kserve", "console", "mlflow"])
-def test_probes_and_services_ask_where_compose_does(name):
+def test_probes_and_services_use_the_ports_and_paths_of_compose(name):
     check = shlex.join(SERVICES[SERVED.get(name, name)]["healthcheck"]["test"])
     port, path = re.search(r"127\.0\.0\.1:(\d+)(/[a-z/]*)", check).groups()
     container = container_of(SPECS[name])
@@ -166,7 +166,7 @@ def test_probes_and_services_ask_where_compose_does(name):
         assert (str(shown["port"]), shown["targetPort"]) == (port, exposed["name"])
 
 
-def test_variables_are_those_of_compose_and_addresses_are_of_services():
+def test_variables_are_those_of_compose_and_addresses_name_services():
     compose = {
         name: "" if value is None else str(value)
         for name, value in COMPOSE["x-environment"].items()
@@ -198,7 +198,7 @@ RESTRICTED_CONTAINER = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_kubernetes_knows_a_pod_which_may_do_nothing_that_it_need_not(name):
+def test_each_pod_is_valid_and_has_only_the_privileges_that_it_needs(name):
     spec = SPECS[name]
     validate_pod(spec)
     container = container_of(spec)
@@ -221,7 +221,7 @@ def test_the_log_of_serving_outlives_its_pod():
     assert "replicas" not in SERVING, "the autoscaler's, which an apply would undo"
 
 
-def test_every_secret_is_a_file_that_the_page_writes(tmp_path):
+def test_the_page_writes_a_file_for_every_secret(tmp_path):
     (tmp_path / "deploy").mkdir()
     shutil.copy(CLONE / "deploy" / "secrets.sh", tmp_path / "deploy")
     (block,) = re.findall(r"^```sh\n(mkdir [^`]*)```", PAGE, re.MULTILINE)
@@ -233,7 +233,7 @@ def test_every_secret_is_a_file_that_the_page_writes(tmp_path):
     assert "USER:PASSWORD@HOST" in database_url.read_text()
 
 
-def test_kserve_knows_every_field_and_serves_as_the_statefulset_does():
+def test_kserve_knows_every_field_and_runs_the_container_of_the_statefulset():
     schema = json.loads((HERE / "inferenceservice.schema.json").read_text())
     jsonschema.validate(KSERVE, schema)
     container = container_of(PREDICTOR)
@@ -247,7 +247,7 @@ def test_kserve_knows_every_field_and_serves_as_the_statefulset_does():
         assert PREDICTOR[name] == SCALER[name]
 
 
-def test_sparks_operator_knows_every_field_and_starts_the_image_that_tasks_have():
+def test_sparks_operator_knows_every_field_and_starts_the_image_of_the_tasks():
     schema = json.loads((HERE / "sparkcluster.schema.json").read_text())
     jsonschema.validate(SPARK, schema)
     version = SPARK["spec"]["runtimeVersions"]["sparkVersion"]

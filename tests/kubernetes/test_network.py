@@ -85,12 +85,12 @@ CALLERS = {
 
 
 @pytest.mark.parametrize(("target", "port"), CALLERS)
-def test_who_reaches_a_program_is_written_down(target, port):
+def test_only_the_listed_callers_reach_a_program(target, port):
     assert callers_of(target, port) == CALLERS[target, port]
 
 
 @pytest.mark.parametrize("pod", sorted(LABELS))
-def test_a_pod_reaches_stores_anywhere_and_mail_where_it_sends_alerts(pod):
+def test_a_pod_reaches_stores_anywhere_and_mail_only_if_it_sends_alerts(pod):
     ports = set()
     for policy in policies_of(pod, "Egress"):
         for rule in policy.get("egress", []):
@@ -100,7 +100,7 @@ def test_a_pod_reaches_stores_anywhere_and_mail_where_it_sends_alerts(pod):
     assert ports & MAIL == (MAIL if pod in {"console", "worker"} else set())
 
 
-def test_spark_is_asked_at_the_ports_of_its_options_and_by_tasks_alone():
+def test_only_tasks_reach_spark_at_the_ports_of_its_options():
     lines = (CLONE / "deploy" / "spark" / "spark-defaults.conf").read_text()
     options = dict(re.findall(r"^(spark\S+) (.*)$", lines, re.MULTILINE))
     documents = read_documents("spark/network.yaml")

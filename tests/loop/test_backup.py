@@ -60,7 +60,7 @@ def send_event_that_waits(stack):
 
 
 @pytest.mark.nightly
-def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
+def test_a_stack_restored_from_a_backup_continues_the_work_of_the_first(tmp_path):
     first = Stack(new_settings(tmp_path / "first" / "home"))
     second = Stack(new_settings(tmp_path / "second" / "home"))
     folder = tmp_path / "backup"

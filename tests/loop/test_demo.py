@@ -27,7 +27,7 @@ def run_demo(home):
 
 
 @pytest.mark.nightly
-def test_after_drift_one_retraining_brings_a_better_version_that_answers(tmp_path):
+def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_path):
     settings = Settings(home=tmp_path / "home")
     demo = run_demo(settings.home)
     assert demo.returncode == 0, demo.stdout + demo.stderr

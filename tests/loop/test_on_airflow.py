@@ -60,7 +60,7 @@ MORE_LINES = {
     HASTY: "[promotion]\napproval = true\nwait_hours = 0.0005",
     CANARY: '[rollout]\npolicy = "canary"',
 }
-ROOMS = "dags feature_repo mlflow_server models monitoring core stack training"
+FOLDERS = "dags feature_repo mlflow_server models monitoring core stack training"
 TEAM_DAG = """
 from airflow.sdk import dag, task
 
@@ -81,8 +81,8 @@ pytestmark = pytest.mark.nightly
 def copied_project(folder: Path) -> Path:
     """Return a copy of the project with more models, a wrong spec and a DAG of a team."""
     without_cache = shutil.ignore_patterns("__pycache__")
-    for room in ROOMS.split():
-        shutil.copytree(PROJECT / room, folder / room, ignore=without_cache)
+    for name in FOLDERS.split():
+        shutil.copytree(PROJECT / name, folder / name, ignore=without_cache)
     shutil.copy(PROJECT / "requirements.lock", folder)
     (folder / "dags" / "team.py").write_text(TEAM_DAG)
     models = folder / "models"
@@ -206,7 +206,7 @@ def add_versions(settings, model, run_id=None):
         promote(Registry(settings), ledger, model, "1", who="ann", why="first")
 
 
-def test_drifts_during_a_training_start_one_more_that_answers_them_all(
+def test_drifts_during_a_training_start_one_more_training_that_answers_them_all(
     airflow, settings
 ):
     add_versions(settings, MODEL)
@@ -234,7 +234,7 @@ def test_drifts_during_a_training_start_one_more_that_answers_them_all(
     assert started_by_events(airflow, TRAIN) == second
 
 
-def test_a_person_has_the_role_that_the_settings_say_and_no_header_gives_one(
+def test_a_user_has_the_role_of_the_settings_and_no_header_gives_a_role(
     airflow, settings
 ):
     passwords = json.loads((settings.home / "airflow" / "passwords.json").read_text())
@@ -346,7 +346,7 @@ def test_a_person_rejects_a_version_and_approves_it_later(airflow, settings):
     assert row.why == "drift of spend; enough after all"
 
 
-def test_a_version_that_nobody_answers_for_in_time_is_not_promoted(airflow, settings):
+def test_a_version_without_an_approval_in_time_is_not_promoted(airflow, settings):
     start_at_approval(airflow, settings, HASTY)
     dag = f"train_{HASTY}"
     approval = partial(task_state, airflow, dag, "asks", "approval")
@@ -357,7 +357,7 @@ def test_a_version_that_nobody_answers_for_in_time_is_not_promoted(airflow, sett
     assert Registry(settings).production(HASTY) == "1"
 
 
-def test_a_rollout_holds_with_its_reason_as_the_note(airflow, settings):
+def test_a_rollout_on_hold_has_its_reason_as_the_note_of_the_run(airflow, settings):
     add_versions(settings, CANARY)
     shadow = {"who": "ann", "why": "next", "role": "shadow"}
     with closing(Ledger(settings)) as ledger:
@@ -400,7 +400,7 @@ def test_a_failed_task_of_any_dag_alerts_once_until_the_dag_succeeds(airflow, se
     wait_until("its end", lambda: not counts())
 
 
-def test_a_wrong_spec_is_an_alert_and_the_ingest_goes_on(airflow, settings):
+def test_a_wrong_spec_raises_an_alert_and_the_ingest_continues(airflow, settings):
     airflow.pool("tables", 1)
     unpause(airflow, "ingest")
     run = airflow.trigger("ingest", {})

@@ -15,7 +15,7 @@ from tests.s3 import BUCKET, s3_server
 MODEL = "customer_churn_model"
 
 
-def test_the_loop_on_s3(tmp_path, monkeypatch):
+def test_the_loop_runs_on_s3(tmp_path, monkeypatch):
     deliver(tmp_path, datetime.now(UTC), demo_start=None)
     monkeypatch.setenv("GYRE_DATA_URL", f"s3://{BUCKET}/team/data")
     monkeypatch.setenv("GYRE_ARTIFACTS_URL", f"s3://{BUCKET}/team/artifacts")

@@ -128,7 +128,7 @@ def test_up_ends_with_a_prediction_of_a_version_that_is_in_the_ledger(stack):
 
 
 @pytest.mark.timed
-def test_up_again_changes_nothing_and_there_is_nothing_new_to_learn(stack):
+def test_a_second_up_changes_nothing_and_a_second_training_learns_nothing(stack):
     ledger = stack.ledger()
     programs = stack.programs()
     assert len(programs) > 5  # Redis, MLflow, Airflow's three or more, serving, console
@@ -149,7 +149,7 @@ def test_a_promotion_starts_a_monitoring_run(stack):
     assert run["state"] == "success"
 
 
-def test_a_failed_task_is_named_with_its_error_and_its_training_has_failed_in_mlflow_too(
+def test_a_failed_task_is_named_with_its_error_and_its_mlflow_run_fails_too(
     stack,
 ):
     dag = f"train_{MODEL}"
@@ -167,7 +167,7 @@ def test_a_failed_task_is_named_with_its_error_and_its_training_has_failed_in_ml
     wait_until("failed", lambda: tracking.run(run_id).status == "FAILED")
 
 
-def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
+def test_status_shows_the_state_versions_checks_and_memory_of_the_stack(stack):
     status = json.loads(stack.run("status --json"))
     assert status["up"] is True
     assert status["models"][MODEL]["version"] == stack.production()
@@ -180,7 +180,9 @@ def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
 
 
 @pytest.mark.nightly
-def test_each_tool_has_a_schema_of_postgresql_and_goes_on_after_its_restart(stack):
+def test_each_tool_has_a_postgresql_schema_and_continues_after_a_restart_of_postgresql(
+    stack,
+):
     if not stack.database:
         pytest.skip("SQLite needs no server")
     with psycopg.connect(stack.database.address) as connection:
@@ -209,7 +211,9 @@ def test_each_tool_has_a_schema_of_postgresql_and_goes_on_after_its_restart(stac
     )
 
 
-def test_after_the_supervisor_was_killed_down_leaves_nothing_and_up_comes_back(stack):
+def test_down_ends_every_process_of_a_killed_supervisor_and_up_starts_the_stack_again(
+    stack,
+):
     version = stack.production()
     stack.supervisor().kill()
     stack.run("down")

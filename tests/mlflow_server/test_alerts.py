@@ -50,7 +50,7 @@ def opened(folder, urls=""):
     return closing(Alerts(new_settings(folder, alert_urls=urls)))
 
 
-def test_twenty_sightings_are_one_alert_with_a_count(tmp_path):
+def test_twenty_occurrences_of_a_cause_give_one_alert_with_a_count(tmp_path):
     with receiving() as (url, received), opened(tmp_path, url) as alerts:
         for hour in range(20):
             moment = NOW + timedelta(hours=hour)
@@ -65,7 +65,7 @@ def test_twenty_sightings_are_one_alert_with_a_count(tmp_path):
         assert part in sent["message"]
 
 
-def test_of_eight_processes_that_see_an_incident_one_delivers_and_each_counts(
+def test_exactly_one_of_eight_processes_delivers_an_incident_and_each_counts_it(
     empty_database,
 ):
     """Each with a database connection of its own, and no table exists before."""
@@ -89,7 +89,7 @@ def test_of_eight_processes_that_see_an_incident_one_delivers_and_each_counts(
     assert counts == dict.fromkeys(causes, 8)
 
 
-def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(tmp_path):
+def test_a_cause_that_returns_after_three_quiet_hours_is_a_new_incident(tmp_path):
     later = NOW + 2 * QUIET + timedelta(seconds=1)
     with opened(tmp_path) as alerts:
         assert alerts.alert(MODEL, CAUSE, MESSAGE, NOW)
@@ -99,7 +99,7 @@ def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(tmp_path)
         assert [is_open(row, later) for row in alerts.rows(MODEL)] == [False, True]
 
 
-def test_an_alert_that_was_not_delivered_is_delivered_once_later(tmp_path):
+def test_an_undelivered_alert_is_delivered_once_later(tmp_path):
     port = unused_port()
     with opened(tmp_path, f"json://127.0.0.1:{port}") as alerts:
         assert not alerts.alert(MODEL, CAUSE, MESSAGE, NOW)  # nobody listens

@@ -16,7 +16,7 @@ IN_FRONT = '[role=dialog], [data-component-id="mlflow.assistant.chat_panel.close
 @pytest.mark.skipif(
     not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
 )
-def test_an_experiment_opens_on_its_runs_with_nothing_in_front(settings):
+def test_an_experiment_opens_on_its_runs_without_a_dialog(settings):
     tracking = Tracking(settings)
     run_id = tracking.start_or_find_run("trainings", "k", "monday's", {})
     experiment_id = tracking.get_run(run_id).info.experiment_id

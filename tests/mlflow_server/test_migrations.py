@@ -40,7 +40,7 @@ def test_a_database_of_another_layout_is_refused_untouched_within_five_seconds(
 
 
 @pytest.mark.nightly
-def test_the_ledger_alone_can_be_on_a_server(tmp_path):
+def test_the_ledger_can_be_on_a_server_without_the_other_stores(tmp_path):
     with postgres_server(tmp_path / "log") as server:
         settings = new_settings(tmp_path, ledger_url=server.address)
         engine = database(settings)

@@ -15,7 +15,7 @@ CHALLENGER = {"role": "challenger", "percent": 5}
 SHADOW = {"role": "shadow"}
 
 
-def test_a_promotion_is_one_row_moves_alias_and_stage_and_can_be_repeated(roles):
+def test_a_promotion_writes_one_row_moves_alias_and_stage_and_can_be_repeated(roles):
     roles.promote("1", replaces=None)
     change = {"replaces": "1", "evidence": "runs:/abc/report.html"}
     row = roles.promote("2", **change)
@@ -91,7 +91,7 @@ def test_a_change_that_no_row_explains_is_entered_with_its_author(roles, tmp_pat
         assert row.who == "out of band"
 
 
-def test_a_row_whose_version_was_deleted_never_takes_effect(roles):
+def test_a_row_of_a_deleted_version_never_takes_effect(roles):
     roles.promote("1")
     late = ("production", 100, "1", "2", "late", "", None)
     roles.ledger.insert(LedgerRow(roles.model, 2, *late, now()))
@@ -102,7 +102,7 @@ def test_a_row_whose_version_was_deleted_never_takes_effect(roles):
     assert roles.aliases == {"production": "3"}
 
 
-def test_rolling_back_twice_goes_further_back(roles):
+def test_a_second_rollback_goes_further_back(roles):
     for version in "123":
         roles.promote(version)
     for version in "21":
@@ -116,7 +116,7 @@ def test_rolling_back_twice_goes_further_back(roles):
         assert roles.rollback().to_version == version
 
 
-def test_a_role_ends_by_a_row_and_production_never_does(roles):
+def test_a_release_ends_a_role_by_a_row_and_is_refused_for_production(roles):
     roles.promote("1")
     roles.promote("2", **CHALLENGER)
     for role, reason, more in (
@@ -134,7 +134,7 @@ def test_a_role_ends_by_a_row_and_production_never_does(roles):
     assert len(roles.reconcile()) == 3
 
 
-def test_a_challenger_ends_with_the_production_that_it_was_compared_with(roles):
+def test_a_challenger_ends_when_its_production_version_changes(roles):
     roles.promote("1")
     roles.promote("2", **CHALLENGER)
     roles.promote("2")  # it won
@@ -165,7 +165,9 @@ def test_a_shadow_stays_when_production_changes_and_ends_as_a_challenger(roles):
     assert roles.aliases == {"production": "2", "challenger": "3"}
 
 
-def test_a_challenger_or_shadow_needs_a_production_and_a_version_has_one_role(roles):
+def test_a_challenger_or_shadow_needs_a_production_version_and_a_version_has_one_role(
+    roles,
+):
     roles.refuses("2", f"compared with: gyre promote {roles.model} 2", **SHADOW)
     roles.promote("1")
     roles.refuses("1", "is in role production, and cannot be chall", **CHALLENGER)

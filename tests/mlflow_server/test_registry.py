@@ -24,7 +24,7 @@ def test_more_models_than_a_page_holds_are_read_to_the_end(settings, registry):
 
 
 @pytest.mark.timed
-def test_an_mlflow_that_is_down_or_silent_is_one_line_soon(tmp_path):
+def test_an_mlflow_that_is_down_or_silent_is_reported_in_one_line_soon(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (silent.getsockname()[1], unused_port()):
             registry = Registry(Settings(home=tmp_path, mlflow_port=port))

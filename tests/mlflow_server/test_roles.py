@@ -11,7 +11,7 @@ from mlflow_server.roles import TRAFFIC_TAG, Deployed
      ("2:5.0", 0), (" 2:5", 0), ("2:5\n", 0), ("2:\u0665", 0), ("2", 0), ("", 0),
      ("2:5:5", 0)],
 )  # fmt: skip
-def test_traffic_counts_if_it_names_the_version_and_a_whole_percent(tag, percent):
+def test_a_traffic_tag_counts_only_with_the_version_and_a_whole_percent(tag, percent):
     tags = {TRAFFIC_TAG: tag}
     assert Deployed({"challenger": "2"}, tags).percent("challenger") == percent
     assert Deployed({}, tags).percent("challenger") == 0

@@ -12,7 +12,7 @@ from tests.conftest import BIN, answers, running, unused_port, wait_until
 from tests.mlflow_server.conftest import new_model
 
 
-def test_it_is_one_process_that_listens_on_loopback(settings):
+def test_the_server_is_one_process_that_listens_on_loopback(settings):
     arguments = {"mlflow_server.app:app", str(settings.mlflow_port)}
     children = psutil.Process().children(recursive=True)
     living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
@@ -36,7 +36,7 @@ def test_foreign_hosts_and_origins_are_refused(settings):
 
 
 @pytest.mark.nightly
-def test_mlflows_own_command_writes_a_role_changed_in_its_ui_down(tmp_path):
+def test_mlflows_own_command_enters_a_role_changed_in_the_ui_in_the_ledger(tmp_path):
     settings = Settings(home=tmp_path / "home", mlflow_port=unused_port())
     command = [str(BIN / "mlflow"), "server", "--app-name=gyre", "--workers=1"]
     address = ["--host=127.0.0.1", f"--port={settings.mlflow_port}"]

@@ -69,7 +69,7 @@ def refusal(roles, version, stage):
     ],
     ids=["client", "REST", "UI"],
 )  # fmt: skip
-def test_stage_production_is_a_promotion(roles, by_hand, stage):
+def test_the_stage_production_set_by_hand_is_a_promotion(roles, by_hand, stage):
     roles.promote("1")
     by_hand(roles, "2", stage)
     by_hand(roles, "2", stage)  # again: no second promotion
@@ -99,7 +99,7 @@ def test_staging_sets_no_role_and_is_always_allowed(roles):
     assert roles.reconcile() == rows
 
 
-def test_a_version_in_a_role_is_neither_archived_nor_without_a_stage(roles):
+def test_a_version_in_a_role_can_neither_be_archived_nor_lose_its_stage(roles):
     roles.promote("1")
     roles.promote("2", role="challenger", percent=5)
     roles.promote("3", role="shadow")
@@ -142,7 +142,7 @@ def test_a_version_that_cannot_be_promoted_gets_no_stage(roles):
     assert foreign.reconcile() == []
 
 
-def test_a_text_that_holds_the_call_is_refused(roles):
+def test_a_call_sent_as_a_json_text_is_refused(roles):
     """MLflow itself reads it for old clients."""
     address = f"{roles.settings.mlflow_address}/api/2.0/mlflow/{CALL}"
     call = {"name": roles.model, "version": "1", "stage": "Production"}

@@ -23,7 +23,7 @@ def experiment():
     return f"experiment {uuid.uuid4().hex[:8]}"
 
 
-def test_runs_are_read_to_the_end(tracking, experiment):
+def test_all_runs_of_an_experiment_are_read(tracking, experiment):
     first = tracking.start_or_find_run(experiment, "k", "first", {})
     experiment_id = tracking.get_experiment_by_name(experiment).experiment_id
     for _ in range(100):
@@ -66,7 +66,7 @@ def test_parameters_metrics_and_files_are_read_as_they_were_logged(
     assert tracking.list_artifacts(run_id, "data") == []
 
 
-def test_what_mlflow_refuses_is_one_line(tracking, experiment, tmp_path):
+def test_an_error_of_mlflow_is_reported_in_one_line(tracking, experiment, tmp_path):
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
     tracking.log(run_id, params={"depth": 8})
     with pytest.raises(RegistryError, match=r"log batch: .*depth"):

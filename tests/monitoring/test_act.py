@@ -26,7 +26,7 @@ from tests.s3 import s3_server
 from tests.serving.conftest import SPEC, Rig
 
 
-def test_a_rollback_that_fails_is_one_alert_and_an_error_each_time(settings):
+def test_a_failed_rollback_raises_one_alert_and_an_error_each_time(settings):
     """MLflow is down."""
     decision = Decision("rollback", "harm", "9 of 10 failed")
     report = MonitorReport(
@@ -46,7 +46,7 @@ def test_a_rollback_that_fails_is_one_alert_and_an_error_each_time(settings):
     assert (row["count"], row["delivered"]) == (4, True)
 
 
-def test_a_version_that_harms_is_rolled_back_though_the_bucket_is_gone(
+def test_a_harmful_version_is_rolled_back_even_without_the_bucket(
     tmp_path, monkeypatch
 ):
     settings = new_settings(tmp_path / "home", data_url="s3://gyre/data")

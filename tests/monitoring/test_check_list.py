@@ -43,7 +43,7 @@ def run(**limits):
     )
 
 
-def test_a_check_of_the_spec_is_one_of_the_run():
+def test_a_check_of_the_spec_is_part_of_the_run():
     spec_run = run(checks=(f"{__name__}:late_deliveries",))
     assert run_checks(spec_run, REFERENCE, (), ()) == [BAD]
     (missing,) = run_checks(spec_run, "its run was deleted", (), ())
@@ -58,7 +58,7 @@ def test_a_check_of_the_spec_is_one_of_the_run():
         ("not_there.checks:any", "not_there"),
     ],
 )
-def test_a_check_that_fails_is_unknown_and_keeps_no_other_from_it(path, why):
+def test_a_failed_check_is_unknown_and_the_others_still_run(path, why):
     after = f"{__name__}:late_deliveries"
     first, second = run_checks(run(checks=(path, after)), REFERENCE, (), ())
     assert (first.status, second) == ("unknown", BAD)
@@ -67,7 +67,7 @@ def test_a_check_that_fails_is_unknown_and_keeps_no_other_from_it(path, why):
 
 
 @pytest.mark.parametrize("name", ["days", "delivery"])
-def test_what_is_only_monitored_keeps_its_status_and_does_not_act(name):
+def test_a_monitor_only_result_keeps_its_status_and_does_not_act(name):
     passive = run(
         monitor_only={name: "a strike"}, checks=(f"{__name__}:late_deliveries",)
     )

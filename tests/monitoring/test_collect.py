@@ -31,7 +31,7 @@ def stored(settings):
     return {row["request_id"]: row for row in rows}
 
 
-def test_a_file_is_read_at_once_and_its_torn_end_is_malformed_once_it_is_closed(
+def test_a_file_is_read_at_once_and_its_torn_end_is_malformed_once_the_file_is_closed(
     settings,
 ):
     closed = write(settings, FILE, answer("a"), answer("b"))
@@ -49,7 +49,7 @@ def test_a_file_is_read_at_once_and_its_torn_end_is_malformed_once_it_is_closed(
     assert {*stored(settings)} == {"a", "b", "c", "d"}
 
 
-def test_answer_and_failures_of_a_request_are_rows_once_though_read_twice(settings):
+def test_answers_and_failures_that_are_read_twice_become_one_row_each(settings):
     """A challenger failed, production answered, a shadow scored and failed it; a proxy asked
     twice."""
     lines = [

@@ -46,7 +46,7 @@ BAD = Inputs(
         ({"bad_windows": 3}, "nothing", "first_bad_window"),
     ],
 )
-def test_the_first_rule_that_fits_decides(change, action, rule):
+def test_the_first_matching_rule_decides(change, action, rule):
     decision = decide(replace(BAD, **change))
     assert (decision.action, decision.rule) == (action, rule)
     assert decision.reason
@@ -89,11 +89,11 @@ UNKNOWN = result("report", "report", status="unknown", words="Evidently is missi
         ([result("serving/failures", "serving", status="alert")], "ok"),
     ],
 )
-def test_the_verdict_follows_from_what_acts(results, verdict):
+def test_only_acting_results_decide_the_verdict(results, verdict):
     assert judge(results) == verdict
 
 
-def test_a_verdict_is_one_sentence():
+def test_a_verdict_is_described_in_one_sentence():
     psi = result(value=0.12, feature="orders")
     passive = result("psi/tenure", status="bad", value=8.0, acts=False)
     performance = result(
@@ -110,7 +110,7 @@ def test_a_verdict_is_one_sentence():
     assert describe("insufficient_data", [few]).startswith("insufficient data: 199 ")
 
 
-def test_entities_are_usual_as_before_a_collapse():
+def test_the_usual_number_of_entities_ignores_a_collapse():
     def past(*counts):
         rows = [
             decision_row(

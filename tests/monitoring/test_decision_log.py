@@ -23,7 +23,7 @@ def keep(settings, *rows):
         store_decision(settings, row)
 
 
-def test_decisions_are_in_the_order_of_their_moments_each_moment_once(settings):
+def test_decisions_are_in_order_of_time_with_one_for_each_moment(settings):
     assert newest_decisions(settings, "churn") == []
     second = replace(
         FIRST, as_of=NOON + timedelta(hours=1), action="retrain", serving="{}"
@@ -36,7 +36,7 @@ def test_decisions_are_in_the_order_of_their_moments_each_moment_once(settings):
     assert newest_decisions(settings, "other") == [other]
 
 
-def test_a_span_shows_the_decision_that_acted_else_a_bad_one_else_the_newest(settings):
+def test_a_span_shows_an_acting_decision_else_a_bad_decision_else_the_newest(settings):
     day = NOON.replace(hour=0)
     decided = {
         1: ("bad", "retrain"), 2: ("bad", "nothing"), 5: ("ok", "nothing"), 6: ("bad", "nothing"),

@@ -65,7 +65,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_experiments(size, share, trut
     assert max(below, above) <= 19  # 2.5 % and three standard errors
 
 
-def test_an_experiment_is_better_worse_or_not_yet_known():
+def test_an_experiment_concludes_better_worse_or_not_yet_known():
     random = np.random.default_rng(1)
     better = compared(random, 4000, 0.3, (0.4, 0.3))
     assert (better.conclusion, better.figure) == ("better", "cost")

@@ -131,8 +131,8 @@ def shares(
     counts = np.zeros(2)
     for seed in range(windows):
         chance = np.random.default_rng([size, seed])
-        drawn = chance.integers(len(reference.rows), size=size)
-        window = change(reference.rows.iloc[drawn], chance)
+        positions = chance.integers(len(reference.rows), size=size)
+        window = change(reference.rows.iloc[positions], chance)
         bad_names, noted_names = failed(reference, window, limits)
         counts += [bool(bad_names), bool(bad_names | noted_names)]
     return counts / windows
@@ -154,12 +154,12 @@ def share_of_worse(scores, size, draws, scrambled=0.0):
     count = 0
     for seed in range(draws):
         chance = np.random.default_rng([size, seed])
-        drawn = outcomes(scores, size, chance, scrambled)
-        count += any(item.is_bad for item in measure(SPEC, drawn, evaluated))
+        sample = outcomes(scores, size, chance, scrambled)
+        count += any(item.is_bad for item in measure(SPEC, sample, evaluated))
     return count / draws
 
 
-def test_the_figures_here_are_those_of_the_report(reference, tmp_path):
+def test_the_figures_of_this_file_equal_those_of_the_report(reference, tmp_path):
     change = moved(reference.rows, "avg_order_value", 0.5)
     window = change(reference.rows.sample(1_000, random_state=1), None)
     labelled = replace(reference, rows=reference.rows.assign(label=1.0))
@@ -191,7 +191,7 @@ def test_chance_alone_is_significant_in_at_most_one_window_of_a_thousand(
     assert share <= LIMIT / 10
 
 
-def test_what_changed_much_is_found(reference):
+def test_large_changes_are_found(reference):
     for size, column, share in ((200, SCORE, 1.0), (500, "avg_order_value", 0.5)):
         change = moved(reference.rows, column, share)
         assert shares(reference, size, 20, change=change)[0] > 0.95
@@ -217,7 +217,7 @@ def test_planted_changes_are_found_as_the_docs_say(reference, size):
 @pytest.mark.nightly
 @pytest.mark.parametrize("rarer", [1, 5])
 @pytest.mark.parametrize("size", [200, 1_000])
-def test_outcomes_that_come_as_scored_are_worse_in_at_most_one_draw_of_a_hundred(
+def test_outcomes_that_agree_with_scores_are_worse_in_at_most_one_draw_of_a_hundred(
     reference, size, rarer
 ):
     # Of 100 draws, two that are worse would be no more than chance.

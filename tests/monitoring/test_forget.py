@@ -230,7 +230,7 @@ def test_a_key_that_is_missing_wrong_or_unknown_changes_nothing(
     assert not forgotten_file(home.settings).exists()
 
 
-def test_a_customer_is_gone_from_every_place_and_all_others_are_as_before(home):
+def test_a_forgotten_customer_is_deleted_everywhere_and_all_others_are_unchanged(home):
     settings = home.settings
     serving_log = AppendLog(settings.home / "serving" / "log", "predictions")
     serving_log.open()
@@ -268,7 +268,7 @@ def test_a_customer_is_gone_from_every_place_and_all_others_are_as_before(home):
         assert after[name] == rows, name
 
 
-def test_a_forgotten_customer_stays_out_though_the_source_has_it_again(home):
+def test_a_forgotten_customer_stays_out_when_the_source_repeats_its_rows(home):
     ingest(home.settings, "orders", AS_OF + timedelta(days=1), full=True)
     assert home.mentions() == []
     again = home.forget(f"orders --customer_id {ID}")

@@ -29,7 +29,7 @@ def json_texts(row):
         ("back\\slash", ()),
     ],
 )
-def test_a_value_is_found_in_columns_and_in_json_and_no_other_is(
+def test_only_the_given_value_of_a_key_is_found_in_columns_and_in_json(
     settings, value, other_values
 ):
     key = Key("customer_id", value)

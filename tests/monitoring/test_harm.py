@@ -40,7 +40,9 @@ def results(current, previous=FAST, gap=None):
         ({"seconds": SLOW}, {"requests": 99}, False),
     ],
 )
-def test_slow_is_many_times_as_long_as_the_version_before(current, previous, is_slow):
+def test_a_version_is_slow_if_it_takes_many_times_as_long_as_the_previous_version(
+    current, previous, is_slow
+):
     variant = replace(FAST, **current)
     figures = results(variant, replace(FAST, **previous))
     assert figures["p95_ms"].status == ("harmful" if is_slow else "ok")
@@ -59,7 +61,7 @@ def test_slow_is_many_times_as_long_as_the_version_before(current, previous, is_
         (1000, 100, 1000, 100, False),
     ],
 )
-def test_failed_rows_are_harm_beyond_those_of_the_version_before(
+def test_failed_rows_are_harm_beyond_those_of_the_previous_version(
     rows, failed, rows_before, failed_before, is_harm
 ):
     previous = Variant(rows=rows_before, failed_rows=failed_before)
@@ -78,7 +80,7 @@ def test_failed_rows_are_harm_beyond_those_of_the_version_before(
         (None, "does not answer"),
     ],
 )
-def test_answers_that_were_not_logged_make_failures_and_latency_unknown(counts, reason):
+def test_unlogged_answers_make_failures_and_latency_unknown(counts, reason):
     gap = log_gap(counts, {"a": ServingCounts(3, 1)})
     assert (gap is None) is (reason is None)
     assert reason is None or reason in gap
@@ -91,7 +93,7 @@ def test_answers_that_were_not_logged_make_failures_and_latency_unknown(counts, 
 @pytest.mark.parametrize(
     ("refused", "status"), [(0, "ok"), (1, "note"), (99, "note"), (100, "alert")]
 )
-def test_requests_that_serving_refused_since_the_last_run_are_an_alert(refused, status):
+def test_many_requests_refused_since_the_last_run_raise_an_alert(refused, status):
     counts = {"a": ServingCounts(0, 5 + refused)}
     (result,) = judge_refusals(counts, {"a": ServingCounts(0, 5)})
     assert (result.status, result.value) == (status, refused)
@@ -136,14 +138,14 @@ def test_rows_requests_seconds_and_scores_of_each_role_are_measured(settings):
         (SPREAD, SPREAD, 0.5, None),
     ],
 )
-def test_scores_have_collapsed_where_chance_does_not_explain_it(
+def test_scores_have_collapsed_if_chance_does_not_explain_them(
     scores, usual, threshold, words
 ):
     problem = collapse(scores, usual, len(scores), threshold)
     assert problem == words if words is None else words in problem
 
 
-def test_one_class_alone_is_a_collapse_too():
+def test_a_single_predicted_class_is_a_collapse_too():
     usual = ["early", "late"] * 50
     words = "every one of 200 predictions is late"
     assert collapsed_classes(["late"] * 200, usual) == words

@@ -75,7 +75,7 @@ def clean(settings, **environment):
     return ended.returncode, {part["what"]: part for part in json.loads(ended.stdout)}
 
 
-def test_what_is_older_than_its_retention_is_deleted(home):
+def test_rows_and_files_older_than_their_retention_are_deleted(home):
     store_rows(home, (0, 399, 401))
     old_files = [
         store_file(home, "airflow/logs/dag_id=a/attempt=1.log", 31),
@@ -125,7 +125,7 @@ def test_a_part_that_fails_is_named_and_the_others_are_cleaned(settings):
         assert cleanups[name].rows == 1, name
 
 
-def test_predictions_stay_while_a_broken_spec_hides_how_long_labels_take(
+def test_predictions_stay_while_a_broken_spec_hides_the_time_until_labels(
     settings, tmp_path
 ):
     store_rows(settings, (500,))
@@ -147,7 +147,7 @@ def test_a_prediction_stays_until_its_label_is_known(settings):
     assert kept_requests(settings) == {"r0", "r121"}
 
 
-def test_files_on_s3_go_by_their_age_too(tmp_path, monkeypatch):
+def test_expired_files_on_s3_are_deleted_too(tmp_path, monkeypatch):
     with s3_server(tmp_path, monkeypatch):
         settings = new_settings(tmp_path / "home", data_url=f"s3://{BUCKET}/team/data")
         client = boto3.client("s3")

@@ -55,7 +55,7 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(shop):
     assert labels == pytest.approx([1, 0, 1, 0, 1, np.nan, np.nan, 0], nan_ok=True)
 
 
-def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):
+def test_the_last_answer_of_a_day_with_a_known_outcome_counts(shop):
     """Who orders is asked about again: that answer has no outcome, and must not hide the others."""
     noon = MIDNIGHT + 12 * HOUR
     customers = range(1, 251)
@@ -77,7 +77,7 @@ def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):
         assert row["as_of"] == (noon - 3 * HOUR if has_ordered else noon + HOUR)
 
 
-def drawn(rows, share=0.0, seed=6):
+def random_outcomes(rows, share=0.0, seed=6):
     """Outcomes of a version that is right about every chance, but for a share of the rows."""
     random = np.random.default_rng([rows, seed])
     p = random.beta(2, 1.6, rows)
@@ -91,17 +91,17 @@ def worse(outcomes, evaluated):
     return {metric.metric for metric in metrics if metric.is_bad}
 
 
-def test_a_worse_version_is_seen_the_sooner_the_more_outcomes_there_are():
-    metrics = measure(SPEC, drawn(7000), {})
+def test_more_outcomes_show_a_worse_version_in_more_metrics():
+    metrics = measure(SPEC, random_outcomes(7000), {})
     evaluated = {metric.metric: metric.value for metric in metrics}
     # One that is as good as ever is not called worse by chance.
     for seed in range(4):
-        assert worse(drawn(200, seed=seed), evaluated) == set()
+        assert worse(random_outcomes(200, seed=seed), evaluated) == set()
     every_metric = {"f1", "auc", "accuracy", "log_loss"}
-    assert worse(drawn(2000, 0.5), evaluated) == every_metric
+    assert worse(random_outcomes(2000, 0.5), evaluated) == every_metric
     for seed in range(2):
-        few = worse(drawn(200, 0.3, seed), evaluated)
-        assert few < worse(drawn(1000, 0.3, seed), evaluated)
+        few = worse(random_outcomes(200, 0.3, seed), evaluated)
+        assert few < worse(random_outcomes(1000, 0.3, seed), evaluated)
 
 
 @pytest.mark.parametrize(

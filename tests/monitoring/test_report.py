@@ -60,7 +60,7 @@ def of_status(results, status):
     return {name for name, result in results.items() if result.status == status}
 
 
-def test_a_column_is_compared_in_each_way(results):
+def test_each_column_has_every_comparison_of_its_type(results):
     by_name = results(FULL, FULL, metrics=[F1, replace(F1, limit=None)])
     features = {"orders": "ks", "plan": "chi2", "score": "ks"}
     expected = {"online/f1", "mean/score", "unseen/orders", "unseen/plan"}
@@ -73,7 +73,7 @@ def test_a_column_is_compared_in_each_way(results):
     assert by_name["psi/orders"].words == "orders: PSI 0.00, drift from 0.25"
 
 
-def test_results_are_the_figures_and_tests_of_the_report(results, tmp_path):
+def test_results_equal_the_figures_and_tests_of_the_report(results, tmp_path):
     moved = FULL.assign(orders=FULL["orders"] + 1, score=FULL["score"] * 0.5)
     by_name = results(FULL, moved, metrics=[replace(F1, value=0.5)])
     report = json.loads((tmp_path / "report.json").read_text())
@@ -95,7 +95,7 @@ def test_results_are_the_figures_and_tests_of_the_report(results, tmp_path):
         assert any(words in test["description"] for test in failed)
 
 
-def test_without_evidently_all_is_unknown():
+def test_the_report_is_unknown_without_evidently():
     script = """
 import sys
 sys.modules["evidently"] = None
@@ -125,7 +125,7 @@ for result in run_checks(run, reference, (), (report,)):
 @pytest.mark.parametrize(
     ("reference", "window", "status"), [(FULL, EMPTY, "bad"), (EMPTY, FULL, "unknown")]
 )
-def test_a_column_without_values_is_judged_by_what_is_missing(
+def test_a_column_without_values_is_judged_by_its_missing_share(
     results, reference, window, status
 ):
     by_name = results(reference, window)
@@ -146,7 +146,7 @@ def test_a_word_for_a_missing_text_counts_as_missing(results):
     )
 
 
-def test_few_values_are_worth_a_note_and_never_bad(results):
+def test_few_values_give_a_note_and_are_never_bad(results):
     moved = FULL.assign(orders=FULL["orders"] + 9, score=FULL["score"] * 0.1)
     assert of_status(results(FULL, moved.head(0)), "bad") == set()
     by_name = results(FULL, moved.head(100))
@@ -174,7 +174,7 @@ def test_predicted_numbers_and_classes_are_compared(results):
     assert {by_name[name].kind for name in changed} == {"prediction_drift"}
 
 
-def test_a_category_is_text_and_never_part_of_the_page(results, tmp_path):
+def test_a_category_is_escaped_in_the_page_of_the_report(results, tmp_path):
     plans = np.where(FULL["plan"] == "a", "</script><script>alert(1)</script>", "<b>")
     rows = FULL.assign(plan=plans.astype(object))
     by_name = results(rows, rows.assign(plan="<script>"))
@@ -184,15 +184,17 @@ def test_a_category_is_text_and_never_part_of_the_page(results, tmp_path):
     assert "<script>alert(1)" not in page
 
 
-def test_new_categories_are_those_beyond_what_the_reference_makes_likely(results):
-    drawn = np.random.default_rng(5)
+def test_new_categories_are_bad_beyond_the_share_that_the_reference_makes_likely(
+    results,
+):
+    random = np.random.default_rng(5)
     share = 1.0 / np.arange(1, 5001)
 
     def rows(count, more=0):
-        names = drawn.choice(5000, count, p=share / share.sum()).astype(str)
+        names = random.choice(5000, count, p=share / share.sum()).astype(str)
         postcode = [*names, *["0000"] * more]
         return pd.DataFrame(
-            {"postcode": postcode, "score": drawn.random(len(postcode))}
+            {"postcode": postcode, "score": random.random(len(postcode))}
         )
 
     reference = rows(5000)
@@ -233,7 +235,7 @@ def trips():
     return days
 
 
-def test_a_feature_that_differs_each_day_drifts_only_beyond_its_usual_days(results):
+def test_a_feature_that_varies_by_day_drifts_only_beyond_its_usual_days(results):
     days = trips()
     rows = pd.concat(days, ignore_index=True)
     spread = usual_spread(rows, rows, ["trip"])

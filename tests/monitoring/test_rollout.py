@@ -141,7 +141,7 @@ def test_a_challenger_that_fails_is_stopped_with_one_alert_and_may_be_tried_agai
     assert len(world.alerts()) == 1
 
 
-def test_what_a_killed_run_began_is_completed_once_by_the_next(world):
+def test_the_next_run_completes_the_step_of_a_killed_run_once(world):
     """It had noted an alert, and the row of a step."""
     with closing(Alerts(world.settings)) as alerts:
         alerts.note(world.model, "rollout of version 2 stopped", "it fails", now())
@@ -158,7 +158,9 @@ def test_what_a_killed_run_began_is_completed_once_by_the_next(world):
     assert all(row.applied_at for row in rows)
 
 
-def test_a_rollout_waits_for_a_persons_challenger_and_ends_with_a_new_production(world):
+def test_a_rollout_waits_for_a_challenger_set_by_hand_and_ends_with_a_new_production(
+    world,
+):
     world.answers("production", "1", 300)
     world.answers("shadow", "2", 300)
     world.promote("3", role="challenger", percent=10)

@@ -79,13 +79,13 @@ def production(seconds=0.010, **change):
         (challenger(scores=SAME), "abort", 0, "every one of 1000 scores is 0.7"),
     ],
 )
-def test_the_first_rule_that_fits_decides(evidence, action, percent, reason):
+def test_the_first_matching_rule_decides(evidence, action, percent, reason):
     step = judge_step(POLICY, evidence)
     assert (step.action, step.percent) == (action, percent)
     assert reason in step.reason
 
 
-def test_the_limits_are_the_specs():
+def test_the_limits_come_from_the_spec():
     last = replace(PASSED, percent=50)
     far = challenger(scores=moved(0.305))
     for policy, evidence, action in (

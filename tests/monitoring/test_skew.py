@@ -44,7 +44,7 @@ def contract(**changed):
     return ServedModel(**values | changed)
 
 
-class Asking:
+class Serving:
     """What serving does of a request, without the model: read online, write down."""
 
     def __init__(self, settings, contract):
@@ -81,8 +81,8 @@ class Asking:
 
 
 @pytest.fixture
-def asking(shop):
-    return Asking(shop.settings, contract())
+def serving(shop):
+    return Serving(shop.settings, contract())
 
 
 def customers(*numbers):
@@ -93,35 +93,35 @@ def first_orders():
     return [order(n, n, AS_OF - n * DAY, 5.0 + n) for n in range(1, 8)]
 
 
-def test_what_landed_within_the_hour_and_an_event_since_its_arrival_are_no_skew(
-    shop, asking
+def test_rows_landed_within_the_hour_and_events_since_their_arrival_are_no_skew(
+    shop, serving
 ):
     orders = first_orders()
     shop.has(*orders)
     shop.ingest(AS_OF)
-    asking.ask(AS_OF + 5 * MINUTE, *customers(1, 2, 3, 4, 5))
-    assert asking.differing() == [set()] * 5
+    serving.ask(AS_OF + 5 * MINUTE, *customers(1, 2, 3, 4, 5))
+    assert serving.differing() == [set()] * 5
     with consuming(shop.settings, ORDERS) as send:
         send(AS_OF + 10 * MINUTE, order(22, 2, AS_OF + 8 * MINUTE, 1.0))
-        asking.ask(AS_OF + 20 * MINUTE, *customers(1, 2))
+        serving.ask(AS_OF + 20 * MINUTE, *customers(1, 2))
     orders.append(order(11, 1, AS_OF + MINUTE, 3.0))
     shop.has(*orders)
     shop.ingest(AS_OF + HOUR)
-    assert asking.differing() == [set()] * 7
+    assert serving.differing() == [set()] * 7
     # One that comes a day late is skew: nothing online could be right.
     shop.has(*orders, order(12, 3, AS_OF - 10 * HOUR, 3.0))
     shop.ingest(AS_OF + 2 * HOUR)
-    assert sum(map(bool, asking.differing())) == 1
+    assert sum(map(bool, serving.differing())) == 1
 
 
-def test_a_window_that_ended_two_seconds_ago_is_no_skew(shop, asking):
+def test_a_window_that_ended_two_seconds_ago_is_no_skew(shop, serving):
     end = AS_OF + 2 * HOUR  # of the 30 days' window
     # Of the moments of an hour and of 2 s before, the first is of another order.
     shop.has(order(1, 1, end - 30 * DAY, 5.0), order(2, 1, end - 30 * DAY - HOUR, 6.0))
     shop.ingest(AS_OF + HOUR + MINUTE)
     # Nothing brings the end online.
-    asking.ask(end + timedelta(seconds=1), *customers(1))
-    assert asking.differing() == [set()]
+    serving.ask(end + timedelta(seconds=1), *customers(1))
+    assert serving.differing() == [set()]
 
 
 def plant(settings, number, other):
@@ -133,13 +133,13 @@ def plant(settings, number, other):
         redis.hset(key, mapping=redis.hgetall(source))
 
 
-def test_a_wrong_online_value_is_an_alert_without_entity_or_value(shop, asking):
+def test_a_wrong_online_value_raises_an_alert_without_entity_or_value(shop, serving):
     shop.has(*first_orders(), order(11, 1, AS_OF - 40 * DAY, 3.0))
     shop.ingest(AS_OF)
     plant(shop.settings, 3, other=1)
     for minute in range(5):
-        asking.ask(AS_OF + minute * MINUTE, *customers(*range(1, 8)))
-    differing = asking.differing()
+        serving.ask(AS_OF + minute * MINUTE, *customers(*range(1, 8)))
+    differing = serving.differing()
     assert sum(map(bool, differing)) == 5
     results = {result.name: result for result in judge_skew("churn", "1", differing)}
     assert results["skew/vectors"].value == 35
@@ -160,7 +160,7 @@ def test_a_wrong_online_value_is_an_alert_without_entity_or_value(shop, asking):
     ("count", "differing", "is_alert"),
     [(1000, 15, False), (1000, 25, True), (7, 2, False), (7, 3, True)],
 )
-def test_a_share_is_an_alert_beyond_the_limit_and_beyond_chance(
+def test_a_share_of_skew_raises_an_alert_beyond_the_limit_and_beyond_chance(
     count, differing, is_alert
 ):
     vectors = [{"orders"}] * differing + [set()] * (count - differing)
@@ -169,18 +169,18 @@ def test_a_share_is_an_alert_beyond_the_limit_and_beyond_chance(
     assert results["skew/share"].status == "note"
 
 
-def test_answers_that_cannot_be_compared_are_left_out(shop, asking):
+def test_answers_that_cannot_be_compared_are_left_out(shop, serving):
     shop.has(*first_orders())
     shop.ingest(AS_OF)
-    (features,) = asking.ask(AS_OF, *customers(1))
+    (features,) = serving.ask(AS_OF, *customers(1))
     for entity in (None, "1.5", "x"):
-        asking.write(AS_OF, entity, features)
-    asking.write(AS_OF, "1", dict([*features.items()][1:]))
-    asking.write(AS_OF, "1", features, features_from="cache")
-    asking.write(AS_OF, "1", features, version="2")
-    asking.write(AS_OF, "99", features, features_from="partly")
+        serving.write(AS_OF, entity, features)
+    serving.write(AS_OF, "1", dict([*features.items()][1:]))
+    serving.write(AS_OF, "1", features, features_from="cache")
+    serving.write(AS_OF, "1", features, version="2")
+    serving.write(AS_OF, "99", features, features_from="partly")
     # Nobody knows 99.
-    assert sorted(map(len, asking.differing())) == [0, len(features)]
+    assert sorted(map(len, serving.differing())) == [0, len(features)]
 
 
 CART = RequestSource(name="cart", schema=[Field(name="cart_value", dtype=Float64)])
@@ -210,12 +210,12 @@ def test_features_of_request_data_are_computed_again_from_the_log(shop):
     shop.ingest(AS_OF)
     lookup = UNREAD.model_copy(update={"request_data": {"cart_value": "double"}})
     carts = contract(feature_service="carts", features=features, lookup=lookup)
-    asking = Asking(shop.settings, carts)
+    serving = Serving(shop.settings, carts)
     cart = {"cart_value": 10.0}
     moment = AS_OF + HOUR / 2
-    (row,) = asking.read(moment, {"customer_id": 1} | cart)
+    (row,) = serving.read(moment, {"customer_id": 1} | cart)
     assert row == {"lifetime_value": 6.0, "cart_above": 4.0}
-    asking.write(moment, "1", row, request_data=cart)
-    asking.write(moment + MINUTE, "1", row, request_data={"cart_value": 11.0})
-    asking.write(moment + MINUTE, "1", row, request_data={})  # no vector
-    assert asking.differing() == [set(), {"cart_above"}]
+    serving.write(moment, "1", row, request_data=cart)
+    serving.write(moment + MINUTE, "1", row, request_data={"cart_value": 11.0})
+    serving.write(moment + MINUTE, "1", row, request_data={})  # no vector
+    assert serving.differing() == [set(), {"cart_above"}]

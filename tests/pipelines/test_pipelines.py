@@ -59,7 +59,7 @@ def stages_run(output):
 
 
 @pytest.mark.nightly
-def test_dvc_runs_what_changed_and_what_follows_from_it(copy):
+def test_dvc_runs_changed_stages_and_those_after_them(copy):
     output = copy.run(DVC, timeout=SECONDS)
     assert stages_run(output) == STAGES
     assert "evaluation.challenger.log_loss" in output

@@ -244,16 +244,16 @@ class Rig:
             wait_until("its reads", lambda: consumer_problem(self.settings) is None)
             yield process
 
-    def copy_what_serves(self, home):
+    def copy_serving_files(self, home):
         """Give another home what a worker needs to start by itself."""
         for part in ("serving/models", "feast"):
             shutil.copytree(self.settings.home / part, home / part, dirs_exist_ok=True)
 
-    def home_beside(self, home=None):
+    def second_home(self, home=None):
         """Make a home for one more server: data, ledger and logs are these, the rest a copy."""
         home = home or Path(mkdtemp(dir=self.folder, prefix="beside-"))
         (home / "serving").mkdir()
-        self.copy_what_serves(home)
+        self.copy_serving_files(home)
         shared_home = self.settings.home
         for path in (*shared_home.iterdir(), *(shared_home / "serving").iterdir()):
             link = home / path.relative_to(shared_home)

@@ -63,20 +63,20 @@ def under_load(client, workers=2, pause=PAUSE):
     with (
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as asking,
+        ) as process,
         ThreadPoolExecutor(1) as threads,
     ):
-        answers = [Answered(*json.loads(asking.stdout.readline()))]
+        answers = [Answered(*json.loads(process.stdout.readline()))]
 
         def listen():
-            for line in asking.stdout:
+            for line in process.stdout:
                 answers.append(Answered(*json.loads(line)))  # noqa: PERF401  (one by one)
 
         listening = threads.submit(listen)
         try:
             yield answers
         finally:
-            asking.stdin.close()
+            process.stdin.close()
             listening.result()
 
 

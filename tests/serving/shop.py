@@ -174,9 +174,9 @@ class Shop:
                 self.write(VISIT, keys, {"visits": n * 1000 + len(code)})
         self.write(PERSON, {"customer_id": 77}, {})
         for view in VIEWS:
-            self.say_online(view, NOON)
+            self.write_state(view, NOON)
 
-    def say_online(self, view, time):
+    def write_state(self, view, time):
         """Write the state of a view; time: None while a first fill goes on."""
         text = time and time.isoformat()
         state = {"version": None, "time": text, "next": None}

@@ -50,7 +50,7 @@ def test_a_file_may_hold_several_tokens_and_the_names_of_their_owners(tmp_path):
         ([f"shop:cut:{OLD}"], "line 1: expected TOKEN or NAME:TOKEN, found two colons"),
     ],
 )
-def test_a_file_without_a_token_allows_nobody_and_is_reported_once(
+def test_a_file_without_a_token_allows_no_request_and_is_reported_once(
     tmp_path, caplog, lines, reason
 ):
     file = tmp_path / "tokens"
@@ -70,7 +70,7 @@ def test_a_file_without_a_token_allows_nobody_and_is_reported_once(
 def guarded(rig, served, tmp_path_factory):
     """A second server with tokens, in a home and with a log of its own, and their file."""
     home = tmp_path_factory.mktemp("guarded")
-    rig.copy_what_serves(home)
+    rig.copy_serving_files(home)
     file = home / "tokens"
     write(file, OLD)
     with pytest.MonkeyPatch.context() as environment:
@@ -154,9 +154,9 @@ def test_tokens_are_replaced_and_removed_under_load(rig, guarded):
         wait_until(f"{status}", lambda: statuses[token][-1:] == [status])
         assert time.monotonic() - since < SEEN_SECONDS
 
-    with ExitStack() as asking:
+    with ExitStack() as clients:
         for token in statuses:
-            asking.enter_context(repeated(partial(ask, token), 0.002))
+            clients.enter_context(repeated(partial(ask, token), 0.002))
         wait_until("answers", lambda: all(statuses.values()))
         wait_for(NEW, 200, write(file, OLD, f"shop:{NEW}"))
         wait_for(OLD, 401, write(file, NEW))

@@ -78,7 +78,7 @@ def stack(tmp_path, monkeypatch):
         yield settings, source
 
 
-def test_predictions_are_answered_with_features_from_dynamodb(stack, tmp_path):
+def test_predictions_use_features_from_dynamodb(stack, tmp_path):
     settings, source = stack
     run(settings, "feast", "apply", folder=CLONE / "feature_repo")
     run(settings, "gyre", "ingest")

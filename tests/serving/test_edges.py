@@ -47,7 +47,7 @@ def refusal(answer, protocol):
     return error_of(answer, protocol)
 
 
-def test_an_answer_has_every_field_and_is_logged_as_it_is_given(rig, served):
+def test_an_answer_has_every_field_and_is_logged_unchanged(rig, served):
     answer = rig.predict_online(served.client, 8)
     body = strict(answer.text)
     assert list(body) == [

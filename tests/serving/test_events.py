@@ -120,7 +120,7 @@ WRONG = [
 ]
 
 
-def test_wrong_events_are_refused_whole_with_the_name_of_the_field(
+def test_a_request_with_a_wrong_event_is_refused_with_the_name_of_the_field(
     rig, served, consumer
 ):
     def last_id():
@@ -148,7 +148,7 @@ def test_wrong_events_are_refused_whole_with_the_name_of_the_field(
     assert last_id() == before
 
 
-def test_a_full_stream_is_503_and_nothing_is_accepted(rig, served, consumer):
+def test_a_full_stream_answers_503_and_accepts_no_event(rig, served, consumer):
     with Redis.from_url(rig.settings.redis_address) as redis:
         pipe = redis.pipeline()
         for _ in range(MAX_ENTRIES):

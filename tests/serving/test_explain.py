@@ -30,7 +30,7 @@ def ask(client, **body):
     return client.post("/explain", json={"customer_id": KNOWN} | body)
 
 
-def test_an_explanation_adds_up_to_the_prediction_and_is_not_logged_as_one(rig, served):
+def test_an_explanation_adds_up_to_the_prediction_and_is_not_logged(rig, served):
     prediction = rig.predict_online(served.client).json()
     count = len(rig.rows())
     explanation = rig.online(lambda: ask(served.client)).json()
@@ -48,9 +48,7 @@ def test_an_explanation_adds_up_to_the_prediction_and_is_not_logged_as_one(rig, 
     assert total == pytest.approx(prediction["probability"], abs=1e-5)
 
 
-def test_one_prediction_is_explained_at_a_time_and_predictions_are_answered(
-    rig, served
-):
+def test_only_one_explanation_runs_at_a_time_and_predictions_are_answered(rig, served):
     with ThreadPoolExecutor(16) as threads:
         answers = [*threads.map(lambda _: ask(served.client), range(100))]
         predictions = [*threads.map(lambda _: rig.predict(served.client), range(50))]
@@ -86,7 +84,7 @@ CLASSES = {"task": "multiclass", "classes": NAMES, "threshold": None, "costs": N
     ],
     ids=["classification", "regression", "multiclass"],
 )
-def test_the_sum_is_the_answered_score_in_every_task(
+def test_contributions_add_up_to_the_score_in_every_task(
     rig, tmp_path, served_model, spec, graph, prediction
 ):
     model_with_rows = served_model.model_copy(update={"background": BACKGROUND})

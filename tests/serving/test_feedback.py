@@ -11,7 +11,7 @@ def send(client, *outcomes):
     return client.post("/feedback", json=rows if len(rows) > 1 else rows[0])
 
 
-def test_each_outcome_is_logged_and_wrong_ones_are_refused_with_their_request(
+def test_each_outcome_is_logged_and_wrong_outcomes_are_refused_with_their_request(
     rig, served
 ):
     client = served.client
@@ -34,7 +34,7 @@ def test_each_outcome_is_logged_and_wrong_ones_are_refused_with_their_request(
     assert send(client, *many, ("more", 1)).status_code == 422
 
 
-def test_behind_a_proxy_ids_begin_with_the_proxys_id_and_feedback_accepts_them(
+def test_ids_behind_a_proxy_begin_with_the_proxys_id_and_feedback_accepts_them(
     rig, served, monkeypatch
 ):
     monkeypatch.setenv("GYRE_BEHIND_PROXY", "true")
@@ -58,7 +58,7 @@ def test_behind_a_proxy_ids_begin_with_the_proxys_id_and_feedback_accepts_them(
             assert len(answer.headers["x-request-id"]) == 32
 
 
-def test_without_a_proxy_a_client_cannot_choose_the_id_of_a_request(served):
+def test_a_client_without_a_proxy_cannot_choose_the_id_of_a_request(served):
     for path in ("/predict", "/v1/models", "/health/live", "/nothing", "/docs"):
         answer = served.client.get(path, headers={"x-request-id": "mine"})
         assert len(answer.headers["x-request-id"]) == 32

@@ -24,7 +24,7 @@ LATE = 7_000_009
 
 def refusing(rig, home, monkeypatch, *customers):
     """Return answers of an application that refuses where features are missing."""
-    rig.copy_what_serves(home)
+    rig.copy_serving_files(home)
     serving = rig.spec.serving.model_copy(update={"missing_features": "refuse"})
     spec = rig.spec.model_copy(update={"serving": serving})
     monkeypatch.setattr("serving.watcher.load_specs", lambda: [spec])
@@ -56,7 +56,7 @@ def store_customer(rig, customer, **values):
     open_store(rig.settings, 5.0).write_to_online_store("customer_features", frame)
 
 
-def test_a_null_is_scored_as_in_training_replaced_by_defaults_or_refused_as_the_spec_says(
+def test_a_null_is_scored_replaced_by_a_default_or_refused_as_the_spec_says(
     rig, served, tmp_path, monkeypatch
 ):
     nulls = {"customer_segment": None, "lifetime_value": None}

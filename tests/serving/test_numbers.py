@@ -20,7 +20,7 @@ NUMBER = contract().model_copy(update={"threshold": None})
         (contract(), "Sigmoid", NUMBERS, "serving.json: its task is not regression"),
     ],
 )
-def test_a_version_that_does_not_answer_as_its_task_wants_is_refused(
+def test_a_version_whose_scores_do_not_fit_its_task_is_refused(
     tmp_path, served, score, spec, reason
 ):
     with pytest.raises(ModelRefusedError, match=reason):

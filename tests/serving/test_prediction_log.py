@@ -16,7 +16,7 @@ def log(tmp_path):
     return log
 
 
-def test_a_row_that_is_cut_by_a_full_disk_damages_no_other_row(log, tmp_path):
+def test_a_row_cut_by_a_full_disk_damages_no_other_row(log, tmp_path):
     """The kernel's limit on the size of a file stands for the full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -33,7 +33,7 @@ def test_a_row_that_is_cut_by_a_full_disk_damages_no_other_row(log, tmp_path):
     assert read_log(tmp_path) == ([{"n": 1}, {"n": 4}], 1)
 
 
-def test_while_a_large_batch_is_written_other_rows_are_written_too(log, tmp_path):
+def test_rows_are_written_while_another_thread_writes_a_large_batch(log, tmp_path):
     """The event loop writes rows while a thread writes a batch: it must not wait for the thread."""
     batch = [{"batch": n} for n in range(100_000)]
     writer = threading.Thread(target=log.write, args=[batch])

@@ -25,7 +25,7 @@ def client(served):
         yield client
 
 
-def test_a_triton_client_finds_out_what_to_send(rig, served, client):
+def test_a_triton_client_reads_the_inputs_of_a_model(rig, served, client):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert not client.is_model_ready("nobody")
@@ -38,7 +38,7 @@ def test_a_triton_client_finds_out_what_to_send(rig, served, client):
     assert types == {column: DATATYPES[kind] for column, kind in kinds.items()}
 
 
-def test_a_triton_client_infers_by_key(rig, served, client):
+def test_a_triton_client_gets_scores_by_key(rig, served, client):
     names = ("score", "request_id")
     outputs = [triton.InferRequestedOutput(name, binary_data=False) for name in names]
     body = [{"customer_id": key} for key in KEYS]
@@ -58,7 +58,7 @@ def test_a_triton_client_infers_by_key(rig, served, client):
     assert ids <= {row["request_id"] for row in rig.rows()}
 
 
-def test_kserves_client_finds_out_what_there_is_and_scores(rig, served):
+def test_a_kserve_client_lists_the_models_and_gets_scores(rig, served):
     assert served.client.get("/v1/models").json() == {"models": [NAME]}
     keyed = rig.features | {"customer_id": 7}
     body = {"instances": [{"customer_id": 4}, rig.features, keyed]}
@@ -70,7 +70,7 @@ def test_kserves_client_finds_out_what_there_is_and_scores(rig, served):
     assert all(0 <= row["score"] <= 1 for row in predictions)
 
 
-def test_mlflows_own_client_gets_what_mlflows_own_server_would_answer(rig, served):
+def test_mlflows_own_client_gets_the_answers_of_mlflows_own_server(rig, served):
     url = served.client.base_url
     client = ScoringServerClient(url.host, url.port)
     client.ping()
@@ -88,7 +88,7 @@ def test_mlflows_own_client_gets_what_mlflows_own_server_would_answer(rig, serve
     assert [row["customer_id"] for row in by_key] == list(KEYS)
 
 
-def test_every_protocol_and_format_gives_one_score(rig, served):
+def test_every_protocol_and_format_gives_the_same_score(rig, served):
     def post(path, body):
         return served.client.post(path, json=body).json()
 
@@ -157,9 +157,7 @@ FRAMES = [
     ],
     ids=["tensors", "frames"],
 )  # fmt: skip
-def test_columns_that_do_not_fit_each_other_are_400_and_named(
-    served, path, field, cases
-):
+def test_inconsistent_columns_are_400_and_named(served, path, field, cases):
     for body, reason in cases:
         answer = served.client.post(path, json=body)
         assert answer.status_code == 400

@@ -33,7 +33,7 @@ MICROSECOND = timedelta(microseconds=1)
 SECOND_CUSTOMER = {"count": 127, "amount": 1.5, "name": "ü€😀"}
 
 
-def test_rows_are_feasts_for_every_value_key_age_and_absence(stocked):
+def test_rows_equal_feasts_rows_for_every_value_key_age_and_absence(stocked):
     customers = [*range(-6, 9), 77, 2**63 - 1]
     ages = (0 * DAY, DAY, DAY + MICROSECOND, -MICROSECOND)
     reads = [
@@ -69,13 +69,13 @@ def test_rows_are_feasts_for_every_value_key_age_and_absence(stocked):
 @pytest.mark.parametrize(
     "content", [Value(int32_val=7).SerializeToString(), b"\x20", b"\x29\0\0"]
 )
-def test_a_row_whose_bytes_are_not_of_its_type_fails_alone(stocked, content):
+def test_a_row_with_bytes_of_a_wrong_type_fails_alone(stocked, content):
     stocked.redis.hset(*stocked.field_of(-3, "count"), content)
     rows = stocked.read("plain", PLAIN, people(-3, -2, 5000))
     assert rows == [{}, SECOND_CUSTOMER, None]
 
 
-def test_a_row_that_an_on_demand_function_fails_at_fails_alone(stocked):
+def test_a_row_that_breaks_an_on_demand_function_fails_alone(stocked):
     stocked.write(PERSON, {"customer_id": 88}, {"amount": 1.0})
     names = ("count", "inverse")
     rows = stocked.read("failing", names, people(-3, 88, -2))
@@ -95,7 +95,7 @@ def test_a_row_that_an_on_demand_function_fails_at_fails_alone(stocked):
         ({"sha256": "0"}, "is not the function that this version was trained with"),
     ],
 )
-def test_a_version_whose_features_are_read_in_another_way_here_is_refused(
+def test_a_version_whose_features_are_read_differently_here_is_refused(
     tmp_path, change, reason
 ):
     lookup = contract().lookup.model_dump()
@@ -106,7 +106,7 @@ def test_a_version_whose_features_are_read_in_another_way_here_is_refused(
         opened_version(tmp_path, altered, tiny_onnx(0.0))
 
 
-def test_a_redis_that_was_emptied_is_a_problem_and_the_last_known_features_count(
+def test_an_emptied_redis_is_reported_and_the_last_known_features_are_used(
     stocked,
 ):
     async def read():

@@ -75,7 +75,7 @@ PATHS = {
 }  # fmt: skip
 
 
-def test_rows_are_feasts_for_every_request_data(stocked):
+def test_rows_equal_feasts_rows_for_all_request_data(stocked):
     small = {"cart_value": -0.0, "coupon": "", "items": -(2**63), "boxes": -1}
     large = {"cart_value": 1e300, "coupon": "ü€😀\x00", "items": 2**62}
     requests = (
@@ -100,7 +100,7 @@ def test_rows_are_feasts_for_every_request_data(stocked):
     assert row["late"] == NOON + timedelta(seconds=90)
 
 
-def test_a_function_of_pandas_is_called_by_feast_whose_last_rows_count_while_redis_hangs(
+def test_feast_calls_a_pandas_function_and_its_last_rows_are_used_while_redis_hangs(
     stocked,
 ):
     names = ("amount", "halved")

@@ -15,7 +15,9 @@ def connection(client, request):
     return opened
 
 
-def test_too_many_requests_are_429_in_each_form_and_begun_uploads_count(rig, served):
+def test_requests_beyond_the_limit_are_429_in_each_protocol_and_open_uploads_count(
+    rig, served
+):
     """Uploads are refused beyond the limit, so that memory holds them."""
     head = b"POST /predict/batch HTTP/1.1\r\nhost: gyre\r\ncontent-length: 9\r\n\r\n"
     uploads = [connection(served.client, head) for _ in range(MAX_REQUESTS)]

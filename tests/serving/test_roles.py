@@ -21,7 +21,7 @@ def ask_all(client):
 
 @pytest.fixture(scope="module")
 def two_workers(rig, served):
-    with rig.serving(home=rig.home_beside(), serving_workers=2) as (client, _):
+    with rig.serving(home=rig.second_home(), serving_workers=2) as (client, _):
         rig.known_to_be_ready(client)
         yield client
 
@@ -43,7 +43,7 @@ def workers(rig, served, two_workers):
     wait_until("no trial", has_production_only)
 
 
-def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
+def test_a_challenger_always_answers_the_same_share_of_the_customers(
     rig, served, workers
 ):
     def challenged():

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 
-def test_an_empty_start_is_live_not_ready_and_says_why(served):
+def test_a_server_without_a_version_is_live_not_ready_and_names_the_reason(served):
     reason = (
         "customer_churn_model has no version in production here yet: "
         "train one, or wait for its copy"

@@ -10,7 +10,7 @@ from tests.serving.load import under_load
 
 
 @pytest.mark.timed
-def test_promotions_swap_within_5_s_and_no_request_fails(rig, served):
+def test_promotions_take_effect_within_5_s_and_no_request_fails(rig, served):
     with under_load(served.client) as answers:
         for version in (served.second, served.first, served.second, served.first):
             rig.promote(version)

@@ -26,7 +26,7 @@ OTHER = Origin(created=1, digests={"sha256.model.onnx": "b"})
         (1, ORIGIN, 0, True),
     ],
 )
-def test_a_refused_version_is_tried_again_when_something_may_have_changed(
+def test_a_refused_version_is_tried_again_after_ten_minutes_a_change_or_a_restart(
     minutes, origin, hours_since_start, is_due
 ):
     refusal = Refusal(reason="bad", origin=ORIGIN, time=NOW)
@@ -55,7 +55,7 @@ def write(models, name, before="", after=""):
     (models / f"{name}.toml").write_text(spec)
 
 
-def test_an_added_changed_removed_or_broken_spec_touches_no_other_model(
+def test_an_added_changed_removed_or_broken_spec_affects_no_other_model(
     models, tmp_path
 ):
     settings = new_settings(tmp_path / "home")

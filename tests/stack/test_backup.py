@@ -131,7 +131,7 @@ def test_a_restored_home_has_every_row_and_file(settings, folder, elsewhere):
     assert log.read_text() == json.dumps(FEEDBACK) + "\n"
 
 
-def test_its_owner_alone_can_read_a_backup_and_sha256sum_checks_it(folder):
+def test_a_backup_is_readable_by_its_owner_only_and_valid_for_sha256sum(folder):
     assert folder.stat().st_mode & 0o777 == 0o700
     for name in ("airflow/secrets.json", ENV_FILE):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
@@ -161,7 +161,7 @@ def test_a_backup_of_another_layout_is_refused_within_five_seconds(folder, elsew
     assert time.monotonic() - start < at_most(5)
 
 
-def test_neither_a_home_nor_a_backup_is_written_over(settings, folder, elsewhere):
+def test_a_home_and_a_backup_are_never_overwritten(settings, folder, elsewhere):
     before = [sorted(path.rglob("*")) for path in (settings.home, folder)]
     with pytest.raises(StackError, match="is not empty"):
         restore(settings, folder)
@@ -175,7 +175,7 @@ def test_neither_a_home_nor_a_backup_is_written_over(settings, folder, elsewhere
     restore(elsewhere, folder)
 
 
-def test_a_backup_that_fails_leaves_nothing(settings, tmp_path):
+def test_a_failed_backup_leaves_no_file(settings, tmp_path):
     (settings.home / "mlflow" / "mlflow.db").write_text("no database" * 100)
     with pytest.raises(StackError, match=r"mlflow\.db: file is not a database"):
         backup(settings, tmp_path / "backup")
@@ -194,7 +194,9 @@ def test_a_backup_waits_for_a_writer(name, settings, tmp_path):
     check(settings, tmp_path / "backup")
 
 
-def test_a_backup_during_writes_is_of_one_moment(settings, elsewhere, tmp_path):
+def test_a_backup_during_writes_has_the_state_of_one_moment(
+    settings, elsewhere, tmp_path
+):
     """Table, ledger and log are written in turn; no backup has a later one without the earlier."""
     table = Table(settings, "raw/orders", SCHEMA)
     log = settings.home / "serving" / "log" / "feedback-2.jsonl"
@@ -259,8 +261,8 @@ def test_databases_of_postgresql_are_in_a_backup_as_dumps(
         assert not [*folder.glob("**/*.db")]
         reason = "its databases are of PostgreSQL: set GYRE_DATABASE_URL"
         refused(elsewhere, folder, reason)
-        taken = elsewhere.model_copy(update={"database_url": address})
-        refused(taken, folder, "pg_restore: .* already exists")
+        used_database = elsewhere.model_copy(update={"database_url": address})
+        refused(used_database, folder, "pg_restore: .* already exists")
         with psycopg.connect(address, autocommit=True) as connection:
             connection.execute("CREATE DATABASE other")
         other_address = f"{address.rpartition('/')[0]}/other"

@@ -93,7 +93,7 @@ def test_settings_in_the_home_count_where_the_environment_has_none(
     ("version", "is_good"),
     [((3, 10, 13), False), ((3, 14, 0), False), ((3, 13, 9), True)],
 )
-def test_an_old_and_a_too_new_python_are_named(tmp_path, version, is_good):
+def test_a_python_that_is_too_old_or_too_new_is_named(tmp_path, version, is_good):
     shutil.copy(CLONE / "Makefile", tmp_path)
     python = tmp_path / "python"
     text = ".".join(map(str, version))
@@ -109,7 +109,7 @@ def test_an_old_and_a_too_new_python_are_named(tmp_path, version, is_good):
     assert (message in done.stderr) != is_good
 
 
-def test_a_full_disk_and_a_place_that_cannot_be_written_are_named(tmp_path):
+def test_a_full_disk_and_an_unwritable_folder_are_named(tmp_path):
     (line,) = disk_problems(tmp_path / "not" / "yet", 10**18)
     assert "GB free" in line
     (tmp_path / "file").touch()

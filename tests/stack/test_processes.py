@@ -92,9 +92,7 @@ def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(settings):
         wait_ready(settings, [broken], lambda _: None)
 
 
-def test_down_ends_its_own_processes_and_neither_other_stacks_nor_shells(
-    settings, tmp_path
-):
+def test_down_ends_only_processes_of_its_own_stack_and_no_shell(settings, tmp_path):
     home = str(settings.home)
     with (
         spawned(tmp_path, GYRE_HOME=home) as shell,

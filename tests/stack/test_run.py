@@ -42,7 +42,7 @@ def secrets(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_file_of_secrets_is_a_setting_where_the_environment_has_none(
+def test_a_secret_in_a_file_is_a_setting_where_the_environment_has_none(
     secrets, tmp_path, monkeypatch
 ):
     (secrets / "gyre_database_url").write_text("postgresql://of-a-file/gyre\n")
@@ -90,7 +90,7 @@ def test_programs_that_run_elsewhere_are_not_started_here(tmp_path):
     assert airflow_environment(settings)["AIRFLOW__API__BASE_URL"] == "http://airflow"
 
 
-def test_run_becomes_the_program_and_ends_by_sigterm(tmp_path):
+def test_the_run_command_becomes_the_program_and_ends_by_sigterm(tmp_path):
     redis_port = unused_port()
     port = unused_port()
     env = {
@@ -111,7 +111,7 @@ def test_run_becomes_the_program_and_ends_by_sigterm(tmp_path):
         assert process.wait(600) in {0, -signal.SIGTERM}
 
 
-def test_a_pod_of_a_task_has_gyres_options_and_those_of_the_charts_file(tmp_path):
+def test_a_task_pod_has_the_options_of_gyre_and_of_the_chart(tmp_path):
     config = tmp_path / "airflow.cfg"
     config.write_text(
         "[core]\nexecutor = CeleryExecutor\n[kubernetes_executor]\nnamespace = chart\n"

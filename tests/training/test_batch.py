@@ -29,7 +29,7 @@ def scores_of(settings, model=SPEC.name):
     return scores(settings).read(where=pc.field("model") == model)
 
 
-def test_every_member_is_scored_once_as_serving_would_answer(settings):
+def test_every_member_is_scored_once_with_the_score_of_serving(settings):
     report = score_population(settings, SPEC, AS_OF)
     table = raw_table(settings, ORDERS)
     label = ORDERS.labels[SPEC.label]
@@ -50,7 +50,7 @@ def test_every_member_is_scored_once_as_serving_would_answer(settings):
         assert 0 <= features[SPEC.population.feature] < SPEC.population.below
 
 
-def test_a_day_replaces_itself_and_no_other_day_or_model(settings):
+def test_a_second_scoring_replaces_its_own_day_and_no_other_day_or_model(settings):
     def counts(model=SPEC.name):
         rows = scores_of(settings, model).group_by(["day", "as_of"])
         days = rows.aggregate([("entity", "count")]).to_pylist()

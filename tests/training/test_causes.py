@@ -49,9 +49,7 @@ def start_run(settings, key, hours):
     return open_run(settings, CAUSED, OLD + hours * HOUR, key, force=True)
 
 
-def test_a_training_is_about_every_decision_that_no_training_has_answered(
-    tracked, tracking, decisions
-):
+def test_a_training_answers_every_open_decision(tracked, tracking, decisions):
     start = OLD + 3 * HOUR
     expected = cause_after(2, "drift 1: PSI 0.3; drift 2: PSI 0.3")
     assert training_cause(tracked, CAUSED, start, None) == expected

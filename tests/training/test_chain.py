@@ -53,7 +53,7 @@ def failed_run(settings, key):
     return run
 
 
-def test_the_first_version_of_a_short_history_is_the_first_estimator_of_the_spec(
+def test_the_first_version_of_a_short_history_uses_the_first_estimator_of_the_spec(
     tracked, tracking, first
 ):
     run = tracking.run(first.run_id)
@@ -112,7 +112,7 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
-def test_with_nothing_new_to_learn_no_run_starts(tracked, tracking, second):
+def test_a_training_without_new_data_starts_no_run(tracked, tracking, second):
     runs = tracking.runs(SPEC.experiment)
     report = train(tracked, SPEC, AS_OF + timedelta(hours=1), "again")
     assert (report.run_id, report.version) == (None, None)
@@ -140,7 +140,7 @@ def test_the_threshold_is_the_cheapest_on_the_newest_fold_and_is_served(
     assert metrics == pytest.approx(evaluation.challenger)
 
 
-def test_the_model_card_has_gates_figures_lineage_and_what_moves_the_score(
+def test_the_model_card_has_gates_figures_lineage_and_contributions(
     tracking, run, evaluation
 ):
     card = read(tracking, run.run_id, CARD).decode()
@@ -158,7 +158,7 @@ def test_the_model_card_has_gates_figures_lineage_and_what_moves_the_score(
     assert re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(", card) == []
 
 
-def test_what_people_wrote_is_text_on_the_model_card(tracking, run, evaluation):
+def test_a_reason_is_escaped_on_the_model_card(tracking, run, evaluation):
     run = replace(run, tags=run.tags | {"reason": "<script>alert(1)</script>"})
     with fetched(tracking, run.run_id, PLOTS) as plots:
         gates = decide(SPEC.gates, evaluation)
@@ -191,7 +191,7 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
     assert passed["onnx_proof"]
 
 
-def test_a_refused_version_says_why_and_is_compared_with_a_champion_of_more_features(
+def test_a_version_compared_with_a_champion_of_more_features_is_refused_with_reasons(
     tracked, tracking, second
 ):
     """The feature that it loses is an audit column, which fairness is measured over."""
@@ -236,7 +236,7 @@ def label_that_is_stopped(orders, snapshots):
         (label_that_is_stopped, KeyboardInterrupt, "KeyboardInterrupt"),
     ],
 )
-def test_whatever_ends_a_training_is_the_outcome_of_its_failed_run(
+def test_any_error_of_a_training_is_the_outcome_of_its_failed_run(
     tracked, second, label, error, outcome
 ):
     name = label.__name__
@@ -260,7 +260,7 @@ def problems(values, labels, task="classification", left_out=0):
     return unlearnable(spec, rows, rows.slice(left_out))
 
 
-def test_rows_that_nothing_can_be_learnt_from_are_one_line():
+def test_unusable_training_rows_are_reported_in_one_line():
     assert problems([1.0, 2.0], [0, 1]) == []
     same = "every label of the 50 {} rows is the same"
     lines = [same.format("training"), same.format("test")]
@@ -281,17 +281,17 @@ def test_rows_that_nothing_can_be_learnt_from_are_one_line():
 
 
 @pytest.fixture(scope="module")
-def asking(tracked, second):
+def approval(tracked, second):
     """A spec whose versions need approval, and its run."""
     gate = Limit(metric="log_loss", rule="at_most", value=50)
     spec = changed(promotion=Promotion(approval=True), gates=(gate,))
     return spec, train(tracked, spec, OLD, "asks")
 
 
-def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(
-    tracked, tracking, second, asking
+def test_a_version_that_needs_approval_is_registered_with_the_command_to_approve_it(
+    tracked, tracking, second, approval
 ):
-    spec, report = asking
+    spec, report = approval
     assert report.outcome.startswith(
         f"version {report.version} is registered and waits for approval: gyre promote {SPEC.name} "
         f"{report.version} --replaces 2 --reason …"
@@ -310,9 +310,9 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(
 
 
 def test_a_version_older_than_the_newest_promotion_is_not_promoted(
-    tracked, tracking, asking
+    tracked, tracking, approval
 ):
-    spec, report = asking
+    spec, report = approval
     tracking.log(report.run_id, tags={"as_of": "2026-01-01T00:00:00+00:00"})
     try:
         outcome = promote(
@@ -325,8 +325,8 @@ def test_a_version_older_than_the_newest_promotion_is_not_promoted(
     assert Registry(tracked).production(SPEC.name) == "2"
 
 
-def test_a_canary_starts_as_shadow(tracked, asking):
-    spec, report = asking
+def test_a_canary_starts_as_shadow(tracked, approval):
+    spec, report = approval
     canary = spec.model_copy(update={"rollout": Rollout(policy="canary")})
     run_id = report.run_id
     version = report.version
@@ -347,7 +347,7 @@ def test_a_canary_starts_as_shadow(tracked, asking):
         release(registry, ledger, SPEC.name, "shadow", who="ann", why="enough")
 
 
-def test_a_cause_is_answered_by_a_retraining_that_goes_on_or_has_finished(
+def test_a_cause_is_answered_by_a_running_or_finished_retraining(
     tracked, tracking, second
 ):
     spec = SPEC.model_copy(update={"seed": 10})
@@ -366,7 +366,7 @@ def test_a_cause_is_answered_by_a_retraining_that_goes_on_or_has_finished(
     assert answer(14) is None
 
 
-def test_an_event_dated_after_now_stops_no_training(tracked, tracking, second):
+def test_an_event_dated_in_the_future_stops_no_training(tracked, tracking, second):
     table = raw_table(tracked, ORDERS)
     row = table.read().slice(5, 1)
     later = {"order_ts": AS_OF + timedelta(seconds=30), "ingested_at": AS_OF}

@@ -29,15 +29,13 @@ def pipeline_of(kind, **parameters):
         (f"{FACTORIES}:xgboost_behind_a_scaler", ["scaled", "estimator"]),
     ],
 )  # fmt: skip
-def test_a_pipeline_is_taken_as_it_is_and_an_estimator_is_put_behind_columns(
-    kind, steps
-):
+def test_a_pipeline_is_used_unchanged_and_an_estimator_gets_column_steps(kind, steps):
     pipeline = pipeline_of(kind)
     assert [name for name, _ in pipeline.steps] == steps
     assert pipeline[-1].get_params()["random_state"] == 7
 
 
-def test_a_factory_takes_the_parameters_and_what_else_it_asks_for():
+def test_a_factory_gets_the_parameters_and_the_other_arguments_of_its_signature():
     pipeline = pipeline_of(f"{FACTORIES}:lightgbm", leaves=5)
     assert (pipeline[-1].num_leaves, pipeline[-1].random_state) == (5, 7)
     assert pipeline_of("lightgbm", random_state=3)[-1].random_state == 3
@@ -55,7 +53,7 @@ def test_a_factory_takes_the_parameters_and_what_else_it_asks_for():
         (f"{FACTORIES}:Unfitted", {}, "expected an object with fit and predict_proba, found a Unf"),
     ],
 )  # fmt: skip
-def test_an_estimator_that_cannot_be_trained_is_one_line_with_its_key(
+def test_an_estimator_that_cannot_be_trained_is_reported_in_one_line_with_its_key(
     kind, parameters, message
 ):
     wrong = Estimator(name="mine", type=kind, parameters=parameters)
@@ -66,7 +64,7 @@ def test_an_estimator_that_cannot_be_trained_is_one_line_with_its_key(
     assert "\n" not in line
 
 
-def test_training_code_that_cannot_be_called_is_one_line():
+def test_training_code_that_cannot_be_called_is_reported_in_one_line():
     training = Training(function=f"{FACTORIES}:takes_two")
     (line,) = estimator_problems(SHIPPED.model_copy(update={"training": training}))
     place = r"\S+\.toml: training\.function: expected a function of frame, "

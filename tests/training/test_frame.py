@@ -40,13 +40,13 @@ def frame(sample, planned):
         ("regression", ["1.5", "2"], "expected double, as a regression .* string"),
     ],
 )
-def test_labels_of_another_type_are_one_line(task, values, message):
+def test_labels_of_a_wrong_type_are_reported_in_one_line(task, values, message):
     spec = SHIPPED.model_copy(update={"task": task})
     with pytest.raises(TrainingError, match=rf"^label churned_90d: .*{message}.*$"):
         typed(spec, pa.table({"label": values}))
 
 
-def test_a_fold_of_one_class_is_one_line():
+def test_a_fold_of_one_class_is_reported_in_one_line():
     message = "every label of 3 training rows is the same"
     with pytest.raises(TrainingError, match=message):
         fit_pipeline(SHIPPED, SHIPPED.estimators[0], pa.table({"label": [1, 1, 1]}))
@@ -113,7 +113,7 @@ def test_a_sample_has_the_same_entities_in_each_snapshot(sample, planned, frame)
     assert unlabelled.num_rows == 0
 
 
-def test_a_frame_that_does_not_fit_in_memory_is_refused_with_the_share_that_does(
+def test_a_frame_larger_than_memory_is_refused_with_a_share_that_fits(
     monkeypatch, sample, planned
 ):
     monkeypatch.setattr("training.frame.VALUE_BYTES", 10**6)

@@ -35,7 +35,7 @@ def passes(gate, measured):
     return outcome.passed
 
 
-def test_better_than_the_best_constant_passes_and_equal_does_not():
+def test_a_model_better_than_the_best_constant_passes_and_an_equal_model_does_not():
     assert passes(BETTER_THAN_BASELINE, evaluation())
     assert not passes(BETTER_THAN_BASELINE, evaluation(value=0.67))
 
@@ -58,7 +58,7 @@ def test_better_than_the_best_constant_passes_and_equal_does_not():
         (AT_ALL_BETTER, "log_loss", (0, -1, 1), False),
     ],
 )
-def test_no_worse_than_the_champion_with_confidence_or_better_by_the_margin(
+def test_a_challenger_passes_if_confidently_no_worse_or_better_by_the_margin(
     gate, metric, difference, passed
 ):
     gate = gate.model_copy(update={"metric": metric})
@@ -84,7 +84,7 @@ def test_a_limit_holds_for_metrics_and_figures(rule, value, passed):
         assert f"{metric} is 0.3, required: {rule}" in outcome.text
 
 
-def test_what_is_no_number_passes_no_gate():
+def test_nan_passes_no_gate():
     nan = float("nan")
     measured = evaluation(value=nan, difference=(nan, nan, nan))
     least = Limit(metric="log_loss", rule="at_least", value=0)
@@ -93,14 +93,14 @@ def test_what_is_no_number_passes_no_gate():
         assert not passes(gate, measured)
 
 
-def test_onnx_that_scores_otherwise_is_refused_whatever_the_spec_asks():
+def test_an_onnx_file_with_different_scores_is_refused_by_any_spec():
     assert [outcome.passed for outcome in decide([], evaluation())] == [True]
     (refused,) = decide([], evaluation(unproved="real: largest difference 0.3"))
     assert not refused.passed
     assert "largest difference 0.3" in refused.text
 
 
-def test_without_a_champion_both_rules_pass_and_one_that_cannot_be_compared_blocks():
+def test_both_rules_pass_without_a_champion_and_fail_with_an_unavailable_champion():
     for gate in (NOT_WORSE, BETTER):
         assert passes(gate, evaluation(champion_version=None))
         outcome, _ = decide([gate], evaluation(unavailable="digest is wrong"))

@@ -95,7 +95,7 @@ def test_rows_of_a_label_get_the_features_of_their_time(settings, tracking, agai
         assert row["label"] == any(-30 * DAY <= age < 0 * DAY for age in ages)
 
 
-def test_a_model_without_population_is_evaluated_and_built_again_but_scores_nobody(
+def test_a_model_without_population_is_evaluated_and_reproduced_but_refuses_scoring(
     settings, evaluation
 ):
     assert evaluation.challenger["log_loss"] < evaluation.baseline["log_loss"]
@@ -106,7 +106,7 @@ def test_a_model_without_population_is_evaluated_and_built_again_but_scores_nobo
         score_population(settings, SPEC, AS_OF)
 
 
-def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(
+def test_the_monitor_compares_with_evaluated_rows_and_takes_outcomes_from_feedback(
     settings, evaluation
 ):
     reference = load_reference(settings, Registry(settings).version(SPEC.name, "1"))

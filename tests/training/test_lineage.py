@@ -26,11 +26,11 @@ NEWS = {
 """The models of an edited file."""
 
 
-def test_every_pattern_names_files():
+def test_every_pattern_of_the_lineage_matches_a_file():
     assert [pattern for pattern in lineage.CODE if not [*PROJECT.glob(pattern)]] == []
 
 
-def test_an_edit_is_news_to_the_models_that_the_file_makes(tmp_path, monkeypatch):
+def test_an_edited_file_is_news_only_to_models_that_depend_on_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lineage, "PROJECT", tmp_path)
     monkeypatch.setattr(lineage, "CLONE", tmp_path)
     datasets = tmp_path / "feature_repo" / "datasets"
@@ -63,7 +63,7 @@ def test_an_edit_is_news_to_the_models_that_the_file_makes(tmp_path, monkeypatch
         ({"promotion": Promotion(approval=True)}, False),
     ],
 )
-def test_a_key_that_cannot_change_a_model_is_no_news(change, is_news):
+def test_a_changed_key_is_news_only_if_it_can_change_the_model(change, is_news):
     newest = datetime(2026, 11, 1, tzinfo=UTC)
     before = lineage.fingerprint(SHIPPED, newest, {"view": "a"})
     after = lineage.fingerprint(

@@ -57,7 +57,7 @@ def rows_of_numbers(count):
     return y, y * 0.5 + random.normal(size=count)
 
 
-def test_numbers_keep_six_digits_in_any_unit_and_one_is_rounded_as_many_are():
+def test_numbers_keep_six_digits_in_any_unit_alone_and_in_a_batch():
     random = np.random.default_rng(2)
     units = 10 ** random.uniform(-12, 12, 1000)
     scores = (random.normal(size=1000) * units).astype(np.float32).astype(float)
@@ -80,7 +80,7 @@ def metrics_of_answers(y, answers, average):
 
 @pytest.mark.parametrize("threshold", [0.01, 0.37, 0.99])
 @pytest.mark.parametrize("digits", [1, 6])
-def test_every_metric_of_two_classes_is_that_of_scikit_learn(threshold, digits):
+def test_every_metric_of_two_classes_equals_that_of_scikit_learn(threshold, digits):
     y, p = some_rows(400, digits)
     answers = predict(p, threshold)
     tn, fp, fn, tp = sk.confusion_matrix(y, answers).ravel()
@@ -99,7 +99,7 @@ def test_every_metric_of_two_classes_is_that_of_scikit_learn(threshold, digits):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_every_metric_of_many_classes_is_that_of_scikit_learn(seed):
+def test_every_metric_of_many_classes_equals_that_of_scikit_learn(seed):
     classes = 3 + seed % 4
     y, p = rows_of_classes((4, 40, 400)[seed % 3], classes, seed)
     expected = metrics_of_answers(y, p.argmax(axis=1), "macro")
@@ -108,7 +108,7 @@ def test_every_metric_of_many_classes_is_that_of_scikit_learn(seed):
     assert all_metrics(y, Scored(p, None), None) == pytest.approx(expected)
 
 
-def test_metrics_of_numbers_are_those_of_scikit_learn():
+def test_metrics_of_numbers_equal_those_of_scikit_learn():
     y, p = rows_of_numbers(200)
     expected = {
         "rmse": sk.root_mean_squared_error(y, p),
@@ -158,21 +158,21 @@ def test_a_spec_may_name_each_metric_that_is_computed(rows, threshold, costs):
 
 
 @of_each_task
-def test_the_bootstrap_is_that_of_rows_drawn_one_by_one(rows, threshold, costs):
+def test_the_bootstrap_equals_that_of_rows_drawn_one_by_one(rows, threshold, costs):
     y, scores = rows
     models = {"a": Scored(scores, threshold), "b": Scored(scores * 0.5, threshold)}
     samples = resampled(y, models, costs, seed=7, count=5)
     random = np.random.default_rng(7)
     for resample in range(5):
-        drawn = random.integers(0, len(y), len(y))
+        positions = random.integers(0, len(y), len(y))
         for name, model in models.items():
-            expected = all_metrics(y[drawn], model.of(drawn), costs)
+            expected = all_metrics(y[positions], model.of(positions), costs)
             values = {metric: samples[name][metric][resample] for metric in expected}
             assert values == pytest.approx(expected)
     assert interval(0.7, np.array([np.nan, 1.0, 1.0])) == Interval(0.7, 1.0, 1.0)
 
 
-def test_what_is_undefined_is_no_number_and_a_certain_error_has_a_finite_loss():
+def test_an_undefined_metric_is_nan_and_a_certain_error_has_a_finite_loss():
     same = all_metrics(np.full(7, 0.1), Scored(np.arange(7.0), None), None)
     assert np.isnan(same["r2"])
     metrics = all_metrics(np.array([1, 1]), Scored(np.array([0.2, 0.9]), 0.5), COSTS)
@@ -190,7 +190,9 @@ def test_what_is_undefined_is_no_number_and_a_certain_error_has_a_finite_loss():
         (Costs(action=3, loss=10, averted=0.5), 0.6),
     ],
 )
-def test_acting_pays_from_where_what_it_averts_is_what_it_costs(costs, pays_from):
+def test_the_cheapest_threshold_is_where_averted_losses_equal_the_cost_of_acting(
+    costs, pays_from
+):
     y, p = some_rows(200_000, digits=4)  # calibrated by construction
     assert cheapest_threshold(y, p, costs, 0.5) == pytest.approx(pays_from, abs=0.03)
     # Of equally cheap ones the nearest to that of the spec is chosen.
@@ -200,7 +202,7 @@ def test_acting_pays_from_where_what_it_averts_is_what_it_costs(costs, pays_from
         assert cheapest_threshold(y, p, COSTS, default) == chosen
 
 
-def test_calibration_by_hand():
+def test_calibration_equals_a_hand_computed_value():
     # Ten bins of two rows: predicted 0.4 or 0.6, true 0.5, in every one.
     for score in (0.4, 0.6):
         y = np.array([0, 1] * 10)
@@ -213,7 +215,7 @@ def test_calibration_by_hand():
     assert calibration(y, np.full(100, 0.4))["ece"] == pytest.approx(0)
 
 
-def test_segments_and_the_gaps_between_them_by_hand():
+def test_segments_and_fairness_gaps_equal_hand_computed_values():
     column = pd.Series(["b"] * 4 + ["a"] * 4 + ["c"])
     y = np.array([1, 1, 0, 0, 1, 1, 1, 0, 0])
     p = np.array([0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.6])

@@ -21,7 +21,7 @@ SPEC = load_spec("delivery", DELIVERIES / "models")
 
 
 @pytest.mark.parametrize("value", ["lost", 3, -1])
-def test_a_label_of_no_class_is_one_line_with_file_and_key(value):
+def test_a_label_of_no_class_is_reported_in_one_line_with_file_and_key(value):
     expected = r"early, on_time, late \(classes in delivery.toml\), or 0 to 2"
     message = f"label next_14d: expected {expected}, found {value}"
     with pytest.raises(TrainingError, match=message):
@@ -60,7 +60,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.nightly
-def test_a_model_of_classes_is_checked_trained_promoted_and_built_again(results):
+def test_a_model_of_three_classes_is_checked_trained_promoted_and_reproduced(results):
     assert results["check"] == []
     metrics = results["metrics"]
     assert metrics["test/log_loss"] < metrics["baseline/log_loss"] < np.log(3) + 0.01

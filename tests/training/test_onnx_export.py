@@ -92,7 +92,7 @@ def tree_attributes(model):
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_scores_are_equal_on_real_and_permuted_rows(kind):
+def test_onnx_scores_equal_those_of_the_pipeline_on_real_and_permuted_rows(kind):
     pipeline, frame = fitted(kind)
     model = export(pipeline, FEATURES)
     proof = proof_of(pipeline, model, frame)
@@ -105,7 +105,7 @@ def test_scores_are_equal_on_real_and_permuted_rows(kind):
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_every_class_is_scored_as_it_was_fitted(kind):
+def test_onnx_scores_of_every_class_equal_those_of_the_pipeline(kind):
     pipeline, frame = fitted(kind, "multiclass")
     model = export(pipeline, FEATURES, 3)
     assert proof_of(pipeline, model, frame, threshold=None).reasons == ()
@@ -115,7 +115,7 @@ def test_every_class_is_scored_as_it_was_fitted(kind):
 
 @pytest.mark.parametrize("kind", REGRESSORS)
 @pytest.mark.parametrize("unit", [1e-4, 1e6])
-def test_numbers_are_equal_on_every_kind_of_row_in_any_unit(kind, unit):
+def test_onnx_numbers_equal_those_of_the_pipeline_in_any_unit(kind, unit):
     pipeline, frame = fitted(kind, "regression", unit)
     proof = proof_of(pipeline, export(pipeline, FEATURES), frame, threshold=None)
     assert proof.reasons == ()
@@ -130,7 +130,7 @@ def test_numbers_are_equal_on_every_kind_of_row_in_any_unit(kind, unit):
         ("regression", 21, False),
     ],
 )
-def test_one_answer_in_ten_thousand_may_change_and_one_score_in_a_thousand(
+def test_one_answer_in_ten_thousand_and_one_number_in_a_thousand_may_differ(
     task, moved_rows, passed
 ):
     frame = pd.DataFrame({"spend": np.arange(20_000.0)})
@@ -147,7 +147,7 @@ def test_one_answer_in_ten_thousand_may_change_and_one_score_in_a_thousand(
     assert proof.largest_difference == 1
 
 
-def test_a_file_that_was_altered_or_exported_wrong_fails_the_proof():
+def test_an_altered_or_wrongly_exported_file_fails_the_proof():
     pipeline, frame = fitted("random_forest")
     model = export(pipeline, FEATURES)
     thresholds = tree_attributes(model)["nodes_values"].floats
@@ -178,7 +178,7 @@ def test_a_file_that_was_altered_or_exported_wrong_fails_the_proof():
     assert "flips" in proof.reasons[0]
 
 
-def test_what_cannot_be_exported_is_refused_by_name():
+def test_a_model_that_cannot_be_exported_is_refused_by_name():
     frame, churned = customers()
     labels = np.where(churned == 1, 2, 0)
     pipeline = build_pipeline("logistic_regression", {}, FEATURES, 7).fit(frame, labels)
@@ -191,7 +191,7 @@ def test_what_cannot_be_exported_is_refused_by_name():
 
 
 @pytest.mark.parametrize("kind", ["hist_gradient_boosting", "xgboost", "lightgbm"])
-def test_nulls_where_training_saw_none_or_only_some_go_the_same_way(kind):
+def test_onnx_scores_nulls_like_the_pipeline_even_if_training_had_none(kind):
     frame, churned = customers()
     features = {"spend": "double", "value": "double", "left": "double"}
     frame["left"] = frame.spend - 60  # also below 0, where LightGBM takes a null for 0
@@ -213,7 +213,7 @@ def test_nulls_where_training_saw_none_or_only_some_go_the_same_way(kind):
         ("Sigmoid", {"feature": "days", "wrong": 0.1}, False),
     ],
 )
-def test_a_model_of_a_factory_passes_if_its_onnx_scores_the_same(
+def test_a_model_of_a_factory_passes_if_its_onnx_file_gives_the_same_scores(
     factory, parameters, passed
 ):
     frame, churned = customers()

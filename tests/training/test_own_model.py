@@ -80,7 +80,7 @@ def test_training_code_gets_the_rows_before_the_gap_and_no_test_row(tracking, tr
     assert parameters == expected
 
 
-def test_what_training_code_returns_is_registered_with_its_figures_and_built_again(
+def test_a_model_of_training_code_is_registered_with_its_figures_and_reproduced(
     tracked, tracking, trained
 ):
     assert trained.outcome.endswith("is in production, the first one")
@@ -100,7 +100,7 @@ def test_what_training_code_returns_is_registered_with_its_figures_and_built_aga
     assert report.reproduced, report.summary()
 
 
-def test_a_model_that_onnx_scores_otherwise_is_refused_with_the_remedy(
+def test_a_model_with_different_onnx_scores_is_refused_with_the_remedy(
     tracked, trained
 ):
     report = train(tracked, by_factory("xgboost_behind_a_scaler"), OLD, "scaler")
@@ -111,7 +111,7 @@ def test_a_model_that_onnx_scores_otherwise_is_refused_with_the_remedy(
     assert Registry(tracked).production(NAME) == trained.version
 
 
-def test_in_the_format_of_its_library_it_is_registered_and_built_again(
+def test_a_model_in_the_format_of_its_library_is_registered_and_reproduced(
     tracked, tracking, trained
 ):
     report = train(tracked, in_native_format(*TRUSTED), OLD, "native")
@@ -143,7 +143,7 @@ def run_id(tracked):
     ],
     ids=["figures", "types", "parameters"],
 )  # fmt: skip
-def test_what_cannot_be_served_ends_the_training_with_one_line(
+def test_a_model_that_cannot_be_served_ends_the_training_with_one_line(
     tracked, run_id, spec, message
 ):
     assert [*estimator_problems(spec)] == []

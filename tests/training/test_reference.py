@@ -19,7 +19,7 @@ def reference(tracked, second):
     return load_reference(tracked, Registry(tracked).version(SPEC.name, second.version))
 
 
-def test_a_reference_is_the_evaluated_rows_as_training_scored_them(
+def test_a_reference_has_the_evaluated_rows_with_the_scores_of_training(
     tracked, tracking, second, reference, evaluation
 ):
     frame, plan = load_frame(tracking, second.run_id)
@@ -35,7 +35,7 @@ def test_a_reference_is_the_evaluated_rows_as_training_scored_them(
     assert reference.snapshot == plan.test[-1].start
 
 
-def test_features_that_move_much_from_snapshot_to_snapshot_are_named_by_check(
+def test_check_names_features_that_vary_much_between_snapshots(
     tracked, tracking, second, reference
 ):
     spread = reference.spread

@@ -32,7 +32,7 @@ def files(settings):
     return {path for path in settings.home.rglob("*") if "mlflow" not in str(path)}
 
 
-def test_a_version_is_the_same_to_the_byte_and_nothing_else_is_written(
+def test_a_version_is_reproduced_to_the_byte_and_no_file_changes(
     tracked, first, second
 ):
     before = files(tracked)
@@ -45,7 +45,7 @@ def test_a_version_is_the_same_to_the_byte_and_nothing_else_is_written(
     assert files(tracked) == before
 
 
-def test_an_estimator_that_is_another_is_a_difference_of_the_results(tracked, first):
+def test_a_changed_estimator_is_reported_as_a_difference_of_the_results(tracked, first):
     parameters = SPEC.estimators[0].parameters | {"n_estimators": 5}
     changes = {"parameters": parameters}
     report = reproduced_from(tracked, first, ESTIMATOR, changes)
@@ -55,7 +55,9 @@ def test_an_estimator_that_is_another_is_a_difference_of_the_results(tracked, fi
     assert "because: all inputs are equal" in report.summary()
 
 
-def test_inputs_that_differ_are_named_and_alone_do_not_refuse_a_version(tracked, first):
+def test_differing_inputs_with_equal_results_are_named_and_refuse_no_version(
+    tracked, first
+):
     """Another lock file, code and spec than the version names."""
     api = client(tracked)
     version = first.version

@@ -109,14 +109,14 @@ def test_a_frame_has_features_of_the_request_data_in_the_rows_of_the_label(
          r"carts.toml: audit.region: expected int64 of .*, found string"),
     ],
 )  # fmt: skip
-def test_a_column_that_the_rows_of_a_label_lack_is_one_line(
+def test_a_column_that_label_rows_lack_is_reported_in_one_line(
     history, carts, changes, message
 ):
     with pytest.raises(TrainingError, match=message):
         frame_of(history, carts, **changes)
 
 
-def test_scores_without_requests_are_refused(history, carts):
+def test_batch_scoring_of_a_model_with_request_data_is_refused(history, carts):
     fields = ", ".join(REQUEST_DATA)
     message = f"carts: its features need {fields} of a request: a population cannot be"
     for spec in (SPEC, SPEC.model_copy(update={"population": None})):
@@ -129,7 +129,9 @@ def test_scores_without_requests_are_refused(history, carts):
     assert mismatches(wrong, carts, service) == [line]
 
 
-def test_parity_of_every_feature_with_made_up_request_data(history, carts, monkeypatch):
+def test_parity_holds_for_every_feature_with_generated_request_data(
+    history, carts, monkeypatch
+):
     names = ["cart", "orders"]
     monkeypatch.setattr("feature_repo.datasets._module_names", lambda: names)
     report = parity(history, "cart_v1", MOMENTS)
@@ -138,7 +140,7 @@ def test_parity_of_every_feature_with_made_up_request_data(history, carts, monke
     assert report.entities > 100
 
 
-def test_a_model_takes_every_type_as_one_of_three(history, carts):
+def test_a_model_gets_every_type_as_an_integer_a_float_or_a_text(history, carts):
     frame = frame_of(history, carts)
     inputs = features(SPEC, frame.filter(pc.is_valid(frame["loyal"])))
     kinds = {str(kind) for kind in inputs.dtypes}

@@ -51,7 +51,7 @@ def test_a_search_tries_the_parameters_of_the_spec_first_and_takes_the_best_tria
     assert run.params["chosen_by"] == words
 
 
-def test_a_search_that_was_killed_and_repeated_tries_the_same(tracking):
+def test_a_killed_and_repeated_search_tries_the_same_parameters(tracking):
     estimators = []
 
     def dies(estimator):
@@ -71,7 +71,7 @@ def test_a_search_that_was_killed_and_repeated_tries_the_same(tracking):
     assert statuses == ["FINISHED"] * TRIALS
 
 
-def test_a_search_ends_with_its_minutes_and_stays_within_its_spaces(tracking):
+def test_a_search_stops_after_its_minutes_and_stays_within_its_spaces(tracking):
     budget = Search(trials=50, minutes=1e-9)
     trials = search(tracking, SPEC, budget, start_run(tracking, "short"), slope)
     assert len(trials) == 3

@@ -28,7 +28,7 @@ def project(tmp_path):
     return own_project(tmp_path, "rebuy")
 
 
-def test_what_does_not_fit_together_is_named_before_any_training(project):
+def test_a_mismatch_of_spec_and_datasets_is_named_before_any_training(project):
     edits = (
         ("models/rebuy.toml", ', product_id = "int64"', ""),
         (

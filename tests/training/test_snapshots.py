@@ -45,7 +45,7 @@ SNAPSHOTS = st.builds(
 
 @settings(max_examples=40, deadline=None)
 @given(SNAPSHOTS, hours(24 * 1200), hours(24 * 100), hours(48))
-def test_no_row_trains_whose_label_was_unknown_at_the_first_row_it_is_judged_by(
+def test_no_training_row_has_a_label_unknown_at_the_first_evaluation_row(
     snapshots, age, horizon, lateness
 ):
     as_of = FIRST + age
@@ -104,7 +104,7 @@ def test_snapshots_of_a_label_are_whole_periods_and_leave_no_row_out(
         (130, "nothing to train on as of 2026-02-01: no month ends 90 days before"),
     ],
 )
-def test_too_little_history_is_one_line(days, message):
+def test_too_little_history_is_reported_in_one_line(days, message):
     with pytest.raises(TrainingError, match=message):
         plan(FIRST, FIRST + days * DAY, LABEL, MONTHLY)
 

@@ -44,7 +44,7 @@ def test_a_model_of_numbers_is_chosen_by_rmse_and_replaces_the_old_one_by_its_ga
     assert "test/auc" not in metrics
 
 
-def test_its_page_speaks_of_numbers(results):
+def test_the_model_card_of_numbers_has_no_words_of_classes(results):
     card = re.sub(r"base64,[^\"]+", "", results["card"])
     evaluation = results["evaluation"]
     expected = (
@@ -73,7 +73,7 @@ def test_the_served_answer_is_the_number_and_has_no_probability(results):
     assert results["feedback"] == [{"recorded": 1000, "logged": True}, 422]
 
 
-def test_the_monitor_judges_what_came_true_by_rmse_beyond_chance(results):
+def test_the_monitor_judges_outcomes_by_rmse_beyond_chance(results):
     by_chance = results["by_chance"]
     rmse = results["metrics"]["test/rmse"]
     # Of 1,000 rows with a heavy tail.

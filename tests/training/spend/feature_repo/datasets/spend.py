@@ -35,20 +35,20 @@ def basket_spend(orders: ir.Table) -> ir.Table:
         # An order at the very start of a month counts for it.
         first=(ordered == month).ifelse(month, month + ibis.interval(months=1)),
     )
-    seen = placed.mutate(age=ibis.array(list(range(MONTHS + 1))).unnest())
-    counts, recent = seen.age < MONTHS, seen.age < RECENT
-    rows = seen.group_by(
+    orders_by_age = placed.mutate(age=ibis.array(list(range(MONTHS + 1))).unnest())
+    counts, recent = orders_by_age.age < MONTHS, orders_by_age.age < RECENT
+    rows = orders_by_age.group_by(
         *KEY,
-        event_timestamp=(seen["first"] + seen.age.as_interval("M")).cast(
-            "timestamp('UTC')"
-        ),
+        event_timestamp=(
+            orders_by_age["first"] + orders_by_age.age.as_interval("M")
+        ).cast("timestamp('UTC')"),
     ).agg(
-        created=seen.created.max(),
+        created=orders_by_age.created.max(),
         orders_3m=recent.cast("int64").sum(),
-        spend_3m=recent.ifelse(seen.spent, NOTHING).sum().cast("float64"),
+        spend_3m=recent.ifelse(orders_by_age.spent, NOTHING).sum().cast("float64"),
         orders_12m=counts.cast("int64").sum(),
-        spend_12m=counts.ifelse(seen.spent, NOTHING).sum().cast("float64"),
-        months_since_last_order=seen.age.min().cast("int64"),
+        spend_12m=counts.ifelse(orders_by_age.spent, NOTHING).sum().cast("float64"),
+        months_since_last_order=orders_by_age.age.min().cast("int64"),
     )
     return rows.mutate(
         avg_order_value=rows.spend_12m / rows.orders_12m.nullif(0),
