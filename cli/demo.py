@@ -170,7 +170,6 @@ class DemoRun:
         decisions = newest_decisions(self._settings, EXAMPLE)
         decision = next(row for row in decisions if row.as_of == as_of)
         self._say(f"{dag}: {run['note']}")
-        self._say(decision.words)
         return decision
 
     def _time_of(self, decision: DecisionRow) -> datetime:

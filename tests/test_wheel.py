@@ -20,8 +20,12 @@ DATA_FILES = (
 )
 
 
+PASSED_ON = ("HOME", "PATH", "UV_CACHE_DIR", "UV_SYSTEM_CERTS")
+
+
 def run(*command, **settings):
-    env = {name: os.environ[name] for name in ("HOME", "PATH")} | settings
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    env = passed_on | settings
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -50,11 +54,10 @@ def test_a_wheel_installed_into_an_empty_environment_has_the_gyre_command(
 ):
     environment = tmp_path / "environment"
     uv = str(BIN / "uv")
-    cache = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(CLONE / ".uv-cache"))}
-    run(uv, "venv", "--python", sys.executable, environment, **cache)
+    run(uv, "venv", "--python", sys.executable, environment)
     target = ("pip", "install", "--quiet", "--python", environment)
     locked = ("--require-hashes", "--requirements", CLONE / "requirements.lock")
-    run(uv, *target, *locked, **cache)
-    run(uv, *target, "--no-deps", wheel, **cache)
+    run(uv, *target, *locked)
+    run(uv, *target, "--no-deps", wheel)
     help_text = run(environment / "bin" / "gyre", "--help", GYRE_HOME=str(tmp_path))
     assert "Every day" in help_text

@@ -1,6 +1,7 @@
 """The tutorial, its files and commands as they are written, in a project of its own."""
 
 import json
+import re
 from contextlib import ExitStack
 
 import httpx
@@ -136,6 +137,5 @@ def test_parity_reproduction_and_monitoring_give_the_results_of_the_tutorial(
     parity, reproduced, monitored = map(reader.run, PAGE.commands[LATER:])
     assert "240 entities, 8 features, 12 moments: 23040 values, 0 differences" in parity
     assert "late_flight version 1: reproduced" in reproduced
-    assert "late_flight version 1: " in monitored
-    assert "on 240 entities" in monitored
+    assert re.search(r"^late_flight version 1: (ok|bad): ", monitored, re.MULTILINE)
     assert "decided again from these inputs: the same" in monitored
