@@ -1,6 +1,7 @@
 """S3 stops answering in the middle: the old state answers, and the next run is whole."""
 
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,13 +17,7 @@ from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.source import pull
 from feature_repo.views import view_table
-from tests.conftest import (
-    AS_OF,
-    feast_apply,
-    new_settings,
-    redis_server,
-    wait_until,
-)
+from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
 from tests.s3 import s3_server
 
 ORDERS = load_dataset("orders")
@@ -74,7 +69,10 @@ def stopped_at(bucket, log, nth, run):
     last_write = writes() + nth
     with ThreadPoolExecutor() as threads:
         job = threads.submit(run)
-        wait_until("a write", lambda: writes() >= last_write or job.done())
+        while (
+            writes() < last_write and not job.done()
+        ):  # a write takes a few milliseconds
+            time.sleep(0.002)
         bucket.send_signal(signal.SIGSTOP)
         with pytest.raises(DataError, match="S3"):
             job.result()
@@ -82,12 +80,12 @@ def stopped_at(bucket, log, nth, run):
 
 
 @pytest.mark.parametrize(
-    "moments", [(1,), pytest.param((2, 4, 9), marks=pytest.mark.nightly)]
+    "moments", [(1,), pytest.param((2, 4, 7), marks=pytest.mark.nightly)]
 )
 def test_readers_see_the_old_or_the_new_state_when_s3_stops_during_an_ingest(
     bucket, tmp_path, monkeypatch, moments
 ):
-    """25, 30: whichever write was the last."""
+    """25, 30: whichever of the nine writes was the last."""
     monkeypatch.setenv("GYRE_DATA_URL", "s3://gyre/a")  # for `feast apply`
     with installed(tmp_path / "home", data_url="s3://gyre/a") as settings:
         deliver(tmp_path, AS_OF - DAY)
