@@ -55,9 +55,9 @@ def test_a_wheel_installed_into_an_empty_environment_has_the_gyre_command(
     environment = tmp_path / "environment"
     uv = str(BIN / "uv")
     run(uv, "venv", "--python", sys.executable, environment)
-    target = ("pip", "install", "--quiet", "--python", environment)
+    target = ("pip", "install", "--quiet", "--python", environment, "--no-deps")
     locked = ("--require-hashes", "--requirements", CLONE / "requirements.lock")
     run(uv, *target, *locked)
-    run(uv, *target, "--no-deps", wheel)
+    run(uv, *target, wheel)
     help_text = run(environment / "bin" / "gyre", "--help", GYRE_HOME=str(tmp_path))
     assert "Every day" in help_text
