@@ -311,11 +311,9 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
         result for result in report.results if result.status == "bad" and result.acts
     ]
     is_harm = decision.rule == "harm"
-    worst = (
-        None
-        if is_harm or not bad
-        else max(bad, key=lambda result: result.distance() or 0.0)
-    )
+    worst = None
+    if bad and not is_harm:
+        worst = max(bad, key=lambda result: result.distance() or 0.0)
     is_psi = worst is not None and worst.name.startswith("psi/")
     return DriftAlert(
         feature=worst.feature if worst else "predictions",

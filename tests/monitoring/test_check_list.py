@@ -30,6 +30,11 @@ def late_deliveries(run, reference):
         yield replace(BAD, link="")
 
 
+def two_alerts(_run, _reference):
+    for name in ("delivery/first", "delivery/last"):
+        yield replace(BAD, name=name, status="alert")
+
+
 def broken(_run, _reference):
     yield replace(BAD, name="delivery/first")
     raise ZeroDivisionError("no deliveries")
@@ -49,6 +54,15 @@ def test_a_check_of_the_spec_is_part_of_the_run():
     (missing,) = run_checks(spec_run, "its run was deleted", (), ())
     assert (missing.name, missing.status) == ("reference", "unknown")
     assert missing.words == "there is no reference: its run was deleted"
+
+
+def test_each_alert_of_a_teams_check_is_an_incident_of_its_own():
+    spec_run = run(checks=(f"{__name__}:two_alerts",))
+    results = run_checks(spec_run, REFERENCE, (), ())
+    incidents = [
+        f"{name} of version 3: alert" for name in ("delivery/first", "delivery/last")
+    ]
+    assert [result.incident for result in results] == incidents
 
 
 @pytest.mark.parametrize(
