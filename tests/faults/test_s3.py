@@ -69,9 +69,8 @@ def stopped_at(bucket, log, nth, run):
     last_write = writes() + nth
     with ThreadPoolExecutor() as threads:
         job = threads.submit(run)
-        while (
-            writes() < last_write and not job.done()
-        ):  # a write takes a few milliseconds
+        # Often: a write takes a few milliseconds.
+        while writes() < last_write and not job.done():
             time.sleep(0.002)
         bucket.send_signal(signal.SIGSTOP)
         with pytest.raises(DataError, match="S3"):

@@ -194,6 +194,7 @@ def test_events_wait_while_redis_has_no_memory_for_their_values(shop, monkeypatc
                 shop.consumer.step()
     finally:
         shop.redis.config_set("maxmemory", 0)
+    assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0)]
     assert (shop.quarantine(), shop.waiting()) == ([], 1)
     shop.consumes()
     assert (shop.spent(1), shop.waiting()) == (7.0, 0)

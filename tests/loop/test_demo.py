@@ -33,6 +33,7 @@ def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "version 1 at first, version 2 now: ok" in demo.stdout
     assert '"model_version": "2"' in demo.stdout
+    assert "training ended: version 2 is in production, in place of 1" in demo.stdout
     seconds = re.search(r"verdict to new version serving: ([\d.]+) s", demo.stdout)
     assert float(seconds[1]) < 300
 
