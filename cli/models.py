@@ -50,7 +50,7 @@ def train(
         report = run(
             settings, spec, time, key=key, reason=reason, who=who(), force=force
         )
-    if report.version:
+    if report.version and not spec.promotion.approval:
         signal(settings, promotion_asset(spec))
     say(f"{model}: {report.outcome}", report, as_json=as_json)
 
