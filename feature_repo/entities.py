@@ -14,7 +14,7 @@ from feast import FeatureView
 
 from core.storage import Table
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
+from feature_repo.engines import row_connection
 from feature_repo.features import open_raw
 from feature_repo.online_writer import KeyValues, key_values
 
@@ -66,7 +66,7 @@ def compute_view(
     """
     expression = dataset.views[view.name]
     former_keys = former_rows
-    with connected(threads=1) as connection:
+    with row_connection() as connection:
         view_rows = connection.to_pyarrow(expression(ibis.memtable(rows)))
         if list(view.join_keys) != [dataset.entity]:
             former_view = expression(ibis.memtable(former_rows))
@@ -124,6 +124,6 @@ def raw_rows(
 ) -> pa.Table:
     """Return the rows of a raw table that have one of some keys in its `columns`."""
     key_table = ibis.memtable(key_rows(raw.schema, columns, keys))
-    with connected(threads=1) as connection:
+    with row_connection() as connection:
         rows = open_raw(raw, connection=connection).semi_join(key_table, columns)
         return connection.to_pyarrow(rows).select(raw.schema.names).cast(raw.schema)

@@ -18,7 +18,7 @@ from core.settings import Settings
 from core.storage import Table
 from core.timestamps import BEGINNING, microseconds
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
+from feature_repo.engines import row_connection
 from feature_repo.entities import ViewValues, key_rows, values_at
 from feature_repo.online_state import ends_key, loaded_ends_key
 from feature_repo.online_values import OnlineValues
@@ -92,7 +92,7 @@ class WindowEnds:
             return
         until = now + SOON
         names = sorted(self._online.views[view.name].join_keys)
-        with connected(threads=1) as connection:
+        with row_connection() as connection:
             rows = _rows_between(connection, view, since, until)
             later = rows.filter(rows.event_timestamp > ibis.literal(since))
             first = later.group_by(names).agg(
@@ -163,7 +163,7 @@ class WindowEnds:
         """Read the newest rows of keys that have a row since `earliest` from a view."""
         feast_view = self._online.views[view.name]
         names = sorted(feast_view.join_keys)
-        with connected(threads=1) as connection:
+        with row_connection() as connection:
             rows = _rows_between(connection, view, earliest, now + SOON)
             key_table = ibis.memtable(key_rows(rows.schema().to_pyarrow(), names, keys))
             table = connection.to_pyarrow(rows.semi_join(key_table, names))

@@ -9,9 +9,11 @@ event's entities.
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
 from ibis.backends.sql.datatypes import DuckDBType
@@ -150,3 +152,22 @@ def connected(**config: Any) -> Iterator[Any]:
         yield connection
     finally:
         connection.disconnect()
+
+
+@contextmanager
+def row_connection() -> Iterator[Any]:
+    """Connect to a DuckDB of one thread that lasts as long as the process, for a few rows.
+
+    To open a database takes longer than such a query. What a connection makes ends with it.
+    """
+    connection = ibis.duckdb.from_connection(_row_database().cursor())
+    try:
+        yield connection
+    finally:
+        connection.disconnect()
+
+
+@cache
+def _row_database() -> Any:
+    # A cache of files would grow, as the database does not end.
+    return duckdb.connect(config={"threads": 1, "enable_external_file_cache": False})
