@@ -62,12 +62,14 @@ def store(settings, dataset, rows):
 
 
 def train(settings, spec, as_of, key):
-    return chain.train(settings, spec, as_of, key=key, reason=f"test {key}", who="test")
+    """The reason is a person's words."""
+    reason = f"<b>{key}</b>"
+    return chain.train(settings, spec, as_of, key=key, reason=reason, who="test")
 
 
 def open_run(settings, spec, as_of, key, **more):
-    arguments = {"key": key, "reason": f"test {key}", "who": "test"}
-    return chain.open_run(settings, spec, as_of, **arguments, **more)
+    more |= {"key": key, "reason": "test", "who": "test"}
+    return chain.open_run(settings, spec, as_of, **more)
 
 
 def learn(settings, spec, weak_spec, weak_as_of):

@@ -1,6 +1,7 @@
 """The real orders as of START, with features computed and published; no online store needed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from core.spec import ModelSpec, load_spec
 from core.training_spec import Estimator
 from feature_repo.datasets import load_dataset
 from feature_repo.source import pull
+from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
+from tests.mlflow_server.conftest import client
 from tests.training.chains import store, train
 from training import chain
 from training.gate import Evaluation, load_evaluation
@@ -88,6 +91,20 @@ def first(tracked: Settings) -> chain.TrainReport:
 def second(tracked: Settings, first: chain.TrainReport) -> chain.TrainReport:
     """The version of today, in production in place of the first."""
     return train(tracked, SPEC, AS_OF, "second")
+
+
+@contextmanager
+def other_hashes(settings: Settings, version: str, *tags: str) -> Iterator[None]:
+    """Meanwhile the version's tags are the hashes of something else."""
+    api = client(settings)
+    hashes = Registry(settings).version(SPEC.name, version).tags
+    for tag in tags:
+        api.set_model_version_tag(SPEC.name, version, tag, "0" * 64)
+    try:
+        yield
+    finally:
+        for tag in tags:
+            api.set_model_version_tag(SPEC.name, version, tag, hashes[tag])
 
 
 @pytest.fixture(scope="session")

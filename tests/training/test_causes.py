@@ -6,17 +6,16 @@ from datetime import timedelta
 import pytest
 
 from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import promote
-from mlflow_server.registry import Registry
+from mlflow_server.roles import PRODUCTION, last_applied
 from monitoring.causes import TrainingCause, open_decisions, training_cause
 from monitoring.decision_log import DecisionRow, store_decision
-from tests.mlflow_server.conftest import client
 from tests.training.chains import open_run
 from tests.training.conftest import OLD, SPEC
 from training.validate import fail_run
 
 HOUR = timedelta(hours=1)
 CAUSED = SPEC.model_copy(update={"name": "caused", "experiment": "caused"})
+ANSWERED = CAUSED.model_copy(update={"experiment": "answered"})
 
 
 @pytest.fixture
@@ -24,18 +23,9 @@ def decisions(tracked):
     """Decisions to retrain, an hour and two hours after OLD."""
     for hours in (1, 2):
         row = DecisionRow(
-            model=CAUSED.name,
-            version="1",
-            as_of=OLD + hours * HOUR,
-            verdict="bad",
-            action="retrain",
-            rule="drift",
-            reason="PSI 0.3",
-            cause=f"drift {hours}",
-            words="bad: PSI 0.3",
-            inputs="{}",
-            entities=900,
-        )
+            CAUSED.name, "1", OLD + hours * HOUR, "bad", "retrain", "drift", "PSI 0.3",
+            f"drift {hours}", "bad: PSI 0.3", "{}", 900,
+        )  # fmt: skip
         store_decision(tracked, row)
 
 
@@ -45,8 +35,8 @@ def cause_after(hours, reason):
     return TrainingCause(time, reason, words)
 
 
-def start_run(settings, key, hours):
-    return open_run(settings, CAUSED, OLD + hours * HOUR, key, force=True)
+def start_run(settings, key, hours, spec=CAUSED, **more):
+    return open_run(settings, spec, OLD + hours * HOUR, key, force=True, **more)
 
 
 def test_a_training_answers_every_open_decision(tracked, tracking, decisions):
@@ -67,13 +57,22 @@ def test_a_training_answers_every_open_decision(tracked, tracking, decisions):
     assert training_cause(tracked, CAUSED, start, None) == TrainingCause(start)
 
 
-def test_a_training_is_never_older_than_the_newest_promotion(tracked):
-    api = client(tracked)
+def test_a_training_is_never_older_than_the_newest_promotion(tracked, second):
     start = OLD - timedelta(days=40_000)
-    run = api.create_run("0").info
-    api.create_registered_model(CAUSED.name)
-    api.create_model_version(CAUSED.name, f"{run.artifact_uri}/model", run.run_id)
     with closing(Ledger(tracked)) as ledger:
-        row = promote(Registry(tracked), ledger, CAUSED.name, "1", who="t", why="r")
-    assert training_cause(tracked, CAUSED, start, None) == TrainingCause(row.time)
-    assert training_cause(tracked, CAUSED, start, start) == TrainingCause(start)
+        row = last_applied(ledger.rows(SPEC.name), PRODUCTION)
+    assert training_cause(tracked, SPEC, start, None) == TrainingCause(row.time)
+    assert training_cause(tracked, SPEC, start, start) == TrainingCause(start)
+
+
+def test_a_cause_is_answered_by_a_running_or_finished_retraining(tracked, tracking):
+    def answer(hours):
+        cause = "drift of y"
+        return start_run(tracked, f"y {hours}", hours, ANSWERED, cause=cause)
+
+    assert answer(0)
+    assert answer(12) is None
+    fail_run(tracked, ANSWERED, "y 0")
+    tracking.set_terminated(answer(13))
+    fail_run(tracked, ANSWERED, "y 13")  # too late: it has finished
+    assert answer(14) is None

@@ -10,6 +10,7 @@ from training.artifacts import read
 from training.check import wide_features
 from training.dataset import load_frame
 from training.frame import at, features
+from training.metrics import all_metrics
 from training.reference import load_reference
 from training.scoring import version_scores
 
@@ -30,7 +31,8 @@ def test_a_reference_has_the_evaluated_rows_with_the_scores_of_training(
     assert rows[[*SPEC.features]].equals(features(SPEC, tested))
     assert np.array_equal(rows["score"], scored.scores)
     assert np.array_equal(rows["label"], tested["label"])
-    assert reference.evaluated == evaluation.challenger
+    metrics = all_metrics(rows["label"].to_numpy(), scored, SPEC.costs)
+    assert reference.evaluated == evaluation.challenger == pytest.approx(metrics)
     assert reference.threshold == evaluation.threshold == scored.threshold
     assert reference.snapshot == plan.test[-1].start
 
