@@ -7,7 +7,7 @@ import ibis
 import ibis.expr.types as ir
 from feast import FeatureService, Field, RequestSource
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Bool, Float64, Int64, String, UnixTimestamp
+from feast.types import Bool, Float64, String, UnixTimestamp
 
 from feature_repo.datasets.orders import FEATURES, ORDERS, churned_90d, customer
 from feature_repo.windows import feature_view
@@ -34,7 +34,6 @@ def with_carts(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
     return rows.mutate(
         cart_value=cents.cast("decimal(18, 2)"),
         coupon=even.ifelse("ten", ""),
-        items=(rows.customer_id % 5).cast("int32"),
         gift=even,
         due=rows.event_timestamp + ibis.interval(microseconds=1_500_000),
         region=(rows.customer_id % 3 == 0).ifelse("north", ibis.null("string")),
@@ -63,7 +62,6 @@ cart = RequestSource(
     schema=[
         Field(name="cart_value", dtype=Float64),
         Field(name="coupon", dtype=String),
-        Field(name="items", dtype=Int64),
         Field(name="gift", dtype=Bool),
         Field(name="due", dtype=UnixTimestamp),
     ],
@@ -75,7 +73,6 @@ cart = RequestSource(
     schema=[
         Field(name="above_average", dtype=Float64),
         Field(name="offer", dtype=String),
-        Field(name="bulk", dtype=Int64),
         Field(name="paid", dtype=Bool),
         Field(name="late", dtype=UnixTimestamp),
     ],
@@ -95,7 +92,6 @@ def cart_offer(inputs: dict[str, Any]) -> dict[str, Any]:
             None if mean is None else float(value - mean) for value, mean in carts
         ],
         "offer": [f"{coupon}:{segment}" for coupon, segment in offers],
-        "bulk": [items * 12 for items in inputs["items"]],
     }
 
 

@@ -26,10 +26,6 @@ PERIODS = st.sampled_from(["day", "week", "month"])
 LONGEST = {"day": DAY, "week": 7 * DAY, "month": 31 * DAY}
 
 
-def moment(day, month=1, year=2026):
-    return Snapshot(*[datetime(year, month, day, tzinfo=UTC)] * 2)
-
-
 def hours(most):
     return st.integers(0, most).map(lambda number: number * HOUR)
 
@@ -62,18 +58,14 @@ def test_no_training_row_has_a_label_unknown_at_the_first_evaluation_row(
     for train, later in pairs:
         assert all(part.last + horizon <= later[0].start for part in train)
         assert 1 <= len(train) <= snapshots.train
-        assert 1 <= len(later) <= snapshots.test
         assert [*train, *later] == sorted({*train, *later})
-    snapshots_so_far = matured(snapshots, FIRST, as_of)
-    over = [s for s in snapshots_so_far if s.last + horizon + lateness <= as_of]
-    assert list(planned.test) == over[-snapshots.test :]
-    first_test = planned.test[0]
-    trainable = [
-        s
-        for s in snapshots_so_far
-        if s.last + horizon <= first_test.start and s < first_test
-    ]
-    assert list(planned.train) == trainable[-snapshots.train :]
+    past = matured(snapshots, FIRST, as_of)
+    over = [part for part in past if part.last + horizon + lateness <= as_of]
+    assert [*planned.test] == over[-snapshots.test :]
+    start = planned.test[0].start
+    before = over[: -snapshots.test]
+    trainable = [part for part in before if part.last + horizon <= start]
+    assert [*planned.train] == trainable[-snapshots.train :]
     assert len(planned.folds) <= FOLDS
 
 
@@ -110,12 +102,11 @@ def test_too_little_history_is_reported_in_one_line(days, message):
 
 
 def test_folds_without_validation_rows_or_with_one_label_are_left_out():
-    months = [moment(1, number) for number in range(1, 7)]
-    folds = [Fold((months[n],), (months[n + 1],)) for n in range(3)]
+    days = [FIRST + n * DAY for n in range(6)]
+    parts = [Snapshot(day, day) for day in days]
+    folds = [Fold((parts[n],), (parts[n + 1],)) for n in range(3)]
     # The second trains on one label only, the third has no validation row.
-    rows = [(0, 0), (0, 1), (1, 1), (1, 1), (2, 0), (2, 1)]
-    times = pa.array([months[month].start for month, _ in rows], TIME)
-    labels = [label for _, label in rows]
-    frame = pa.table({"event_timestamp": times, "label": labels})
-    planned = Plan((months[5],), (months[4],), tuple(folds))
+    times = pa.array([days[n] for n in (0, 0, 1, 1, 2, 2)], TIME)
+    frame = pa.table({"event_timestamp": times, "label": [0, 1, 1, 1, 0, 1]})
+    planned = Plan((parts[5],), (parts[4],), tuple(folds))
     assert with_usable_folds(frame, planned).folds == (folds[0],)
