@@ -4,14 +4,13 @@ import numpy as np
 from lightgbm import LGBMClassifier
 from onnx.parser import parse_model
 from sklearn.compose import ColumnTransformer
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from xgboost import XGBClassifier
 
 from tests.training.deliveries.couriers.training import fitted
 from tests.training.deliveries.couriers.training import train as by_folds
-from training.estimators import columns
 
 TEXTS = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
 calls = []
@@ -23,21 +22,15 @@ def lightgbm(leaves):
     return LGBMClassifier(num_leaves=leaves, verbose=-1)
 
 
-def xgboost_on_scaled_columns(features, seed):
-    """A pipeline: it is taken as it is. Its scaler sees float32, as ONNX does."""
-    estimator = XGBClassifier(n_estimators=30, n_jobs=1, random_state=seed)
-    return make_pipeline(columns(features), StandardScaler(), estimator)
-
-
 def xgboost_behind_a_scaler(features):
     """Its scalers see float64, which ONNX scales with another last digit."""
     parts = {"int64": StandardScaler(), "double": StandardScaler(), "string": TEXTS}
-    names = {
-        kind: [name for name in features if features[name] == kind] for kind in parts
-    }
-    scaled = ColumnTransformer(
-        [(kind, parts[kind], names[kind]) for kind in parts if names[kind]]
-    )
+    steps = []
+    for kind, scaler in parts.items():
+        names = [name for name in features if features[name] == kind]
+        if names:
+            steps.append((kind, scaler, names))
+    scaled = ColumnTransformer(steps)
     return Pipeline(
         [("scaled", scaled), ("estimator", XGBClassifier(n_estimators=30, n_jobs=1))]
     )
@@ -101,7 +94,3 @@ def train(frame, folds, parameters):
 
 def returns_no_figures(frame, folds, parameters):
     return fitted(frame, parameters | {"trees": 20}, 4)
-
-
-def takes_two(frame, folds):
-    return None

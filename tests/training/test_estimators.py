@@ -8,7 +8,6 @@ from sklearn.pipeline import Pipeline
 from core.training_spec import Estimator, Training
 from tests.training.conftest import SHIPPED
 from training.estimators import build_pipeline, estimator_problems
-from training.lineage import code_hash
 
 FEATURES = {"orders": "int64", "spend": "double", "segment": "string"}
 FACTORIES = "tests.training.factories"
@@ -22,9 +21,6 @@ def pipeline_of(kind, **parameters):
     ("kind", "steps"),
     [
         ("logistic_regression", ["columns", "imputer", "scaler", "estimator"]),
-        ("random_forest", ["columns", "imputer", "estimator"]),
-        ("sklearn.linear_model:LogisticRegression", ["columns", "imputer", "estimator"]),
-        ("xgboost", ["columns", "estimator"]),
         ("lightgbm:LGBMClassifier", ["columns", "estimator"]),
         (f"{FACTORIES}:xgboost_behind_a_scaler", ["scaled", "estimator"]),
     ],
@@ -43,37 +39,27 @@ def test_a_factory_gets_the_parameters_and_the_other_arguments_of_its_signature(
     assert not isinstance(sigmoid, Pipeline)
 
 
+def mine(kind, **parameters):
+    estimator = Estimator(name="mine", type=kind, parameters=parameters)
+    return {"estimators": (SHIPPED.estimators[0], estimator)}
+
+
 @pytest.mark.parametrize(
-    ("kind", "parameters", "message"),
+    ("changes", "message"),
     [
-        ("subprocess:run", {"args": "id"}, "expected a module of .* found no subprocess/ and no"),
-        (f"{FACTORIES}:nothing", {}, "AttributeError: module .* has no attribute 'nothing'"),
-        (f"{FACTORIES}:calls", {}, "is not a callable object"),
-        (f"{FACTORIES}:lightgbm", {"leafs": 4}, "unexpected keyword argument 'leafs'"),
-        (f"{FACTORIES}:Unfitted", {}, "expected an object with fit and predict_proba, found a Unf"),
+        (mine("subprocess:run", args="id"), "expected a module of .* found no subprocess/ and no"),
+        (mine(f"{FACTORIES}:nothing"), "AttributeError: module .* has no attribute 'nothing'"),
+        (mine(f"{FACTORIES}:calls"), "is not a callable object"),
+        (mine(f"{FACTORIES}:lightgbm", leafs=4), "unexpected keyword argument 'leafs'"),
+        (mine(f"{FACTORIES}:Unfitted"), "expected an object with fit and predict_proba, found a U"),
+        ({"training": Training(function=f"{FACTORIES}:fails")},
+         "expected a function of frame, folds, parameters: too many positional arguments"),
     ],
 )  # fmt: skip
-def test_an_estimator_that_cannot_be_trained_is_reported_in_one_line_with_its_key(
-    kind, parameters, message
+def test_code_that_cannot_be_called_is_reported_in_one_line_with_its_key(
+    changes, message
 ):
-    wrong = Estimator(name="mine", type=kind, parameters=parameters)
-    spec = SHIPPED.model_copy(update={"estimators": (SHIPPED.estimators[0], wrong)})
-    (line,) = estimator_problems(spec)
-    place = r"customer_churn_model\.toml: estimators\.1: mine: "
+    (line,) = estimator_problems(SHIPPED.model_copy(update=changes))
+    place = r"customer_churn_model\.toml: (estimators\.1: mine|training\.function): "
     assert re.match(f"{place}.*{message}", line)
     assert "\n" not in line
-
-
-def test_training_code_that_cannot_be_called_is_reported_in_one_line():
-    training = Training(function=f"{FACTORIES}:takes_two")
-    (line,) = estimator_problems(SHIPPED.model_copy(update={"training": training}))
-    place = r"\S+\.toml: training\.function: expected a function of frame, "
-    assert re.match(f"{place}.*too many positional arguments", line)
-
-
-def test_the_code_of_a_factory_or_a_training_function_is_hashed_with_the_version():
-    training = Training(function=f"{FACTORIES}:train")
-    factory = Estimator(name="mine", type=f"{FACTORIES}:lightgbm")
-    by_function = SHIPPED.model_copy(update={"estimators": (), "training": training})
-    by_factory = SHIPPED.model_copy(update={"estimators": (factory,)})
-    assert code_hash(by_function) == code_hash(by_factory) != code_hash(SHIPPED)
