@@ -3,12 +3,10 @@
 test_spend.py runs it and checks what it prints.
 """
 
-import json
 from datetime import timedelta
 
 from core.spec import load_spec
 from core.training_spec import Limit
-from mlflow_server.tracking import Tracking
 from monitoring.monitor import monitor
 from tests.conftest import AS_OF, mlflow_server
 from tests.training.chains import (
@@ -20,7 +18,6 @@ from tests.training.chains import (
     results,
     settings_of,
 )
-from training.artifacts import EVALUATION, read
 
 SPEC = load_spec("next_quarter_spend")
 LENIENT = Limit(metric="rmse", rule="at_most", value=1000)
@@ -52,6 +49,5 @@ if __name__ == "__main__":
     home = settings_of("spend")
     with mlflow_server(home):
         run_id = learn(home, SPEC, LENIENT_SPEC, AS_OF - timedelta(days=180))
-        results["evaluation"] = json.loads(read(Tracking(home), run_id, EVALUATION))
         serve(home, run_id)
     print_results()

@@ -46,16 +46,13 @@ def test_a_model_of_numbers_is_chosen_by_rmse_and_replaces_the_old_one_by_its_ga
 
 def test_the_model_card_of_numbers_has_no_words_of_classes(results):
     card = re.sub(r"base64,[^\"]+", "", results["card"])
-    evaluation = results["evaluation"]
     expected = (
         "All 3 gates passed", "the number that <code>spend_90d</code> will be", "version 1",
-        f"[{evaluation['intervals']['r2']['low']:.4f}, ", "mean prediction",
+        "mean prediction",
     )  # fmt: skip
     assert [text for text in expected if text not in card] == []
     of_classes = ("threshold", "probabilit", "fairness", "AUC", "Brier", "costs")
     assert [word for word in of_classes if word in card] == []
-    segments = [segment["value"] for segment in evaluation["segments"]]
-    assert segments == ["several", "single"]
 
 
 def test_the_served_answer_is_the_number_and_has_no_probability(results):

@@ -11,14 +11,15 @@ from ibis import _
 from feature_repo.definition import Dataset, Label
 from feature_repo.windows import Window, Windows, feature_view
 
-D7, D14, D28 = (timedelta(days=days) for days in (7, 14, 28))
+D14 = timedelta(days=14)
+D28 = timedelta(days=28)
 FEATURES = Windows(
     "courier",
     "delivered_at",
     [
         Window(None, "count", D28, name="parcels_28d"),
         Window("minutes_late", "mean", D28, name="delay_28d"),
-        Window("minutes_late", "mean", D7, name="delay_7d"),
+        Window("minutes_late", "mean", timedelta(days=7), name="delay_7d"),
         Window("region", "last", name="region"),
     ],
 )
@@ -29,8 +30,9 @@ def next_14d(parcels: ir.Table, snapshots: ir.Table) -> ir.Table:
     paired = snapshots.cross_join(
         parcels.select("courier", "delivered_at", "minutes_late")
     )
-    t, at = paired.event_timestamp, paired.delivered_at
-    ahead = paired.filter((at > t) & (at <= t + ibis.interval(days=D14.days)))
+    t = paired.event_timestamp
+    at = paired.delivered_at
+    ahead = paired.filter((at > t) & (at <= t + ibis.interval(days=14)))
     means = ahead.group_by("courier", "event_timestamp").agg(mean=_.minutes_late.mean())
     label = ibis.cases((_.mean < -2, "early"), (_.mean > 2, "late"), else_="on_time")
     return means.select("courier", "event_timestamp", label=label)

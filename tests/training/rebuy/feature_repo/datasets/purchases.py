@@ -14,12 +14,13 @@ from feature_repo.datasets.visits import product_visits
 from feature_repo.definition import Dataset, Label
 from feature_repo.windows import Window, Windows, feature_view
 
-PAIR, TEN = ("customer_id", "product_id"), ibis.interval(days=10)
+TEN = ibis.interval(days=10)
 
 
 def again_10d(purchases: ir.Table) -> ir.Table:
     """1 for a purchase whose customer buys anything within the ten days after it."""
-    bought = purchases.group_by(*PAIR, event_timestamp=purchases.bought_at).agg()
+    keys = {"event_timestamp": purchases.bought_at}
+    bought = purchases.group_by("customer_id", "product_id", **keys).agg()
     following = bought.event_timestamp.lead().over(
         ibis.window(group_by="customer_id", order_by=["event_timestamp", "product_id"])
     )

@@ -18,7 +18,7 @@ from feature_repo.datasets.orders import ORDERS, customer
 from feature_repo.definition import Dataset, Label
 from feature_repo.windows import DECIMAL, feature_view
 
-MONTHS, RECENT = 12, 3
+MONTHS = 12
 NOTHING = ibis.literal(0).cast(DECIMAL)
 KEY = ("customer_id", "basket")
 
@@ -36,7 +36,8 @@ def basket_spend(orders: ir.Table) -> ir.Table:
         first=(ordered == month).ifelse(month, month + ibis.interval(months=1)),
     )
     orders_by_age = placed.mutate(age=ibis.array(list(range(MONTHS + 1))).unnest())
-    counts, recent = orders_by_age.age < MONTHS, orders_by_age.age < RECENT
+    counts = orders_by_age.age < MONTHS
+    recent = orders_by_age.age < 3
     rows = orders_by_age.group_by(
         *KEY,
         event_timestamp=(
