@@ -178,12 +178,14 @@ class Rig:
 
     def start_redis(self):
         """Start it, or again over the data that the one before left behind."""
-        running = redis_server(self.settings.redis_port, self.folder)
-        self.redis = self.opened.enter_context(running)
+        self.redis = self.opened.enter_context(
+            redis_server(self.settings.redis_port, self.folder)
+        )
 
     def start_mlflow(self):
-        stoppable = mlflow_server(self.settings, BIN / "python")
-        self.mlflow = self.opened.enter_context(stoppable)
+        self.mlflow = self.opened.enter_context(
+            mlflow_server(self.settings, BIN / "python")
+        )
 
     def register(self, bias, score="Sigmoid", model=None, name=SPEC.name, **changed):
         """Register the tiny model, or `model` in its place. changed: of the contract."""
@@ -363,11 +365,10 @@ def rig(pytestconfig, tmp_path_factory):
 
 @dataclass
 class Served:
-    """The running server, what it said before anything was registered, and what it serves."""
+    """The running server, and the versions that are registered."""
 
     client: httpx.Client
     process: subprocess.Popen[bytes]
-    empty: dict[str, httpx.Response]
     first: str
     second: str
 
@@ -379,22 +380,11 @@ def served(pytestconfig, rig):
         yield pytestconfig.stash[SERVER]
         return
     with rig.serving() as (client, process):
-
-        def is_started():
-            status = client.get("/status")
-            resources = status.json()["resources"]
-            return resources["redis"]["ok"] and resources["mlflow"]["ok"]
-
-        wait_until("Redis and MLflow asked", is_started)
-        paths = ("/health/live", "/health/ready", "/status")
-        empty = {path: client.get(path) for path in paths}
-        empty["/predict"] = rig.predict(client)
-        empty["/v1"] = client.get("/v1/models/customer_churn_model")
         first = rig.register(-1.0).version
         second = rig.register(0.5).version
         rig.promote(first)
         rig.known_to_be_ready(client)
-        server = Served(client, process, empty, first, second)
+        server = Served(client, process, first, second)
         pytestconfig.stash[SERVER] = server
         yield server
 

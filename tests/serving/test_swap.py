@@ -1,12 +1,19 @@
-"""Promotions while requests are under way, and what a version may lack."""
+"""Versions: promoted while requests are under way, what one may lack, and which are refused."""
 
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from serving.errors import ModelRefusedError
 from tests.conftest import at_most
-from tests.serving.conftest import body_of
+from tests.serving.conftest import SPEC, body_of, contract, opened_version, tiny_onnx
 from tests.serving.load import under_load
+
+NUMBERS = SPEC.model_copy(
+    update={"task": "regression", "threshold": None, "costs": None}
+)
+NUMBER = contract().model_copy(update={"threshold": None})
 
 
 @pytest.mark.timed
@@ -16,8 +23,7 @@ def test_promotions_take_effect_within_5_s_and_no_request_fails(rig, served):
             rig.promote(version)
             promoted = time.monotonic()
             rig.answers_as(served.client, version)
-            swapped = time.monotonic()
-            assert swapped - promoted < at_most(5)
+            assert time.monotonic() - promoted < at_most(5)
     assert {answer.status for answer in answers} == {200}
     assert {answer.version for answer in answers} == {served.first, served.second}
 
@@ -37,3 +43,29 @@ def test_a_version_may_have_no_population_and_no_probability_for_some_features(
     assert refused.status_code == 422
     assert "-1.0" in refused.json()["detail"]
     rig.swap(served.client, served.first)
+
+
+@pytest.mark.parametrize(
+    ("contract", "score", "spec", "reason"),
+    [
+        (contract(), "Identity", SPEC, r"the defaults score \[-88\.\d+\], not a prob"),
+        (NUMBER, "Log", NUMBERS, r"the defaults score \[nan\], not a finite number"),
+        (NUMBER, "Identity", SPEC, "serving.json: its task is not classification"),
+        (contract(), "Sigmoid", NUMBERS, "serving.json: its task is not regression"),
+    ],
+)
+def test_a_version_whose_scores_do_not_fit_its_task_is_refused(
+    tmp_path, contract, score, spec, reason
+):
+    with pytest.raises(ModelRefusedError, match=reason):
+        opened_version(tmp_path, contract, tiny_onnx(-89.0, score), spec)
+
+
+def test_the_status_has_versions_the_age_of_features_and_the_start(rig, served):
+    status = served.client.get("/status").json()
+    model = status["models"][rig.spec.name]
+    assert model["versions"] == {"production": served.first}
+    now = datetime.now(UTC)
+    assert datetime.fromisoformat(model["watermark"]) < now
+    age = now - datetime.fromisoformat(status["started"])
+    assert timedelta(0) < age < timedelta(hours=1)

@@ -1,37 +1,40 @@
-"""Models and specs that a worker follows, and when a refused version is tried again."""
+"""Models and specs that a worker follows: which one answers, and when a version is tried again."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fastapi import FastAPI
 
 from core.spec import MODELS
+from serving.app import add_routes
 from serving.copies import Origin, Refusal
 from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
 from tests.conftest import new_settings
+from tests.serving.conftest import SPEC, client_of
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+START = NOW - timedelta(hours=3)
 ORIGIN = Origin(created=1, digests={"sha256.model.onnx": "a"})
 OTHER = Origin(created=1, digests={"sha256.model.onnx": "b"})
 
 
 @pytest.mark.parametrize(
-    ("minutes", "origin", "hours_since_start", "is_due"),
+    ("minutes", "origin", "server_start", "is_due"),
     [
-        (9, ORIGIN, 3, False),
-        (10, ORIGIN, 3, True),
-        (1, OTHER, 3, True),
-        (1, ORIGIN, 0, True),
+        (9, ORIGIN, START, False),
+        (10, ORIGIN, START, True),
+        (1, OTHER, START, True),
+        (1, ORIGIN, NOW + timedelta(seconds=1), True),
     ],
 )
 def test_a_refused_version_is_tried_again_after_ten_minutes_a_change_or_a_restart(
-    minutes, origin, hours_since_start, is_due
+    minutes, origin, server_start, is_due
 ):
     refusal = Refusal(reason="bad", origin=ORIGIN, time=NOW)
     later = NOW + timedelta(minutes=minutes)
-    server_start = later - timedelta(hours=hours_since_start)
     assert refusal.is_due(origin, server_start, later) == is_due
 
 
@@ -87,3 +90,37 @@ def test_an_added_changed_removed_or_broken_spec_affects_no_other_model(
         await watcher.close()
 
     asyncio.run(follow())
+
+
+OTHER_SPEC = SPEC.model_copy(
+    update={"name": "other_model", "entity_key": {"shop_id": "int64"}}
+)
+BOTH = "/models/customer_churn_model/predict, /models/other_model/predict"
+
+
+@pytest.mark.parametrize(
+    ("default", "specs", "path", "status", "reason"),
+    [
+        (None, (SPEC,), "/predict", 503, SPEC.name),
+        (SPEC.name, (SPEC, OTHER_SPEC), "/predict", 503, SPEC.name),
+        (None, (SPEC, OTHER_SPEC), "/predict", 404, BOTH),
+        ("removed_model", (SPEC, OTHER_SPEC), "/invocations", 404, BOTH),
+        (None, (), "/predict/batch", 404, "GYRE_DEFAULT_MODEL): none"),
+    ],
+)
+def test_the_only_model_or_the_default_answers_where_no_name_is_given(
+    tmp_path, default, specs, path, status, reason
+):
+    """Of an application that has no version yet."""
+    settings = new_settings(tmp_path, default_model=default)
+    repository = ModelRepository(settings, AppendLog(tmp_path, "predictions"))
+    repository.update(specs)
+    app = add_routes(FastAPI(), settings, repository)
+
+    async def ask():
+        async with client_of(app) as client:
+            return await client.post(path, json={"customer_id": 1})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status
+    assert reason in answer.text
