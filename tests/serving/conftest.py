@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -114,18 +115,14 @@ def contract():
 
 
 def read_log(folder, kind="predictions", text=""):
-    """Rows of a log whose line has the text, and how many torn lines were skipped."""
+    """Rows of a log whose line has the text, without torn lines."""
     rows = []
-    torn = 0
     for file in sorted(folder.glob(f"{kind}-*.jsonl")):
         for line in file.read_bytes().split(b"\n"):
-            if not line or text.encode() not in line:
-                continue
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                torn += 1
-    return rows, torn
+            if text.encode() in line:
+                with suppress(ValueError):
+                    rows.append(json.loads(line))
+    return rows
 
 
 def body_of(protocol, row):
@@ -150,6 +147,12 @@ def opened_version(folder, served, model, spec=SPEC):
     (folder / ONNX_FILE).write_bytes(model.SerializeToString())
     (folder / CONTRACT_FILE).write_text(served.model_dump_json())
     return open_version(folder, digest_tags(folder), spec)
+
+
+def place(view, customer, *names):
+    """Return the hash of a customer in Redis, and its fields of some features of a view."""
+    key = view.prefix + struct.pack("<IIq", 4, 8, customer) + view.suffix
+    return key, [part.field for part in view.features if part.name in names]
 
 
 def client_of(app):
@@ -327,8 +330,7 @@ class Rig:
 
     def rows(self, kind="predictions", text=""):
         """Return rows of the log, those whose line has the text."""
-        rows, _ = read_log(self.log, kind, text)
-        return sorted(rows, key=lambda row: row["received"])
+        return sorted(read_log(self.log, kind, text), key=lambda row: row["received"])
 
     def row_of(self, answer):
         """Return the row of the log of an answer."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -96,18 +95,18 @@ def failing(inputs):
 
 
 def offered(inputs):
-    pairs = zip(inputs["cart_value"], inputs["person__amount"], strict=True)
     from datetime import timedelta  # noqa: PLC0415  (Feast stores the function alone)
 
     import numpy as np  # noqa: PLC0415  (a plain int is an int64 to Feast, a float a double)
 
+    amounts = zip(inputs["cart_value"], inputs["person__amount"], strict=True)
+    moments = zip(inputs["items"], inputs["as_of"], strict=True)
     return {
-        "above": [None if amount is None else cart - amount for cart, amount in pairs],
-        "offer": [f"{coupon}!" for coupon in inputs["coupon"]],
-        "more": [
-            items + now % 7
-            for items, now in zip(inputs["items"], inputs["as_of"], strict=True)
+        "above": [
+            None if amount is None else cart - amount for cart, amount in amounts
         ],
+        "offer": [f"{coupon}!" for coupon in inputs["coupon"]],
+        "more": [items + now % 7 for items, now in moments],
         "crates": [np.int32(boxes // 2) for boxes in inputs["boxes"]],
         "third": [np.float32(rate / 3) for rate in inputs["rate"]],
         "bought": [not gift for gift in inputs["gift"]],
@@ -159,9 +158,10 @@ class Shop:
         for feature in view.features:
             kind = feature.dtype.to_value_type().name.lower()
             row[feature.name] = Value(**{f"{kind}_val": values.get(feature.name)})
-        online = self.store._get_provider().online_store
         rows = [(key, row, NOON, None)]
-        online.online_write_batch(self.store.config, view, rows, None)
+        self.store._get_provider().online_write_batch(
+            self.store.config, view, rows, None
+        )
 
     def fill(self):
         self.redis.flushdb()
@@ -173,14 +173,9 @@ class Shop:
                 keys = {"shop_code": code, "customer_id": n - 2}
                 self.write(VISIT, keys, {"visits": n * 1000 + len(code)})
         self.write(PERSON, {"customer_id": 77}, {})
+        state = json.dumps({"version": None, "time": NOON.isoformat(), "next": None})
         for view in VIEWS:
-            self.write_state(view, NOON)
-
-    def write_state(self, view, time):
-        """Write the state of a view; time: None while a first fill goes on."""
-        text = time and time.isoformat()
-        state = {"version": None, "time": text, "next": None}
-        self.redis.set(state_key(self.store.project, view.name), json.dumps(state))
+            self.redis.set(state_key(self.store.project, view.name), state)
 
     def feast(self, service, names, keys, as_of):
         store = open_store(self.settings, 60)
@@ -190,7 +185,7 @@ class Shop:
 
     def contract(self, service="mixed", names=NAMES):
         return ServedModel(
-            model="m", entity_key={"customer_id": "int64"}, feature_service=service,
+            model=SPEC.name, entity_key={"customer_id": "int64"}, feature_service=service,
             features=dict.fromkeys(names, "double"), defaults={}, population=SPEC.population,
             as_of="", lookup=look_up_specification(self.settings, service, (__name__,)),
         )  # fmt: skip
@@ -217,13 +212,6 @@ class Shop:
                 return await online(source, keys, moments)
 
         return uvloop.run(read())
-
-    def field_of(self, customer_id, feature):
-        """Return the hash of a customer's features in Redis, and the field of one of them."""
-        view = self.contract("plain").lookup.views[0]
-        key = struct.pack("<IIq", 4, 8, customer_id)
-        fields = {stored.name: stored.field for stored in view.features}
-        return view.prefix + key + view.suffix, fields[feature]
 
 
 @pytest.fixture(scope="module")

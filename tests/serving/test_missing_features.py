@@ -2,21 +2,18 @@
 
 import asyncio
 import re
-import struct
-from datetime import UTC, datetime
 
-import pandas as pd
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 from redis import Redis
 
 from core.spec import MISSING
-from feature_repo.store import open_store
 from serving.app import create_app
-from tests.serving.conftest import FEATURES, KNOWN, client_of, contract
+from tests.serving.conftest import KNOWN, client_of, contract, place
 
 IS_READ = re.compile("is null|has no row")
 """Of a refusal: Redis was read, and lacks something."""
+(VIEW,) = contract().lookup.views
 HOLES = 7_000_001
 LATE = 7_000_009
 """Customers that the shipped orders do not have."""
@@ -45,22 +42,15 @@ def refusing(rig, home, monkeypatch, *customers):
     return asyncio.run(run())
 
 
-def store_customer(rig, customer, **values):
-    """Write a row of a customer, as a source with gaps would leave it."""
-    now = datetime.now(UTC)
-    now_us = int(now.timestamp() * 1e6)
-    row = {"customer_id": customer, "event_timestamp": now, "created": now}
-    row |= {"last_order_us": now_us, "first_order_us": now_us} | FEATURES | values
-    types = {"lifetime_value": "float64", "last_order_us": "Int64"}
-    frame = pd.DataFrame([row]).astype(types | {"customer_segment": "string"})
-    open_store(rig.settings, 5.0).write_to_online_store("customer_features", frame)
-
-
 def test_a_null_is_scored_replaced_by_a_default_or_refused_as_the_spec_says(
     rig, served, tmp_path, monkeypatch
 ):
-    nulls = {"customer_segment": None, "lifetime_value": None}
-    store_customer(rig, HOLES, **nulls, last_order_us=None)
+    known_key, _ = place(VIEW, KNOWN)
+    nulls = ("customer_segment", "lifetime_value", "last_order_us")
+    key, fields = place(VIEW, HOLES, *nulls)
+    with Redis(port=rig.settings.redis_port) as redis:
+        redis.copy(known_key, key)
+        redis.hdel(key, *fields)
     answer = rig.predict(served.client, HOLES)
     assert answer.json()["features_from"] == "defaults"
     features = rig.row_of(answer)["features"]
@@ -74,23 +64,18 @@ def test_a_null_is_scored_replaced_by_a_default_or_refused_as_the_spec_says(
 @pytest.fixture
 def two_views(rig, served):
     """A version in production that reads two features from a view which only LATE is in."""
-    lookup = contract().lookup
-    (view,) = lookup.views
     names = ("lifetime_value", "avg_order_value")
-    first = [feature for feature in view.features if feature.name not in names]
-    second = [feature for feature in view.features if feature.name in names]
-    prefix = b"value " + view.prefix
-    value = {"name": "value", "prefix": prefix, "features": tuple(second)}
-    views = (
-        view.model_copy(update={"features": tuple(first)}),
-        view.model_copy(update=value),
-    )
-    of_two_views = lookup.model_copy(update={"views": views})
-    version = rig.register(-0.5, lookup=of_two_views).version
-    key = prefix + struct.pack("<IIq", 4, 8, LATE) + view.suffix
+    first = [feature for feature in VIEW.features if feature.name not in names]
+    second = [feature for feature in VIEW.features if feature.name in names]
+    value = {"name": "value", "prefix": b"value " + VIEW.prefix}
+    value_view = VIEW.model_copy(update=value | {"features": tuple(second)})
+    views = (VIEW.model_copy(update={"features": tuple(first)}), value_view)
+    lookup = contract().lookup.model_copy(update={"views": views})
+    version = rig.register(-0.5, lookup=lookup).version
+    key, fields = place(value_view, LATE, *names)
+    content = Value(double_val=7.5).SerializeToString()
     with Redis(port=rig.settings.redis_port) as redis:
-        for feature in second:
-            redis.hset(key, feature.field, Value(double_val=7.5).SerializeToString())
+        redis.hset(key, mapping=dict.fromkeys(fields, content))
         rig.swap(served.client, version)
         yield
         rig.swap(served.client, served.first)

@@ -11,7 +11,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from core.errors import DataError
 from mlflow_server.served_model import LookupSpecification
 from serving.errors import ModelRefusedError
-from tests.serving.conftest import contract, opened_version, tiny_onnx
+from tests.serving.conftest import contract, opened_version, place, tiny_onnx
 from tests.serving.shop import (  # noqa: F401  (fixtures)
     DAY,
     NAMES,
@@ -43,24 +43,14 @@ def test_rows_equal_feasts_rows_for_every_value_key_age_and_absence(stocked):
     Random(1).shuffle(reads)
     keys = [key for key, _ in reads]
     moments = [moment for _, moment in reads]
-
-    async def read():
-        async with stocked.source() as source:
-            assert source.watermark == NOON
-            rows = await online(source, keys, moments)
-            for position in range(0, len(keys), 10):
-                (row,) = await online(source, [keys[position]], moments[position])
-                assert row == rows[position]
-            return rows
-
     assert stocked.contract().lookup.unsupported is None
-    rows = uvloop.run(read())
+    rows = stocked.read("mixed", NAMES, keys, moments)
     unknown = dict.fromkeys(NAMES)
     expected = stocked.feast("mixed", NAMES, keys, moments)
     for position, key in enumerate(keys):
         if expected[position] == unknown and key["customer_id"] != 77:
             expected[position] = None
-    assert [*map(repr, rows)] == [*map(repr, expected)]
+    assert repr(rows) == repr(expected)
     for name in NAMES:
         values = {repr(row[name]) for row in rows if row}
         assert len(values) > 2
@@ -70,7 +60,9 @@ def test_rows_equal_feasts_rows_for_every_value_key_age_and_absence(stocked):
     "content", [Value(int32_val=7).SerializeToString(), b"\x20", b"\x29\0\0"]
 )
 def test_a_row_with_bytes_of_a_wrong_type_fails_alone(stocked, content):
-    stocked.redis.hset(*stocked.field_of(-3, "count"), content)
+    (view,) = stocked.contract("plain").lookup.views
+    key, fields = place(view, -3, "count")
+    stocked.redis.hset(key, mapping=dict.fromkeys(fields, content))
     rows = stocked.read("plain", PLAIN, people(-3, -2, 5000))
     assert rows == [{}, SECOND_CUSTOMER, None]
 
