@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from statistics import median
 
 import psutil
 import pytest
@@ -60,19 +61,26 @@ def seconds_until_counted(served, features, number, customer):
 
 
 @pytest.mark.timed
-def test_an_order_changes_the_features_of_the_next_prediction_within_a_second(
-    served, features, consumer, capsys
+def test_an_order_changes_the_next_prediction_within_a_second_also_during_an_ingest(
+    rig, served, features, consumer
 ):
     seconds = [
         seconds_until_counted(served, features, customer, customer)
         for customer in range(100, 110)
     ]
-    seconds.sort()
-    with capsys.disabled():
-        print(  # noqa: T201  (the figure is the point)
-            f"\nevent to prediction: median {seconds[5]:.3f} s, slowest {seconds[-1]:.3f} s"
-        )
-    assert seconds[5] < at_most(1)
+    busy_seconds = []
+    with ThreadPoolExecutor(1) as threads:
+        now = datetime.now(UTC)
+        work = threads.submit(ingest, rig.settings, "orders", now, full=True)
+        while not work.done():
+            number = 1_000 + len(busy_seconds)
+            delay = seconds_until_counted(served, features, number, NEW + 7)
+            busy_seconds.append(delay)
+        work.result()
+    assert features(NEW + 7) == len(busy_seconds)
+    for name, times in (("alone", seconds), ("during an ingest", busy_seconds)):
+        print(f"\n{name}: median {median(times):.2f} s, slowest {max(times):.2f} s")  # noqa: T201
+        assert median(times) < at_most(1)
 
 
 @pytest.mark.timed
@@ -91,24 +99,8 @@ def test_a_thousand_events_of_new_customers_are_online_within_three_seconds(
     assert seconds < at_most(3)
 
 
-@pytest.mark.timed
-def test_events_are_online_soon_while_an_ingest_runs(rig, served, features, consumer):
-    seconds = []
-    with ThreadPoolExecutor(1) as threads:
-        now = datetime.now(UTC)
-        work = threads.submit(ingest, rig.settings, "orders", now, full=True)
-        while not work.done():
-            number = 1_000 + len(seconds)
-            seconds.append(seconds_until_counted(served, features, number, NEW + 7))
-        work.result()
-    assert features(NEW + 7) == len(seconds)
-    print(f"\nduring an ingest: slowest of {len(seconds)} {max(seconds):.2f} s")  # noqa: T201
-    assert sorted(seconds)[len(seconds) // 2] < at_most(1)
-
-
 WRONG = [
     ({"extra": 1}, "Extra"),
-    ({"customer_id": None}, "integer"),
     ({"order_id": "1"}, "integer"),
     ({"order_id": 2**63}, "less than"),
     ({"number_of_cds": 1.5}, "integer"),
@@ -151,15 +143,14 @@ def test_a_request_with_a_wrong_event_is_refused_with_the_name_of_the_field(
 def test_a_full_stream_answers_503_and_accepts_no_event(rig, served, consumer):
     with Redis.from_url(rig.settings.redis_address) as redis:
         pipe = redis.pipeline()
+        pipe.hset("gyre:events", "full", redis.hget("gyre:events", "orders"))
         for _ in range(MAX_ENTRIES):
             pipe.xadd("gyre:events:full", {"events": b"[]"})
         pipe.execute()
-        redis.hset("gyre:events", "full", redis.hget("gyre:events", "orders"))
-        try:
-            answer = served.client.post("/events/full", json=order(320, 1))
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-            assert "gyre consume" in answer.json()["detail"]
-            assert redis.xlen("gyre:events:full") == MAX_ENTRIES
-        finally:
-            redis.delete("gyre:events:full")
-            redis.hdel("gyre:events", "full")
+        answer = served.client.post("/events/full", json=order(320, 1))
+        count = redis.xlen("gyre:events:full")
+        redis.delete("gyre:events:full")
+        redis.hdel("gyre:events", "full")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "gyre consume" in answer.json()["detail"]
+    assert count == MAX_ENTRIES
