@@ -5,7 +5,6 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -174,6 +173,8 @@ class Rig:
     settings: Settings
     folder: Path
     opened: ExitStack
+    programs: Path = BIN
+    """Folder of the Python that runs what is started here."""
     redis: subprocess.Popen[bytes] | None = None
     mlflow: subprocess.Popen[bytes] | None = None
     spec = SPEC
@@ -227,7 +228,7 @@ class Rig:
         if "home" in changed:
             changed.setdefault("serving_port", unused_port())
         settings = self.settings.model_copy(update=changed)
-        command = [sys.executable, *(program or ("-m", "serving"))]
+        command = [str(self.programs / "python"), *(program or ("-m", "serving"))]
         log = self.folder / "serving.log"
         address = settings.serving_address
         with (
@@ -240,7 +241,7 @@ class Rig:
     @contextmanager
     def consuming(self):
         """`gyre consume`, reading."""
-        command = [str(BIN / "gyre"), "consume"]
+        command = [str(self.programs / "gyre"), "consume"]
         log = self.folder / "consumer.log"
         log.touch()
         start = log.stat().st_size
