@@ -74,13 +74,11 @@ def view(name, /, *entities, ttl=timedelta(0), **fields):
 
 
 moment = RequestSource(name="moment", schema=schema(as_of=Int64))
-CART = RequestSource(
-    name="cart",
-    schema=schema(
-        cart_value=Float64, coupon=String, items=Int64, boxes=Int32, rate=Float32, gift=Bool,
-        due=UnixTimestamp,
-    ),
+CART_FIELDS = schema(
+    cart_value=Float64, coupon=String, items=Int64, boxes=Int32, rate=Float32, gift=Bool,
+    due=UnixTimestamp,
 )  # fmt: skip
+CART = RequestSource(name="cart", schema=CART_FIELDS)
 PERSON = view(
     "person", customer, count=Int64, amount=Float64, name=String, size=Int32,
     ratio=Float32, member=Bool, joined=UnixTimestamp,
