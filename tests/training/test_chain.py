@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 
 import mlflow
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from core.errors import TrainingError
 from core.monitoring_spec import Promotion, Rollout
 from core.training_spec import Limit
+from feature_repo.features import raw_table
 from mlflow_server.ledger import Ledger
 from mlflow_server.pages import CARD
 from mlflow_server.promotion import release
@@ -21,6 +23,7 @@ from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
+from tests.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
 from training.artifacts import GATES, read
 from training.dataset import load_frame, unlearnable
@@ -275,3 +278,18 @@ def test_a_canary_starts_as_shadow(tracked, approval):
         row = ledger.rows(SPEC.name)[-1]
         assert (row.role, row.action) == ("shadow", "rollout")
         release(registry, ledger, SPEC.name, "shadow", who="ann", why="enough")
+
+
+def test_an_event_dated_in_the_future_stops_no_training(tracked, tracking, second):
+    table = raw_table(tracked, ORDERS)
+    row = table.read().slice(5, 1)
+    later = {"order_ts": AS_OF + timedelta(seconds=30), "ingested_at": AS_OF}
+    event = pa.Table.from_pylist([row.to_pylist()[0] | later], table.schema)
+    table.merge(event, ORDERS.key, row.column_names)
+    spec = SPEC.model_copy(update={"seed": 500})
+    try:
+        run_id = open_run(tracked, spec, AS_OF, "later")
+    finally:
+        table.merge(row, ORDERS.key, row.column_names)
+    assert run_id is not None
+    tracking.end(run_id, "only begun", "FAILED")
