@@ -22,6 +22,7 @@ REFERENCE = Reference(
     rows=pd.DataFrame({"plan": ["a"]}), features={}, snapshot=None, threshold=0.5,
     task="classification", evaluated={}, spread=UsualSpread(),
 )  # fmt: skip
+LATE = f"{__name__}:late_deliveries"
 
 
 def late_deliveries(run, reference):
@@ -40,29 +41,25 @@ def broken(_run, _reference):
     raise ZeroDivisionError("no deliveries")
 
 
-def run(**limits):
-    return SimpleNamespace(
-        version="3",
-        spec=SimpleNamespace(name="churn", monitoring=Monitoring(**limits)),
-        window=SimpleNamespace(rows=pd.DataFrame({"plan": ["a"] * 3})),
-    )
+def results(*checks, **limits):
+    """What a spec's own checks find, by their paths."""
+    monitoring = Monitoring(checks=checks, **limits)
+    spec = SimpleNamespace(name="churn", monitoring=monitoring)
+    window = SimpleNamespace(rows=pd.DataFrame({"plan": ["a"] * 3}))
+    run = SimpleNamespace(version="3", spec=spec, window=window)
+    return run_checks(run, REFERENCE, (), ())
 
 
 def test_a_check_of_the_spec_is_part_of_the_run():
-    spec_run = run(checks=(f"{__name__}:late_deliveries",))
-    assert run_checks(spec_run, REFERENCE, (), ()) == [BAD]
-    (missing,) = run_checks(spec_run, "its run was deleted", (), ())
-    assert (missing.name, missing.status) == ("reference", "unknown")
-    assert missing.words == "there is no reference: its run was deleted"
+    assert results(LATE) == [BAD]
 
 
 def test_each_alert_of_a_teams_check_is_an_incident_of_its_own():
-    spec_run = run(checks=(f"{__name__}:two_alerts",))
-    results = run_checks(spec_run, REFERENCE, (), ())
-    incidents = [
-        f"{name} of version 3: alert" for name in ("delivery/first", "delivery/last")
+    alerts = results(f"{__name__}:two_alerts")
+    assert [alert.incident for alert in alerts] == [
+        "delivery/first of version 3: alert",
+        "delivery/last of version 3: alert",
     ]
-    assert [result.incident for result in results] == incidents
 
 
 @pytest.mark.parametrize(
@@ -73,8 +70,7 @@ def test_each_alert_of_a_teams_check_is_an_incident_of_its_own():
     ],
 )
 def test_a_failed_check_is_unknown_and_the_others_still_run(path, why):
-    after = f"{__name__}:late_deliveries"
-    first, second = run_checks(run(checks=(path, after)), REFERENCE, (), ())
+    first, second = results(path, LATE)
     assert (first.status, second) == ("unknown", BAD)
     assert first.words.startswith(f"{path} was not measured: ")
     assert why in first.words
@@ -82,18 +78,15 @@ def test_a_failed_check_is_unknown_and_the_others_still_run(path, why):
 
 @pytest.mark.parametrize("name", ["days", "delivery"])
 def test_a_monitor_only_result_keeps_its_status_and_does_not_act(name):
-    passive = run(
-        monitor_only={name: "a strike"}, checks=(f"{__name__}:late_deliveries",)
-    )
-    (result,) = run_checks(passive, REFERENCE, (), ())
+    (result,) = results(LATE, monitor_only={name: "a strike"})
     assert result == replace(BAD, acts=False, reason="a strike")
 
 
 def test_performance_that_falls_without_drift_is_concept_drift():
     worse = replace(BAD, name="online/f1", kind="performance_drift")
     drift = replace(BAD, name="psi/days", kind="data_drift")
-    assert name_performance([worse], {}) == [replace(worse, kind="concept_drift")]
+    concept_drift = replace(worse, kind="concept_drift")
+    assert name_performance([worse], {}) == [concept_drift]
     assert name_performance([worse, drift], {}) == [worse, drift]
     passive = {"days": "grows by a day each day"}
-    kinds = [result.kind for result in name_performance([worse, drift], passive)]
-    assert kinds == ["concept_drift", "data_drift"]
+    assert name_performance([worse, drift], passive) == [concept_drift, drift]
