@@ -1,25 +1,27 @@
-"""A rollout on the real registry and ledger, by what a log of serving's form says."""
+"""A rollout on the real registry and ledger, by what a log of serving's form says; its rules."""
 
-import json
-from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 
+import numpy as np
 import pytest
 
 from core.monitoring_spec import Rollout
 from core.spec import load_spec
-from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger, LedgerRow, now
-from mlflow_server.promotion import promote, release
+from mlflow_server.ledger import Ledger, now
 from mlflow_server.registry import Registry
-from monitoring.rollout import AUTHOR, roll_out
+from monitoring.harm import QUANTILES, Variant
+from monitoring.rollout import AUTHOR, Evidence, judge_step, roll_out
 from tests.conftest import mlflow_server, new_settings
-from tests.mlflow_server.conftest import new_model
+from tests.mlflow_server.conftest import Roles, new_model
+from tests.monitoring.conftest import alerts
 from tests.monitoring.log import FAILURE, answer, write
 
 SPEC = load_spec("customer_churn_model")
-ANN = {"who": "ann", "why": "try"}
+POLICY = Rollout(policy="canary")
+SPREAD = tuple(np.linspace(0, 1, 101).tolist())
+SAME = (0.7,) * 101
 
 
 @pytest.fixture(scope="module")
@@ -29,47 +31,31 @@ def settings(tmp_path_factory):
         yield home
 
 
-class World:
+class World(Roles):
     """A model with version 1 in production and 2 as shadow, and the log of their answers."""
 
     def __init__(self, settings, spec):
-        self.settings = settings
+        super().__init__(settings, Registry(settings), Ledger(settings), spec.name)
         self.spec = spec
-        self.model = spec.name
-        self.registry = Registry(settings)
-        self.ledger = Ledger(settings)
         self.ids = count()
         self.promote("1")
         self.promote("2", role="shadow")
 
-    def promote(self, version, **change):
-        promote(self.registry, self.ledger, self.model, version, **ANN, **change)
-
-    def answers(self, role, version, number, failed=0, **change):
-        """Log so many rows, of which the last ones failed."""
+    def answers(self, role, version, number, **change):
+        """Log so many rows."""
+        values = {"model": self.model, "role": role, "version": version}
         lines = []
         for position in range(number):
-            line = answer(
-                f"{self.model}-{next(self.ids)}",
-                now(),
-                model=self.model,
-                role=role,
-                version=version,
-                probability=position / number,
-                seconds=0.0008,
-                **change,
-            )
-            if position >= number - failed:
-                line |= FAILURE
-            lines.append(line)
+            values |= {"probability": position / number, "seconds": 0.0008} | change
+            lines.append(answer(f"{self.model}-{next(self.ids)}", now(), **values))
         write(self.settings, f"predictions-1-{next(self.ids)}.jsonl", *lines)
 
     def run(self, minutes=11.0):
         return roll_out(self.settings, self.spec, now() + timedelta(minutes=minutes))
 
     @property
-    def roles(self):
-        return self.registry.aliases(self.model)
+    def alerts(self):
+        return alerts(self.settings, self.model)
 
     def to_25_percent(self):
         """Good answers until the challenger has 25 percent."""
@@ -77,13 +63,7 @@ class World:
             self.answers("production", "1", 300)
             self.answers(role, "2", 150)
             assert self.run().action == "advance"
-        assert self.roles == {"production": "1", "challenger": "2"}
-
-    def alerts(self):
-        """Return the messages that went out."""
-        with closing(Alerts(self.settings)) as alerts:
-            rows = alerts.rows(self.model, delivered=True)
-            return [row["message"] for row in rows]
+        assert self.aliases == {"production": "1", "challenger": "2"}
 
 
 @pytest.fixture
@@ -99,7 +79,6 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     for percent in (5, 25, 50, 100):
         world.answers("production", "1", 300)
         world.answers(role, "2", 99)
-        world.answers(role, "2", 50, in_population=False)
         assert "it has answered 99 of 100 rows" in world.run().summary
         world.answers(role, "2", 1)
         assert world.run(minutes=5).action == "hold"
@@ -110,52 +89,34 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     world.answers("challenger", "2", 120)
     done = world.run()
     assert (done.action, done.version) == ("done", "2")
-    assert world.roles == {"production": "2"}
-    rows = [row for row in world.ledger.rows(world.model) if row.who == AUTHOR]
+    assert world.aliases == {"production": "2"}
+    rows = [row for row in world.rows if row.who == AUTHOR]
     assert [row.percent for row in rows] == [5, 25, 50, 100, 100]
-    assert {row.action for row in rows} == {"rollout"}
-    assert json.loads(rows[-1].evidence)["challenger"]["rows"] == 120
     assert rows[-1].why.startswith("at 100 %: 0 of 120 rows failed beside 0 of 300, 95")
     assert world.run().action == "nothing"
-    assert world.alerts() == []
+    assert world.alerts == []
 
 
 def test_a_challenger_that_fails_is_stopped_with_one_alert_and_may_be_tried_again(
     world,
 ):
     world.to_25_percent()
-    world.answers("challenger", "2", 18, failed=8)
+    world.answers("challenger", "2", 10)
+    world.answers("challenger", "2", 8, **FAILURE)
     stopped = world.run(minutes=0)
-    assert (stopped.action, world.roles) == ("abort", {"production": "1"})
-    *_, step, row = world.ledger.rows(world.model)
+    assert (stopped.action, world.aliases) == ("abort", {"production": "1"})
+    *_, step, row = world.rows
     assert (row.role, row.from_version, row.to_version) == ("challenger", "2", None)
-    assert (row.who, row.action) == (AUTHOR, "release")
     assert row.why == "at 25 %: 8 of 18 predictions failed, at most 2.0% is allowed"
     assert [world.run().action for _ in range(3)] == ["nothing"] * 3
-    (message,) = world.alerts()
-    incident = f"rollout of version 2 stopped (ledger row {step.sequence})"
-    assert message == f"{incident}: {row.why.removeprefix('at 25 %: ')}"
+    (alert,) = world.alerts
+    cause = f"rollout of version 2 stopped (ledger row {step.sequence})"
+    assert alert["cause"] == cause
+    assert "8 of 18 predictions failed" in alert["message"]
 
     world.promote("2", role="shadow")
     world.to_25_percent()  # what failed before is not held against it
-    assert len(world.alerts()) == 1
-
-
-def test_the_next_run_completes_the_step_of_a_killed_run_once(world):
-    """It had noted an alert, and the row of a step."""
-    with closing(Alerts(world.settings)) as alerts:
-        alerts.note(world.model, "rollout of version 2 stopped", "it fails", now())
-    row = LedgerRow(world.model, 3, "challenger", 5, None, "2", AUTHOR, "", None, now())
-    world.ledger.insert(row)
-    assert world.alerts() == []
-    assert world.roles == {"production": "1", "shadow": "2"}
-    assert "2 at 5 % holds" in world.run().summary
-    assert world.alerts() == ["it fails"]
-    assert world.roles == {"production": "1", "challenger": "2"}
-    rows = world.ledger.rows(world.model)[2:]
-    ends = [("challenger", "2"), ("shadow", None)]
-    assert [(row.role, row.to_version) for row in rows] == ends
-    assert all(row.applied_at for row in rows)
+    assert world.alerts == [alert]
 
 
 def test_a_rollout_waits_for_a_challenger_set_by_hand_and_ends_with_a_new_production(
@@ -167,9 +128,90 @@ def test_a_rollout_waits_for_a_challenger_set_by_hand_and_ends_with_a_new_produc
     theirs = world.run()
     assert (theirs.action, theirs.version) == ("hold", "3")
     assert "at 10 % holds: ann set this challenger" in theirs.summary
-    release(world.registry, world.ledger, world.model, "challenger", **ANN)
+    world.release("challenger")
     assert world.run().action == "advance"
     world.promote("3")
     assert world.run().action == "nothing"
-    assert world.roles == {"production": "3"}
-    assert world.alerts() == []
+    assert world.aliases == {"production": "3"}
+    assert world.alerts == []
+
+
+def variant(seconds=0.010, **change):
+    good = {
+        "rows": 1000,
+        "requests": 1000,
+        "seconds": dict.fromkeys(QUANTILES, seconds),
+        "scored_rows": 1000,
+        "scores": SPREAD,
+    }
+    return Variant(**good | change)
+
+
+GOOD = variant()
+PASSED = Evidence(5, 60.0, GOOD, GOOD)
+LAST = replace(PASSED, percent=100, production=Variant())
+TOOK_OVER = replace(LAST, previous_production=GOOD)
+
+
+def moved(by):
+    return tuple(score + by for score in SPREAD)
+
+
+def challenger(seconds=0.010, evidence=PASSED, **change):
+    return replace(evidence, challenger=variant(seconds, **change))
+
+
+def production(seconds=0.010, **change):
+    return replace(PASSED, production=variant(seconds, **change))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "action", "percent", "reason"),
+    [
+        (PASSED, "advance", 25, "0 of 1000 rows failed beside 0 of 1000, 95 % of req"),
+        # Where it answers everybody, production of the step before stands for production.
+        (TOOK_OVER, "done", 100, ""),
+        (LAST, "hold", 100, "production has answered 0"),
+        (challenger(0.021, TOOK_OVER), "abort", 0, "21.0 ms"),
+        # Too little is known.
+        (challenger(requests=99), "hold", 5, "it has answered 99 of 100 requests"),
+        (production(scored_rows=99), "hold", 5, "production has answered 99 of 100"),
+        (production(requests=2), "hold", 5, "production has answered 2 of 100 req"),
+        (replace(PASSED, minutes=9.9), "hold", 5, "10 of 10 minutes"),
+        # Failures: more than 2 points above production's.
+        (challenger(failed_rows=20), "advance", 25, "20 of 1000 rows failed"),
+        (challenger(failed_rows=21), "abort", 0, "21 of 1000 predictions failed, at"),
+        (
+            challenger(0.01, production(failed_rows=10), failed_rows=21),
+            "advance",
+            25,
+            "",
+        ),
+        (challenger(rows=2, failed_rows=2, scored_rows=0), "hold", 5, ""),
+        (challenger(rows=3, failed_rows=3, scored_rows=0), "abort", 0, "3 of 3"),
+        # Latency.
+        (challenger(0.020), "advance", 25, "within 20.0 ms beside 10.0 ms"),
+        (challenger(0.021), "abort", 0, "requests within 21.0 ms, at most 20.0 ms"),
+        # Scores.
+        (challenger(scores=moved(0.405)), "advance", 25, "scores 0.41 apart"),
+        (challenger(scores=moved(0.605)), "abort", 0, "0.60 from those of production"),
+        (challenger(scores=moved(0.605), scored_rows=100), "hold", 5, "too few to say"),
+        (challenger(scores=SAME), "abort", 0, "every one of 1000 scores is 0.7"),
+    ],
+)
+def test_the_first_matching_rule_decides(evidence, action, percent, reason):
+    step = judge_step(POLICY, evidence)
+    assert (step.action, step.percent) == (action, percent)
+    assert reason in step.reason
+
+
+def test_the_limits_come_from_the_spec():
+    for policy, evidence, action in (
+        (Rollout(steps=(50,)), replace(PASSED, percent=50), "done"),
+        (Rollout(errors=0), challenger(failed_rows=1), "abort"),
+        (Rollout(latency=1), challenger(0.016), "abort"),
+        (Rollout(scores=0.01), challenger(scores=moved(0.305)), "abort"),
+        (Rollout(requests=1001), PASSED, "hold"),
+        (Rollout(minutes=61), PASSED, "hold"),
+    ):
+        assert judge_step(policy, evidence).action == action, policy
