@@ -1,26 +1,26 @@
 """The second use case's features: keys of two columns, one derived; monthly rows that expire."""
 
-import importlib.util
-import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from operator import itemgetter
 
 import pandas as pd
 import pytest
 
 from core.settings import PROJECT
+from feature_repo import datasets
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.ingest import catch_up
 from feature_repo.online_values import OnlineValues
 from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.store import publish_beside
-from feature_repo.views import entities
+from feature_repo.window_ends import WindowEnds
 from tests.feature_repo.conftest import land_orders, online_reader
-from tests.feature_repo.test_ingest import DAY, order
+from tests.feature_repo.test_ingest import DAY, HOUR, order
 
-FOLDER = PROJECT / "tests" / "training" / "spend"
+FOLDER = PROJECT / "tests/training/spend/feature_repo/datasets"
 KEY = ("customer_id", "basket")
 SERVICE = "next_quarter_spend_v1"
 NAMES = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_last_order",
@@ -37,14 +37,9 @@ KEYS = [(1, "single"), (1, "several"), (2, "single"), (2, "several")]
 @pytest.fixture(scope="module")
 def spend():
     """The dataset as the tutorial puts it into place."""
-    name = "feature_repo.datasets.spend"
-    file = FOLDER / f"{name.replace('.', '/')}.py"
-    module_spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    module_spec.loader.exec_module(module)
-    yield module.SPEND
-    del sys.modules[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "__path__", [*datasets.__path__, str(FOLDER)])
+        yield import_module("feature_repo.datasets.spend").SPEND
 
 
 class Shop:
@@ -94,7 +89,8 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
     assert shop.spent(FEBRUARY) == [10.0, 20.0, 30.0, None]
     late_order = order(4, 2, FEBRUARY + TICK, 5.0)
     shop.land([december_order | {"number_of_cds": 2}, late_order], MARCH)
-    keys = [(1, "single"), (1, "several"), (2, "single")]
+    keys = KEYS[:3]
+    expiry = NEXT_JANUARY + 31 * DAY
     values_in_march = [
         None,
         (2, 30.0, 2, 30.0, 2, 15.0, "several"),
@@ -107,10 +103,13 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
         (JANUARY, (2, 30.0, 2, 30.0, 0, 15.0, "several")),
         (APRIL - TICK, (2, 30.0, 2, 30.0, 2, 15.0, "several")),
         (APRIL, (0, 0.0, 2, 30.0, 3, 15.0, "several")),
-        (NEXT_JANUARY + 31 * DAY, (0, 0.0, 0, 0.0, 12, None, "several")),
-        (NEXT_JANUARY + 31 * DAY + TICK, None),
+        (expiry, (0, 0.0, 0, 0.0, 12, None, "several")),
+        (expiry + TICK, None),
     ):
         assert shop.offline([(1, "several")], moment) == [values], moment
+    refresh_online(shop.settings, spend, shop.raw, clock=lambda: expiry)
+    for moment in (expiry, expiry + TICK):
+        assert shop.online(keys, moment) == shop.offline(keys, moment)
     label_rows = labels(open_raw(shop.raw), spend.labels["spend_90d"], [FEBRUARY])
     label_values = {
         key_of(row): row["label"] for row in label_rows.to_pyarrow().to_pylist()
@@ -118,37 +117,33 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
     assert label_values == {(1, "several"): 0.0, (2, "single"): 5.0}
 
 
-@pytest.fixture
-def shop(applied, spend):
-    """Customer 1 has an order of a single CD, from the 10th of January, seen from February on."""
+def test_windows_end_in_time_and_hashes_are_found_by_a_part_of_a_key_of_two_columns(
+    applied, spend
+):
+    """One customer has rows in the view, one in the raw table alone."""
+    month = STARTS[30]
+    before = month - HOUR / 2
     shop = Shop(applied, spend)
-    shop.land([order(1, 1, JANUARY + 9 * DAY)], FEBRUARY)
-    return shop
-
-
-def test_a_monthly_row_expires_after_31_days(shop):
-    last_row = STARTS[25]
-    refresh_online(shop.settings, shop.dataset, shop.raw, clock=lambda: last_row)
-    assert shop.spent(last_row + 31 * DAY)[0] == 0.0
-    assert shop.spent(last_row + 31 * DAY + TICK)[0] is None
-
-
-def test_entities_are_found_by_their_rows_and_hashes_by_a_part_of_the_key(shop):
-    views = dict.fromkeys(shop.dataset.views, KEY)
-    shop.land([order(2, 3, FEBRUARY + DAY, cds=2), order(3, 1, JANUARY, cds=2)], MARCH)
-    first_keys = [(1, "several"), (1, "single")]
-    for moment, keys in (
-        (FEBRUARY, first_keys),
-        (None, [*first_keys, (3, "several")]),
-    ):
-        rows = entities(shop.settings, views, KEY, moment).to_pylist()
-        assert sorted(map(key_of, rows)) == keys
-    assert entities(shop.settings, views, ["shop_code"]).num_rows == 0
-    with closing(OnlineValues(shop.settings, shop.dataset, shop.raw)) as online:
-        names = online.hashes_of("customer_id", 1)
-        assert len(names) == 2
+    orders = [
+        order(1, 1, STARTS[29] - DAY),
+        order(2, 1, STARTS[29] + DAY),
+        order(3, 1, STARTS[29] - DAY, cds=2),
+    ]
+    shop.land(orders, before)
+    raw_order = order(4, 2, STARTS[29] + DAY, cds=2)
+    land_orders(shop.settings, spend, [raw_order], before)
+    with closing(OnlineValues(shop.settings, spend, shop.raw)) as online:
+        ends = WindowEnds(shop.settings, spend, shop.raw, online)
+        values = online.compute_entities([2], before)
+        online.write(values, shop.raw.version)
+        ends.add(values)
+        for moment, spent in (
+            (before, [10.0, 10.0, None, None]),
+            (month, [20.0, 10.0, None, 10.0]),
+        ):
+            ends.step(moment)
+            assert shop.spent(moment) == spent
         assert online.hashes_of("customer_id", 99) == set()
         assert online.hashes_of("store_id", 1) == set()
-        online.redis.delete(*names)
-    values = shop.online([*first_keys, (3, "several")], MARCH)
-    assert [row is None for row in values] == [True, True, False]
+        online.redis.delete(*online.hashes_of("customer_id", 1))
+    assert shop.spent(month) == [None, None, None, 10.0]

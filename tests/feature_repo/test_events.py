@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import pytest
@@ -9,6 +10,9 @@ from redis.exceptions import OutOfMemoryError
 
 from feature_repo import consumer
 from feature_repo.broker import Stream
+from feature_repo.features import raw_table
+from feature_repo.online_values import OnlineValues
+from feature_repo.window_ends import WindowEnds
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Events, Snapshot
 from tests.feature_repo.test_incremental import rows_of
@@ -26,6 +30,11 @@ class EventShop(Shop, Events):
     def __init__(self, settings, file):
         Shop.__init__(self, settings, file)
         Events.__init__(self, self.settings, ORDERS)
+
+    def restarted_step(self):
+        """Return what the first step of a consumer that has just started returns."""
+        with closing(Events(self.settings, ORDERS)) as events:
+            return events.consumer.step()
 
     def waiting(self):
         return self.redis.xpending("gyre:events:orders", "gyre")["pending"]
@@ -63,33 +72,24 @@ def shop(ingested, tmp_path):
         yield shop
 
 
-def test_events_give_the_same_feature_rows_as_the_source(shop):
+def test_repeated_and_corrected_events_give_the_feature_rows_of_the_source(shop):
     orders = [order(n, n % 3 + 1, AS_OF - n * DAY, n + 0.25) for n in range(2, 40)]
-    shop.receives(LATER - MINUTE, *orders[:20])
-    shop.receives(LATER, *orders[20:])
-    values = shop.online(LATER, 1, 2, 3)
+    wrong_orders = [order(row["order_id"], 9, AS_OF) for row in orders]
+    shop.receives(LATER - MINUTE, *wrong_orders[:30], *orders[:20])
+    assert shop.values(9)["lifetime_orders"] == 10
+    shop.receives(LATER, *wrong_orders[20:], *orders[20:], *orders)
+    values = shop.online(LATER, 1, 2, 3, 9)
+    assert values[3] is None
     report = shop.ingest(LATER)
     assert (report.inserted, report.replaced) == (0, 0)
     rows = rows_of(shop.settings).drop_columns("created")
-    assert shop.online(LATER, 1, 2, 3) == values
+    assert shop.online(LATER, 1, 2, 3, 9) == values
     shutil.rmtree(shop.settings.data)
     shop.has(FIRST)
     shop.ingest(AS_OF)
     shop.has(FIRST, *orders)
     shop.ingest(LATER, full=True)
     assert rows_of(shop.settings).drop_columns("created").equals(rows)
-
-
-def test_the_newest_arrival_of_a_key_wins_in_any_batches(shop):
-    last = order(2, 1, AS_OF, 3.0)
-    shop.sends(AS_OF + MINUTE, SECOND, SECOND)
-    shop.sends(AS_OF + 2 * MINUTE, last)
-    shop.consumes()
-    assert shop.spent(1) == 8.0
-    assert shop.orders() == [(1, 1, 5.0), (2, 1, 3.0)]
-    version = shop.ingest(LATER).table_version
-    shop.receives(LATER + MINUTE, last)
-    assert shop.ingest(LATER + HOUR).table_version == version
 
 
 def test_events_of_a_dead_consumer_are_claimed_and_replace_no_correction(
@@ -114,6 +114,7 @@ def test_an_event_corrects_a_row_of_the_source_until_the_source_changes_it(shop)
     assert shop.ingest(LATER).replaced == 0
     shop.receives(LATER + MINUTE, FIRST | {"dollar_value": 60.0})
     for hours, source_amount, amount in (
+        (0, 65.0, 60.0),  # the event arrived after the start of this ingest
         (1, 5.0, 60.0),
         (3, 70.0, 70.0),
         (4, 5.0, 5.0),
@@ -124,39 +125,18 @@ def test_an_event_corrects_a_row_of_the_source_until_the_source_changes_it(shop)
         assert shop.spent(1) == amount
 
 
-def test_an_ingest_replaces_only_events_that_arrived_before_its_start(shop):
-    shop.receives(LATER - MINUTE, SECOND)
-    shop.receives(LATER + MINUTE, order(3, 1, AS_OF, 3.0))
-    shop.has(FIRST, order(2, 1, AS_OF, 20.0), order(3, 1, AS_OF, 30.0))
-    shop.ingest(LATER)
-    assert shop.orders() == [(1, 1, 5.0), (2, 1, 20.0), (3, 1, 3.0)]
-    assert shop.spent(1) == 28.0
-
-
-def test_a_correction_moves_an_order_to_another_customer_and_to_an_earlier_day(shop):
-    correction = order(2, 9, AS_OF - 20 * DAY, 2.0)
-    shop.receives(AS_OF + MINUTE, SECOND)
-    assert shop.spent(1) == 7.0
-    shop.receives(AS_OF + 2 * MINUTE, correction)
-    assert (shop.spent(1), shop.spent(9)) == (5.0, 2.0)
-    shop.ingest(LATER)
-    shop.receives(LATER + MINUTE, SECOND)
-    assert (shop.spent(1), shop.spent(9)) == (7.0, None)
-
-
 def test_events_that_break_a_rule_go_to_quarantine_once_and_stop_no_other_row(shop):
-    bad_numbers = (1, 4, *range(10, 60))
+    bad_numbers = (1, 2, *range(10, 60))
     bad_orders = [order(number, number, AS_OF, -1.0) for number in bad_numbers]
-    shop.receives(AS_OF + MINUTE, order(4, 1, AS_OF, 2.0), *bad_orders[2:])
-    for minutes in (2, 3):
-        shop.receives(AS_OF + minutes * MINUTE, *bad_orders)
-    assert len(shop.quarantine()) == len(bad_orders)
-    rules = shop.quarantine()[0]["rules"]
-    assert "expect_column_values_to_be_between(dollar_value)" in rules
+    for minutes in (1, 2):
+        shop.receives(AS_OF + minutes * MINUTE, SECOND, *bad_orders)
+    rules = [row["rules"] for row in shop.quarantine()]
+    expected = "expect_column_values_to_be_between(dollar_value)"
+    assert rules == [expected] * len(bad_orders)
     assert (shop.spent(1), shop.values(10), shop.waiting()) == (7.0, None, 0)
     shop.has(FIRST, order(3, 3, AS_OF, 3.0))
     assert shop.ingest(LATER).inserted == 1
-    assert shop.orders() == [(1, 1, 5.0), (3, 3, 3.0), (4, 1, 2.0)]
+    assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0), (3, 3, 3.0)]
 
 
 @contextmanager
@@ -166,56 +146,74 @@ def broken_expression(monkeypatch):
         yield
 
 
-def test_events_wait_while_an_expression_is_broken_and_are_set_aside_after_many_failures(
+@contextmanager
+def full_redis(redis):
+    redis.config_set("maxmemory", "1kb")
+    try:
+        yield
+    finally:
+        redis.config_set("maxmemory", 0)
+
+
+def test_events_wait_while_redis_is_full_and_are_set_aside_if_an_expression_fails_often(
     shop, monkeypatch
 ):
     monkeypatch.setattr(consumer, "MAX_DELIVERIES", 2)
     shop.sends(AS_OF + MINUTE, SECOND)
     with broken_expression(monkeypatch):
         assert not shop.consumer.step()
+    with full_redis(shop.redis):
+        for _ in range(3):
+            with pytest.raises(OutOfMemoryError):
+                shop.consumer.step()
+    assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0)]
     assert (shop.quarantine(), shop.waiting()) == ([], 1)
     shop.consumes()
     assert shop.spent(1) == 7.0
     shop.sends(AS_OF + 2 * MINUTE, order(3, 1, AS_OF), order(4, 1, AS_OF))
     with broken_expression(monkeypatch):
-        assert [shop.consumer.step() for _ in range(3)] == [False, False, True]
+        assert [shop.restarted_step() for _ in range(3)] == [False, False, True]
     assert [json.loads(row["row"])["order_id"] for row in shop.quarantine()] == [3, 4]
     assert "no_column" in shop.quarantine()[0]["rules"]
     assert (shop.spent(1), shop.waiting()) == (7.0, 0)
 
 
-def test_events_wait_while_redis_has_no_memory_for_their_values(shop, monkeypatch):
-    monkeypatch.setattr(consumer, "MAX_DELIVERIES", 1)
-    shop.sends(AS_OF + MINUTE, SECOND)
-    shop.redis.config_set("maxmemory", "1kb")
-    try:
-        for _ in range(3):
-            with pytest.raises(OutOfMemoryError):
-                shop.consumer.step()
-    finally:
-        shop.redis.config_set("maxmemory", 0)
-    assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0)]
-    assert (shop.quarantine(), shop.waiting()) == ([], 1)
-    shop.consumes()
-    assert (shop.spent(1), shop.waiting()) == (7.0, 0)
-
-
-def test_events_wait_for_the_first_ingest(applied, tmp_path):
+def test_events_wait_for_the_first_ingest_and_land_while_redis_has_no_features(
+    applied, tmp_path
+):
     shop = EventShop(applied, tmp_path / "orders.parquet")
-    shop.receives(AS_OF + MINUTE, SECOND)
+    shop.receives(AS_OF + MINUTE, FIRST)
     assert shop.orders() == []
-    shop.has(FIRST)
+    shop.has(order(3, 3, AS_OF))
     shop.ingest(AS_OF)
     shop.consumes()
-    assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0)]
-    assert shop.spent(1) == 7.0
-
-
-def test_events_land_after_redis_lost_its_features_and_ingest_brings_them_online(shop):
+    assert shop.spent(1) == 5.0
     shop.redis.flushall()
     shop.stream.declare(shop.consumer.schema)
-    shop.receives(AS_OF + MINUTE, SECOND)
-    assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0)]
+    shop.receives(AS_OF + 2 * MINUTE, SECOND)
+    assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0), (3, 3, 10.0)]
     assert shop.redis.keys("gyre:online:*") == []
     shop.ingest(LATER)
     assert shop.spent(1) == 7.0
+
+
+def test_exactly_one_of_two_consumers_brings_the_end_of_a_window_online(shop):
+    end = LATER + 10 * MINUTE
+    shop.receives(LATER, order(2, 1, end - 30 * DAY))
+    before = shop.values(1, end - MINUTE)
+    raw = raw_table(shop.settings, ORDERS)
+    with closing(OnlineValues(shop.settings, ORDERS, raw)) as online:
+        first = WindowEnds(shop.settings, ORDERS, raw, online)
+        second = WindowEnds(shop.settings, ORDERS, raw, online)
+        assert not first.step(end - MINUTE)
+        assert first.next_time() == end
+        with ThreadPoolExecutor() as threads:
+            with online.lock():
+                waiting_step = threads.submit(second.step, end)
+                with pytest.raises(TimeoutError):
+                    waiting_step.result(0.5)
+                assert first.step(end)
+            assert not waiting_step.result()
+        assert not first.step(end)
+    after = shop.values(1, end)
+    assert (before["total_orders_30d"], after["total_orders_30d"]) == (2, 1)
