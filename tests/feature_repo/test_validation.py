@@ -1,17 +1,18 @@
 """What happens to a row that breaks a rule, whether an ingest or an event brings it."""
 
+import json
+import re
 from dataclasses import replace
 
-import pyarrow as pa
 import pytest
 
-from core.errors import BatchRejectedError
+from core.errors import BatchRejectedError, DataError
 from feature_repo import landing
 from feature_repo.features import raw_table
 from feature_repo.landing import land
 from feature_repo.quarantine import quarantine_table, quarantined
 from feature_repo.source import pull
-from feature_repo.validation import NOT_NULL, DatasetRules, delivery_rules
+from feature_repo.validation import NOT_NULL, DatasetRules
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, order_table
 
@@ -73,10 +74,7 @@ def test_bad_rows_are_set_aside_and_a_rule_that_fails_as_a_whole_stops_a_deliver
     suite(suite_rule)
     for report in validations(rows):
         assert report.bad_rows == dict.fromkeys(range(bad_count), NAME)
-        assert report.good(rows).num_rows == 100 - bad_count
         assert len(report.rejections) == failures
-        text = f"{NAME}: {bad_count} rows, such as [-1.0"
-        assert all(line.startswith(text) for line in report.rejections)
     suite(suite_rule | WARNING)
     delivery, events = validations(rows)
     assert delivery.bad_rows == events.bad_rows == {}
@@ -84,14 +82,35 @@ def test_bad_rows_are_set_aside_and_a_rule_that_fails_as_a_whole_stops_a_deliver
     assert len(delivery.warnings) == failures
 
 
-def test_a_rule_over_many_rows_applies_to_deliveries_and_not_to_events(suite):
-    unique = "expect_column_values_to_be_unique"
-    suite(rule(unique, "customer_id", mostly=0.5), AMOUNT, AMOUNT | WARNING)
-    assert delivery_rules(ORDERS) == [f"{unique}(customer_id)", NAME]
-    delivery, events = validations(order_table(*[order(1, 1, AS_OF - DAY)] * 3))
-    assert delivery.bad_rows == events.bad_rows == {}
-    assert len(delivery.rejections) == 1
-    assert events.rejections == []
+TYPO = AMOUNT | {"type": "expect_typo"}
+RULES = [AMOUNT, TYPO, between("dollar_value", mosty=0.9), "a text"]
+AT_FAULT = [
+    "expectations/orders.json: rule 2: .*expect_typo not found",
+    "expectations/orders.json: rule 3: .*mosty extra fields not permitted",
+    'expectations/orders.json: rule 4: .*found "a text"',
+]
+UNREADABLE = ["expectations/orders.json: expected Great Expectations' JSON"]
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ('{"expectations": ', UNREADABLE),
+        ('{"expect": []}', UNREADABLE),
+        ("[]", UNREADABLE),
+        (json.dumps({"expectations": RULES}), AT_FAULT),
+    ],
+)
+def test_a_suite_with_an_error_changes_nothing_and_each_rule_at_fault_is_named(
+    suite, settings, text, messages
+):
+    suite(text=text)
+    with pytest.raises(DataError) as error:
+        deliver(settings, some_orders(1, bad_count=0))
+    assert all(re.search(message, str(error.value)) for message in messages)
+    assert "\n" not in str(error.value)
+    tables = (raw_table(settings, ORDERS), quarantine_table(settings, ORDERS))
+    assert [table.version for table in tables] == [-1, -1]
 
 
 @pytest.mark.parametrize("for_events", [False, True])
@@ -113,30 +132,6 @@ def test_a_rule_that_cannot_be_evaluated_accepts_no_row(
         rules.validate(some_orders(1, bad_count=0), AS_OF)
 
 
-def test_an_event_may_lack_a_column_that_only_a_warning_requires(suite):
-    suite(rule(NOT_NULL, "order_id"), rule(NOT_NULL, "number_of_cds") | WARNING)
-    assert DatasetRules(ORDERS, for_events=True).never_null == {"order_id"}
-
-
-def test_the_last_row_of_a_repeated_key_counts_in_any_batch(
-    suite, settings, small_batches
-):
-    suite(AMOUNT)
-    first_rows = [order(number, 1, AS_OF - DAY, 1.0) for number in range(100)]
-    corrections = [order(number, 1, AS_OF - DAY, 2.0) for number in range(0, 100, 3)]
-    rows = order_table(*first_rows, *corrections, first_rows[1])
-    report = deliver(settings, rows)
-    assert (report.inserted, report.quarantined) == (100, 0)
-    (warning,) = report.warnings
-    assert "keys with several contents in one delivery: 34, such as " in warning
-    assert "the last row of each counts" in warning
-    landed = raw_table(settings, ORDERS).read().sort_by("order_id")
-    expected = [1.0 if number % 3 else 2.0 for number in range(100)]
-    assert landed["dollar_value"].to_pylist() == expected
-    report = deliver(settings, rows, AS_OF + HOUR)
-    assert (report.replaced, report.warnings) == (0, ())
-
-
 def test_a_second_dataset_has_the_rows_and_rules_of_the_first(suite, settings):
     suite(AMOUNT)
     sizes = replace(
@@ -144,37 +139,39 @@ def test_a_second_dataset_has_the_rows_and_rules_of_the_first(suite, settings):
     )
     rows = pull(settings, ORDERS, AS_OF).read_all()
     assert pull(settings, sizes, AS_OF).read_all().equals(rows)
-    delivery = pa.concat_tables([rows.slice(0, 30), some_orders(1, bad_count=1)])
+    delivery = some_orders(30, bad_count=1).to_reader()
     with pytest.raises(
         BatchRejectedError, match=r"sizes: the batch .* expectations/orders\.json"
     ):
-        land(settings, sizes, delivery.to_reader(), AS_OF)
-    assert land(settings, sizes, rows.slice(0, 30).to_reader(), AS_OF).inserted == 30
+        land(settings, sizes, delivery, AS_OF)
 
 
-def test_bad_rows_of_all_batches_are_set_aside_and_the_good_ones_land_in_one_commit(
+def test_the_last_row_of_each_key_lands_or_is_set_aside_in_one_commit_of_all_batches(
     suite, settings, small_batches
 ):
     suite(
         between("dollar_value", min_value=0, mostly=0.2),
         rule(NOT_NULL, "order_id", mostly=0.5),
     )
-    orders = [order(number, number, AS_OF - DAY) for number in range(1, 101)]
-    for row in orders[3::4]:
-        row["dollar_value"] = -1.0
-    for row in orders[4::5]:
-        row["order_id"] = None
-    report = deliver(settings, order_table(*orders))
+    old_orders = [order(n, n, AS_OF - DAY, 9.0) for n in range(1, 101, 5)]
+    orders = [
+        order(n if n % 5 else None, n, AS_OF - DAY, 1.0 if n % 4 else -1.0)
+        for n in range(1, 101)
+    ]
+    rows = order_table(*old_orders, *orders, orders[0])
+    report = deliver(settings, rows)
     assert (report.inserted, report.quarantined, report.table_version) == (60, 40, 0)
-    landed = raw_table(settings, ORDERS).read().sort_by("order_id")
-    good_numbers = [n for n in range(1, 101) if n % 4 and n % 5]
-    assert landed["order_id"].to_pylist() == good_numbers
-    bad_rows = [entry["row"] for entry in quarantined(settings, ORDERS)]
-    bad_customers = {row["customer_id"] for row in bad_rows}
-    assert bad_customers.isdisjoint(good_numbers)
-    assert len(bad_customers) == len(bad_rows) == 40
-    report = deliver(settings, order_table(*orders), AS_OF + HOUR)
+    (warning,) = report.warnings
+    assert "keys with several contents in one delivery: 20, such as " in warning
+    landed = raw_table(settings, ORDERS).read()
+    assert set(landed["dollar_value"].to_pylist()) == {1.0}
+    numbers = landed["order_id"].to_pylist()
+    aside = [row["row"]["customer_id"] for row in quarantined(settings, ORDERS)]
+    assert sorted(numbers) == [n for n in range(1, 101) if n % 4 and n % 5]
+    assert sorted(numbers + aside) == [*range(1, 101)]
+    report = deliver(settings, rows, AS_OF + HOUR)
     assert (report.inserted, report.quarantined, report.table_version) == (0, 0, 0)
+    assert report.warnings == ()
     assert list(settings.cache.iterdir()) == []
 
 
