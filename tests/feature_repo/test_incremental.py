@@ -1,13 +1,17 @@
-"""Features kept up to date are those of the full computation."""
+"""A view is a table: it is kept up to date, and its rows change in one commit, on disk and on S3."""
 
 import shutil
+from pathlib import Path
 
 import ibis
+import pytest
 
+from core.errors import DataError
 from feature_repo.views import view_address, view_table, write_views
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, VIEW, order
+from tests.s3 import s3_server
 
 
 def land(settings, batch, hour):
@@ -22,10 +26,8 @@ def land(settings, batch, hour):
 def rows_of(settings):
     """All rows of a view, its files' own types included, in one order."""
     view_rows = ibis.duckdb.connect().read_parquet(view_table(settings, VIEW).files())
-    rows = view_rows.drop("period").to_pyarrow()
-    return rows.sort_by(
-        [("customer_id", "ascending"), ("event_timestamp", "ascending")]
-    )
+    rows = view_rows.drop("period").order_by("customer_id", "event_timestamp")
+    return rows.to_pyarrow()
 
 
 def rebuilt(settings, raw):
@@ -38,25 +40,6 @@ def rebuilt(settings, raw):
 def assert_written_as_rebuilt(settings, raw):
     write_views(settings, ORDERS, raw)
     assert rows_of(settings).equals(rebuilt(settings, raw))
-
-
-def test_incremental_batches_give_the_rows_of_a_full_computation(tmp_path):
-    """Corrections and late rows, several batches at once, a batch again, files put together."""
-    settings = new_settings(tmp_path)
-    batches = [
-        [(1, 1, 300, 1.0), (2, 2, 1, 1.0), (3, 3, 60, 0.1), (7, 3, 300, 0.1)],
-        [(4, 1, 0, 14.96), (5, 4, 29, 0.1)],
-        # An order moves to another customer and back in time.
-        [(2, 3, 90, 2.0), (6, 2, 27, 0.0)],
-        [(1, 1, 28, 1.0), (8, 5, 30, 0.1)],
-        [(2, 2, 1, 1.0), (9, 1, 400, 14.96)],
-    ]
-    for hour, batch in enumerate([*batches, batches[1]]):
-        raw = land(settings, batch, hour)
-        if hour == 3:
-            raw.compact()
-        if hour != 2:
-            assert_written_as_rebuilt(settings, raw)
 
 
 def test_a_view_is_computed_in_full_if_history_or_its_own_rows_are_missing(tmp_path):
@@ -72,3 +55,44 @@ def test_a_view_is_computed_in_full_if_history_or_its_own_rows_are_missing(tmp_p
         raw = land(settings, [(7 + hour, 7, 3, 1.0)], hour)
     write_views(settings, ORDERS, raw)
     assert set(rows_of(settings)["customer_id"].to_pylist()) == {7}
+
+
+def inodes(settings):
+    """The inode of each file of the view on this host."""
+    files = view_table(settings, VIEW).files()
+    return {name: Path(name).stat().st_ino for name in files}
+
+
+def test_another_host_reads_the_new_version_and_fetches_only_new_files(
+    tmp_path, monkeypatch
+):
+    with s3_server(tmp_path, monkeypatch):
+        bucket = {"data_url": "s3://gyre/team"}
+        writer = new_settings(tmp_path / "writer", **bucket)
+        reader = new_settings(tmp_path / "reader", **bucket)
+        raw = land(writer, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0)
+        write_views(writer, ORDERS, raw)
+        assert rows_of(reader).equals(rows_of(writer))
+        old = inodes(reader)
+        write_views(writer, ORDERS, land(writer, [(3, 1, 0, 1.0)], 1))
+        assert rows_of(reader).equals(rows_of(writer))
+        new = inodes(reader)
+        assert 0 < len(old.keys() & new.keys()) == len(old.items() & new.items())
+        # Another host writes.
+        write_views(reader, ORDERS, land(reader, [(4, 2, 0, 1.0)], 2))
+        assert rows_of(writer).equals(rows_of(reader))
+
+
+def test_an_uncommitted_refresh_is_invisible_to_readers(tmp_path):
+    settings = new_settings(tmp_path)
+    write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0)], 0))
+    before = rows_of(settings)
+    raw = land(settings, [(2, 1, 3, 1.0)], 1)
+    log = settings.data / "features" / VIEW / "_delta_log"
+    commit = log / f"{len([*log.glob('*.json')]):020}.json"
+    commit.mkdir()  # where the next one would be
+    with pytest.raises(DataError, match=VIEW):
+        write_views(settings, ORDERS, raw)
+    commit.rmdir()
+    assert rows_of(settings).equals(before)
+    assert_written_as_rebuilt(settings, raw)

@@ -2,9 +2,8 @@
 
 import json
 import signal
-import subprocess
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from random import Random
 
@@ -12,13 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
-from core.settings import PROJECT
 from feature_repo.features import raw_table
 from feature_repo.online_state import STATE_JSON
 from feature_repo.refresh import refresh_online
 from feature_repo.views import view_table, write_views
-from stack.environment import child_environment
-from tests.conftest import AS_OF, wait_until
+from stack.environment import process_environment
+from tests.conftest import AS_OF, running, wait_until
 from tests.feature_repo.conftest import online_reader
 from tests.feature_repo.test_events import (  # noqa: F401  (fixtures among them)
     DAY,
@@ -71,7 +69,7 @@ def test_the_next_ingest_deletes_online_values_that_no_row_explains(shop):
     assert shop.redis.zcard(AHEAD) == 0
 
 
-def assert_consumer_values_stay(shop):
+def test_values_written_by_the_consumer_during_a_refresh_stay(shop):
     """They stand on a later moment, at which more rows are due."""
     shop.receives(AS_OF + MINUTE, order(2, 77, AS_OF, 3.0), order(3, 1, AS_OF, 2.0))
     raw = raw_table(shop.settings, ORDERS)
@@ -85,10 +83,6 @@ def assert_consumer_values_stay(shop):
     shop.redis.delete(STATE)
     refresh_online(shop.settings, ORDERS, raw, moment)
     assert (shop.spent(1), shop.spent(77)) == (7.0, 3.0)
-
-
-def test_values_written_by_the_consumer_during_a_refresh_stay(shop):
-    assert_consumer_values_stay(shop)
 
 
 def test_a_refresh_from_a_missing_version_writes_all_values_and_deletes_others(shop):
@@ -106,20 +100,12 @@ def test_a_refresh_from_a_missing_version_writes_all_values_and_deletes_others(s
     assert [shop.spent(customer) for customer in (1, 2, 77)] == [5.0, 2.0, None]
 
 
-@contextmanager
 def gyre(settings, *arguments):
-    """A `gyre` command in a process of its own, that is killed with the block."""
-    process = subprocess.Popen(
-        [commands_folder() / "gyre", *arguments],
-        cwd=PROJECT,
-        env=child_environment(settings)
-        | {"GYRE_SOURCES__ORDERS": settings.sources["orders"]},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    """Run a `gyre` command in a process that is killed with the block."""
+    command = [str(commands_folder() / "gyre"), *arguments]
+    environment = process_environment(settings)
+    environment["GYRE_SOURCES__ORDERS"] = settings.sources["orders"]
+    return running(command, settings.home / "gyre.log", **environment)
 
 
 class BigShop(Shop):
@@ -127,12 +113,12 @@ class BigShop(Shop):
 
     def __init__(self, settings, folder, customers):
         super().__init__(settings, folder)
-        folder.mkdir()
         self.customers = customers
         self.now = datetime.now(UTC)
         self.redis = Redis.from_url(settings.redis_address)
         self.deliver(0)
         self.ingest()
+        self.reader = online_reader(settings, SPEC.feature_service, SPEC.features)
 
     def deliver(self, number):
         """Have the source deliver one more order of every customer."""
@@ -151,18 +137,14 @@ class BigShop(Shop):
         event = order(10**9 + number, customer, datetime.now(UTC).isoformat())
         self.redis.xadd("gyre:events:orders", {"events": json.dumps([event])})
 
-    @contextmanager
     def counts(self, customers):
-        """Yield what reads how many orders of each customer are online."""
+        """Return how many orders of each customer are online."""
         keys = [{"customer_id": customer} for customer in customers]
-        reader = online_reader(self.settings, SPEC.feature_service, SPEC.features)
-
-        def read():
-            rows = reader.read(keys, datetime.now(UTC))
-            return [row["lifetime_orders"] for row in rows]
-
-        with closing(reader):
-            yield read
+        rows = self.reader.read(keys, datetime.now(UTC))
+        counts = [row["lifetime_orders"] for row in rows]
+        # Every order is of 10 dollars: the values of a customer are of one refresh.
+        assert [row["total_spend_30d"] / 10.0 for row in rows] == counts
+        return counts
 
 
 def complete_a_killed_refresh(shop, delivery):
@@ -180,10 +162,10 @@ def complete_a_killed_refresh(shop, delivery):
                 break
         assert process.wait() == -signal.SIGKILL
     assert state_of(shop.redis).next is not None
-    with shop.counts(range(1, shop.customers + 1)) as counts:
-        assert set(counts()) == {delivery, delivery + 1}
-        shop.ingest()
-        assert set(counts()) == {delivery + 1}
+    customers = range(1, shop.customers + 1)
+    assert set(shop.counts(customers)) == {delivery, delivery + 1}
+    shop.ingest()
+    assert set(shop.counts(customers)) == {delivery + 1}
     assert state_of(shop.redis).next is None
 
 
@@ -195,10 +177,9 @@ def refresh_while_events_arrive(shop, delivery):
     shop.deliver(delivery)
     with (
         gyre(shop.settings, "consume"),
-        shop.counts(customers) as counts,
         gyre(shop.settings, "ingest", "orders", "--full") as ingest,
     ):
-        last_counts = counts()
+        last_counts = shop.counts(customers)
         last_send = time.monotonic()
         while ingest.poll() is None:
             if time.monotonic() >= last_send + 0.02:
@@ -206,22 +187,23 @@ def refresh_while_events_arrive(shop, delivery):
                 customer = chance.choice(customers)
                 shop.send(sum(event_counts.values()), customer)
                 event_counts[customer] += 1
-            new_counts = counts()
+            new_counts = shop.counts(customers)
             pairs = zip(last_counts, new_counts, strict=True)
             assert all(new >= last for last, new in pairs), (last_counts, new_counts)
             last_counts = new_counts
         assert ingest.returncode == 0
         expected = [delivery + 1 + event_counts[customer] for customer in customers]
-        wait_until("all events", lambda: counts() == expected)
+        wait_until("all events", lambda: shop.counts(customers) == expected)
     assert sum(event_counts.values()) > 50
 
 
 def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_value(
     applied, tmp_path
 ):
-    shop = BigShop(applied, tmp_path / "source", 20_000)
-    complete_a_killed_refresh(shop, delivery=1)
-    refresh_while_events_arrive(shop, delivery=2)
+    shop = BigShop(applied, tmp_path, 20_000)
+    with closing(shop.reader):
+        complete_a_killed_refresh(shop, delivery=1)
+        refresh_while_events_arrive(shop, delivery=2)
 
 
 @pytest.mark.nightly
@@ -229,5 +211,6 @@ def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_
 def test_events_during_a_refresh_of_a_million_customers_bring_back_no_older_value(
     applied, tmp_path
 ):
-    shop = BigShop(applied, tmp_path / "source", 1_000_000)
-    refresh_while_events_arrive(shop, delivery=1)
+    shop = BigShop(applied, tmp_path, 1_000_000)
+    with closing(shop.reader):
+        refresh_while_events_arrive(shop, delivery=1)
