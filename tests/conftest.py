@@ -211,18 +211,24 @@ def mlflow_server(
         yield process
 
 
-def feast_apply(settings: Settings) -> None:
-    """Publish the shipped definitions as a user does."""
+def run_feast(settings: Settings, *arguments: str, **variables: str) -> str:
+    """Run a command of Feast as a user does; return what it writes to stderr."""
     write_feast_config(settings)
     done = subprocess.run(
-        [commands_folder() / "feast", "apply"],
+        [commands_folder() / "feast", *arguments],
         cwd=PROJECT / "feature_repo",
-        env=process_environment(settings),
+        env=process_environment(settings) | variables,
         capture_output=True,
         check=False,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def feast_apply(settings: Settings) -> None:
+    """Publish the shipped definitions."""
+    run_feast(settings, "apply")
 
 
 def new_settings(home: Path, **more: Any) -> Settings:

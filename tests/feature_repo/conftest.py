@@ -40,10 +40,8 @@ class Snapshot:
         self.folder = settings.home / name
         shutil.rmtree(self.folder, ignore_errors=True)  # of another module's fixture
         for folder in self.FOLDERS:
-            if (settings.home / folder).exists():
-                shutil.copytree(
-                    settings.home / folder, self.folder / folder, symlinks=True
-                )
+            (settings.home / folder).mkdir(exist_ok=True)
+            shutil.copytree(settings.home / folder, self.folder / folder, symlinks=True)
         with Redis(port=settings.redis_port) as redis:
             self.online = {key: redis.dump(key) for key in redis.scan_iter()}
 
@@ -60,15 +58,21 @@ class Snapshot:
         return self.settings
 
 
+@contextmanager
+def published(home: Path, **more: Any) -> Iterator[Settings]:
+    """Run Redis; the definitions are published."""
+    settings = new_settings(home, **more)
+    with redis_server(settings.redis_port, settings.home):
+        with Redis(port=settings.redis_port) as redis:
+            redis.config_set("appendonly", "no")  # nor a wait for a disk
+        feast_apply(settings)
+        yield settings
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
     """An installation whose definitions have just been published."""
-    settings = new_settings(tmp_path_factory.mktemp("published"))
-    with redis_server(settings.redis_port, settings.home):
-        Redis(port=settings.redis_port).config_set(
-            "appendonly", "no"
-        )  # nor a wait for a disk
-        feast_apply(settings)
+    with published(tmp_path_factory.mktemp("published")) as settings:
         yield Snapshot(settings, "pristine")
 
 

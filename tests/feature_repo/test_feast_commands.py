@@ -1,6 +1,5 @@
 """Feast as people use it: its commands, its registry, its file with this stack's addresses."""
 
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from urllib.parse import quote
@@ -8,20 +7,16 @@ from urllib.parse import quote
 import feast
 import pandas as pd
 import pytest
-import yaml
 from redis import Redis
 
 from core.errors import DataError
-from core.settings import PROJECT
 from core.timestamps import microseconds
 from feature_repo.datasets import load_dataset
 from feature_repo.feast_config import feast_config_path, write_feast_config
 from feature_repo.ingest import ingest
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store, publish_beside
-from stack.environment import process_environment
-from tests.conftest import AS_OF, new_settings, redis_server
-from tests.preloaded import commands_folder
+from tests.conftest import AS_OF, new_settings, redis_server, run_feast
 
 ORDERS = load_dataset("orders")
 SERVICE = "customer_churn_v1"
@@ -31,34 +26,18 @@ VIEW = "customer_features"
 def test_feast_materialize_writes_the_values_of_the_offline_join(small):
     ingest(small, "orders", AS_OF - timedelta(days=1))
     Redis(port=small.redis_port).flushall()
-    write_feast_config(small)
-    config = yaml.safe_load(feast_config_path(small).read_text())
-    config["materialization"]["online_write_batch_size"] = (
-        300  # of a thousand customers
-    )
-    feast_config_path(small).write_text(yaml.safe_dump(config))
     until = AS_OF.replace(hour=2)  # the rows of this day are of another one in Kolkata
-    interval = ["1990-01-01T00:00:00", until.replace(tzinfo=None).isoformat()]
-    command = subprocess.run(
-        [commands_folder() / "feast", "materialize", *interval],
-        cwd=PROJECT / "feature_repo",
-        env=process_environment(small) | {"TZ": "Asia/Kolkata"},
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    assert command.returncode == 0, command.stderr
+    interval = ("1990-01-01T00:00:00", until.replace(tzinfo=None).isoformat())
+    run_feast(small, "materialize", *interval, TZ="Asia/Kolkata")
     service = PublishedService(small, SERVICE)
     customers = pd.DataFrame(
         {"customer_id": range(1, 1_001), "as_of": microseconds(until)}
     )
-    offline = service.historical(customers.assign(event_timestamp=until)).sort_by(
-        "customer_id"
-    )
+    offline = service.historical(customers.assign(event_timestamp=until))
+    offline = offline.sort_by("customer_id")
     rows = customers.to_dict("records")
-    online = (
-        open_store(small, 60).get_online_features(service.feast_service, rows).to_dict()
-    )
+    store = open_store(small, 60)
+    online = store.get_online_features(service.feast_service, rows).to_dict()
     assert offline.num_rows == 1_000
     for name in service.features:
         assert online[name] == offline[name].to_pylist(), name
