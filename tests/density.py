@@ -87,15 +87,13 @@ def _is_packed(node: ast.AST) -> bool:
 def _is_nested(node: ast.AST) -> bool:
     if not isinstance(node, COMPREHENSIONS):
         return False
-    inner_nodes = [inner for inner in ast.walk(node) if inner is not node]
-    return any(isinstance(inner, COMPREHENSIONS) for inner in inner_nodes)
+    return sum(isinstance(inner, COMPREHENSIONS) for inner in ast.walk(node)) > 1
 
 
 def _is_long(node: ast.AST, tokens_by_line: Counter[int]) -> bool:
     if not isinstance(node, STATEMENTS):
         return False
-    last_line = node.end_lineno or node.lineno
-    lines = range(node.lineno, last_line + 1)
+    lines = range(node.lineno, (node.end_lineno or 0) + 1)
     return sum(tokens_by_line[line] for line in lines) > LONG
 
 

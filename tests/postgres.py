@@ -11,11 +11,7 @@ import psycopg
 
 from tests.conftest import unused_port, wait_until
 
-PLACES = (
-    "/usr/lib/postgresql/*/bin/initdb",
-    "/usr/local/bin/initdb",
-    "/usr/bin/initdb",
-)
+PLACES = ("usr/lib/postgresql/*/bin", "usr/local/bin", "usr/bin")
 
 
 class Postgres:
@@ -77,7 +73,7 @@ def programs() -> Path:
     """Where initdb and postgres are; Debian's package is installed where they are not."""
 
     def found() -> list[Path]:
-        return [path for place in PLACES for path in Path("/").glob(place[1:])]
+        return [file for place in PLACES for file in Path("/").glob(f"{place}/initdb")]
 
     if not found():
         apt = "apt-get -q" if os.geteuid() == 0 else "sudo apt-get -q"

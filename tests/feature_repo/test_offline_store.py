@@ -37,13 +37,14 @@ customer = Entity(
     name="customer", join_keys=["customer_id"], value_type=ValueType.INT64
 )
 shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
+FORMATS = {"parquet": ParquetFormat(), "delta": DeltaFormat()}
 VIEWS = {"customers": [customer], "shops": [shop], "pairs": [customer, shop]}
 FEATURES = {"amount": Float64, "count": Int64, "name": String}
 REFS = [f"{view}:{view}_{feature}" for view in VIEWS for feature in ("amount", "count")]
 
 
-def with_nulls(rng, values, type_, share=0.1):
-    return pa.array(values, type_, mask=rng.random(len(values)) < share)
+def with_nulls(rng, values, type_):
+    return pa.array(values, type_, mask=rng.random(len(values)) < 0.1)
 
 
 def feature_rows(rng, view, n, *, ties):
@@ -56,7 +57,7 @@ def feature_rows(rng, view, n, *, ties):
         {
             "customer_id": with_nulls(rng, rng.integers(0, 9, n), pa.int64()),
             "shop_code": with_nulls(rng, shops, pa.string()),
-            "at": with_nulls(rng, moments, TIME, share=0.05),
+            "at": with_nulls(rng, moments, TIME),
             # Unique: ties have one answer.
             "created": pa.array(rng.permutation(n) * DAY, TIME),
             f"{view}_amount": with_nulls(rng, rng.random(n), pa.float64()),
@@ -66,26 +67,26 @@ def feature_rows(rng, view, n, *, ties):
     )
 
 
-def definitions(folder, ttl, *, delta, created=True, mapping=None):
-    """Feast objects by name. delta: views that are Delta tables; all others are parquet files."""
-    objects = {"customer": customer, "shop": shop}
+def definitions(folder, kind, ttl, created, mapping):
+    """Return the objects of Feast, with views on files of a kind."""
+    views = {}
     for view, entities in VIEWS.items():
         source = FileSource(
             name=f"{view}_source",
-            path=f"{folder}/{view}" if view in delta else f"{folder}/{view}.parquet",
-            file_format=DeltaFormat() if view in delta else ParquetFormat(),
+            path=f"{folder}/{view}.{kind}",
+            file_format=FORMATS[kind],
             timestamp_field="at",
-            created_timestamp_column="created" if created else "",
+            created_timestamp_column=created,
             field_mapping=mapping,
         )
         schema = []
         for feature, dtype in FEATURES.items():
             column = f"{view}_{feature}"
             schema.append(Field(name=(mapping or {}).get(column, column), dtype=dtype))
-        objects[view] = FeatureView(
+        views[view] = FeatureView(
             name=view, entities=entities, ttl=ttl, schema=schema, source=source
         )
-    customers = objects["customers"]
+    customers = views["customers"]
     request = RequestSource(name="request", schema=[Field(name="as_of", dtype=Int64)])
 
     def summed(inputs):
@@ -95,7 +96,7 @@ def definitions(folder, ttl, *, delta, created=True, mapping=None):
         rows = zip(*columns, strict=True)
         return {"sum": [None if None in row else sum(row) for row in rows]}
 
-    objects["summed"] = on_demand_feature_view(
+    sums = on_demand_feature_view(
         sources=[customers, request],
         schema=[Field(name="sum", dtype=Int64)],
         mode="python",
@@ -103,38 +104,40 @@ def definitions(folder, ttl, *, delta, created=True, mapping=None):
     referrer = customers.with_name("referrer").with_join_key_map(
         {"customer_id": "referrer_id"}
     )
-    plain = [customers[["customers_count"]], objects["summed"]]
-    aliased = [referrer[["customers_name"]], objects["pairs"][["pairs_amount"]]]
-    objects["plain"] = FeatureService(name="plain", features=plain)
-    objects["aliased"] = FeatureService(name="aliased", features=aliased)
-    return objects
+    aliased = [referrer[["customers_name"]], views["pairs"][["pairs_amount"]]]
+    services = [
+        FeatureService(name="plain", features=[customers[["customers_count"]], sums]),
+        FeatureService(name="aliased", features=aliased),
+    ]
+    return [customer, shop, *views.values(), sums, *services]
 
 
-def open_store(folder, kind, objects):
-    options = {} if kind == "duckdb" else {"cache": f"{folder}/cache"}
+def open_store(folder, objects, **offline_store):
     config = RepoConfig(
         project="test",
         provider="local",
-        registry=f"{folder}/{kind}.db",
-        offline_store={"type": kind} | options,
+        registry=f"{folder}/{offline_store['type']}.db",
+        offline_store=offline_store,
         online_store=None,
         entity_key_serialization_version=3,
     )
     store = FeatureStore(config=config)
-    store.apply([*objects.values()])
+    store.apply(objects)
     return store
 
 
-def both_stores(folder, rng, ttl, *, delta=VIEWS, **options):
+def both_stores(folder, rng, ttl, created="created", mapping=None):
     """Feast's store on parquet, and ours on Delta tables of the same rows."""
     for view in VIEWS:
-        rows = feature_rows(rng, view, 300, ties=options.get("created", True))
+        rows = feature_rows(rng, view, 300, ties=bool(created))
         pq.write_table(rows, folder / f"{view}.parquet")
         for part in (rows.slice(0, 100), rows.slice(100)):
-            write_deltalake(folder / view, part, mode="append")
+            write_deltalake(folder / f"{view}.delta", part, mode="append")
+    in_parquet = definitions(folder, "parquet", ttl, created, mapping)
+    in_delta = definitions(folder, "delta", ttl, created, mapping)
     return (
-        open_store(folder, "duckdb", definitions(folder, ttl, delta=(), **options)),
-        open_store(folder, OURS, definitions(folder, ttl, delta=delta, **options)),
+        open_store(folder, in_parquet, type="duckdb"),
+        open_store(folder, in_delta, type=OURS, cache=f"{folder}/cache"),
     )
 
 
@@ -155,7 +158,7 @@ def entity_rows(rng, n):
     return pd.concat([rows, rows.sample(20, random_state=1)], ignore_index=True)
 
 
-def same_frames(stores, entities, features=REFS, *, asof=True, **options):
+def same_frames(stores, entities, features, *, asof, **options):
     """Compare the frames of both stores, which may order rows and columns as they like."""
     frames = []
     for store in stores:
@@ -175,45 +178,32 @@ def same_frames(stores, entities, features=REFS, *, asof=True, **options):
     return our_frame[1]
 
 
-@pytest.mark.parametrize(
-    ("created", "ttl"),
-    [
-        (True, FOREVER),
-        (False, timedelta(days=3)),
-        (True, timedelta(hours=23)),
-    ],
-)
-def test_random_frames_equal_those_of_feasts_own_store(tmp_path, created, ttl):
-    rng = np.random.default_rng([0, created])
-    stores = both_stores(tmp_path, rng, ttl, created=created)
-    entities = entity_rows(rng, 400)
-    rows = same_frames(stores, entities)
-    share = np.mean([row["customers_count"] is not None for row in rows])
-    assert 0.1 < share < 0.95  # both outcomes are common
-    # So few that rows of other entities are left out before the join.
-    same_frames(stores, entities.head(20))
-
-
+DAYS_5 = {"ttl": timedelta(days=5)}
+RENAMED = {"mapping": {"pairs_count": "pieces"}}
 BY_CREATED = {"full_feature_names": True, "filter_by_created_timestamp": True}
-RENAMED = {"pairs_count": "pieces"}
 
 
 @pytest.mark.parametrize(
-    ("features", "options", "delta", "mapping", "asof"),
+    ("view_options", "features", "options", "asof"),
     [
-        ("plain", {}, VIEWS, None, True),
-        ("aliased", {}, VIEWS, None, False),
-        (REFS, BY_CREATED, VIEWS, None, False),
-        (["pairs:pieces"], {}, VIEWS, RENAMED, False),
+        ({"ttl": FOREVER}, REFS, {}, True),
+        ({"ttl": timedelta(days=3), "created": ""}, REFS, {}, True),
+        ({"ttl": timedelta(hours=23)}, REFS, {}, True),
+        (DAYS_5, "plain", {}, True),
+        (DAYS_5, "aliased", {}, False),
+        (DAYS_5, REFS, BY_CREATED, False),
+        (DAYS_5 | RENAMED, ["pairs:pieces"], {}, False),
     ],
 )
-def test_frames_of_other_services_views_and_options_equal_those_of_feasts_own_store(
-    tmp_path, features, options, delta, mapping, asof
+def test_random_frames_equal_those_of_feasts_own_store(
+    tmp_path, view_options, features, options, asof
 ):
     rng = np.random.default_rng(3)
-    ttl = timedelta(days=5)
-    stores = both_stores(tmp_path, rng, ttl, delta=delta, mapping=mapping)
-    entities = entity_rows(rng, 200)
+    stores = both_stores(tmp_path, rng, **view_options)
+    entities = entity_rows(rng, 400)
+    # So few that rows of other entities are left out before the join.
+    same_frames(stores, entities.head(20), features, asof=asof, **options)
     rows = same_frames(stores, entities, features, asof=asof, **options)
     for name in rows[0].keys() - {*entities.columns}:
-        assert any(row[name] is not None for row in rows)
+        share = np.mean([row[name] is not None for row in rows])
+        assert 0 < share < 0.95

@@ -18,9 +18,9 @@ def test_ingest_reads_the_newest_rows_and_all_rows_once_a_day_or_with_full(
         sources = {"orders": f"{server.address}#orders"}
         settings = applied.model_copy(update={"sources": sources})
 
-        def sell(*orders):
-            for number, at in orders:
-                row = (number, number % 5 + 1, at)
+        def sell(days_ago):
+            for number, days in days_ago.items():
+                row = (number, number % 5 + 1, AS_OF - days * DAY)
                 shop.execute("INSERT INTO orders VALUES (%s, %s, %s, 1, 9.99)", row)
 
         def changes(time, **options):
@@ -32,13 +32,13 @@ def test_ingest_reads_the_newest_rows_and_all_rows_once_a_day_or_with_full(
             " number_of_cds smallint, dollar_value numeric(10, 2))"
         )
         shop.execute("SET TIME ZONE 'Asia/Kolkata'")
-        sell(*((number, AS_OF - number * DAY) for number in range(1, 40)))
+        sell({number: number for number in range(1, 40)})
         assert changes(AS_OF) == (39, 0)
-        sell((100, AS_OF - 5 * DAY), (101, AS_OF - 20 * DAY))
+        sell({100: 5, 101: 20})
         shop.execute("UPDATE orders SET dollar_value = 5 WHERE order_id IN (2, 30)")
         assert changes(AS_OF + HOUR) == (1, 1)  # within the look-back of seven days
         assert changes(AS_OF + 2 * HOUR, full=True) == (1, 1)
-        sell((102, AS_OF - 30 * DAY))
+        sell({102: 30})
         assert changes(AS_OF + 3 * HOUR) == (0, 0)
         assert changes(AS_OF + DAY) == (1, 0)
     amounts = raw_table(settings, ORDERS).read()["dollar_value"].to_pylist()
