@@ -1,10 +1,7 @@
 """The real MLflow server, once per test session, on a free port in a temporary folder."""
 
 import uuid
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -12,21 +9,23 @@ from mlflow import MlflowClient
 from core.errors import PromotionRefusedError
 from core.settings import Settings
 from mlflow_server import promotion
-from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
+from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, digest_tags
+from mlflow_server.version_tags import packed
 from tests.conftest import BIN, mlflow_server, new_settings, unused_port
 from tests.postgres import postgres_server
 
 ANN = {"who": "ann", "why": "better"}
 
 
-def client(settings: Settings) -> MlflowClient:
+def client(settings):
     """MLflow's own client, as anybody has it."""
     return MlflowClient(settings.mlflow_address, settings.mlflow_address)
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def settings(tmp_path_factory):
     """A server that all tests of one worker share (tests/conftest.py)."""
     home = tmp_path_factory.mktemp("gyre")
     settings = Settings(home=home, mlflow_port=unused_port())
@@ -37,9 +36,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 @pytest.fixture(
     params=["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.nightly)]
 )
-def empty_database(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Settings]:
+def empty_database(request, tmp_path):
     """Settings of an empty database."""
     if request.param == "SQLite":
         yield new_settings(tmp_path)
@@ -49,36 +46,42 @@ def empty_database(
 
 
 @pytest.fixture(scope="session")
-def registry(settings: Settings) -> Registry:
+def registry(settings):
     return Registry(settings)
 
 
 @pytest.fixture(scope="session")
-def ledger(settings: Settings) -> Iterator[Ledger]:
+def ledger(settings):
     ledger = Ledger(settings)
     yield ledger
     ledger.close()
 
 
 @pytest.fixture
-def model(settings: Settings) -> str:
+def model(settings):
     """A registered model of its own with versions 1 to 5, none of them in any role."""
     return new_model(settings, 5)
 
 
-def new_model(settings: Settings, versions: int) -> str:
-    name = f"m{uuid.uuid4().hex[:12]}"
+def new_model(settings, versions, folder=None, name=None):
+    """Register versions of a model; with a folder to write them in, they have files."""
+    name = name or f"m{uuid.uuid4().hex[:12]}"
     api = client(settings)
     api.create_registered_model(name)
     run = api.create_run("0").info
+    tags = {}
+    if folder:
+        for file, place in ((ONNX_FILE, "model"), (CONTRACT_FILE, "model/extra_files")):
+            (folder / file).write_text(file)
+            api.log_artifact(run.run_id, folder / file, place)
+        tags = packed(digest_tags(folder))
     for _ in range(versions):
-        api.create_model_version(
-            name, source=f"{run.artifact_uri}/model", run_id=run.run_id
-        )
+        source = f"{run.artifact_uri}/model"
+        api.create_model_version(name, source, run.run_id, tags)
     return name
 
 
-def stages(settings: Settings, model: str) -> dict[str, str]:
+def stages(settings, model):
     versions = client(settings).search_model_versions(f"name = '{model}'")
     return {
         str(v.version): v.current_stage for v in versions if v.current_stage != "None"
@@ -88,9 +91,7 @@ def stages(settings: Settings, model: str) -> dict[str, str]:
 class Roles:
     """The roles of one model, changed by Ann."""
 
-    def __init__(
-        self, settings: Settings, registry: Registry, ledger: Ledger, model: str
-    ) -> None:
+    def __init__(self, settings, registry, ledger, model):
         self.settings = settings
         self.registry = registry
         self.ledger = ledger
@@ -101,23 +102,23 @@ class Roles:
         self.rollback = partial(promotion.rollback, *place, **ANN)
         self.reconcile = partial(promotion.reconcile, *place)
 
-    def refuses(self, version: str, reason: str, **more: Any) -> None:
+    def refuses(self, version, reason, **more):
         with pytest.raises(PromotionRefusedError, match=reason):
             self.promote(version, **more)
 
     @property
-    def aliases(self) -> dict[str, str]:
+    def aliases(self):
         return self.registry.aliases(self.model)
 
     @property
-    def stages(self) -> dict[str, str]:
+    def stages(self):
         return stages(self.settings, self.model)
 
     @property
-    def rows(self) -> list[LedgerRow]:
+    def rows(self):
         return self.ledger.rows(self.model)
 
 
 @pytest.fixture
-def roles(settings: Settings, registry: Registry, ledger: Ledger, model: str) -> Roles:
+def roles(settings, registry, ledger, model):
     return Roles(settings, registry, ledger, model)

@@ -1,26 +1,30 @@
-"""How the server is started: one process, on loopback, for browsers of this machine only."""
+"""The server is for browsers of this machine only, and its pages show runs first."""
 
+import shutil
 from contextlib import closing
 
 import httpx
 import psutil
 import pytest
 
-from core.settings import Settings
+from docs.browser import NAMES, browser
 from mlflow_server.ledger import Ledger
-from tests.conftest import BIN, answers, running, unused_port, wait_until
-from tests.mlflow_server.conftest import new_model
+from mlflow_server.tracking import Tracking
+from tests.conftest import BIN, answers, new_settings, running, wait_until
+from tests.mlflow_server.conftest import client, new_model
+
+IN_FRONT = '[role=dialog], [data-component-id="mlflow.assistant.chat_panel.close"]'
+"""A box over the page, or the chat panel."""
 
 
-def test_the_server_is_one_process_that_listens_on_loopback(settings):
-    arguments = {"mlflow_server.app:app", str(settings.mlflow_port)}
-    children = psutil.Process().children(recursive=True)
-    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    (ours,) = [child for child in living if arguments <= {*child.cmdline()}]
-    assert ours.children(recursive=True) == []
-    connections = ours.net_connections()
-    assert {c.laddr.ip for c in connections if c.status == "LISTEN"} == {"127.0.0.1"}
-    assert ours.memory_full_info().pss < 300 * 2**20
+def test_the_server_listens_on_loopback_only(settings):
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("inet")
+        if connection.laddr.port == settings.mlflow_port
+        and connection.status == "LISTEN"
+    }
+    assert listening == {"127.0.0.1"}
 
 
 def test_foreign_hosts_and_origins_are_refused(settings):
@@ -37,28 +41,42 @@ def test_foreign_hosts_and_origins_are_refused(settings):
 
 @pytest.mark.nightly
 def test_mlflows_own_command_enters_a_role_changed_in_the_ui_in_the_ledger(tmp_path):
-    settings = Settings(home=tmp_path / "home", mlflow_port=unused_port())
-    command = [str(BIN / "mlflow"), "server", "--app-name=gyre", "--workers=1"]
-    address = ["--host=127.0.0.1", f"--port={settings.mlflow_port}"]
+    settings = new_settings(tmp_path)
+    command = f"{BIN}/mlflow server --app-name=gyre --workers=1 --host=127.0.0.1"
+    command += f" --port={settings.mlflow_port} --artifacts-destination={tmp_path}"
     env = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
-        "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
-        "GYRE_HOME": str(settings.home),
+        "GYRE_HOME": str(tmp_path),
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
     }
-    settings.home.mkdir()
-    with running([*command, *address], tmp_path / "log", **env) as process:
+    with running(command.split(), tmp_path / "log", **env) as process:
         wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"))
         model = new_model(settings, 1)
-        url = f"{settings.mlflow_address}/api/2.0/mlflow/registered-models/alias"
-        change = {"name": model, "alias": "production", "version": "1"}
-        answer = httpx.post(
-            url, json=change, headers={"x-forwarded-user": "ann"}, timeout=60
-        )
-        assert answer.status_code == httpx.codes.OK
+        client(settings).set_registered_model_alias(model, "production", "1")
         process.terminate()  # it passes that on to its server
         process.wait(600)
     with closing(Ledger(settings)) as ledger:
         (row,) = ledger.rows(model)
-    assert (row.to_version, row.who) == ("1", "mlflow-ui:ann")
+    assert (row.to_version, row.who) == ("1", "mlflow-ui")
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
+)
+def test_an_experiment_opens_on_its_runs_without_a_dialog(settings):
+    tracking = Tracking(settings)
+    run_id = tracking.start_or_find_run("trainings", "k", "monday's", {})
+    experiment_id = tracking.get_run(run_id).info.experiment_id
+    front = f"document.querySelectorAll('{IN_FRONT}').length"
+    with browser() as chromium:
+        chromium.open(f"{settings.mlflow_address}/#/experiments/{experiment_id}", 1440)
+        page = chromium.do(
+            "Runtime.evaluate",
+            expression=f"`${{location.hash}} ${{{front}}} ${{document.body.innerText}}`",
+        )["result"]["value"]
+    place, overlays, text = page.split(" ", 2)
+    assert place.startswith(f"#/experiments/{experiment_id}/runs")
+    assert overlays == "0"
+    assert "monday's" in text

@@ -1,7 +1,6 @@
 """Stages set by hand: in MLflow's old UI, by its client, by the REST call of tutorials."""
 
 import json
-import uuid
 import warnings
 from functools import partial
 
@@ -9,7 +8,6 @@ import httpx
 import pytest
 from mlflow.exceptions import MlflowException
 
-from mlflow_server.served_model import digest_tags
 from mlflow_server.version_tags import packed
 from tests.mlflow_server.conftest import Roles, client, new_model
 
@@ -19,19 +17,7 @@ CALL = "model-versions/transition-stage"
 @pytest.fixture
 def model(settings, tmp_path):
     """Versions 1 to 3, none of them in any role, with the files that they were registered with."""
-    model = f"m{uuid.uuid4().hex[:12]}"
-    api = client(settings)
-    api.create_registered_model(model)
-    run = api.create_run("0").info
-    places = {"model.onnx": "model", "serving.json": "model/extra_files"}
-    for name, place in places.items():
-        (tmp_path / name).write_text(name)
-        api.log_artifact(run.run_id, tmp_path / name, place)
-    tags = packed(digest_tags(tmp_path))
-    for _ in range(3):
-        source = f"{run.artifact_uri}/model"
-        api.create_model_version(model, source=source, run_id=run.run_id, tags=tags)
-    return model
+    return new_model(settings, 3, tmp_path)
 
 
 def by_client(roles, version, stage, **options):
@@ -118,7 +104,7 @@ def test_a_version_in_a_role_can_neither_be_archived_nor_lose_its_stage(roles):
 
 
 def test_a_version_that_cannot_be_promoted_gets_no_stage(roles):
-    """Files that are not those registered, no files, no such version, no such stage."""
+    """Files that are not those registered, no files, no such version or stage, a text of JSON."""
     roles.promote("1")
     lineage = packed({"sha256.model.onnx": "0" * 64, "sha256.serving.json": "1" * 64})
     api = client(roles.settings)
@@ -133,6 +119,10 @@ def test_a_version_that_cannot_be_promoted_gets_no_stage(roles):
         ("3", "Live", "Invalid Model Version stage: Live"),
     ):
         assert reason in refusal(roles, version, stage)
+    call = {"name": roles.model, "version": "2", "stage": "Production"}
+    address = f"{roles.settings.mlflow_address}/api/2.0/mlflow/{CALL}"
+    answer = httpx.post(address, json=json.dumps(call))  # as MLflow reads old clients
+    assert answer.status_code == httpx.codes.BAD_REQUEST
     assert len(roles.reconcile()) == 1
     assert roles.stages == {"1": "Production"}
     foreign = Roles(
@@ -140,15 +130,6 @@ def test_a_version_that_cannot_be_promoted_gets_no_stage(roles):
     )
     refusal(foreign, "1", "Production")
     assert foreign.reconcile() == []
-
-
-def test_a_call_sent_as_a_json_text_is_refused(roles):
-    """MLflow itself reads it for old clients."""
-    address = f"{roles.settings.mlflow_address}/api/2.0/mlflow/{CALL}"
-    call = {"name": roles.model, "version": "1", "stage": "Production"}
-    answer = httpx.post(address, json=json.dumps(call))
-    assert answer.status_code == httpx.codes.BAD_REQUEST
-    assert roles.stages == {}
 
 
 @pytest.mark.nightly  # MLflow waits for 20 s
