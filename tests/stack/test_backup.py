@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +111,12 @@ def repeated(work):
         job.result()
 
 
-def test_a_restored_home_has_every_row_and_file(settings, folder, elsewhere):
+def test_a_backup_is_readable_by_its_owner_only_and_a_restored_home_has_all_of_it(
+    settings, folder, elsewhere
+):
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name in ("airflow/secrets.json", ENV_FILE):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
     restore(elsewhere, folder)
     home = elsewhere.home
     with closing(Ledger(elsewhere)) as ledger, closing(Alerts(elsewhere)) as alerts:
@@ -123,20 +127,11 @@ def test_a_restored_home_has_every_row_and_file(settings, folder, elsewhere):
     for name in ("mlflow/artifacts/1/uv.lock", "airflow/secrets.json", "layout"):
         assert (home / name).read_bytes() == (settings.home / name).read_bytes()
     assert not [*home.glob("logs/*")]
-    assert not (home / SUMS).exists()
     assert [path.name for path in home.parent.iterdir()] == ["home"]
     # Settings of the one stack alone and what is not whole stay behind.
     assert (home / ENV_FILE).read_text() == "GYRE_SOURCES__ORDERS=/shop.csv\n"
     log = home / "serving" / "log" / "feedback-1.jsonl"
     assert log.read_text() == json.dumps(FEEDBACK) + "\n"
-
-
-def test_a_backup_is_readable_by_its_owner_only_and_valid_for_sha256sum(folder):
-    assert folder.stat().st_mode & 0o777 == 0o700
-    for name in ("airflow/secrets.json", ENV_FILE):
-        assert (folder / name).stat().st_mode & 0o777 == 0o600
-    check_sums = ["sha256sum", "--check", "--strict", SUMS]
-    subprocess.run(check_sums, cwd=folder, check=True)
 
 
 def test_a_backup_with_an_altered_or_missing_file_is_refused(folder, elsewhere):
@@ -162,15 +157,14 @@ def test_a_backup_of_another_layout_is_refused_within_five_seconds(folder, elsew
 
 
 def test_a_home_and_a_backup_are_never_overwritten(settings, folder, elsewhere):
-    before = [sorted(path.rglob("*")) for path in (settings.home, folder)]
+    before = sorted(folder.parent.rglob("*"))
     with pytest.raises(StackError, match="is not empty"):
         restore(settings, folder)
     with pytest.raises(StackError, match="is there already"):
         backup(settings, folder)
     with pytest.raises(StackError, match="holds no stack yet"):
         backup(elsewhere, folder.with_name("other"))
-    assert [sorted(path.rglob("*")) for path in (settings.home, folder)] == before
-    assert not folder.with_name("other").exists()
+    assert sorted(folder.parent.rglob("*")) == before
     elsewhere.home.mkdir(parents=True)
     restore(elsewhere, folder)
 
@@ -194,9 +188,7 @@ def test_a_backup_waits_for_a_writer(name, settings, tmp_path):
     check(settings, tmp_path / "backup")
 
 
-def test_a_backup_during_writes_has_the_state_of_one_moment(
-    settings, elsewhere, tmp_path
-):
+def test_a_backup_during_writes_has_the_state_of_one_moment(settings, tmp_path):
     """Table, ledger and log are written in turn; no backup has a later one without the earlier."""
     table = Table(settings, "raw/orders", SCHEMA)
     log = settings.home / "serving" / "log" / "feedback-2.jsonl"
@@ -214,16 +206,15 @@ def test_a_backup_during_writes_has_the_state_of_one_moment(
         wait_until("the first rows", log.exists)
         for number in range(3):
             backup(settings, tmp_path / f"{number}")
-    for number in range(3):
-        home = elsewhere.model_copy(update={"home": tmp_path / f"home-{number}"})
-        restore(home, tmp_path / f"{number}")
-        copy = Table(home, "raw/orders", SCHEMA)
-        rows = max(copy.read()["n"].to_pylist())
-        with closing(Ledger(home)) as ledger:
-            assert len(ledger.rows(MODEL)) in {rows, rows - 1}
-        collected = collect(home)
-        assert collected.malformed == 0
-        assert collected.outcomes <= rows
+            home = new_settings(tmp_path / f"home-{number}")
+            restore(home, tmp_path / f"{number}")
+            copy = Table(home, "raw/orders", SCHEMA)
+            rows = max(copy.read()["n"].to_pylist())
+            with closing(Ledger(home)) as ledger:
+                assert len(ledger.rows(MODEL)) in {rows, rows - 1}
+            collected = collect(home)
+            assert collected.malformed == 0
+            assert collected.outcomes <= rows
 
 
 def test_a_backup_is_complete_while_redis_rewrites_its_log(settings, tmp_path):
@@ -238,13 +229,12 @@ def test_a_backup_is_complete_while_redis_rewrites_its_log(settings, tmp_path):
 
     with redis_server(port, settings.home / "redis"):
         redis.mset({f"key-{number}": "x" * 100 for number in range(20_000)})
-        with repeated(rewrite):
-            for number in range(3):
+        for number in range(3):
+            with repeated(rewrite):
                 backup(settings, tmp_path / f"{number}")
-    for number in range(3):
-        port = unused_port()
-        with redis_server(port, tmp_path / f"{number}" / "redis"):
-            assert Redis(port=port).dbsize() == 20_000
+            copy_port = unused_port()
+            with redis_server(copy_port, tmp_path / f"{number}" / "redis"):
+                assert Redis(port=copy_port).dbsize() == 20_000
 
 
 @pytest.mark.nightly

@@ -3,22 +3,21 @@
 import os
 import shutil
 import socket
-import subprocess
 import time
 
 import pytest
 
 from core.errors import SettingsError
-from core.settings import CLONE, ENV_FILE, LAYOUT, LOOPBACK, free_ports, load_settings
+from core.settings import CLONE, ENV_FILE, LAYOUT, LOOPBACK, load_settings
+from stack.environment import process_environment
 from stack.machine import LAYOUT_FILE, disk_problems, layout_problems
 from tests.cli.clone import finished
-from tests.conftest import BIN, at_most, unused_port
+from tests.conftest import BIN, at_most, new_settings, unused_port
 
 
 def failed_start(home, **changes):
     """Return the errors of `gyre up`, which come at once; it leaves nothing."""
-    ports = {f"GYRE_{name.upper()}": str(port) for name, port in free_ports().items()}
-    env = os.environ | ports | {"GYRE_HOME": str(home)} | changes
+    env = process_environment(new_settings(home)) | changes
     files = {*home.iterdir()}
     start = time.monotonic()
     done = finished(f"{BIN}/gyre up", CLONE, env, 1)
@@ -46,28 +45,29 @@ def test_a_database_that_refuses_is_named_without_its_password(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("host", "guard"),
+    ("host", "guard", "value"),
     [
-        ("host", {"serving_tokens_file": "/tokens"}),
-        ("mlflow_host", {"behind_proxy": True}),
-        ("console_host", {"behind_proxy": True}),
-        ("airflow_host", {}),
+        ("host", "serving_tokens_file", "/tokens"),
+        ("mlflow_host", "behind_proxy", "true"),
+        ("console_host", "behind_proxy", "true"),
     ],
 )
 def test_a_program_without_credentials_is_not_opened_to_other_hosts(
-    tmp_path, host, guard
+    tmp_path, host, guard, value
 ):
-    if guard:
-        expected = rf"^GYRE_{host.upper()}: .* set GYRE_{next(iter(guard)).upper()} too"
-        with pytest.raises(SettingsError, match=expected):
-            load_settings(home=tmp_path, **{host: "0.0.0.0"})
-    assert load_settings(home=tmp_path, **{host: "127.0.0.2"})
-    opened = load_settings(home=tmp_path, **{host: "0.0.0.0"}, **guard)
+    def load(address, **more):
+        return load_settings(home=tmp_path, **{host: address}, **more)
+
+    expected = rf"^GYRE_{host.upper()}: .* set GYRE_{guard.upper()} too"
+    with pytest.raises(SettingsError, match=expected):
+        load("0.0.0.0")
+    assert load("127.0.0.2")
+    opened = load("0.0.0.0", **{guard: value})
     assert opened.serving_address == f"http://{LOOPBACK}:8000", (
         "where our own processes ask"
     )
     with pytest.raises(SettingsError, match=f"^GYRE_{host.upper()}: .*'somewhere'"):
-        load_settings(home=tmp_path, **{host: "somewhere"})
+        load("somewhere")
 
 
 @pytest.mark.parametrize("users", ["ann", "ann:root", "ann:user bob:op"])
@@ -100,11 +100,8 @@ def test_a_python_that_is_too_old_or_too_new_is_named(tmp_path, version, is_good
     version_code = f"import sys; sys.version_info, sys.version = {version}, '{text}'"
     python.write_text(f'#!/bin/sh\nexec {BIN}/python -c "{version_code}\n$2"\n')
     python.chmod(0o755)
-    done = subprocess.run(
-        ["make", "python", f"PYTHON={python}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode == 0) == is_good, done.stderr
+    code = 0 if is_good else 2
+    done = finished(f"make python PYTHON={python}", tmp_path, os.environ, code)
     message = f"Python 3.11 to 3.13 is needed, this is {text}: make up PYTHON=/path/to/python3.11"
     assert (message in done.stderr) != is_good
 

@@ -26,16 +26,11 @@ from tests.conftest import running, wait_until
 SLEEP = "import time; print('awake', flush=True); time.sleep(6000)"
 
 
-def new_home(folder):
-    settings = load_settings(home=folder / "a home")
-    for name in ("run", "logs"):
-        (settings.home / name).mkdir(parents=True)
-    return settings
-
-
 @pytest.fixture
 def settings(tmp_path):
-    settings = new_home(tmp_path)
+    settings = load_settings(home=tmp_path / "a home")
+    for name in ("run", "logs"):
+        (settings.home / name).mkdir(parents=True)
     yield settings
     end_stack(settings)
 
@@ -56,32 +51,29 @@ def spawned(folder, code=SLEEP, **variables):
     return running([sys.executable, "-c", code], folder / "log", **variables)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A supervisor of several programs."""
-    settings = new_home(tmp_path_factory.mktemp("shared"))
-    launch(settings, program("asleep"), program("reader"))
-    yield settings
-    end_stack(settings)
-
-
-def test_only_processes_older_than_a_change_are_restarted(shared):
+def test_only_processes_that_died_or_are_older_than_a_change_are_started_again(
+    settings,
+):
     reader = program("reader")
-    wait_until("it", lambda: states(shared)["reader"]["statename"] == "RUNNING")
-    before = {name: row["pid"] for name, row in states(shared).items()}
-    stop_older(shared, [reader], time.time() - 6000)
-    assert states(shared)["reader"]["pid"] == before["reader"]
-    stop_older(shared, [reader], time.time() + 6000)
-    start(shared, [reader])
-    wait_until("it", lambda: states(shared)["reader"]["statename"] == "RUNNING")
-    after = {name: row["pid"] for name, row in states(shared).items()}
+    launch(settings, program("asleep"), reader)
+
+    def pids():
+        return {name: row["pid"] for name, row in states(settings).items()}
+
+    def is_running():
+        return states(settings)["reader"]["statename"] == "RUNNING"
+
+    wait_until("it", is_running)
+    before = pids()
+    stop_older(settings, [reader], time.time() - 6000)
+    assert pids() == before
+    stop_older(settings, [reader], time.time() + 6000)
+    start(settings, [reader])
+    wait_until("it", is_running)
+    after = pids()
     assert [name for name in after if after[name] != before[name]] == ["reader"]
-
-
-def test_a_process_that_dies_is_started_again(shared):
-    before = states(shared)["asleep"]["pid"]
-    os.kill(before, signal.SIGKILL)
-    wait_until("another", lambda: states(shared)["asleep"]["pid"] not in {before, 0})
+    os.kill(after["asleep"], signal.SIGKILL)
+    wait_until("another", lambda: pids()["asleep"] not in {after["asleep"], 0})
 
 
 def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(settings):

@@ -91,19 +91,14 @@ def test_programs_that_run_elsewhere_are_not_started_here(tmp_path):
 
 
 def test_the_run_command_becomes_the_program_and_ends_by_sigterm(tmp_path):
-    redis_port = unused_port()
-    port = unused_port()
-    env = {
-        "GYRE_HOME": str(tmp_path),
-        "GYRE_CONSOLE_PORT": str(port),
-        "GYRE_REDIS_URL": f"redis://127.0.0.1:{redis_port}",
-    }
+    settings = new_settings(tmp_path)
     command = [str(BIN / "gyre"), "run", "console"]
+    env = child_environment(settings)
     with (
-        redis_server(redis_port, tmp_path),
+        redis_server(settings.redis_port, tmp_path),
         running(command, tmp_path / "log", **env) as process,
     ):
-        address = f"http://127.0.0.1:{port}/health/live"
+        address = f"{settings.console_address}/health/live"
         wait_until("its answer", lambda: answers(address))
         program = psutil.Process(process.pid).cmdline()[1:3]
         assert program == ["-m", "monitoring.console"]
