@@ -8,7 +8,6 @@ import pytest
 from mlflow_server.alerts import Alerts
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from monitoring.check import CheckResult
 from monitoring.decision_log import store_checks, store_decision
 from tests.conftest import wait_until
 from tests.console.year import decision_row, figure
@@ -32,22 +31,12 @@ class Console:
 
 
 RESULTS = [
-    CheckResult(
-        name="psi/total_orders_30d",
-        kind="data_drift",
-        status="bad",
-        value=0.31,
-        limit=0.25,
-        words="total_orders_30d drifts: PSI 0.31",
-        remedy="A retraining starts by itself.",
+    figure(
+        "psi/total_orders_30d", "data_drift", 0.31, 0.25, status="bad",
+        words="total_orders_30d drifts: PSI 0.31", remedy="A retraining starts by itself.",
     ),
-    CheckResult(
-        name="psi/customer_tenure_days",
-        kind="data_drift",
-        status="note",
-        value=7.7,
-        limit=0.25,
-        acts=False,
+    figure(
+        "psi/customer_tenure_days", "data_drift", 7.7, 0.25, status="note", acts=False,
         reason="grows by a day each day",
     ),
     figure("serving/requests_per_minute", "serving", 60.0),
@@ -56,7 +45,7 @@ RESULTS = [
     figure("missing/lifetime_value", "missing", 0.0, 0.05),
     figure("volume/entities", "volume", 512.0),
     figure("serving/p99_ms", "serving", 9.5),
-]
+]  # fmt: skip
 SCRIPT = """<script>
 document.title = "acted";
 try { parent.document.title = "acted" } catch {}

@@ -2,14 +2,10 @@
 
 import re
 import shutil
-from contextlib import closing
 
 import pytest
 
 from docs.browser import NAMES, browser
-from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import promote, release
-from mlflow_server.registry import Registry
 from tests.conftest import wait_until
 
 
@@ -54,8 +50,6 @@ def test_the_page_of_a_model_has_its_checks_rows_and_runs(
     for link in ("report</a>", '">its monitoring in MLflow</a>',
                  '">last training in MLflow</a>', f'/#/models/{name}">MLflow</a>'):  # fmt: skip
         assert link in page
-    assert "<script" not in page
-    assert "<nobody>" not in page
     one = console.client.get(
         f"/status/{name}", params={"check": "missing/lifetime_value"}
     )
@@ -131,15 +125,14 @@ def test_a_script_in_a_document_does_not_reach_the_console(
 
 
 def test_a_challenger_is_shown_next_to_production(rig, served, console, monitored):
-    name, registry = rig.spec.name, Registry(rig.settings)
-    with closing(Ledger(rig.settings)) as ledger:
-        trial = {"role": "challenger", "percent": 10, "who": "ann", "why": "as a trial"}
-        promote(registry, ledger, name, served.second, **trial)
-        row = f'<th scope="row">challenger</th><td>version {served.second}</td><td>10 %</td>'
-        wait_until("a worker that holds it", lambda: row in console.page(name))
-        page = console.page(name)
-        release(registry, ledger, name, "challenger", who="ann", why="over")
-    assert "ann: as a trial" in page
+    name = rig.spec.name
+    row = (
+        f'<th scope="row">challenger</th><td>version {served.second}</td><td>10 %</td>'
+    )
+    rig.promote(served.second, role="challenger", percent=10)
+    wait_until("a worker that holds it", lambda: row in console.page(name))
+    page = console.page(name)
+    rig.release("challenger")
     assert f"<code>gyre compare {name}</code> compares the versions" in page
     wait_until("its end", lambda: "No rollout is in progress" in console.page(name))
     assert '<th scope="row">release</th>' in console.page(name)

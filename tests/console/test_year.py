@@ -1,19 +1,18 @@
 """Pages on a year of hourly runs, and on what a bad installation has; each time is printed."""
 
 import socket
-import sys
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
-import httpx
 import psutil
 import pytest
 
+from core.settings import ENV_FILE
 from core.spec import load_spec
-from stack.environment import process_environment
-from tests.conftest import answers, at_most, new_settings, running, wait_until
+from tests.conftest import at_most, new_settings, wait_until
 from tests.console.year import fill
+from tests.faults.test_console import console as console_beside
 
 SPEC = load_spec("customer_churn_model")
 PAGES = ("/", f"/status/{SPEC.name}", f"/data/{SPEC.dataset}", "/metrics")
@@ -23,21 +22,10 @@ WITHIN = 2.0
 """Seconds within which a page answers, whatever is missing."""
 
 
-@contextmanager
-def console(home, **more):
-    """A console alone: nothing else of its stack runs. The client, and the process's id."""
-    settings = new_settings(home, demo_start=None, **more)
-    changed = {f"GYRE_{name.upper()}": value for name, value in more.items()}
-    environment = process_environment(settings) | changed
-    command = [sys.executable, "-m", "monitoring.console"]
-    with (
-        running(command, home.parent / "console.log", **environment) as process,
-        httpx.Client(base_url=settings.console_address, timeout=300) as client,
-    ):
-        wait_until(
-            "console", lambda: answers(f"{settings.console_address}/health/live")
-        )
-        yield client, process.pid
+def console(home):
+    """A console alone: nothing else of its stack runs. The client, and the process."""
+    settings = new_settings(home, demo_start=None)
+    return console_beside(SimpleNamespace(settings=settings, folder=home.parent))
 
 
 def timed(client, path):
@@ -48,12 +36,12 @@ def timed(client, path):
     return answer.text, took
 
 
-def allocated_mib(pid):
+def allocated_mib(process):
     """Return the memory of a process without what it maps from files.
 
     How much of a library is mapped depends on what the kernel has cached of it.
     """
-    memory = psutil.Process(pid).memory_info()
+    memory = psutil.Process(process.pid).memory_info()
     return (memory.rss - memory.shared) / 2**20
 
 
@@ -66,14 +54,14 @@ def year(tmp_path_factory):
 
 @pytest.mark.timed
 def test_pages_of_a_year_of_hourly_runs_take_little_time_and_memory(year):
-    with console(year) as (client, pid):
+    with console(year) as (client, process):
         for path in PAGES:
             first = timed(client, path)[1]
             again = timed(client, path)[1]
             assert first < at_most(WITHIN), path
             took = f"first {1000 * first:.0f} ms, then {1000 * again:.0f} ms"
             print(f"{path}: {took}")  # noqa: T201  (-s)
-        memory = allocated_mib(pid)
+        memory = allocated_mib(process)
         print(f"console: {memory:.0f} MiB")  # noqa: T201
         assert memory < MEMORY_MIB
 
@@ -109,7 +97,10 @@ def test_a_hanging_database_is_shown_as_unknown_within_two_seconds(
 ):
     with socket.create_server(("127.0.0.1", 0)) as hangs:
         url = f"postgresql://gyre:secret@127.0.0.1:{hangs.getsockname()[1]}/gyre"
-        with console(tmp_path / "home", ledger_url=url) as (client, _):
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / ENV_FILE).write_text(f"GYRE_LEDGER_URL={url}\n")
+        with console(home) as (client, _):
             for path in (*PAGES, "/"):
                 text, took = timed(client, path)
                 assert took < at_most(WITHIN), path
