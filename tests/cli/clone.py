@@ -1,7 +1,6 @@
 """The project as git has it, in a folder of its own, to be edited and run."""
 
 import os
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -97,15 +96,12 @@ class Copy:
     """The project as git has it, in a folder of its own; the packages are this environment's."""
 
     def __init__(self, folder, settings):
-        self.folder, self.settings = folder, settings
-        git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(
-            git, cwd=PROJECT, capture_output=True, check=True
-        ).stdout
-        for name in filter(None, listed.decode().split("\0")):
-            if (PROJECT / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(PROJECT / name, folder / name)
+        self.folder = folder
+        self.settings = settings
+        files = "git ls-files -z --cached --others --exclude-standard"
+        copy = f"{files} | xargs -0 cp --parents --target-directory={folder}"
+        # A file that is deleted and still of git's index is named on stderr.
+        subprocess.run(copy, shell=True, cwd=PROJECT, check=False)
         self.environment = stack_environment(settings) | {"PYTHONPATH": str(folder)}
 
     def run(self, command, code=0, timeout=900, **more):

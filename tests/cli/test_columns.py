@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import tomllib
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +14,7 @@ from cli.use_case import FILES, write_use_case
 from core.errors import SettingsError
 from core.settings import PROJECT
 from core.spec import ModelSpec
-from tests.conftest import BIN
+from tests.cli.clone import outer_environment, run
 
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
@@ -98,12 +97,9 @@ def test_generated_files_fit_the_columns_and_pass_the_linter(write, tmp_path, ou
         rule["kwargs"]["column"] for rule in rules if "not_be_null" in rule["type"]
     ]
     assert filled == [column for column in ROWS if column != "city"]
-    options = ("--no-cache", "--stdin-filename", PROJECT / DATASET, "-")
-    for command in (["check"], ["format", "--check"]):
-        subprocess.run(
-            [BIN / "ruff", *command, *options], input=(tmp_path / DATASET).read_bytes(),
-            check=True,
-        )  # fmt: skip
+    for command in ("check", "format --check"):
+        options = f"--no-cache --stdin-filename {PROJECT / DATASET} -"
+        run(f"ruff {command} {options} < {DATASET}", tmp_path, outer_environment())
 
 
 def labels(label, *tables):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,6 +10,7 @@ import pytest
 from cli.use_case import new
 from cli.verbs import say
 from core.errors import SettingsError
+from tests.cli.clone import outer_environment, run
 from tests.conftest import wait_until
 from tests.preloaded import commands_folder
 
@@ -28,13 +27,13 @@ def test_the_open_command_uses_the_configured_link(tmp_path):
     browser = tmp_path / "xdg-open"
     browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
     browser.chmod(0o755)
-    environment = os.environ | {
+    outer = outer_environment()
+    environment = outer | {
         "GYRE_HOME": str(tmp_path),
         "GYRE_LINKS__CONSOLE": "https://gyre.example",
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path}:{outer['PATH']}",
     }
-    command = [commands_folder() / "gyre", "open", "console"]
-    subprocess.run(command, env=environment, check=True)
+    run("gyre open console", tmp_path, environment)
     opened = tmp_path / "opened"
     address = "https://gyre.example/\n"
     wait_until("a page", lambda: opened.exists() and opened.read_text() == address)
@@ -44,14 +43,11 @@ def test_the_traceback_of_an_unexpected_error_is_logged(tmp_path):
     folder = tmp_path / "logs"
     folder.mkdir()
     (folder / "torn.log").touch()
-    environment = {"GYRE_HOME": str(tmp_path), "PATH": ""}
-    command = [commands_folder() / "gyre", "logs", "torn"]
-    done = subprocess.run(
-        command, env=environment, stderr=subprocess.PIPE, text=True, check=False
-    )
-    assert done.returncode == 1
+    environment = outer_environment() | {"GYRE_HOME": str(tmp_path)}
+    command = f"PATH= {commands_folder()}/gyre logs torn"
+    output = run(command, tmp_path, environment, 1)
     log = folder / "errors.log"
-    assert done.stderr.endswith(f"traceback: {log}\n")
+    assert output.endswith(f"traceback: {log}\n")
     assert "FileNotFoundError" in log.read_text()
 
 

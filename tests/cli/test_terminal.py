@@ -1,27 +1,33 @@
-"""Tables and logs, on a terminal of a certain width and off one."""
+"""What commands print, on a terminal of a certain width and off one."""
 
-import fcntl
 import json
-import os
-import pty
 import re
-import struct
 import subprocess
-import termios
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from core.settings import PROJECT
 from mlflow_server.ledger import Ledger
-from tests.cli.clone import gyre, stack_environment
+from monitoring.decision import INPUTS, Inputs, decide
+from monitoring.decision_log import store_decision
+from tests.cli.clone import finished, gyre, stack_environment
 from tests.conftest import new_settings
 from tests.console.test_checks import LEDGER
+from tests.console.year import decision_row
 from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 REASON = "because the \x1b[31mdrift\x1b[0m of\nits features " + "goes on and on " * 12
 WIDTH = 90
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+INPUT = Inputs(
+    as_of=NOW, version="1", verdicts=("bad", "bad"), findings=("total_spend_30d: PSI 0.31",),
+    harm=None, previous=None, last_retraining=None, last_promotion=NOW - timedelta(days=2),
+    cooldown=timedelta(hours=24), windows=5, bad_windows=2,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -33,28 +39,6 @@ def settings(tmp_path, monkeypatch):
     return new_settings(tmp_path)
 
 
-def ledger_on_terminal(settings):
-    """What a terminal of WIDTH columns gets, without warnings."""
-    reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
-    process = subprocess.Popen(
-        [commands_folder() / "gyre", "ledger", MODEL], env=stack_environment(settings),
-        stdin=writer, stdout=writer, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(writer)
-    text = b""
-    try:
-        chunk = os.read(reader, 65536)
-        while chunk:
-            text += chunk
-            chunk = os.read(reader, 65536)
-    except OSError:  # Linux's end of a terminal
-        pass
-    os.close(reader)
-    process.wait(600)
-    return text.decode()
-
-
 def test_a_table_is_plain_lines_in_a_pipe_and_fits_a_terminal(settings):
     with closing(Ledger(settings)) as ledger:
         ledger.insert(replace(LEDGER, why=REASON, to_version="1"))
@@ -64,7 +48,9 @@ def test_a_table_is_plain_lines_in_a_pipe_and_fits_a_terminal(settings):
     columns = r"promote  production  none → 1  ann  because .* on and on"
     assert re.fullmatch(rf"1  \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\dZ  {columns}", line)
     assert "\x1b" not in output
-    text = ledger_on_terminal(settings)
+    command = f"stty cols {WIDTH}; gyre ledger {MODEL} 2> /dev/null"
+    terminal = f"script --quiet --command '{command}' /dev/null"
+    text = finished(terminal, PROJECT, stack_environment(settings)).stdout
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "").splitlines()
     assert len(lines) > 3
     assert max(len(line) for line in lines) <= WIDTH
@@ -78,12 +64,11 @@ def test_logs_prints_the_newest_lines_follows_them_and_names_the_programs(settin
     folder = settings.home / "logs"
     folder.mkdir()
     file = folder / "serving.log"
-    file.write_text("".join(f"line {number}\n" for number in range(100)))
+    file.write_text("before\n")
     (folder / "mlflow.log").touch()
-    assert gyre(settings, "logs serving").stdout.splitlines()[-1] == "line 99"
+    assert gyre(settings, "logs serving").stdout == "before\n"
     unknown_program = gyre(settings, "logs ../secrets", 1)
     assert "expected mlflow, serving" in unknown_program.stderr
-    file.write_text("before\n")
     with subprocess.Popen(
         [commands_folder() / "gyre", "logs", "serving", "-f"], text=True,
         env=stack_environment(settings), stdout=subprocess.PIPE,
@@ -93,3 +78,23 @@ def test_logs_prints_the_newest_lines_follows_them_and_names_the_programs(settin
             more.write("after\n")
         assert process.stdout.readline() == "after\n"
         process.terminate()
+
+
+def test_decide_explains_the_last_decision_by_its_inputs_and_repeats_it(settings):
+    inputs = INPUTS.dump_json(INPUT).decode()
+    decision = asdict(decide(INPUT))
+    row = decision_row(model=MODEL, version="1", as_of=NOW, inputs=inputs, **decision)
+    store_decision(settings, row)
+    text = gyre(settings, f"decide {MODEL} --explain").stdout
+    for part in (
+        "version 1: retrain",
+        "rule: drift",
+        "total_spend_30d: PSI 0.31",
+        "the same",
+        '"last_promotion": "2026-11-18T12:00:00Z"',
+        '"cooldown": "P1D"',
+    ):
+        assert part in text
+    document = json.loads(gyre(settings, f"decide {MODEL} --explain --json").stdout)
+    assert (document["rule"], document["agrees"]) == ("drift", True)
+    assert document["inputs"]["verdicts"] == ["bad", "bad"]
