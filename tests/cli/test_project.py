@@ -63,9 +63,9 @@ def project(tmp_path_factory):
     (folder / "shop_models" / "limits.py").write_text(SILENCE)
     orders = folder / "feature_repo" / "datasets" / "orders.py"
     text = orders.read_text().replace("silence=timedelta(hours=48)", "silence=SILENCE")
-    definition = "from feature_repo.definition import Dataset, Label\n"
-    imported = f"{definition}from shop_models.limits import SILENCE\n"
-    orders.write_text(text.replace(definition, imported))
+    first = "from __future__ import annotations\n"
+    imported = f"{first}from shop_models.limits import SILENCE\n"
+    orders.write_text(text.replace(first, imported))
     git = "git init -q . && git add . && git -c user.name=a -c user.email=a@b commit -qm first"
     run(git, folder, outer)
     settings = new_settings(folder / ".gyre", demo_start=None)
@@ -83,6 +83,7 @@ def outputs(project):
     outputs = {"new": run(NEW, folder, environment)}
     fewer_trees(folder / "models" / "visits.toml")
     run("cd feature_repo && feast apply", folder, environment)
+    outputs["monitor"] = run("gyre monitor orders", folder, environment)
     learn = environment | {"LEARN": LEARN}
     outputs["learn"] = run('python -c "$LEARN"', folder.parent, learn)
     return outputs
@@ -99,6 +100,11 @@ def test_a_csv_becomes_three_files_and_a_source(outputs, project):
     assert "there already" in run(NEW, folder, environment, 2)
 
 
+def test_monitoring_without_a_production_version_reports_insufficient_data(outputs):
+    words = "nothing is in production; nothing (insufficient_data)"
+    assert words in outputs["monitor"]
+
+
 def test_both_models_are_trained_and_lineage_names_the_project(outputs, project):
     folder, _, environment = project
     lines = outputs["learn"].splitlines()
@@ -107,9 +113,9 @@ def test_both_models_are_trained_and_lineage_names_the_project(outputs, project)
         assert f"{model}: version 1 is in production, the first one" in lines
     (line,) = (line for line in lines if line.startswith("[{"))
     tags, code = json.loads(line)
-    head = run("git rev-parse HEAD", folder, environment).strip()
-    clone_head = run("git rev-parse HEAD", CLONE, environment).strip()
-    assert (tags["git_commit"], tags["gyre_commit"]) == (head, clone_head)
+    heads = f"git rev-parse HEAD; git -C {CLONE} rev-parse HEAD"
+    commits = run(heads, folder, environment).split()
+    assert [tags["git_commit"], tags["gyre_commit"]] == commits
     assert tags["git_clean"] == "false"  # visits is not committed
     assert tags["code_sha256"] == code
     (folder / "shop_models" / "limits.py").write_text(f"{SILENCE}\n")
