@@ -1,27 +1,33 @@
-"""The tutorial, its files and commands as they are written, in a project of its own."""
+"""The tutorials, their files and commands as they are written, each in a project of its own."""
 
 import json
 import re
 from contextlib import ExitStack
 
-import httpx
 import pytest
 
 from stack.environment import child_environment
 from tests.cli.clone import finished, online_answer, outer_environment, serving
-from tests.conftest import mlflow_server, new_settings, redis_server, wait_until
+from tests.conftest import (
+    BIN,
+    mlflow_server,
+    new_settings,
+    redis_server,
+    running,
+    wait_until,
+)
 from tests.pages import read_page
 from tests.preloaded import commands_folder
 
 PAGE = read_page("second-use-case.md")
+PAGE_VIEWS = read_page("page-views.md")
 UP = "gyre up\n"
-"""Of the whole stack MLflow, Redis and serving are started here."""
+"""Of the whole stack MLflow, Redis, serving and the consumer are started here."""
 LATER = PAGE.commands.index("gyre parity late_flight\n")
 """From here on commands are left to the nightly run."""
 SAVE = '\n{ export -p; echo cd "$PWD"; } > '
-PREDICT = "/models/late_flight/predict"
 KEY = {"tailnum": "N042"}
-REQUEST = KEY | {"distance_km": 1860.1, "hour": 18}
+REQUEST = KEY | {"distance_km": 1860.1}
 
 
 class Reader:
@@ -31,6 +37,7 @@ class Reader:
         """`project` is the folder that `gyre init` makes."""
         self.folder = folder
         self.project = folder / project
+        self.first_files = set()
         self.settings = new_settings(self.project / ".gyre", demo_start=None)
         self.state = folder / "shell"
         self.state.touch()
@@ -50,30 +57,59 @@ class Reader:
         command = f"{start}{block}{SAVE}{self.state}"
         return finished(command, self.folder, self.environment).stdout
 
-    def write_files(self, page):
-        for name, text in page.files.items():
-            (self.project / name).write_text(text)
+    def follow(self, page, opened, end=None):
+        """Do what a page says, up to a block of commands; return what each block prints."""
+        outputs = []
+        for block in page.commands[:end]:
+            if block == UP:
+                self.up(opened)
+            else:
+                outputs.append(self.run(block))
+            if block.startswith("python"):
+                for name, text in page.files.items():
+                    (self.project / name).write_text(text)
+        return outputs
 
-    def start(self, opened):
+    def up(self, opened):
+        """Start servers; the second time, as there is a new dataset, the consumer of its events."""
         settings = self.settings
-        opened.enter_context(mlflow_server(settings))
-        opened.enter_context(redis_server(settings.redis_port, settings.home))
-        opened.enter_context(serving(settings, "live", **self.variables()))
-
-    def variables(self):
         project = {"GYRE_PROJECT": str(self.project)}
-        return self.environment | child_environment(self.settings) | project
-
-    def url(self, path=PREDICT):
-        return f"{self.settings.serving_address}{path}"
-
-    def ask(self, body, path=PREDICT):
-        return httpx.post(self.url(path), json=body, timeout=60)
+        variables = self.environment | child_environment(settings) | project
+        if not self.first_files:
+            self.first_files = self.files()
+            opened.enter_context(mlflow_server(settings))
+            opened.enter_context(redis_server(settings.redis_port, settings.home))
+            opened.enter_context(serving(settings, "live", **variables))
+            return
+        log = settings.home / "consumer.log"
+        opened.enter_context(running([str(BIN / "gyre"), "consume"], log, **variables))
+        wait_until("the consumer", lambda: b"consuming events" in log.read_bytes())
 
     def files(self):
         paths = (path.relative_to(self.project) for path in self.project.rglob("*.*"))
         hidden = {".gyre", "__pycache__"}
         return {str(path) for path in paths if not hidden & {*path.parts}}
+
+
+def window_values(explanation):
+    contributions = json.loads(explanation)["contributions"]
+    names = ("views_5m", "products_5m", "last_price_5m", "views_1h", "mean_price_1h")
+    return [contributions[name]["value"] for name in names]
+
+
+@pytest.mark.nightly
+def test_the_page_on_page_views_promotes_a_model_and_ends_windows_without_an_event(
+    tmp_path,
+):
+    with ExitStack() as opened:
+        outputs = Reader(tmp_path, "shop").follow(PAGE_VIEWS, opened)
+    explanations = [text for text in outputs if '"contributions"' in text]
+    before, after = map(window_values, explanations)
+    assert before == [3, 3, 40.0, 3, 30.0]
+    assert after == [0, 0, None, 3, 30.0]
+    text = "".join(outputs)
+    assert "leaving: version 1 is in production" in text
+    assert " 0 differences" in text
 
 
 @pytest.fixture(scope="module")
@@ -83,51 +119,32 @@ def reader(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs(reader):
-    """What each command prints, by its last line, up to the first prediction."""
-    outputs = {}
-    before = None
+    """What each block of commands prints, up to the first prediction."""
     with ExitStack() as opened:
-        for block in PAGE.commands[:LATER]:
-            if block != UP:
-                outputs[block.splitlines()[-1]] = reader.run(block)
-            elif before is None:
-                reader.start(opened)
-                before = reader.files()
-            if block.startswith("python"):
-                reader.write_files(PAGE)
-            if block.startswith("(cd feature_repo"):
-                wait_until("the model", lambda: reader.ask(KEY).status_code != 503)
-        yield outputs | {"new files": reader.files() - before}
+        yield reader.follow(PAGE, opened, LATER)
 
 
-def test_the_tutorial_writes_three_files_of_at_most_140_lines(outputs):
+def test_the_tutorial_writes_three_files_of_at_most_140_lines(outputs, reader):
     names = ("feature_repo/datasets/flights.py", "feature_repo/expectations/flights.json",
              "models/late_flight.toml")  # fmt: skip
     assert tuple(PAGE.files) == names
     new_files = {*names, "data/flights.csv", "data/tomorrow.json"}
-    assert outputs["new files"] == new_files
+    assert reader.files() - reader.first_files == new_files
     assert sum(text.count("\n") for text in PAGE.files.values()) <= 140
-    checked = outputs["gyre check late_flight"]
-    assert "late_flight: ok; rows: a sample of" in checked
-    trained = outputs["gyre train late_flight"]
-    assert "late_flight: version 1 is in production" in trained
+    text = "".join(outputs)
+    assert "late_flight: ok; rows: a sample of" in text
+    assert "late_flight: version 1 is in production" in text
 
 
 def test_the_tutorial_ends_with_a_prediction_from_request_data_and_stored_features(
     outputs, reader
 ):
-    texts = [text for text in outputs.values() if str(text).startswith('{"tailnum"')]
-    (answer,) = (json.loads(text) for text in texts)
+    answer = json.loads(outputs[-1])
     assert answer.items() >= (KEY | {"model_version": "1"}).items()
-    early = online_answer(reader.url(), REQUEST | {"hour": 7})["probability"]
-    late = online_answer(reader.url(), REQUEST | {"hour": 19})["probability"]
+    url = f"{reader.settings.serving_address}/models/late_flight/predict"
+    early = online_answer(url, REQUEST | {"hour": 7})["probability"]
+    late = online_answer(url, REQUEST | {"hour": 19})["probability"]
     assert 0 < early < late < 1  # delays add up
-    path = "/v1/models/late_flight:predict"
-    kserve = reader.ask({"instances": [REQUEST]}, path).json()
-    assert kserve["predictions"][0]["score"] == answer["probability"]
-    refused = reader.ask(KEY | {"distance_km": 1.0})
-    assert refused.status_code == 422
-    assert "hour (int64)" in refused.text
 
 
 @pytest.mark.nightly
