@@ -2,7 +2,6 @@
 
 import copy
 import re
-from typing import Any
 
 import kubernetes_validate
 import yaml
@@ -14,23 +13,23 @@ RELEASES = ("1.29", "1.37")
 """Of Kubernetes: the oldest and the newest that the manifests are held against."""
 
 
-def read_documents(path: str) -> list[Any]:
+def read_documents(path):
     return [*yaml.safe_load_all((FOLDER / path).read_text())]
 
 
-def read_compose() -> Any:
+def read_compose():
     """Return deploy/compose.yaml with the defaults of its variables."""
     text = (CLONE / "deploy" / "compose.yaml").read_text()
     return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
 
 
-def page_files(page: str) -> list[str]:
+def page_files(page):
     """Return the YAML files that stand on a page of docs/how-to."""
     text = (CLONE / "docs" / "how-to" / page).read_text()
     return re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def with_secrets(document: Any) -> Any:
+def with_secrets(document):
     """Return an object of the base as kustomize's component `secrets` makes it."""
     (component,) = read_documents("secrets/kustomization.yaml")
     patched = copy.deepcopy(document)
@@ -44,7 +43,7 @@ def with_secrets(document: Any) -> Any:
     return patched
 
 
-def _append(document: Any, path: str, value: Any) -> None:
+def _append(document, path, value):
     """Append to the list at the path of an operation of JSON patch, which ends with `/-`."""
     place = document
     for key in path.removeprefix("/").removesuffix("/-").split("/"):
@@ -52,36 +51,36 @@ def _append(document: Any, path: str, value: Any) -> None:
     place.append(value)
 
 
-def base() -> list[Any]:
+def base():
     (kustomization,) = read_documents("base/kustomization.yaml")
     files = [read_documents(f"base/{name}") for name in kustomization["resources"]]
     return [with_secrets(document) for documents in files for document in documents]
 
 
-def validate(document: Any) -> None:
+def validate(document):
     """Raise where Kubernetes does not know a field."""
     for release in RELEASES:
         kubernetes_validate.validate(document, release, strict=True)
 
 
-def validate_pod(spec: Any) -> None:
+def validate_pod(spec):
     metadata = {"name": "pod"}
     validate({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
-def container_of(spec: Any) -> Any:
+def container_of(spec):
     (container,) = spec["containers"]
     return container
 
 
-def secrets_of(spec: Any) -> set[str]:
+def secrets_of(spec):
     """Return the keys of the Secret `gyre` that a pod has as files."""
     secrets = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
     assert {secret["secretName"] for secret in secrets} <= {"gyre"}
     return {item["key"] for secret in secrets for item in secret["items"]}
 
 
-def spark_pod(cluster: Any, role: str) -> Any:
+def spark_pod(cluster, role):
     """Return the pod that Spark's operator makes of a role; it adds the image."""
     template = cluster["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
     spec = copy.deepcopy(template["spec"])
@@ -90,7 +89,7 @@ def spark_pod(cluster: Any, role: str) -> Any:
     return spec
 
 
-def task_pod(values: Any) -> Any:
+def task_pod(values):
     """Return the pod that Airflow's chart and its executor make for a task."""
     workers = values["workers"]
     container = {

@@ -7,26 +7,39 @@ import pytest
 from core.settings import CLONE
 from tests.kubernetes.manifests import base, read_documents
 
-BASE = base()
-POLICIES = [
-    document["spec"] for document in BASE if document["kind"] == "NetworkPolicy"
-]
 GYRE = {"app.kubernetes.io/part-of": "gyre"}
 AIRFLOW_PROGRAMS = {"api-server", "scheduler", "dag-processor", "worker"}
-LABELS = {
-    each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
-    for each in BASE
-    if each["kind"] in {"Deployment", "StatefulSet", "Job"}
-} | {
-    name: GYRE | {"tier": "airflow", "component": name, "release": "airflow"}
-    for name in AIRFLOW_PROGRAMS
-}
+SPARK_PROGRAMS = {"spark-master", "spark-worker"}
+DOCUMENTS = [*base(), *read_documents("spark/network.yaml")]
+POLICIES = [each["spec"] for each in DOCUMENTS if each["kind"] == "NetworkPolicy"]
+OPTIONS = (CLONE / "deploy" / "spark" / "spark-defaults.conf").read_text()
 NAMESPACES = {
     "proxy": {"gyre/proxy": "true"},
     "prometheus": {"gyre/prometheus": "true"},
     "stranger": {},
 }
 MAIL = {25, 465, 587}
+
+
+def pod_labels():
+    """Return the labels of every pod."""
+    labels = {}
+    for document in DOCUMENTS:
+        if document["kind"] in {"Deployment", "StatefulSet", "Job"}:
+            pod = document["spec"]["template"]
+            labels[document["metadata"]["name"]] = pod["metadata"]["labels"]
+    for name in AIRFLOW_PROGRAMS:
+        chart_labels = {"tier": "airflow", "component": name, "release": "airflow"}
+        labels[name] = GYRE | chart_labels
+    (spark,) = read_documents("spark/sparkcluster.yaml")
+    cluster = {"spark.operator/spark-cluster-name": spark["metadata"]["name"]}
+    for role in ("master", "worker"):
+        pod = spark["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
+        labels[f"spark-{role}"] = pod["metadata"]["labels"] | cluster
+    return labels
+
+
+LABELS = pod_labels()
 
 
 def selects(selector, labels):
@@ -55,12 +68,28 @@ def is_peer(peer, caller):
     return selector is not None and selects(selector, LABELS[caller])
 
 
+def has_port(rule, port):
+    """Whether a rule is about a port; one without ports is about all."""
+    ports = rule.get("ports", [{"port": port}])
+    return any(
+        each["port"] <= port <= each.get("endPort", each["port"]) for each in ports
+    )
+
+
+def spark_port(option):
+    return int(re.search(rf"^spark\.{option} (\d+)$", OPTIONS, re.MULTILINE)[1])
+
+
+EXECUTOR = spark_port("blockManager.port")
+"""Of the first executor of a pod; each of 16 more has a port of its own."""
+
+
 def callers_of(target, port):
     """Return the pods, and the namespaces, that may open a connection."""
     callers = set()
     for policy in policies_of(target, "Ingress"):
         for rule in policy.get("ingress", []):
-            if port in [allowed["port"] for allowed in rule["ports"]]:
+            if has_port(rule, port):
                 for caller in (*LABELS, *NAMESPACES):
                     if any(is_peer(peer, caller) for peer in rule["from"]):
                         callers.add(caller)
@@ -81,6 +110,13 @@ CALLERS = {
     ("api-server", 8080): {"proxy", "console", *AIRFLOW_PROGRAMS},
     ("scheduler", 8793): set(),
     ("consumer", 8000): set(),
+    ("spark-master", 7077): {"worker", *SPARK_PROGRAMS},
+    ("spark-worker", EXECUTOR): {"worker", *SPARK_PROGRAMS},
+    ("spark-worker", EXECUTOR + 16): {"worker", *SPARK_PROGRAMS},
+    ("spark-worker", EXECUTOR + 17): SPARK_PROGRAMS,
+    ("worker", spark_port("driver.port")): SPARK_PROGRAMS,
+    ("worker", spark_port("driver.blockManager.port")): SPARK_PROGRAMS,
+    ("worker", EXECUTOR): set(),
 }
 
 
@@ -98,32 +134,3 @@ def test_a_pod_reaches_stores_anywhere_and_mail_only_if_it_sends_alerts(pod):
                 ports |= {port["port"] for port in rule["ports"]}
     assert {5432, 6379, 443} <= ports
     assert ports & MAIL == (MAIL if pod in {"console", "worker"} else set())
-
-
-def test_only_tasks_reach_spark_at_the_ports_of_its_options():
-    lines = (CLONE / "deploy" / "spark" / "spark-defaults.conf").read_text()
-    options = dict(re.findall(r"^(spark\S+) (.*)$", lines, re.MULTILINE))
-    documents = read_documents("spark/network.yaml")
-    policies = {each["metadata"]["name"]: each["spec"] for each in documents}
-    of_cluster, of_tasks = policies["spark"]["ingress"]
-    (to_driver,) = policies["spark-driver"]["ingress"]
-    (cluster,) = of_cluster["from"]
-    (spark,) = read_documents("spark/sparkcluster.yaml")
-    labels = {"spark.operator/spark-cluster-name": spark["metadata"]["name"]}
-    assert cluster["podSelector"] == {"matchLabels": labels}
-    assert policies["spark"]["podSelector"] == cluster["podSelector"]
-    assert to_driver["from"] == [cluster]
-    executor = int(options["spark.blockManager.port"])
-    executors = {"port": executor, "endPort": executor + 16}
-    assert of_tasks["ports"] == [{"port": 7077}, executors]
-    names = ("spark.driver.port", "spark.driver.blockManager.port")
-    driver_ports = [int(options[name]) for name in names]
-    assert [port["port"] for port in to_driver["ports"]] == driver_ports
-    (task,) = of_tasks["from"]
-    callers = [name for name in LABELS if selects(task["podSelector"], LABELS[name])]
-    assert callers == ["worker"]
-    assert selects(policies["spark-driver"]["podSelector"], LABELS["worker"])
-    for role in ("master", "worker"):
-        template = spark["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
-        # What the policies `nobody` and `outwards` select.
-        assert template["metadata"]["labels"] == GYRE
