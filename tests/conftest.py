@@ -38,7 +38,7 @@ GROUPS = {
 """Folders whose tests share servers that take long to start: one worker has all of a group."""
 UNGROUPED = {
     f"tests/faults/test_{name}.py"
-    for name in ("s3", "score", "ingest", "landing", "redis_connection")
+    for name in ("s3", "score", "ingest", "redis_connection")
 }
 """Files of these folders that need none of the servers."""
 LONGEST = (

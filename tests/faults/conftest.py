@@ -9,7 +9,13 @@ import pytest
 from core.settings import PROJECT
 from core.spec import MODELS
 from tests.conftest import wait_until
-from tests.mlflow_server.conftest import ledger, model, registry  # noqa: F401  (fixtures)
+from tests.mlflow_server.conftest import (  # noqa: F401  (fixtures)
+    ledger,
+    model,
+    registry,
+    roles,
+)
+from tests.s3 import s3_server
 from tests.serving.conftest import SPEC, rig, served  # noqa: F401  (fixtures)
 
 SPEC_TEXT = (MODELS / f"{SPEC.name}.toml").read_text()
@@ -20,6 +26,12 @@ SPEC_TEXT = (MODELS / f"{SPEC.name}.toml").read_text()
 def settings(rig):
     """Of the one MLflow and the one ledger that all these tests share."""
     return rig.settings
+
+
+@pytest.fixture
+def s3(tmp_path, monkeypatch):
+    with s3_server(tmp_path, monkeypatch) as server:
+        yield server
 
 
 @contextmanager
@@ -42,6 +54,7 @@ def standing_still(process):
     stopped = [psutil.Process(process.pid), *workers(process)]
     for server in stopped:
         server.suspend()
+    wait_until("SIGSTOP", lambda: {each.status() for each in stopped} == {"stopped"})
     try:
         yield
     finally:
@@ -59,24 +72,36 @@ def broken(rig, part, how):
 
     """
     process = getattr(rig, part)
-    if how == "killed":
-        process.kill()
-        process.wait()
-        again = getattr(rig, f"start_{part}")
-    else:
-        stopped = psutil.Process(process.pid)
-        stopped.suspend()
-        wait_until("SIGSTOP", lambda: stopped.status() == psutil.STATUS_STOPPED)
-        again = stopped.resume
+    if how == "hangs":
+        with standing_still(process):
+            yield
+        return
+    process.kill()
+    process.wait()
     try:
         yield
     finally:
-        again()
+        getattr(rig, f"start_{part}")()
 
 
-def alerts(rig, cause):
+def shows(client, text):
+    """Wait until the status has a text."""
+    wait_until(text, lambda: text in client.get("/status").text)
+
+
+def shows_no_refusal(client):
+    wait_until("no refusal", lambda: "is refused:" not in client.get("/status").text)
+
+
+def more(answers):
+    """Wait until there are fifty more."""
+    count = len(answers) + 50
+    wait_until("more answers", lambda: len(answers) > count)
+
+
+def alerts(settings, cause):
     """Alerts of a cause that begins so."""
-    path = rig.settings.home / "logs" / "alerts.log"
+    path = settings.home / "logs" / "alerts.log"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines]
     return [row for row in rows if row["cause"].startswith(cause)]

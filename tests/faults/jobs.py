@@ -11,21 +11,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from core.settings import PROJECT
+from tests.cli.clone import outer_environment
 from tests.preloaded import commands_folder
 
 
 @contextmanager
 def program(*arguments, **variables):
     """Run python; what is yielded sends it a line of JSON and returns the line that answers."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PROMETHEUS_")
-    }
     with subprocess.Popen(
         [commands_folder() / "python", *arguments],
         cwd=PROJECT,
-        env=environment | variables,
+        env=outer_environment() | variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

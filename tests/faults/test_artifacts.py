@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import unused_port, wait_until
+from tests.conftest import unused_port
+from tests.faults.conftest import shows, shows_no_refusal
 from tests.serving.load import under_load
 
 
@@ -45,21 +46,16 @@ def test_a_version_with_a_damaged_file_is_refused_until_the_file_is_complete(
             whole = file.read_bytes()
             damage(file)
             rig.promote(version)
-            refusal = f"version {version} is refused: {reason}"
-            wait_until(refusal, lambda text=refusal: text in status_of(client))
-            assert f"version {served.first} answers" in status_of(client)
+            shows(client, f"version {version} is refused: {reason}")
+            shows(client, f"version {served.first} answers")
             rig.known_to_be_ready(client)
             rig.promote(served.first)
-            wait_until("none", lambda: "is refused:" not in status_of(client))
+            shows_no_refusal(client)
     assert {(a.status, a.version) for a in answers} == {(200, served.first)}
     file.write_bytes(whole)
     rig.swap(client, version)
-    assert "is refused:" not in status_of(client)
+    shows_no_refusal(client)
     rig.swap(client, served.first)
-
-
-def status_of(client):
-    return client.get("/status").text
 
 
 @pytest.mark.parametrize("damage", [cut_short, Path.unlink])
@@ -71,8 +67,7 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
     for file in tmp_path.glob(f"serving/models/{rig.spec.name}/*/model.onnx"):
         damage(file)
     with rig.serving(home=tmp_path, mlflow_port=unused_port()) as (client, _):
-        wait_until("a refusal", lambda: "is refused:" in status_of(client))
+        shows(client, "is refused:")
         answer = rig.predict(client)
         assert answer.status_code == 503
         assert "model.onnx: sha256 is" in answer.json()["detail"]
-        assert client.get("/health/live").status_code == 200

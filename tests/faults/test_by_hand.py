@@ -5,13 +5,12 @@ from threading import Thread
 import httpx
 import pytest
 
-from mlflow_server.promotion import promote, reconcile, rollback
+from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
 from tests.conftest import at_most, wait_until
-from tests.mlflow_server.conftest import client, stages
+from tests.mlflow_server.conftest import ANN, client
 from tests.serving.load import under_load
 
-ANN = {"who": "ann", "why": "better"}
 UI = "mlflow-ui"
 NAMED = {
     f"{UI}:bob": {"X-Remote-User": "bob"},
@@ -60,24 +59,21 @@ def test_a_role_changed_by_hand_is_in_the_ledger_at_once_and_served_within_5_s(
     assert {a.status for a in answers} == {200}
 
 
-def test_an_alias_moved_by_hand_is_entered_with_the_user_that_the_proxy_names(
-    settings, registry, ledger, model
-):
+def test_an_alias_moved_by_hand_is_entered_with_the_user_that_the_proxy_names(roles):
     """8: by the UI, or by `MlflowClient` in a notebook."""
-    promote(registry, ledger, model, "1", **ANN)
+    place = (roles.settings, roles.model)
+    roles.promote("1")
     before = "1"
     for version, (who, headers) in zip("345", NAMED.items(), strict=True):
-        in_ui(settings, model, version, **headers)
-        assert change(ledger.rows(model)[-1]) == ("production", before, version, who)
+        in_ui(*place, version, **headers)
+        assert change(roles.rows[-1]) == ("production", before, version, who)
         before = version
-    assert stages(settings, model)["5"] == "Production"
-    client(settings).set_registered_model_alias(model, "production", "2")
-    assert change(ledger.rows(model)[-1]) == ("production", "5", "2", UI)
-    in_ui(settings, model, None)
-    assert change(ledger.rows(model)[-1]) == ("production", "2", None, UI)
-    assert "Production" not in stages(settings, model).values()
-    assert len(reconcile(registry, ledger, model)) == 6
-    assert rollback(registry, ledger, model, who="ann", why="oops").to_version == "2"
+    assert roles.stages["5"] == "Production"
+    client(roles.settings).set_registered_model_alias(roles.model, "production", "2")
+    assert change(roles.rows[-1]) == ("production", "5", "2", UI)
+    in_ui(*place, None)
+    assert "Production" not in roles.stages.values()
+    assert roles.rollback().to_version == "2"
 
 
 class Interrupted(Registry):
@@ -93,15 +89,13 @@ class Interrupted(Registry):
         return moved
 
 
-def test_an_alias_moved_by_hand_during_a_promotion_is_the_next_row_of_the_ledger(
-    settings, registry, ledger, model
-):
+def test_an_alias_moved_by_hand_during_a_promotion_is_the_next_row_of_the_ledger(roles):
     """8: what a person did stays."""
-    promote(registry, ledger, model, "1", **ANN)
-    interrupted = Interrupted(settings)
-    interrupted.hand = Thread(target=in_ui, args=(settings, model, "4"))
-    promote(interrupted, ledger, model, "2", **ANN)
+    roles.promote("1")
+    interrupted = Interrupted(roles.settings)
+    interrupted.hand = Thread(target=in_ui, args=(roles.settings, roles.model, "4"))
+    promote(interrupted, roles.ledger, roles.model, "2", **ANN)
     interrupted.hand.join()
-    rows = [change(row) for row in ledger.rows(model)[1:]]
+    rows = [change(row) for row in roles.rows[1:]]
     assert rows == [("production", "1", "2", "ann"), ("production", "2", "4", UI)]
-    assert registry.aliases(model) == {"production": "4"}
+    assert roles.aliases == {"production": "4"}

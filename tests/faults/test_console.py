@@ -2,17 +2,16 @@
 
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from html import unescape
 
 import httpx
 import pytest
 
-from mlflow_server.ledger import Ledger
 from mlflow_server.roles import last_applied
 from stack.environment import process_environment
 from tests.conftest import answers, at_most, running, unused_port, wait_until
-from tests.faults.conftest import broken, standing_still
+from tests.faults.conftest import broken, more, standing_still
 from tests.serving.load import under_load
 
 ANSWERED = 2
@@ -48,38 +47,26 @@ def shows(client, text, path="/"):
     wait_until(text, lambda: text in page(client, path))
 
 
-def test_predictions_continue_while_the_console_is_killed(rig, served):
-    """26: SIGKILL while its pages are asked for."""
-    with under_load(served.client) as predictions:
-        with console(rig) as (client, process):
-            shows(client, f"version {served.first} since")
-            before = len(predictions)
-            process.kill()
-            process.wait()
-            wait_until("more predictions", lambda: len(predictions) > before + 50)
-        with console(rig) as (client, _):
-            shows(client, f"version {served.first} since")
-    assert {answer.status for answer in predictions} == {200}
-
-
 def lacks_mlflow(text):
     """Whether a page says that MLflow does not answer."""
     return "mlflow: no answer" in text or "MLflow does not answer" in text
 
 
-def test_hanging_sources_are_unknown_and_are_shown_again_once_they_answer(rig, served):
-    """26: before the console asked them, and later; predictions go on without MLflow."""
-    with closing(Ledger(rig.settings)) as ledger:
-        row = last_applied(ledger.rows(rig.spec.name), "production")
-    with console(rig) as (client, _):
+def test_predictions_continue_while_the_console_or_its_sources_fail(
+    rig, served, ledger
+):
+    """26: sources hang before the console asked them, and later; it is killed."""
+    row = last_applied(ledger.rows(rig.spec.name), "production")
+    with console(rig) as (client, process), under_load(served.client) as predictions:
         with broken(rig, "mlflow", "hangs"):
             with standing_still(served.process):
                 assert page(client).count(": no answer within 1 s") >= 2
-            with under_load(served.client) as predictions:
-                wait_until("serving again", lambda: "serving: no" not in page(client))
-                for path in ("/", f"/status/{rig.spec.name}"):
-                    shows(client, f"by {row.who}: {row.why}", path)
-            assert {answer.status for answer in predictions} == {200}
+            wait_until("serving again", lambda: "serving: no" not in page(client))
+            for path in ("/", f"/status/{rig.spec.name}"):
+                shows(client, f"by {row.who}: {row.why}", path)
         wait_until("MLflow again", lambda: not lacks_mlflow(page(client)))
         with broken(rig, "mlflow", "hangs"):
             wait_until("no MLflow", lambda: lacks_mlflow(page(client)))
+        process.kill()
+        more(predictions)
+    assert {answer.status for answer in predictions} == {200}

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.conftest import wait_until
-from tests.faults.conftest import workers
+from tests.faults.conftest import shows, workers
 from tests.serving.conftest import tiny_onnx
 
 
@@ -56,9 +56,8 @@ def test_a_loaded_version_is_promoted_and_a_large_version_refused_on_a_full_disk
         rig.swap(client, served.first)
         third = rig.register(1.0, model=too_large()).version
         rig.promote(third)
-        refusal = f"version {third} is refused: "
-        wait_until(refusal, lambda: refusal in client.get("/status").text)
-        assert "No space left on device" in client.get("/status").text
+        shows(client, f"version {third} is refused: ")
+        shows(client, "No space left on device")
         assert [*disk.rglob("*.part")] == []
         (killed,) = workers(process)
         killed.kill()

@@ -1,7 +1,6 @@
 """Replicas that are lost, and an S3 that does not take their logs."""
 
 import asyncio
-import signal
 import time
 
 import boto3
@@ -10,17 +9,11 @@ import pytest
 from monitoring.collect import collect, predictions
 from serving.inbox import Inbox
 from tests.conftest import at_most, new_settings, wait_until
-from tests.faults.conftest import workers
-from tests.s3 import BUCKET, s3_server
+from tests.faults.conftest import standing_still, workers
+from tests.s3 import BUCKET
 from tests.serving.load import under_load
 
 DATA_URL = f"s3://{BUCKET}/a"
-
-
-@pytest.fixture
-def s3(tmp_path, monkeypatch):
-    with s3_server(tmp_path, monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture
@@ -105,13 +98,10 @@ def test_predictions_continue_and_no_row_is_lost_while_s3_is_away_or_hangs(
         buckets.create_bucket(Bucket=BUCKET)
         wait_until("the first row", lambda: collected(tmp_path) == acknowledged[:1])
         assert time.monotonic() - began < at_most(20)
-        s3.send_signal(signal.SIGSTOP)
-        try:
+        with standing_still(s3):
             for _ in range(10):
                 predict(client)
             end(process, 8)
-        finally:
-            s3.send_signal(signal.SIGCONT)
     folder = replica["home"] / "serving" / "log"
     asyncio.run(Inbox(DATA_URL, folder).send())  # as the next one does
     assert log_of(replica) == []

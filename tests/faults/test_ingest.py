@@ -4,22 +4,31 @@ import random
 from contextlib import closing
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.spec import load_spec
 from feature_repo.ingest import ingest, raw_table
-from feature_repo.online import OnlineFeatures
+from feature_repo.quarantine import quarantined
 from tests.conftest import AS_OF
 from tests.faults.jobs import program
-from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
+from tests.feature_repo.conftest import (  # noqa: F401  (fixtures among them)
+    applied,
+    online_reader,
+    template,
+)
 from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, rebuilt, rows_of
 
 SPEC = load_spec("customer_churn_model")
-HOURS = 6
+PARTS = 6
+BAD = 1
+"""Number of an order of each delivery, which is never corrected."""
+LOCKS = ("raw/orders", "quarantine/orders")
 
 
-# For each line (settings, as_of, n) an ingest that ends itself at the n-th step that Python's audit
-# hooks tell of; what Delta and DuckDB write lies between these. Forked: imports take far longer.
+# For each line (settings, as_of, end) an ingest that ends itself at a step that Python's audit hooks
+# tell of, or when it opens a lock; what Delta and DuckDB write lies between these. Forked: imports
+# take far longer.
 INGEST = """
 import json, os, signal, sys
 from datetime import datetime
@@ -31,18 +40,19 @@ from core.settings import Settings
 
 load_dataset("orders")
 
-def run(given, as_of, left):
+def run(given, as_of, end):
     settings = Settings.model_validate(given)
+    count = 0
     def step(event, args):
-        nonlocal left
+        nonlocal count
         ours = str(settings.home) in str(args[:2]) and (event != "open" or ".lock" in str(args[0]))
         if ours or event == "socket.connect":
-            left -= 1
-            if left == 0:
+            count += 1
+            if count == end or str(args[0]).endswith(f"{end}.lock"):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(step)
     ingest(settings, "orders", datetime.fromisoformat(as_of))
-    return left
+    return count
 
 for line in sys.stdin:
     child = os.fork()
@@ -55,7 +65,7 @@ for line in sys.stdin:
 
 
 def deliver(file, hour, chance):
-    """Add late and new rows to the source, and correct some; return all rows by their key."""
+    """Add late, new and bad rows to the source, and correct some."""
     known = pq.read_table(file).to_pylist() if file.exists() else []
     corrected = [row | {"dollar_value": row["dollar_value"] + 1} for row in known[::9]]
     days = 6 if hour else 200
@@ -65,50 +75,50 @@ def deliver(file, hour, chance):
             "customer_id": chance.randint(1, 20),
             "order_ts": AS_OF + hour * HOUR - chance.randint(0, days) * DAY,
             "number_of_cds": 1,
-            "dollar_value": float(number),
+            "dollar_value": -1.0 if number == BAD else float(number),
         }
         for number in range(30)
     ]
     rows = {row["order_id"]: row for row in [*known, *corrected, *new]}
     pq.write_table(pa.Table.from_pylist([*rows.values()], schema=ORDERS.schema), file)
-    return rows
 
 
 def test_an_ingest_killed_at_any_step_and_run_again_gives_the_same_result(
     applied, tmp_path
 ):
-    """Late rows and corrections too, online values included."""
+    """Late rows, corrections and bad rows too, online values included."""
     chance = random.Random(7)
     source = tmp_path / "orders.parquet"
     settings = applied.model_copy(update={"sources": {"orders": str(source)}})
-    kills = 0
-    last_step = 10**9
-    with program("-c", INGEST) as steps_left:
-        for hour in range(HOURS):
+    with program("-c", INGEST) as answer:
+
+        def step_count(hour, end):
+            """Ingest more rows; return the number of steps, or None where it was killed."""
+            deliver(source, hour, chance)
             as_of = AS_OF + hour * HOUR
-            rows = deliver(source, hour, chance)
-            arguments = [settings.model_dump(mode="json"), as_of.isoformat(), last_step]
-            left = steps_left(arguments)
-            if not hour:
-                step_count = last_step - left
-            kills += left is None
-            last_step = step_count * (hour + 1) // HOURS
-    assert kills >= HOURS - 2
+            return answer([settings.model_dump(mode="json"), as_of.isoformat(), end])
+
+        steps = step_count(0, None)
+        ends = [steps * part // PARTS for part in range(1, PARTS)]
+        counts = [step_count(hour, end) for hour, end in enumerate([*ends, *LOCKS], 1)]
+    assert counts.count(None) >= PARTS
+    as_of = AS_OF + len(counts) * HOUR
+    # Had the last one landed all but its bad row, this would be a delivery of bad rows alone.
     ingest(settings, "orders", as_of, full=True)
     raw = raw_table(settings, ORDERS)
     columns = raw.read(columns=ORDERS.schema.names).sort_by("order_id")
-    assert columns.to_pylist() == [rows[key] for key in sorted(rows)]
+    good_rows = pq.read_table(source, filters=pc.field("dollar_value") >= 0)
+    assert columns.equals(good_rows.sort_by("order_id"))
+    bad_rows = [entry["row"]["order_id"] for entry in quarantined(settings, ORDERS)]
+    assert sorted(bad_rows) == [hour * 100 + BAD for hour in range(len(counts) + 1)]
+    assert [*settings.cache.iterdir()] == []
     features = rows_of(settings)
     assert features.equals(rebuilt(settings, raw))
-    newest = {
-        row["customer_id"]: row
-        for row in features.to_pylist()
-        if row["event_timestamp"] <= as_of
-    }
+    past = features.filter(pc.field("event_timestamp") <= as_of)
+    newest = {row["customer_id"]: row for row in past.to_pylist()}
     keys = [{"customer_id": customer} for customer in newest]
-    names = tuple(SPEC.features)
-    with closing(OnlineFeatures(settings, SPEC.feature_service, names)) as reader:
+    names = [name for name in SPEC.features if name in features.column_names]
+    with closing(online_reader(settings, SPEC.feature_service, names)) as reader:
         online = reader.read(keys, as_of)
-    for row, values in zip(newest.values(), online, strict=True):
-        shared = {name: row[name] for name in values.keys() & row.keys()}
-        assert values == values | shared
+    rows = pa.Table.from_pylist([*newest.values()], schema=features.schema)
+    assert online == rows.select(names).to_pylist()

@@ -4,9 +4,8 @@ import subprocess
 
 import pytest
 
-from serving.copies import LocalCopies
 from stack.environment import process_environment
-from tests.conftest import at_most, unused_port, wait_until
+from tests.conftest import at_most, wait_until
 from tests.faults.conftest import broken, second_server
 from tests.preloaded import commands_folder
 from tests.serving.load import under_load
@@ -44,25 +43,6 @@ def a_cold_restart_serves_the_verified_local_copy(rig, served):
         process.terminate()
         process.wait(600)
     assert "Application shutdown complete" in (rig.folder / "serving.log").read_text()
-
-
-def test_a_start_without_mlflow_serves_no_version_on_trial(rig, served, tmp_path):
-    """2: a challenger that was fetched is not proven."""
-    trial = rig.register(0.25).version
-    rig.promote(trial, role="challenger", percent=1)
-    copies = LocalCopies(rig.settings, rig.spec.name)
-    wait_until("its copy", lambda: copies.origin(trial))
-    rig.copy_serving_files(tmp_path)
-    rig.release("challenger")
-    settings = rig.settings.model_copy(update={"home": tmp_path})
-    copies = LocalCopies(settings, rig.spec.name)
-    copies.keep_only({trial})
-    for version in copies.production():
-        copies.remove(version)
-    assert copies.origin(trial)
-    with rig.serving(home=tmp_path, mlflow_port=unused_port()) as (client, _):
-        wait_until("no MLflow", lambda: not asks_mlflow(client)["ok"])
-        assert rig.predict(client).status_code == 503
 
 
 def test_training_with_a_hanging_mlflow_ends_with_one_clear_line(rig, served):

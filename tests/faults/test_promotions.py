@@ -1,49 +1,31 @@
 """Promotions from several processes at once, and some that are killed on the way."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 
-from mlflow_server.promotion import promote, reconcile
 from tests.faults.jobs import program
-from tests.mlflow_server.conftest import new_model, stages
+from tests.mlflow_server.conftest import Roles, new_model
 
 
-@dataclass
-class Contest:
+class Contest(Roles):
     """A model whose version 1 is in production, and processes that promote others."""
 
-    processes: Any
-    settings: Any
-    registry: Any
-    ledger: Any
-    model: str
-
-    def run(self, *versions, replaces="1", dies=None):
+    def run(self, *versions, dies=None):
         """Promote all at once; return what each process answered, None if it was killed."""
         job = {
             "settings": self.settings.model_dump(mode="json"),
             "model": self.model,
-            "replaces": replaces,
+            "replaces": self.aliases["production"],
             "dies": dies,
         }
         answers = self.processes([job | {"version": version} for version in versions])
         return dict(zip(versions, answers, strict=True))
 
-    def reconcile(self):
-        return reconcile(self.registry, self.ledger, self.model)
-
-    @property
-    def rows(self):
-        return self.ledger.rows(self.model)
-
     @property
     def in_production(self):
         """The version with the alias, and all with the stage."""
-        versions = stages(self.settings, self.model).items()
+        versions = self.stages.items()
         with_stage = [version for version, stage in versions if stage == "Production"]
-        return self.registry.production(self.model), with_stage
+        return self.aliases["production"], with_stage
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +36,10 @@ def processes():
 
 @pytest.fixture
 def contest(processes, settings, registry, ledger):
-    model = new_model(settings, 9)
-    promote(registry, ledger, model, "1", who="ann", why="better")
-    return Contest(processes, settings, registry, ledger, model)
+    contest = Contest(settings, registry, ledger, new_model(settings, 9))
+    contest.processes = processes
+    contest.promote("1")
+    return contest
 
 
 @pytest.mark.parametrize(
@@ -71,15 +54,14 @@ def test_exactly_one_of_several_simultaneous_promotions_wins(
         before = contest.rows
         current = before[-1].to_version
         versions = [f"{number}" for number in range(1, 10) if f"{number}" != current]
-        answers = contest.run(*versions[:processes_at_once], replaces=current)
-        (winner,) = [version for version, answer in answers.items() if answer == "won"]
-        del answers[winner]
+        answers = contest.run(*versions[:processes_at_once])
+        *earlier, last = contest.rows
+        winner = last.to_version
+        assert answers.pop(winner) == "won"
         refusal = f"version {winner} (by process {winner}"
         assert all(refusal in answer for answer in answers.values()), answers
-        *earlier, last = contest.rows
         assert earlier == before
-        assert last.sequence == len(before) + 1
-        assert (last.from_version, last.to_version) == (current, winner)
+        assert (last.sequence, last.from_version) == (len(before) + 1, current)
         assert last.applied_at
         assert contest.in_production == (winner, [winner])
 

@@ -1,6 +1,5 @@
 """S3 stops answering in the middle: the old state answers, and the next run is whole."""
 
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,16 +17,10 @@ from feature_repo.ingest import ingest
 from feature_repo.source import pull
 from feature_repo.views import view_table
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
-from tests.s3 import s3_server
+from tests.faults.conftest import standing_still
 
 ORDERS = load_dataset("orders")
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    with s3_server(tmp_path, monkeypatch) as server:
-        yield server
 
 
 def deliver(folder, as_of, **more):
@@ -60,7 +53,7 @@ def state(settings):
     return raw.sort_by("order_id"), view.sort_by(order)
 
 
-def stopped_at(bucket, log, nth, run):
+def stopped_at(s3, log, nth, run):
     """Run what writes to S3, which stops answering after the nth write, and is back in the end."""
 
     def writes():
@@ -72,17 +65,15 @@ def stopped_at(bucket, log, nth, run):
         # Often: a write takes a few milliseconds.
         while writes() < last_write and not job.done():
             time.sleep(0.002)
-        bucket.send_signal(signal.SIGSTOP)
-        with pytest.raises(DataError, match="S3"):
+        with standing_still(s3), pytest.raises(DataError, match="S3"):
             job.result()
-    bucket.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize(
     "moments", [(1,), pytest.param((2, 4, 7), marks=pytest.mark.nightly)]
 )
 def test_readers_see_the_old_or_the_new_state_when_s3_stops_during_an_ingest(
-    bucket, tmp_path, monkeypatch, moments
+    s3, tmp_path, monkeypatch, moments
 ):
     """25, 30: whichever of the nine writes was the last."""
     monkeypatch.setenv("GYRE_DATA_URL", "s3://gyre/a")  # for `feast apply`
@@ -94,7 +85,7 @@ def test_readers_see_the_old_or_the_new_state_when_s3_stops_during_an_ingest(
             deliver(tmp_path, as_of)
             before = state(settings)
             run = partial(ingest, settings, "orders", as_of)
-            stopped_at(bucket, tmp_path / "s3.log", nth, run)
+            stopped_at(s3, tmp_path / "s3.log", nth, run)
             meanwhile = state(settings)
             run()
             after = state(settings)

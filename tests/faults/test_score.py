@@ -38,21 +38,19 @@ for line in sys.stdin:
 MINUTE = timedelta(minutes=1)
 
 
+def small_installation(home):
+    """An installation with the orders of few customers."""
+    rows = pull(new_settings(home / "source"), ORDERS, AS_OF).read_all()
+    return installation(home, rows.filter(pc.less(rows["customer_id"], 1000)))
+
+
 @pytest.fixture
 def settings(tmp_path):
-    rows = pull(new_settings(tmp_path / "source"), ORDERS, AS_OF).read_all()
-    settings = installation(tmp_path, rows.filter(pc.less(rows["customer_id"], 1000)))
+    settings = small_installation(tmp_path)
     with mlflow_server(settings):
         report = train(settings, SPEC, AS_OF, key="first")
         assert report.version == "1", report.outcome
         yield settings
-
-
-@pytest.fixture
-def scoring(settings):
-    variables = child_environment(settings)
-    with program("-c", SCORE, SPEC.name, **variables) as process_of:
-        yield process_of
 
 
 def files(folder):
@@ -65,25 +63,24 @@ def counts(settings):
     return rows.group_by("as_of").aggregate([("entity", "count")]).to_pylist()
 
 
-def test_a_scoring_killed_at_any_point_and_run_again_has_each_entity_once(
-    settings, scoring
-):
+def test_a_scoring_killed_at_any_point_and_run_again_has_each_entity_once(settings):
     """Killed before it writes, on sight of its data file, and on sight of its commit."""
     entity_count = score_population(settings, SPEC, AS_OF).rows
     table = scores(settings).path
     moment = AS_OF
-    for new_file_count in (0, 1, 2):
-        before = counts(settings)
-        known_files = files(table)
-        moment += MINUTE
-        process = psutil.Process(scoring(moment.isoformat()))
-        while len(files(table) - known_files) < new_file_count:
-            time.sleep(0.0002)
-        with suppress(psutil.NoSuchProcess):  # it has ended
-            process.kill()
-        process.wait(600)
-        whole = [{"as_of": moment, "entity_count": entity_count}]
-        assert counts(settings) in (before, whole), "a day half replaced"
+    with program("-c", SCORE, SPEC.name, **child_environment(settings)) as process_of:
+        for new_file_count in (0, 1, 2):
+            before = counts(settings)
+            known_files = files(table)
+            moment += MINUTE
+            process = psutil.Process(process_of(moment.isoformat()))
+            while len(files(table) - known_files) < new_file_count:
+                time.sleep(0.0002)
+            with suppress(psutil.NoSuchProcess):  # it has ended
+                process.kill()
+            process.wait(600)
+            whole = [{"as_of": moment, "entity_count": entity_count}]
+            assert counts(settings) in (before, whole), "a day half replaced"
     assert score_population(settings, SPEC, moment).rows == entity_count
     assert counts(settings) == whole
     rows = scores(settings).read()

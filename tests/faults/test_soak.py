@@ -28,16 +28,13 @@ def test_sixty_promotions_under_load_fail_no_request_and_memory_stays_flat(rig, 
         with under_load(client) as answers:
             for number in range(PROMOTIONS):
                 version = (served.second, served.first)[number % 2]
-                begun = time.monotonic()
                 rig.promote(version)
                 promoted = time.monotonic()
                 rig.answers_as(client, version, SWAPPED)
                 wait_until("the next turn", lambda: time.monotonic() > promoted + APART)  # noqa: B023
                 turns.append((version, promoted + SWAPPED, time.monotonic()))
-                memory.append(
-                    worker.memory_full_info().uss
-                )  # others come and go, who share pages
-                assert answers[-1].at > begun
+                # Others come and go, who share pages.
+                memory.append(worker.memory_full_info().uss)
     assert {answer.status for answer in answers} == {200}
     for version, start, end in turns:
         during = [
