@@ -2,39 +2,31 @@
 
 import os
 import re
-import subprocess
 from contextlib import closing
 
 import pytest
 
-from core.settings import Settings
+from core.settings import PROJECT, Settings
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
 from monitoring.decision_log import newest_decisions
 from stack.processes import members
-from tests.cli.clone import outer_environment
+from tests.cli.clone import outer_environment, run
 from tests.conftest import BIN, wait_until
 
 MODEL = "customer_churn_model"
 
 
-def run_demo(home):
-    return subprocess.run(
-        [BIN / "gyre", "demo", "--home", home],
-        env=outer_environment() | {"PATH": os.environ["PATH"]},
-        capture_output=True, text=True, check=False, timeout=900,
-    )  # fmt: skip
-
-
 @pytest.mark.nightly
 def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_path):
     settings = Settings(home=tmp_path / "home")
-    demo = run_demo(settings.home)
-    assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "version 1 at first, version 2 now: ok" in demo.stdout
-    assert '"model_version": "2"' in demo.stdout
-    assert "training ended: version 2 is in production, in place of 1" in demo.stdout
-    seconds = re.search(r"verdict to new version serving: ([\d.]+) s", demo.stdout)
+    command = f"{BIN}/gyre demo --home {settings.home}"
+    environment = outer_environment() | {"PATH": os.environ["PATH"]}
+    demo = run(command, PROJECT, environment)
+    assert "version 1 at first, version 2 now: ok" in demo
+    assert '"model_version": "2"' in demo
+    assert "training ended: version 2 is in production, in place of 1" in demo
+    seconds = re.search(r"verdict to new version serving: ([\d.]+) s", demo)
     assert float(seconds[1]) < 300
 
     with closing(Ledger(settings)) as ledger:
@@ -49,6 +41,4 @@ def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_
     assert (alert["cause"], alert["delivered"]) == (decision.cause, True)
     wait_until("the end of all", lambda: not members(settings.home))
 
-    again = run_demo(settings.home)
-    assert again.returncode != 0
-    assert "holds a stack already" in again.stderr
+    assert "holds a stack already" in run(command, PROJECT, environment, 1)

@@ -5,26 +5,21 @@ person approves the versions of two, and those of the third come into production
 """
 
 import json
-import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from core.errors import StackError
-from core.settings import PROJECT
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import raw_table
 from feature_repo.source import pull
-from feature_repo.views import write_views
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
@@ -35,6 +30,7 @@ from stack.airflow_api import AirflowApi
 from stack.environment import airflow_environment, make_secrets, process_environment
 from stack.processes import end_stack, members, start, start_supervisor, wait_ready
 from stack.programs import PROGRAMS
+from tests.cli.clone import Copy
 from tests.conftest import (
     AS_OF,
     BIN,
@@ -43,7 +39,9 @@ from tests.conftest import (
     new_settings,
     wait_until,
 )
+from tests.faults.conftest import alerts
 from tests.mlflow_server.conftest import client, stages
+from tests.training.chains import store
 from training.artifacts import EVALUATION
 from training.evaluate import compare
 from training.gate import EVALUATIONS
@@ -60,7 +58,6 @@ MORE_LINES = {
     HASTY: "[promotion]\napproval = true\nwait_hours = 0.0005",
     CANARY: '[rollout]\npolicy = "canary"',
 }
-FOLDERS = "dags feature_repo mlflow_server models monitoring core stack training"
 TEAM_DAG = """
 from airflow.sdk import dag, task
 
@@ -78,12 +75,8 @@ team()
 pytestmark = pytest.mark.nightly
 
 
-def copied_project(folder: Path) -> Path:
-    """Return a copy of the project with more models, a wrong spec and a DAG of a team."""
-    without_cache = shutil.ignore_patterns("__pycache__")
-    for name in FOLDERS.split():
-        shutil.copytree(PROJECT / name, folder / name, ignore=without_cache)
-    shutil.copy(PROJECT / "requirements.lock", folder)
+def add_to_project(folder):
+    """Add more models, a wrong spec and a DAG of a team."""
     (folder / "dags" / "team.py").write_text(TEAM_DAG)
     models = folder / "models"
     shipped = (models / f"{MODEL}.toml").read_text()
@@ -92,18 +85,14 @@ def copied_project(folder: Path) -> Path:
         (models / f"{name}.toml").write_text(f"{spec}\n{lines}\n")
     torn = shipped.replace(f'name = "{MODEL}"', 'name = "torn"', 1)
     (models / "torn.toml").write_text(torn.replace("@weekly", "@fortnightly"))
-    return folder
 
 
 def add_orders(settings):
     """Land what the demo has delivered by now of a fifth of the customers."""
     feast_apply(settings)
     rows = pull(settings, ORDERS, datetime.now(UTC)).read_all()
-    rows = rows.filter(pa.array(rows["customer_id"].to_numpy() % 5 == 0))
-    table = raw_table(settings, ORDERS)
-    dated = rows.append_column("ingested_at", rows["order_ts"])
-    table.merge(dated, ORDERS.key, rows.column_names)
-    write_views(settings, ORDERS, table)
+    customers = rows["customer_id"].to_numpy()
+    store(settings, ORDERS, rows.filter(pa.array(customers % 5 == 0)))
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +108,12 @@ def settings(tmp_path_factory):
     variables = process_environment(settings) | airflow_environment(settings)
     migrate = [BIN / "airflow", "db", "migrate"]
     subprocess.run(migrate, env=variables, capture_output=True, check=True)
-    project = copied_project(tmp_path_factory.mktemp("project"))
+    folder = tmp_path_factory.mktemp("project")
+    Copy(folder, settings)
+    add_to_project(folder)
     variables |= {
-        "PYTHONPATH": str(project),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
+        "PYTHONPATH": str(folder),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
     }
     programs = [program for program in PROGRAMS if program.part == "airflow"]
@@ -166,19 +157,16 @@ def end_run(airflow, run):
 
 
 def wait_for_validation(airflow, run):
-    def is_over():
-        state = task_state(airflow, TRAIN, run, "validate")
-        assert state != "failed"
-        return state == "success"
-
-    wait_until("validate", is_over)
+    state = partial(task_state, airflow, TRAIN, run, "validate")
+    wait_until("validate", lambda: state() in {"success", "failed"})
+    assert state() == "success"
 
 
 def started_by_events(airflow, dag):
     """Return the one run that events started, once there is one."""
-    kind = {"run_type": "asset_triggered"}
-    wait_until(f"a run of {dag}", lambda: airflow.last_runs(dag, 50, **kind))
-    (run,) = airflow.last_runs(dag, 50, **kind)
+    runs = partial(airflow.last_runs, dag, 50, run_type="asset_triggered")
+    wait_until(f"a run of {dag}", runs)
+    (run,) = runs()
     return run["dag_run_id"]
 
 
@@ -238,8 +226,7 @@ def test_a_user_has_the_role_of_the_settings_and_no_header_gives_a_role(
     airflow, settings
 ):
     passwords = json.loads((settings.home / "airflow" / "passwords.json").read_text())
-    statuses = {}
-    for name in ("ann", "bob"):
+    for name, status in (("ann", 200), ("bob", 403)):
         login = {"username": name, "password": passwords[name]}
         token = airflow._http.post("/auth/token", json=login).json()["access_token"]
         response = airflow._http.post(
@@ -247,8 +234,7 @@ def test_a_user_has_the_role_of_the_settings_and_no_header_gives_a_role(
             json={"logical_date": None, "conf": {"as_of": "no time"}},
             headers={"Authorization": f"Bearer {token}"},
         )
-        statuses[name] = response.status_code
-    assert statuses == {"ann": 200, "bob": 403}
+        assert response.status_code == status
     headers = {"X-Forwarded-User": "ann", "Authorization": ""}
     assert airflow._http.get("/api/v2/dags", headers=headers).status_code == 401
 
@@ -373,17 +359,9 @@ def test_a_rollout_on_hold_has_its_reason_as_the_note_of_the_run(airflow, settin
 
 def open_alerts(settings, subject, task):
     """Return how often each open alert about a failed task was counted."""
-    with closing(Alerts(settings)) as alerts:
-        rows = alerts.rows(subject)
+    with closing(Alerts(settings)) as stored:
+        rows = stored.rows(subject)
     return [row["count"] for row in rows if row["cause"].startswith(f"{task} failed")]
-
-
-def delivered_alert(settings, task):
-    """Return the one alert about a failed task that was sent."""
-    lines = (settings.home / "logs" / "alerts.log").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    (alert,) = [row for row in rows if row["cause"].startswith(f"{task} failed")]
-    return alert
 
 
 def test_a_failed_task_of_any_dag_alerts_once_until_the_dag_succeeds(airflow, settings):
@@ -395,7 +373,8 @@ def test_a_failed_task_of_any_dag_alerts_once_until_the_dag_succeeds(airflow, se
             airflow.follow("team", run, lambda _: None)
         # Airflow says that a task has failed before it calls back.
         wait_until("the alert", lambda count=count: counts() == [count])
-    assert delivered_alert(settings, "team.divide")["model"] == "team"
+    (alert,) = alerts(settings, "team.divide failed")
+    assert alert["model"] == "team"
     airflow.follow("team", airflow.trigger("team", {"by": 2}), lambda _: None)
     wait_until("its end", lambda: not counts())
 
@@ -407,7 +386,7 @@ def test_a_wrong_spec_raises_an_alert_and_the_ingest_continues(airflow, settings
     message = r"task read_specs: .*torn\.toml: schedule: .*@fortn"
     with pytest.raises(StackError, match=message):
         airflow.follow("ingest", run, lambda _: None)
-    alert = delivered_alert(settings, "ingest.read_specs")
+    (alert,) = alerts(settings, "ingest.read_specs failed")
     assert "torn.toml: schedule: " in alert["message"]
     # There is no Redis.
     counts = partial(open_alerts, settings, "orders", "ingest.ingest_orders")
