@@ -10,10 +10,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -51,11 +49,11 @@ MARKS = [
 ]
 
 
-def ip(arguments: str) -> None:
+def ip(arguments):
     subprocess.run(["ip", *arguments.split()], check=True)
 
 
-def delete(link: str) -> None:
+def delete(link):
     """Delete a network link, if there is one."""
     subprocess.run(["ip", "link", "delete", link], check=False, capture_output=True)
 
@@ -63,15 +61,15 @@ def delete(link: str) -> None:
 class Cluster:
     """A master, and workers that can be killed and started again."""
 
-    def __init__(self, folder: Path, s3: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder, s3):
         self.folder = folder
         self.s3 = s3
         self.address = f"spark://{HOST}:7077"
         self.page = f"http://{HOST}:8080"
-        self._hosts: dict[int, ExitStack] = {}
+        self._hosts = {}
         self._started = 0
 
-    def start_worker(self, number: int, packages: str = PACKAGES) -> str:
+    def start_worker(self, number, packages=PACKAGES):
         """Start a worker; return its address, which no worker had before.
 
         At an address of before, Spark goes on waiting for who was there.
@@ -102,35 +100,32 @@ class Cluster:
         wait_until(f"worker {number}", lambda: self._is_alive(address), process=process)
         return address
 
-    def kill_worker(self, number: int) -> None:
+    def kill_worker(self, number):
         """Kill all processes of a worker's host, at once and for good."""
         self._hosts.pop(number).close()
 
-    def restore(self) -> None:
+    def restore(self):
         """Have both workers, with all packages."""
-        for number in (1, 2):
-            if number not in self._hosts:
-                self.start_worker(number)
+        for number in {1, 2} - self._hosts.keys():
+            self.start_worker(number)
 
-    def kill_workers(self) -> None:
+    def kill_workers(self):
         for number in [*self._hosts]:
             self.kill_worker(number)
 
-    def running_applications(self) -> set[str]:
+    def running_applications(self):
         return {application["id"] for application in self._state()["activeapps"]}
 
-    def _is_alive(self, address: str) -> bool:
+    def _is_alive(self, address):
         workers = self._state()["workers"]
-        return (address, "ALIVE") in [
-            (worker["host"], worker["state"]) for worker in workers
-        ]
+        return ("ALIVE", address) in [(row["state"], row["host"]) for row in workers]
 
-    def _state(self) -> Any:
+    def _state(self):
         return httpx.get(f"{self.page}/json/").json()
 
 
 @contextmanager
-def bridge() -> Iterator[None]:
+def bridge():
     """Have a network that the hosts are connected to."""
     delete(BRIDGE)
     ip("link set lo up")
@@ -144,7 +139,7 @@ def bridge() -> Iterator[None]:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[Cluster]:
+def running_cluster(folder):
     """Start S3 and a master; end them, and the workers that were started, with the block.
 
     Args:
@@ -168,7 +163,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def whole_cluster(tmp_path_factory):
     for program in ("ip", "unshare", "java"):
         if not shutil.which(program):
             pytest.skip(f"needs {program}")
@@ -184,7 +179,7 @@ def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
 
 
 @pytest.fixture
-def cluster(whole_cluster: Cluster) -> Cluster:
+def cluster(whole_cluster):
     whole_cluster.restore()
     return whole_cluster
 
@@ -204,14 +199,14 @@ OPTIONS = {
 """Of Spark, for tests in this process and for commands."""
 
 
-def spark_defaults(folder: Path) -> Path:
+def spark_defaults(folder):
     """Write OPTIONS for commands; return the folder that SPARK_CONF_DIR is to name."""
     lines = [f"{name} {value}" for name, value in OPTIONS.items()]
     (folder / "spark-defaults.conf").write_text("\n".join(lines))
     return folder
 
 
-def spark_session(master: str) -> Any:
+def spark_session(master):
     from pyspark.sql import SparkSession  # noqa: PLC0415
 
     from feature_repo.engines import executors  # noqa: PLC0415
@@ -224,7 +219,7 @@ def spark_session(master: str) -> Any:
     return session
 
 
-def page_texts(spark: Any, cluster: Cluster) -> list[str]:
+def page_texts(spark, cluster):
     """Return the texts of the pages of a driver and of the master."""
     driver = f"http://{HOST}:4040"
     application = f"{driver}/api/v1/applications/{spark.sparkContext.applicationId}"
@@ -244,7 +239,7 @@ def page_texts(spark: Any, cluster: Cluster) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def whole_session(whole_cluster: Cluster) -> Iterator[Any]:
+def whole_session(whole_cluster):
     session = spark_session(whole_cluster.address)
     yield session
     session.stop()
@@ -252,5 +247,5 @@ def whole_session(whole_cluster: Cluster) -> Iterator[Any]:
 
 
 @pytest.fixture
-def spark(cluster: Cluster, whole_session: Any) -> Any:
+def spark(cluster, whole_session):
     return whole_session

@@ -1,106 +1,93 @@
 """The whole loop on a cluster: from rows to a served prediction, monitored; all tables on S3."""
 
 import json
-import os
 import subprocess
-from contextlib import ExitStack
 from datetime import UTC, datetime
 
-import httpx
 import pytest
 
 from core.settings import PROJECT, free_ports, load_settings
-from feature_repo.features import raw_table
-from feature_repo.views import view_table, write_views
+from feature_repo.views import view_table
 from stack.environment import process_environment
-from tests.cli.clone import serving
-from tests.cluster.conftest import HOST, Cluster, spark_defaults
-from tests.cluster.test_executors import assert_same_rows
-from tests.cluster.test_views import DATASET, VIEW, view_rows
-from tests.conftest import (
-    BIN,
-    feast_apply,
-    mlflow_server,
-    redis_server,
-)
+from tests.cli.clone import gyre, online_answer, serving, stack_environment
+from tests.cluster.conftest import HOST, spark_defaults
+from tests.conftest import BIN, feast_apply, mlflow_server, redis_server
 from tests.faults.test_s3 import deliver, source
+from tests.feature_repo.test_refresh import (
+    BigShop,
+    complete_a_killed_refresh,
+    refresh_while_events_arrive,
+)
 
-pytestmark = pytest.mark.cluster
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
+]
 MODEL = "customer_churn_model"
 
 
-class Shop:
-    """An installation whose tables are on S3, computed on a cluster."""
-
-    def __init__(self, folder, cluster, monkeypatch):
-        deliver(folder, datetime.now(UTC), demo_start=None)
-        variables = {
-            "GYRE_ENGINE": "spark",
-            "GYRE_SOURCES__ORDERS": source(folder),
-            "GYRE_SPARK_MASTER": cluster.address,
-            "GYRE_DATA_URL": "s3://gyre/loop/data",
-            "GYRE_ARTIFACTS_URL": "s3://gyre/loop/artifacts",
-            "SPARK_CONF_DIR": str(spark_defaults(folder)),
-        }
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        self.settings = load_settings(home=folder / "home", **free_ports())
-        self.settings.home.mkdir()
-
-    def start(self, command):
-        return subprocess.Popen(
-            [BIN / "gyre", *command.split()], cwd=PROJECT, text=True,
-            env=os.environ | process_environment(self.settings),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def run(self, command):
-        process = self.start(command)
-        output, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, output + errors
-        return output
-
-
 @pytest.fixture
-def shop(cluster: Cluster, tmp_path, monkeypatch):
-    shop = Shop(tmp_path, cluster, monkeypatch)
-    with ExitStack() as stack:
-        port = shop.settings.redis_port
-        stack.enter_context(redis_server(port, shop.settings.home, HOST))
-        address = f"redis://{HOST}:{port}"
-        monkeypatch.setenv("GYRE_REDIS_URL", address)
-        shop.settings = shop.settings.model_copy(update={"redis_url": address})
-        stack.enter_context(mlflow_server(shop.settings))
-        feast_apply(shop.settings)
-        yield shop
+def settings(cluster, tmp_path, monkeypatch):
+    """Settings of an installation whose tables are on S3, computed on a cluster."""
+    deliver(tmp_path, datetime.now(UTC), demo_start=None)
+    ports = free_ports()
+    variables = {
+        "GYRE_ENGINE": "spark",
+        "GYRE_SOURCES__ORDERS": source(tmp_path),
+        "GYRE_SPARK_MASTER": cluster.address,
+        "GYRE_DATA_URL": f"s3://gyre/{tmp_path.name}/data",
+        "GYRE_ARTIFACTS_URL": f"s3://gyre/{tmp_path.name}/artifacts",
+        "GYRE_REDIS_URL": f"redis://{HOST}:{ports['redis_port']}",
+        "SPARK_CONF_DIR": str(spark_defaults(tmp_path)),
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(home=tmp_path / "home", **ports)
+    settings.home.mkdir()
+    with (
+        redis_server(settings.redis_port, settings.home, HOST),
+        mlflow_server(settings),
+    ):
+        feast_apply(settings)
+        yield settings
 
 
-@pytest.mark.timeout(1800)
-def test_rows_become_a_served_prediction_that_is_monitored(shop, tmp_path):
-    settings = shop.settings
-    ingests = [shop.start("ingest orders") for _ in range(2)]
+def start_ingest(settings):
+    return subprocess.Popen(
+        [BIN / "gyre", "ingest", "orders"],
+        cwd=PROJECT,
+        env=stack_environment(settings),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_rows_become_a_served_prediction_that_is_monitored(settings):
     failures = []
-    for ingest in ingests:
-        output, errors = ingest.communicate(timeout=900)
+    for ingest in (start_ingest(settings), start_ingest(settings)):
+        _, errors = ingest.communicate(timeout=900)
         if ingest.returncode:
-            failures.append(output + errors)
+            failures.append(errors)
     # The second waits for the first, or says that it holds the lock.
     assert len(failures) < 2, failures
     for failure in failures:
         assert "another writer held it" in failure
-    assert "in production" in shop.run(f"train {MODEL}")
+    assert "in production" in gyre(settings, f"train {MODEL}").stdout
     with serving(settings, **process_environment(settings)):
         url = f"{settings.serving_address}/predict"
-        answer = httpx.post(url, json={"customer_id": 4}, timeout=60).json()
-        assert answer["features_from"] == "online"
-        assert answer["model_version"] == "1"
-        report = json.loads(shop.run(f"monitor {MODEL} --json"))
+        assert online_answer(url, {"customer_id": 4})["model_version"] == "1"
+        report = json.loads(gyre(settings, f"monitor {MODEL} --json").stdout)
         assert report["verdict"]
-        assert "entities scored" in shop.run(f"score {MODEL}")
-    plain_settings = settings.model_copy(
-        update={"engine": "duckdb", "home": tmp_path / "plain", "data_url": None}
-    )
-    write_views(plain_settings, DATASET, raw_table(settings, DATASET))
-    assert_same_rows(view_rows(settings), view_rows(plain_settings))
-    assert view_table(settings, VIEW).version == 1
+        assert "entities scored" in gyre(settings, f"score {MODEL}").stdout
+    assert view_table(settings, "customer_features").version == 1
     assert [*settings.scratch.glob("*")] == []
+
+
+def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_value(
+    settings, tmp_path
+):
+    # More customers than in a wave.
+    shop = BigShop(settings, tmp_path / "source", 120_000)
+    complete_a_killed_refresh(shop, delivery=1)
+    refresh_while_events_arrive(shop, delivery=2)

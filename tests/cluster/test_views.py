@@ -3,39 +3,27 @@
 import os
 import subprocess
 import sys
-from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.settings import PROJECT
-from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
 from feature_repo.views import view_table, write_views
-from tests.cluster.conftest import MARKS, Cluster, spark_defaults
+from tests.cluster.conftest import MARKS, spark_defaults
 from tests.conftest import AS_OF, new_settings
+from tests.feature_repo.conftest import land_orders
+from tests.feature_repo.test_ingest import DAY, ORDERS, VIEW, order
 
 pytestmark = MARKS
-DATASET = load_dataset("orders")
-VIEW = "customer_features"
-DAY = timedelta(days=1)
 
 
-def land(raw, first, count, newest):
+def land(settings, first, count, newest):
     """Land made-up orders of 300 customers over two years."""
-    rows = [
-        {
-            "order_id": number,
-            "customer_id": number * 31 % 300,
-            "order_ts": newest - number * 7919 % 730 * DAY,
-            "number_of_cds": number % 5,
-            "dollar_value": number * 17 % 10_000 / 100,
-            "ingested_at": newest,
-        }
-        for number in range(first, first + count)
-    ]
-    table = pa.Table.from_pylist(rows, raw.schema)
-    raw.merge(table, DATASET.key, DATASET.schema.names)
+    orders = []
+    for n in range(first, first + count):
+        time = newest - n * 7919 % 730 * DAY
+        orders.append(order(n, n * 31 % 300, time, n * 17 % 10_000 / 100, n % 5))
+    return land_orders(settings, ORDERS, orders, newest)
 
 
 def view_rows(settings):
@@ -47,7 +35,7 @@ def view_rows(settings):
 
 
 def test_views_on_s3_computed_by_workers_equal_those_of_duckdb(
-    cluster: Cluster, spark, tmp_path
+    cluster, spark, tmp_path
 ):
     settings = new_settings(
         tmp_path / "home",
@@ -56,13 +44,12 @@ def test_views_on_s3_computed_by_workers_equal_those_of_duckdb(
         spark_master=cluster.address,
     )
     plain_settings = new_settings(tmp_path / "plain")
-    raw = raw_table(settings, DATASET)
-    land(raw, 1, 3_000, AS_OF)
-    write_views(settings, DATASET, raw)
+    write_views(settings, ORDERS, land(settings, 1, 3_000, AS_OF))
     first_files = {*view_table(settings, VIEW).names()}
-    land(raw, 2_990, 20, AS_OF + DAY)  # ten corrections, ten new orders
-    write_views(settings, DATASET, raw)
-    write_views(plain_settings, DATASET, raw)
+    # Ten corrections, ten new orders.
+    raw = land(settings, 2_990, 20, AS_OF + DAY)
+    write_views(settings, ORDERS, raw)
+    write_views(plain_settings, ORDERS, raw)
     assert view_table(settings, VIEW).version == 2
     assert view_rows(settings).equals(view_rows(plain_settings))
     assert first_files - {*view_table(settings, VIEW).names()}
@@ -81,9 +68,7 @@ except DataError as exc:
 """
 
 
-def test_a_cluster_without_a_free_worker_is_reported_in_one_line(
-    cluster: Cluster, tmp_path
-):
+def test_a_cluster_without_a_free_worker_is_reported_in_one_line(cluster, tmp_path):
     cluster.kill_workers()
     output = subprocess.check_output(
         [sys.executable, "-W", "ignore", "-c", START, cluster.address], cwd=PROJECT,
