@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
@@ -42,7 +41,7 @@ PIP = (
 BUILDAH = "buildah bud --isolation chroot --format docker --layers"
 
 
-def run(*command: str | Path, ends: float = 600) -> str:
+def run(*command, ends=600):
     """Return what a command printed; it must succeed."""
     done = subprocess.run(
         command, capture_output=True, check=False, text=True, timeout=ends
@@ -52,11 +51,11 @@ def run(*command: str | Path, ends: float = 600) -> str:
     return done.stdout.strip()
 
 
-def podman(*arguments: str | Path, ends: float = 600) -> str:
+def podman(*arguments, ends=600):
     return run("podman", *arguments, ends=ends)
 
 
-def logs(name: str) -> str:
+def logs(name):
     """What a container's main process wrote."""
     command = ["podman", "logs", name]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
@@ -64,7 +63,7 @@ def logs(name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def base(tmp_path_factory):
     """The image that all others begin with; podman and buildah are set up for this machine."""
     folder = tmp_path_factory.mktemp("base")
     (folder / "containers.conf").write_text(CONF)
@@ -81,7 +80,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def build(base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def build(base, tmp_path_factory):
     """Build a target of deploy/Dockerfile; return the image's name. Layers are used again."""
     folder = tmp_path_factory.mktemp("build")
     (folder / "uv.toml").write_text("system-certs = true\n")
@@ -92,7 +91,7 @@ def build(base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     return lambda target: _build(base, target, mounts)
 
 
-def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
+def _build(base, target, mounts):
     project = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]
     revision = run("git", "-C", CLONE, "rev-parse", "HEAD")
     image = f"localhost/gyre-{target}:test-{CLONE_ID}"
@@ -111,9 +110,7 @@ def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def container(
-    name: str, image: str, *arguments: str, network: str = "host"
-) -> Iterator[None]:
+def container(name, image, *arguments, network="host"):
     """A container with a read-only root, by default on the host's network; gone after the block."""
     podman("rm", "--force", "--ignore", "--time=0", name)
     options = ("--detach", "--read-only", f"--network={network}", f"--name={name}")
@@ -126,7 +123,7 @@ def container(
 
 
 @pytest.fixture(scope="session")
-def stand_ins(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def stand_ins(base, tmp_path_factory):
     """Images under the names that deploy/compose.yaml has, of Debian's packages and moto."""
     folder = tmp_path_factory.mktemp("stand-ins")
     here = Path(__file__).parent / "stand-ins"

@@ -1,9 +1,6 @@
 """A container of serving beside the MLflow and the Redis of a rig."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,24 +10,36 @@ from xgboost import XGBClassifier
 from mlflow_server.pyfunc import ModelFile
 from tests.conftest import answers, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, container, run
-from tests.serving.conftest import Rig, contract
+from tests.serving.conftest import contract
 
 NAME = f"gyre-replica-{CLONE_ID}"
 TOKEN = "Bearer secret"
 DAYS = "days_since_last_order"
 
 
-@dataclass
 class Replica:
     """What a container is started with, and where it answers. home: its volume."""
 
-    image: str
-    home: Path
-    port: int
-    options: list[str]
+    def __init__(self, image, rig, folder):
+        self.image = image
+        self.home = folder / "home"
+        self.port = unused_port()
+        self.home.mkdir()
+        tokens = folder / "tokens"
+        tokens.write_text("test:secret\n")
+        run("chown", "1000:1000", self.home, tokens)
+        self.options = [
+            "--env=GYRE_HOST=0.0.0.0",
+            f"--env=GYRE_SERVING_PORT={self.port}",
+            "--env=GYRE_SERVING_TOKENS_FILE=/run/secrets/tokens",
+            f"--env=GYRE_MLFLOW_URL={rig.settings.mlflow_address}",
+            f"--env=GYRE_REDIS_URL={rig.settings.redis_address}",
+            f"--volume={self.home}:/var/lib/gyre",
+            f"--volume={tokens}:/run/secrets/tokens:ro",
+        ]
 
     @contextmanager
-    def running(self) -> Iterator[httpx.Client]:
+    def running(self):
         url = f"http://127.0.0.1:{self.port}"
         headers = {"authorization": TOKEN}
         with (
@@ -41,26 +50,7 @@ class Replica:
             yield client
 
 
-def new_replica(image: str, rig: Rig, folder: Path) -> Replica:
-    home = folder / "home"
-    home.mkdir()
-    tokens = folder / "tokens"
-    tokens.write_text("test:secret\n")
-    run("chown", "1000:1000", home, tokens)
-    port = unused_port()
-    options = [
-        "--env=GYRE_HOST=0.0.0.0",
-        f"--env=GYRE_SERVING_PORT={port}",
-        "--env=GYRE_SERVING_TOKENS_FILE=/run/secrets/tokens",
-        f"--env=GYRE_MLFLOW_URL={rig.settings.mlflow_address}",
-        f"--env=GYRE_REDIS_URL={rig.settings.redis_address}",
-        f"--volume={home}:/var/lib/gyre",
-        f"--volume={tokens}:/run/secrets/tokens:ro",
-    ]
-    return Replica(image, home, port, options)
-
-
-def promote_native(rig: Rig) -> str:
+def promote_native(rig):
     """Promote a version that XGBoost alone can score; return its number."""
     frame = pd.DataFrame({DAYS: np.arange(100)})
     fitted = XGBClassifier(n_estimators=1).fit(frame, frame[DAYS] > 50)
@@ -71,7 +61,7 @@ def promote_native(rig: Rig) -> str:
     return version
 
 
-def promote_read_by_feast(rig: Rig) -> str:
+def promote_read_by_feast(rig):
     """Promote a version whose features only Feast's own reader looks up; return its number."""
     only_feast = {"views": (), "functions": (), "unsupported": "written for pandas"}
     lookup = contract().lookup.model_copy(update=only_feast)

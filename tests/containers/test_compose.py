@@ -10,19 +10,20 @@ import subprocess
 import sys
 import time
 from ast import literal_eval
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from threading import Event
 
 import httpx
 import pytest
 import yaml
 
 from core.settings import CLONE
+from tests.cli.clone import finished
 from tests.conftest import BIN, at_most, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, logs, podman
+from tests.faults.conftest import more
+from tests.serving.load import repeated
 
 pytestmark = pytest.mark.containers
 PAGE = (CLONE / "docs" / "deploy.md").read_text()
@@ -64,12 +65,8 @@ class Team:
         shutil.copytree(CLONE / "deploy", folder / "deploy", ignore=hidden)
 
     def shell(self, script, timeout=1500, **variables):
-        done = subprocess.run(
-            ["bash", "-euc", script], cwd=self.folder, text=True, capture_output=True,
-            env=os.environ | {"PASSWORD": PASSWORD} | variables, check=False, timeout=timeout,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
-        return done.stdout
+        environment = os.environ | {"PASSWORD": PASSWORD} | variables
+        return finished(script, self.folder, environment, 0, timeout).stdout
 
     def compose(self, arguments, **variables):
         command = (
@@ -77,23 +74,17 @@ class Team:
         )
         self.shell(f"{command} {arguments}", 600, **variables)
 
-    def start(self, *services):
-        self.compose(f"up --detach --no-deps {' '.join(services)}")
+    def start(self, service):
+        self.compose(f"up --detach --no-deps {service}")
 
     def up(self):
         """What `docker compose up --wait` does."""
-        waiting = dict(SERVICES)
-        until = time.monotonic() + 1500
-        while waiting:
-            due = [n for n, each in waiting.items() if all(map(fulfilled, needs(each)))]
-            if due:
-                self.start(*due)
-                for name in due:
-                    del waiting[name]
-            assert time.monotonic() < until, f"{[*waiting]} wait for what does not come"
-            time.sleep(1)
-        for name, each in SERVICES.items():
-            if "healthcheck" in each:
+        for name, service in SERVICES.items():
+            for need in service.get("depends_on", {}).items():
+                wait_until(f"{need}", partial(fulfilled, *need))
+            self.start(name)
+        for name, service in SERVICES.items():
+            if "healthcheck" in service:
                 wait_until(name, partial(is_healthy, name))
 
     def ask(self, port, method, path, person=ANN, **more):
@@ -122,10 +113,6 @@ def container(service):
     return f"{PROJECT}_{service}_1"
 
 
-def needs(service):
-    return [(n, each["condition"]) for n, each in service.get("depends_on", {}).items()]
-
-
 def is_healthy(name):
     with suppress(AssertionError):
         podman("healthcheck", "run", container(name))
@@ -133,9 +120,8 @@ def is_healthy(name):
     return False
 
 
-def fulfilled(need):
-    name, condition = need
-    if condition == "service_healthy":
+def fulfilled(name, need):
+    if need["condition"] == "service_healthy":
         return is_healthy(name)
     state = "--format={{.State.Status}} {{.State.ExitCode}}"
     with suppress(AssertionError):
@@ -231,26 +217,20 @@ def test_predictions_continue_while_a_replica_is_killed(team, trained):
     """Nginx asks the other one, but for an answer whose first bytes it has passed on."""
     answers = []
     cut = []
-    stop = Event()
 
-    def load():
-        with team.client() as client:
-            while not stop.is_set():
-                try:
-                    answers.append(client.post("/predict", json=BODY))
-                except httpx.RemoteProtocolError as exc:
-                    cut.append(exc)
-
-    with ThreadPoolExecutor(CLIENTS) as clients:
-        under_way = [clients.submit(load) for _ in range(CLIENTS)]
+    def ask(client):
         try:
-            wait_until("answers", lambda: len(answers) > 100)
-            podman("kill", container("serving-a"))
-            before = len(answers)
-            wait_until("answers of the other", lambda: len(answers) > before + 100)
-        finally:
-            stop.set()
-    assert not [each.exception() for each in under_way if each.exception()]
+            answers.append(client.post("/predict", json=BODY))
+        except httpx.RemoteProtocolError as exc:
+            cut.append(exc)
+
+    with ExitStack() as clients:
+        for _ in range(CLIENTS):
+            client = clients.enter_context(team.client())
+            clients.enter_context(repeated(partial(ask, client), 0))
+        more(answers)
+        podman("kill", container("serving-a"))
+        more(answers)
     team.start("serving-a")
     wait_until("its versions", lambda: is_answering(REPLICAS["serving-a"], "1"))
     assert {answer.status_code for answer in answers} == {200}

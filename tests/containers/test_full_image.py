@@ -1,15 +1,12 @@
 """The image with every package: of `serving-full`, and below a team's own."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import BIN
 from tests.containers.conftest import CLONE_ID, podman, run
-from tests.containers.replica import new_replica, promote_native, promote_read_by_feast
-from tests.serving.conftest import Rig
+from tests.containers.replica import Replica, promote_native, promote_read_by_feast
 
 pytestmark = pytest.mark.containers
 TEAM = """
@@ -20,9 +17,9 @@ ENV GYRE_PROJECT=/opt/project
 
 
 def test_the_image_serving_full_serves_versions_that_the_image_serving_refuses(
-    rig: Rig, build: Callable[[str], str], tmp_path: Path
-) -> None:
-    replica = new_replica(build("serving-full"), rig, tmp_path)
+    rig, build, tmp_path
+):
+    replica = Replica(build("serving-full"), rig, tmp_path)
     shutil.copytree(rig.settings.home / "feast", replica.home / "feast")
     run("chown", "-R", "1000:1000", replica.home)
     native = promote_native(rig)
@@ -33,9 +30,7 @@ def test_the_image_serving_full_serves_versions_that_the_image_serving_refuses(
         assert rig.predict_online(client).is_success
 
 
-def test_an_image_of_a_team_checks_its_project_and_has_no_build_tools(
-    build: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_an_image_of_a_team_checks_its_project_and_has_no_build_tools(build, tmp_path):
     image = build("gyre")
     run(BIN / "gyre", "init", tmp_path / "project")
     (tmp_path / "Dockerfile").write_text(TEAM.format(image=image))

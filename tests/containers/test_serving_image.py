@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Callable
 
 import httpx
 import pytest
@@ -13,12 +12,10 @@ from tests.containers.replica import (
     NAME,
     TOKEN,
     Replica,
-    new_replica,
     promote_native,
     promote_read_by_feast,
 )
-from tests.faults.conftest import broken
-from tests.serving.conftest import Rig
+from tests.faults.conftest import broken, shows
 
 pytestmark = pytest.mark.containers
 INSTALLED = """
@@ -33,16 +30,16 @@ print(os.getuid(), os.access("/opt", os.W_OK), packages, shutil.which("gcc"), sh
 
 
 @pytest.fixture(scope="module")
-def image(build: Callable[[str], str]) -> str:
+def image(build):
     return build("serving")
 
 
 @pytest.fixture(scope="module")
-def replica(image: str, rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Replica:
-    return new_replica(image, rig, tmp_path_factory.mktemp("replica"))
+def replica(image, rig, tmp_path_factory):
+    return Replica(image, rig, tmp_path_factory.mktemp("replica"))
 
 
-def test_the_image_is_small_and_has_no_needless_package(image: str, base: str) -> None:
+def test_the_image_is_small_and_has_no_needless_package(image, base):
     size = int(podman("image", "inspect", "--format={{.Size}}", image))
     base_size = int(podman("image", "inspect", "--format={{.Size}}", base))
     megabytes = (size - base_size) / 1_000_000
@@ -57,8 +54,8 @@ def test_the_image_is_small_and_has_no_needless_package(image: str, base: str) -
 
 
 def test_the_image_answers_drains_and_refuses_versions_that_need_other_packages(
-    rig: Rig, replica: Replica
-) -> None:
+    rig, replica
+):
     first = rig.register(-1.0).version
     rig.promote(first)
     with replica.running() as client:
@@ -68,16 +65,16 @@ def test_the_image_answers_drains_and_refuses_versions_that_need_other_packages(
         podman("healthcheck", "run", NAME)
         refused = f"version {promote_native(rig)} is refused: ModelRefusedError: "
         refused += "a model of mlflow.xgboost needs the image serving-full"
-        wait_until(refused, lambda: refused in client.get("/status").text)
+        shows(client, refused)
         promote_read_by_feast(rig)
         reader = "Feast's own reader (written for pandas) needs the image serving-full"
-        wait_until(reader, lambda: reader in client.get("/status").text)
+        shows(client, reader)
         assert rig.predict(client).json()["model_version"] == first
         assert refused in logs(NAME)
         drains(replica, client)
 
 
-def drains(replica: Replica, client: httpx.Client) -> None:
+def drains(replica, client):
     """SIGTERM within a request: it is answered, and the container ends in time."""
     body = b'{"customer_id": 4}'
     head = "POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-type: application/json\r\n"
@@ -97,9 +94,9 @@ def drains(replica: Replica, client: httpx.Client) -> None:
 
 
 def test_the_image_answers_within_5_seconds_from_its_volume_without_mlflow(
-    rig: Rig, replica: Replica
-) -> None:
-    def start() -> float:
+    rig, replica
+):
+    def start():
         began = time.monotonic()
         with replica.running() as client:
             wait_until("a prediction", lambda: rig.predict(client).is_success)
@@ -120,9 +117,7 @@ def test_the_image_answers_within_5_seconds_from_its_volume_without_mlflow(
         ("GYRE_SERVING_TOKENS_FILE", "/run/secrets/none", "GYRE_SERVING_TOKENS_FILE: "),
     ],
 )
-def test_a_wrong_setting_ends_the_container_with_one_line(
-    image: str, setting: str, value: str, named: str
-) -> None:
+def test_a_wrong_setting_ends_the_container_with_one_line(image, setting, value, named):
     lasted = "{{(.State.FinishedAt.Sub .State.StartedAt).Seconds}}"
     with container(NAME, image, f"--env={setting}={value}"):
         assert podman("wait", NAME) != "0"

@@ -3,9 +3,7 @@
 import json
 import subprocess
 from ast import literal_eval
-from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 
@@ -37,7 +35,7 @@ print({{"environment": environment, "options": options}})
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[str]:
+def network():
     """A network of its own, where containers know each other by their names."""
     removal = ["podman", "network", "rm", "--force", NETWORK]
     # Of a test that was killed.
@@ -47,16 +45,14 @@ def network() -> Iterator[str]:
     run(*removal)
 
 
-def started_by_operator(script: str, program: str) -> str:
+def started_by_operator(script, program):
     """Return podman's option for what the operator starts."""
     program = f"org.apache.spark.deploy.{program}"
     line = OPERATOR.format(f"/opt/spark/sbin/{script}", program)
     return f"--entrypoint={json.dumps(['bash', '-c', line])}"
 
 
-def test_a_job_without_s3_keys_uses_the_keys_of_the_workers(
-    build: Callable[[str], str], network: str, tmp_path: Path
-) -> None:
+def test_a_job_without_s3_keys_uses_the_keys_of_the_workers(build, network, tmp_path):
     image = build("spark")
     for name in ("aws_access_key_id", "aws_secret_access_key"):
         (tmp_path / name).write_text(f"{SECRET}\n")
