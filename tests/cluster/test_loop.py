@@ -87,7 +87,9 @@ def test_rows_become_a_served_prediction_that_is_monitored(settings):
 def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_value(
     settings, tmp_path
 ):
+    folder = tmp_path / "source"
+    folder.mkdir()
     # More customers than in a wave.
-    shop = BigShop(settings, tmp_path / "source", 120_000)
+    shop = BigShop(settings, folder, 120_000)
     complete_a_killed_refresh(shop, delivery=1)
     refresh_while_events_arrive(shop, delivery=2)
