@@ -204,6 +204,9 @@ def test_random_frames_equal_those_of_feasts_own_store(
     # So few that rows of other entities are left out before the join.
     same_frames(stores, entities.head(20), features, asof=asof, **options)
     rows = same_frames(stores, entities, features, asof=asof, **options)
-    for name in rows[0].keys() - {*entities.columns}:
-        share = np.mean([row[name] is not None for row in rows])
-        assert 0 < share < 0.95
+    values = pd.DataFrame(rows).drop(columns=[*entities.columns])
+    shares = values.notna().mean()
+    # Both outcomes are common; pairs of two keys are met less often.
+    assert shares.max() > 0.1
+    assert shares.min() > 0
+    assert shares.max() < 0.95

@@ -92,7 +92,11 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     assert dataset.digest == digest[:36]
     tags = Registry(tracked).version(SPEC.name, second.version).tags
     assert tags["frame_sha256"] == digest
-    assert {"git_commit", "seed", "as_of", "table.raw.orders"} <= set(tags)
+    lineage = {
+        "git_commit", "lock_sha256", "spec_sha256", "seed", "as_of", "table.raw.orders",
+        "sha256.model.onnx", "definition.customer_features", "definition.service.customer_churn_v1",
+    }  # fmt: skip
+    assert lineage <= set(tags)
     mlflow.set_tracking_uri(tracked.mlflow_address)
     model = mlflow.pyfunc.load_model(f"models:/{SPEC.name}@production")
     tested = at(frame, plan.test)

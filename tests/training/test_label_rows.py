@@ -5,6 +5,7 @@ from datetime import timedelta
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from core.errors import DataError
@@ -74,8 +75,11 @@ def test_rows_of_a_label_get_the_features_of_their_time(settings, tracking, agai
     is_in_week = orders["order_ts"].between(week.start, end, inclusive="left")
     expected = orders[is_in_week].drop_duplicates(["customer_id", "order_ts"])
     assert at(frame, [week]).num_rows == len(expected) > 20
+    last_trained = pc.max(at(frame, plan.train)["event_timestamp"]).as_py()
+    tested = at(frame, plan.test)
+    assert last_trained + LABEL.horizon <= pc.min(tested["event_timestamp"]).as_py()
     by_customer = orders.groupby("customer_id")["order_ts"].apply(list)
-    for row in at(frame, plan.test).slice(0, 300).to_pylist():
+    for row in tested.slice(0, 300).to_pylist():
         now = row["event_timestamp"]
         ages = [(now - time) / DAY for time in by_customer[row["customer_id"]]]
         assert row["lifetime_orders"] == sum(age >= 0 for age in ages)

@@ -83,6 +83,7 @@ def test_a_model_of_training_code_is_registered_with_its_figures_and_reproduced(
     run = tracking.run(trained.run_id)
     assert run.params["chosen_by"] == "training code of its own"
     assert run.metrics["training/leaves"] in {3, 15}
+    assert run.metrics["test/log_loss"] < run.metrics["baseline/log_loss"]
     frame, plan = load_frame(tracking, trained.run_id)
     rows = at(frame, plan.test)
     served = version_scores(tracked, SPEC, trained.version, rows)
