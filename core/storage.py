@@ -30,13 +30,14 @@ from deltalake import (
 )
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
+from sqlglot import exp
 from upath import UPath
 
 from core.errors import DataError
 from core.files import local_copies, location, reached
 from core.locks import one_writer
 from core.settings import Settings
-from core.table_query import S3, query_table, short_text
+from core.table_query import S3, query_table, quoted, short_text
 
 RETENTION = {
     "delta.deletedFileRetentionDuration": "interval 7 days",
@@ -181,10 +182,16 @@ class Table:
             ) from exc
 
     def newest(self, column: str) -> datetime | None:
-        """Return the largest time in `column`, to the millisecond: the files know it."""
+        """Return the largest time in `column`, at least to the millisecond."""
         if not self.exists:
             return None
-        times = pa.table(self._open().get_add_actions(flatten=True))[f"max.{column}"]
+        statistics = pa.table(self._open().get_add_actions(flatten=True))
+        name = f"max.{column}"
+        # Delta's log has it of the first 32 columns, of files where they are not all null.
+        if name in statistics.column_names and not statistics[name].null_count:
+            times = statistics[name]
+        else:
+            times = self.read(columns=[column])[column]
         newest: datetime | None = pc.max(times).as_py()
         return newest
 
@@ -221,16 +228,24 @@ class Table:
                 self._append(reader)
                 return {"inserted": row_count, "replaced": 0}
             differs = " OR ".join(
-                f"(old.{name} IS DISTINCT FROM new.{name})" for name in content
+                f"(old.{name} IS DISTINCT FROM new.{name})"
+                for name in map(quoted, content)
             )
             if arrival:
-                differs = f"({differs}) AND new.{arrival} >= old.{arrival}"
-            same_key = " AND ".join(f"old.{name} = new.{name}" for name in key)
+                name = quoted(arrival)
+                differs = f"({differs}) AND new.{name} >= old.{name}"
+            same_key = " AND ".join(
+                f"old.{name} = new.{name}" for name in map(quoted, key)
+            )
             merger = self._open().merge(
                 reader, same_key, source_alias="new", target_alias="old"
             )
-            merger = merger.when_matched_update_all(predicate=differs)
-            metrics: dict[str, Any] = merger.when_not_matched_insert_all().execute()
+            # Its `…_all` do not double a backtick.
+            columns = {
+                f"old.{name}": f"new.{name}" for name in map(quoted, self.schema.names)
+            }
+            merger = merger.when_matched_update(columns, predicate=differs)
+            metrics: dict[str, Any] = merger.when_not_matched_insert(columns).execute()
         return {
             "inserted": metrics["num_target_rows_inserted"],
             "replaced": metrics["num_target_rows_updated"],
@@ -262,7 +277,10 @@ class Table:
 
         partition: the columns that the table is partitioned by, all text.
         """
-        same = " AND ".join(f"{name} = '{rows[name][0]}'" for name in partition)
+        same = " AND ".join(
+            exp.column(name, quoted=True).eq(rows[name][0].as_py()).sql()
+            for name in partition
+        )
         with self.writing():
             write_deltalake(
                 str(self.path),
@@ -364,7 +382,8 @@ class Table:
                 past = pc.field(column) < oldest
                 rows = int(table.to_pyarrow_dataset().count_rows(filter=past))
             if rows:
-                table.delete(f"{column} < '{oldest.astimezone(UTC).isoformat()}'")
+                moment = oldest.astimezone(UTC).isoformat()
+                table.delete(f"{quoted(column)} < '{moment}'")
             table.optimize.compact(target_size=COMPACTED_BYTES)
             # Of those that it names some went before.
             files = [
@@ -377,7 +396,7 @@ class Table:
 
     def matching(self, where: str, column: str) -> list[Any]:
         """Values of `column` in the rows that the SQL condition holds for."""
-        query = f'SELECT "{column}" AS value FROM here WHERE {where}'  # noqa: S608  (ours)
+        query = f"SELECT {quoted(column)} AS value FROM here WHERE {where}"  # noqa: S608  (ours)
         rows = query_table(self._settings, self.name, query)
         return [row["value"] for row in rows]
 
@@ -388,7 +407,7 @@ class Table:
         """
         with self.writing():
             if column:
-                self._open().update({column: "NULL"}, predicate=where)
+                self._open().update({quoted(column): "NULL"}, predicate=where)
             else:
                 self._open().delete(where)
 
@@ -443,7 +462,7 @@ class Table:
             "memory_limit": MEMORY_LIMIT,
             "temp_directory": str(self._settings.cache / f"{self.name}.spill"),
         }
-        columns = ", ".join(f'"{name}"' for name in key)
+        columns = ", ".join(map(quoted, key))
         with duckdb.connect(config=config) as connection:
             new_keys = connection.from_arrow(rows).project(columns)
             stored_rows = connection.read_parquet(files)

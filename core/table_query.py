@@ -14,6 +14,11 @@ COLOURS = "\x1b\\[\\d+m|↳"
 """What deltalake puts into its messages for a terminal."""
 
 
+def quoted(column: str) -> str:
+    """Return the name of a column as an identifier of Delta's and of DuckDB's SQL."""
+    return '"' + column.replace('"', '""') + '"'
+
+
 def query_table(settings: Settings, name: str, query: str) -> list[dict[str, Any]]:
     """Return the rows of an SQL query on the newest version of a table, called `here` in it.
 

@@ -17,7 +17,9 @@ from deltalake import DeltaTable
 from core.errors import DataError
 from core.settings import PROJECT
 from core.storage import RETENTION, AddedFile, Table
+from core.table_query import quoted
 from tests.conftest import new_settings
+from tests.names import NAMES
 from tests.postgres import postgres_server
 from tests.s3 import s3_server
 
@@ -27,6 +29,7 @@ VIEW_SCHEMA = pa.schema({"event_timestamp": TIME, "period": pa.int64()})
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
 DAY = 86_400_000_000
 """In microseconds."""
+HARDEST = ('say "amt"', "tick`x", "it's", "ev.id")
 COMMITS = 20
 WRITER = """
 import sys
@@ -70,6 +73,53 @@ def test_files_are_found_in_folders_with_any_name(tmp_path):
     assert len(files) == 2
     assert all(Path(file).is_absolute() and Path(file).is_file() for file in files)
     assert table.files(within="n = 2") == []
+
+
+def test_rows_are_merged_erased_and_cleaned_up_by_columns_of_any_name(tmp_path):
+    keys = [f"{name}k" for name in NAMES]
+    times = [f"{name}t" for name in HARDEST]
+    columns = dict.fromkeys(NAMES, pa.string()) | dict.fromkeys(keys, pa.int64())
+    columns |= dict.fromkeys(times, TIME)
+    table = Table(new_settings(tmp_path), "table", pa.schema(columns))
+
+    def merge(number, text, arrival, days=0):
+        now = BEGAN + timedelta(days=days)
+        row = dict.fromkeys(NAMES, text) | dict.fromkeys(keys, number)
+        rows = pa.Table.from_pylist([row | dict.fromkeys(times, now)], table.schema)
+        return table.merge(rows, keys, NAMES, arrival)
+
+    new = {"inserted": 1, "replaced": 0}
+    corrected = {"inserted": 0, "replaced": 1}
+    assert merge(1, "a", None) == merge(2, "it's", None) == new
+    for days, time in enumerate(times, 1):
+        assert merge(1, f"{days}", time, days) == corrected
+        assert merge(1, "late", time) == {"inserted": 0, "replaced": 0}
+    for name, time in zip(HARDEST, times, strict=True):
+        assert table.newest(time) == BEGAN + timedelta(days=len(times))
+        is_second = f"{quoted(f'{name}k')} = 2"
+        assert table.matching(is_second, name) == ["it's"]
+        table.erase(is_second, name)
+        assert table.matching(is_second, name) == [None]
+        assert table.clean_up(time, BEGAN)[0] == 0
+    assert table.clean_up(times[0], BEGAN + timedelta(hours=1))[0] == 1
+    rows = table.read(columns=NAMES).to_pylist()
+    assert rows == [dict.fromkeys(NAMES, f"{len(times)}")]
+
+
+@pytest.mark.parametrize("number", [10, 33, 400])
+def test_the_newest_time_is_known_behind_any_number_of_columns(tmp_path, number):
+    columns = {f"n{n}": pa.int64() for n in range(number)}
+    schema = pa.schema(columns | {"id": pa.int64(), "received": TIME})
+    table = Table(new_settings(tmp_path), "table", schema)
+    assert table.newest("received") is None
+    for row, time in enumerate([None, BEGAN, BEGAN - timedelta(days=1), None]):
+        new_rows = pa.Table.from_pylist([{"id": row, "received": time}], schema)
+        table.merge(new_rows, ["id"], ["n1"])
+        assert table.newest("received") == (BEGAN if row else None)
+    table.compact()
+    assert table.newest("received") == BEGAN
+    table.erase("id < 10")
+    assert table.newest("received") is None
 
 
 def add_file(table):
