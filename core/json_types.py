@@ -1,5 +1,6 @@
 """What a value in JSON may be, wherever a client sends one."""
 
+import re
 from ctypes import c_float
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,11 +12,52 @@ from core.timestamps import whole_second
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
+EXACT = 2**53
+"""Below it, every integer is a double of its own."""
+TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6}0*)?)?"
+    r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
+)
 
 
 def _whole(value: Any) -> Any:
-    """In JSON 4.0 is an integer, and what pandas makes of a column with a gap."""
-    return int(value) if type(value) is float and value.is_integer() else value
+    """In JSON 4.0 is an integer, and what pandas makes of a column with a gap.
+
+    Raises:
+        ValueError: A double of that size may have been another integer.
+
+    """
+    if type(value) is not float or not value.is_integer():
+        return value
+    if abs(value) >= EXACT:
+        raise ValueError(
+            f"expected an integer, or a double below 2**53, found {value:.0f}.0"
+        )
+    return int(value)
+
+
+def _exact(value: Any) -> Any:
+    """Refuse an integer that a double does not hold."""
+    if type(value) is int and abs(value) > EXACT:
+        raise ValueError(
+            f"expected a double, found {value}, which no double may hold: write {value}.0"
+        )
+    return value
+
+
+def exact_time(value: Any) -> Any:
+    """Read a text in ISO 8601 of a day and a time, at most of microseconds.
+
+    Digits without their separators may be seconds or milliseconds since 1970, or a day.
+    """
+    if type(value) is not str:
+        return value
+    if not TIME.fullmatch(value):
+        raise ValueError(
+            "expected a time like 2026-03-01T00:00:00Z, of microseconds at most, "
+            f"found {value!r}"
+        )
+    return datetime.fromisoformat(value.upper())
 
 
 Int64 = Annotated[
@@ -24,6 +66,7 @@ Int64 = Annotated[
 Int32 = Annotated[
     int, Strict(), Ge(-INT32_MAX - 1), Le(INT32_MAX), BeforeValidator(_whole)
 ]
+Float64 = Annotated[float, Strict(), BeforeValidator(_exact)]
 Timestamp = Annotated[
     datetime,
     Strict(),

@@ -381,9 +381,9 @@ class Table:
             if column:
                 past = pc.field(column) < oldest
                 rows = int(table.to_pyarrow_dataset().count_rows(filter=past))
-            if rows:
-                moment = oldest.astimezone(UTC).isoformat()
-                table.delete(f"{quoted(column)} < '{moment}'")
+                if rows:
+                    moment = oldest.astimezone(UTC).isoformat()
+                    table.delete(f"{quoted(column)} < '{moment}'")
             table.optimize.compact(target_size=COMPACTED_BYTES)
             # Of those that it names some went before.
             files = [

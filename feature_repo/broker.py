@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Lt
-from pydantic import AwareDatetime, BaseModel, ConfigDict, create_model
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, with_config
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError, ResponseError
+from typing_extensions import TypedDict
 
 from core.errors import BrokerUnavailableError, DataError
-from core.json_types import Int64
+from core.json_types import Float64, Int64, exact_time
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,15 +56,15 @@ ARROW_TYPES: dict[str, Any] = {
     "int16": Int64,
     "int32": Int64,
     "int64": Int64,
-    "float": float,
-    "double": float,
+    "float": Float64,
+    "double": Float64,
     "string": str,
-    "timestamp[us, tz=UTC]": Annotated[AwareDatetime, Ge(EARLIEST), Lt(LATEST)],
+    "timestamp[us, tz=UTC]": Annotated[
+        AwareDatetime, Ge(EARLIEST), Lt(LATEST), BeforeValidator(exact_time)
+    ],
 }
 """Arrow types that a column of an event may have, and what their values are in JSON."""
-EVENT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-)
+EVENT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class EventSchema(BaseModel):
@@ -82,17 +83,17 @@ class EventSchema(BaseModel):
     required: list[str]
     event_time: str
 
-    def row_model(self) -> type[BaseModel]:
-        """Return the model of one event: every column, strictly, times with an offset."""
+    def row_type(self) -> Any:
+        """Return the type of one event: every column, strictly, times with an offset."""
         fields: dict[str, Any] = {}
         for name, kind in self.columns.items():
             value_type = ARROW_TYPES[kind]
             if name not in self.required:
                 value_type |= None
-            fields[name] = (value_type, ...)
-        return create_model(
-            f"{self.dataset.capitalize()}Event", __config__=EVENT, **fields
-        )
+            fields[name] = value_type
+        # No model: its attributes are not of any name.
+        event: Any = TypedDict("Event", fields)  # type: ignore[misc]
+        return with_config(EVENT)(event)
 
 
 def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:

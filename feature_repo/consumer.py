@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import pyarrow as pa
 from pydantic import TypeAdapter
@@ -106,8 +105,8 @@ class EventConsumer:
         self._quarantine = quarantine_table(settings, dataset)
         self._rules = DatasetRules(dataset, for_events=True)
         self.schema = event_schema(dataset, self._rules.never_null)
-        row_model: Any = self.schema.row_model()
-        self._row_list = TypeAdapter(list[row_model])
+        row_type = self.schema.row_type()
+        self._row_list = TypeAdapter(list[row_type])  # type: ignore[valid-type]
         self._batch_count = 0
         self._has_failed = False
 
@@ -189,7 +188,7 @@ class EventConsumer:
             self._set_aside([text], entry.arrival, exc)
             return []
         arrival = {"ingested_at": entry.arrival, "superseded": None}
-        return [event.model_dump() | arrival for event in events]
+        return [event | arrival for event in events]
 
     def _process(self, batch: Mapping[Entry, list[Row]], *, is_last_try: bool) -> None:
         """Land the rows of a batch.

@@ -110,7 +110,7 @@ def checked_events(schema: bytes, body: bytes) -> list[Any]:
         raise HTTPException(413, text)
     latest = datetime.now(UTC) + CLOCKS_DIFFER
     for position, row in enumerate(events):
-        moment = getattr(row, event_time)
+        moment = row[event_time]
         if moment > latest:
             field = f"body.{position}.{event_time}"
             text = f"{field}: {moment.isoformat()} lies in the future"
@@ -122,6 +122,6 @@ def checked_events(schema: bytes, body: bytes) -> list[Any]:
 def _event_types(schema: bytes) -> tuple[str, TypeAdapter[Any], TypeAdapter[Any]]:
     """Return the name of the event time, and what reads an event and a list of events."""
     event_schema = EventSchema.model_validate_json(schema)
-    event: Any = event_schema.row_model()
-    event_list = Annotated[list[event], Len(1), FailFast()]
+    event = event_schema.row_type()
+    event_list: Any = Annotated[list[event], Len(1), FailFast()]  # type: ignore[valid-type]
     return event_schema.event_time, TypeAdapter(event), TypeAdapter(event_list)
