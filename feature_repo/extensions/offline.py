@@ -4,8 +4,8 @@ With `spark_master`, Spark's executors join instead of DuckDB.
 
 Feast's own join pairs every earlier feature row with every entity row and keeps the newest pair,
 which is quadratic in rows per entity. It still joins views with an alias, a join key map or a
-field mapping, and frames with full feature names or cut by created time. The list of a table's
-files is read at every call. Where no view is a Delta table, Feast does it all.
+field mapping, and frames cut by created time. The list of a table's files is read at every call.
+Where no view is a Delta table, Feast does it all.
 """
 
 import copy
@@ -23,6 +23,7 @@ from feast import FileSource
 from feast.data_format import DeltaFormat
 from feast.infra.offline_stores import duckdb
 from feast.infra.offline_stores import ibis as stock
+from feast.infra.offline_stores.duckdb import _write_data_source as write_data_source
 from feast.infra.offline_stores.offline_utils import (
     infer_event_timestamp_from_entity_df,
 )
@@ -38,6 +39,11 @@ UTC_TIME = "timestamp('UTC')"
 EARLIEST = ibis.literal(datetime.min.replace(tzinfo=UTC))
 LATEST = ibis.literal(datetime.max.replace(tzinfo=UTC))
 MICROSECOND = timedelta(microseconds=1)
+TIME = ibis.util.gen_name("time")
+ORDER = ibis.util.gen_name("order")
+NUMBER = ibis.util.gen_name("number")
+ROW = ibis.util.gen_name("row")
+"""Columns of the join; no column of a team has a name of 26 random letters."""
 ROWS_PER_ENTITY_ROW = 10
 """A view with more rows is cut to the asked entities first. With fewer, that takes longer."""
 
@@ -78,7 +84,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
                 config=config,
                 feature_views=feature_views,
                 data_source_reader=partial(_read, config),
-                data_source_writer=None,
+                data_source_writer=write_data_source,
                 **options,
             )
         # Feast's job for the entity rows alone resolves on-demand views, and computes them later.
@@ -90,11 +96,13 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         uses_spark = bool(config.offline_store.spark_master)
         read = _read_on_spark if uses_spark else _read
         join = _join_on_spark if uses_spark else _asof_join
-        entity_rows = job.table
+        # The job's table lacks a column `entity_row_id`; it has made the frame's times UTC.
+        entity_rows = ibis.memtable(options["entity_df"])
+        job.table = entity_rows
         entity_count = len(options["entity_df"])
         for view in feature_views:
             rows = read(config, view.batch_source)
-            view_rows = _view_rows(rows, view, options["feature_refs"])
+            view_rows = _view_rows(rows, view, options)
             keys = [column.name for column in view.entity_columns]
             if keys and not uses_spark and _is_large(rows, entity_count):
                 view_rows = view_rows.semi_join(entity_rows, keys)
@@ -120,7 +128,19 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         return stock.pull_latest_from_table_or_query_ibis(
             config=config,
             data_source_reader=partial(_read, config),
-            data_source_writer=None,
+            data_source_writer=write_data_source,
+            **options,
+        )
+
+    @classmethod
+    def pull_all_from_table_or_query(cls, *, config: RepoConfig, **options: Any) -> Any:
+        """Return all rows between two times, both included."""
+        if not _is_table(options["data_source"]):
+            return super().pull_all_from_table_or_query(config=config, **options)
+        return stock.pull_all_from_table_or_query_ibis(
+            config=config,
+            data_source_reader=partial(_read, config),
+            data_source_writer=write_data_source,
             **options,
         )
 
@@ -139,8 +159,6 @@ def _is_large(rows: ir.Table, entity_count: int) -> bool:
 
 def _is_plain(feature_views: Sequence[Any], options: Mapping[str, Any]) -> bool:
     """Whether the views' columns have the frame's names, and no created time cuts them."""
-    if options.get("full_feature_names"):
-        return False
     if options.get("filter_by_created_timestamp"):
         return False
     for view in feature_views:
@@ -181,9 +199,9 @@ def _read_on_spark(config: RepoConfig, source: FileSource) -> ir.Table:
 def _view_rows(
     rows: ir.Table,
     view: Any,
-    feature_refs: Sequence[str],
+    options: Mapping[str, Any],
 ) -> ir.Table:
-    """Return the keys and requested features of a view, with `_time` and `_order`."""
+    """Return the keys and requested features of a view, with TIME and ORDER."""
     source = view.batch_source
     time = rows[source.timestamp_field].cast(UTC_TIME)
     created: Any = EARLIEST
@@ -191,18 +209,19 @@ def _view_rows(
         created_time = rows[source.created_timestamp_column].cast(UTC_TIME)
         created = ibis.coalesce(created_time, EARLIEST)
     view_prefix = f"{view.projection.name_to_use()}:"
+    prefix = f"{view.name}__" if options.get("full_feature_names") else ""
     features = {}
-    for feature_ref in feature_refs:
+    for feature_ref in options["feature_refs"]:
         if feature_ref.startswith(view_prefix):
             name = feature_ref.removeprefix(view_prefix)
             value = rows[name]
             if value.type().is_timestamp():  # Feast stores whole seconds online
                 value = value.truncate("s").cast(value.type())
-            features[name] = value
+            features[prefix + name] = value
     # Equal event times are told apart inside the join: doing it before costs a sort.
     order = ibis.struct({"time": time, "created": created})
     keys = [column.name for column in view.entity_columns]
-    return rows.select(*keys, _time=time, _order=order, **features)
+    return rows.select(*keys, **{TIME: time, ORDER: order}, **features)
 
 
 def _asof_join(
@@ -219,11 +238,11 @@ def _asof_join(
     keys = [column.name for column in view.entity_columns]
     moment = entities[event_time].cast(UTC_TIME)
     order = ibis.struct({"time": moment, "created": LATEST})
-    left = entities.mutate(_order=order)
-    joined = left.asof_join(rows, left["_order"] >= rows["_order"], keys)
-    names = rows.drop(*keys, "_time", "_order").columns
+    left = entities.mutate(**{ORDER: order})
+    joined = left.asof_join(rows, left[ORDER] >= rows[ORDER], keys)
+    names = rows.drop(*keys, TIME, ORDER).columns
     values = {name: joined[name] for name in names}
-    values = _living(values, joined["_time"], joined[event_time], view)
+    values = _living(values, joined[TIME], joined[event_time], view)
     return joined.select(*entities.columns, **values)
 
 
@@ -242,10 +261,10 @@ def _join_on_spark(
     entity_rows = entities.to_pyarrow()
     numbers = pa.array(range(entity_rows.num_rows), pa.int64())
     key_rows = entity_rows.select([*keys, event_time])
-    numbered_rows = key_rows.append_column("_number", numbers)
+    numbered_rows = key_rows.append_column(NUMBER, numbers)
     with rows.get_backend().opened(numbered_rows) as questions:
         answers = _last_features(questions, event_time, rows, view).to_pyarrow()
-    features = answers.sort_by("_number").drop_columns("_number")
+    features = answers.sort_by(NUMBER).drop_columns(NUMBER)
     for name in features.column_names:
         entity_rows = entity_rows.append_column(name, features[name])
     return ibis.memtable(entity_rows)
@@ -257,43 +276,48 @@ def _last_features(
     rows: ir.Table,
     view: Any,
 ) -> ir.Table:
-    """Return the features of `_asof_join` and each question's `_number`.
+    """Return the features of `_asof_join` and each question's NUMBER.
 
     Spark has no ASOF join: questions and rows of the view are put into one order of time.
     """
     keys = [column.name for column in view.entity_columns]
-    names = rows.drop(*keys, "_time", "_order").columns
-    feature_rows = rows.drop_null(keys).select(
+    names = rows.drop(*keys, TIME, ORDER).columns
+    # Spark puts a null time before all others.
+    feature_rows = rows.drop_null([*keys, TIME]).select(
         *keys,
-        "_order",
-        _number=ibis.null("int64"),
-        _row=ibis.struct({name: rows[name] for name in ("_time", *names)}),
+        ORDER,
+        **{
+            NUMBER: ibis.null("int64"),
+            ROW: ibis.struct({name: rows[name] for name in (TIME, *names)}),
+        },
     )
     moment = questions[event_time].cast(UTC_TIME)
     question_rows = questions.select(
         *keys,
-        "_number",
-        _order=ibis.struct({"time": moment, "created": LATEST}),
-        _row=ibis.null(feature_rows["_row"].type()),
+        **{
+            ORDER: ibis.struct({"time": moment, "created": LATEST}),
+            NUMBER: questions[NUMBER],
+            ROW: ibis.null(feature_rows[ROW].type()),
+        },
     )
     ordered_rows = feature_rows.union(question_rows.cast(feature_rows.schema()))
-    earlier = ibis.cumulative_window(group_by=keys, order_by="_order")
-    last_row = ordered_rows["_row"].last().over(earlier)
-    answers = ordered_rows.select("_number", "_order", _row=last_row)
-    answers = answers.filter(answers["_number"].notnull())
-    values = {name: answers["_row"][name] for name in names}
-    values = _living(values, answers["_row"]["_time"], answers["_order"]["time"], view)
-    return answers.select("_number", **values)
+    earlier = ibis.cumulative_window(group_by=keys, order_by=ORDER)
+    last_row = ordered_rows[ROW].last().over(earlier)
+    answers = ordered_rows.select(NUMBER, ORDER, **{ROW: last_row})
+    answers = answers.filter(answers[NUMBER].notnull())
+    values = {name: answers[ROW][name] for name in names}
+    values = _living(values, answers[ROW][TIME], answers[ORDER]["time"], view)
+    return answers.select(NUMBER, **values)
 
 
 def _living(
     values: dict[str, ir.Value], time: ir.Value, moment: ir.Value, view: Any
 ) -> dict[str, ir.Value]:
-    """Return values, null where a moment is past the view's time to live."""
-    if not view.ttl:
-        return values
-    lifetime = ibis.interval(microseconds=view.ttl // MICROSECOND)
-    is_alive = time + lifetime >= moment
+    """Return values, null where a moment is null or past the view's time to live."""
+    is_alive = moment.notnull()  # databases put a null after or before all times
+    if view.ttl:
+        lifetime = ibis.interval(microseconds=view.ttl // MICROSECOND)
+        is_alive = time + lifetime >= moment
     return {name: is_alive.ifelse(value, None) for name, value in values.items()}
 
 

@@ -3,7 +3,9 @@
 import gc
 import os
 import subprocess
+from datetime import timedelta
 
+import numpy as np
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
@@ -17,6 +19,16 @@ from feature_repo.views import write_views
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_incremental import land
 from tests.feature_repo.test_ingest import ORDERS
+from tests.feature_repo.test_offline_store import (
+    FOREVER,
+    OURS,
+    REFS,
+    both_stores,
+    definitions,
+    odd_entity_rows,
+    open_store,
+    same_frames,
+)
 from tests.feature_repo.test_refresh import hashes
 from tests.preloaded import commands_folder
 from tests.training.conftest import SHIPPED
@@ -90,6 +102,17 @@ def test_executors_write_the_online_values_of_duckdb_to_the_byte(applied):
     assert len(duckdb_hashes) == 39
     assert spark_hashes == duckdb_hashes
     assert not [*applied.scratch.glob("**/*.parquet")]
+
+
+@pytest.mark.parametrize("ttl", [FOREVER, timedelta(days=3)])
+def test_executors_join_odd_frames_as_feasts_own_store_does(tmp_path, ttl):
+    rng = np.random.default_rng(4)
+    stock_store, _ = both_stores(tmp_path, rng, ttl)
+    on_spark = {"spark_master": "local[2]", "scratch": f"{tmp_path}/scratch"}
+    objects = definitions(tmp_path, "delta", ttl, "created", None)
+    store = open_store(tmp_path, objects, type=OURS, **on_spark)
+    for entities in odd_entity_rows(rng, 100).values():
+        same_frames((stock_store, store), entities, REFS, asof=None)
 
 
 PATH = os.environ["PATH"]
