@@ -1,7 +1,7 @@
 """Feast's own reading of online features, for stores that serving cannot read by itself."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,11 +11,13 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
 from core.settings import Settings
 from core.spec import Entity
-from core.timestamps import microseconds
+from core.timestamps import BEGINNING, microseconds
 from feature_repo.service import AS_OF, PublishedService
 from feature_repo.store import open_store
 
 READ_TIMEOUT_SECONDS = 0.05
+Key = tuple[tuple[str, Any], ...]
+"""Join keys and their values, by name."""
 
 
 class OnlineFeatures:
@@ -53,11 +55,12 @@ class OnlineFeatures:
             as_of: The moment (UTC) of features that depend on the clock, and of times to live.
 
         Returns:
-            A row of each entity. It is None of one that is unknown, or of which every value is
-            older than its view's time to live.
+            A row of each entity. It is None of one of which no view has a row, or none that is
+            young enough.
 
         """
         self._online.as_of = as_of
+        self._online.present.clear()
         clock = {AS_OF: microseconds(as_of)}
         response = self._online.get_online_features(
             config=self._store.config,
@@ -68,11 +71,21 @@ class OnlineFeatures:
         )
         columns = response.to_dict()
         rows: list[dict[str, Any] | None] = []
-        for position in range(len(keys)):
+        for position, key in enumerate(keys):
             row = {name: columns[name][position] for name in self._features}
-            is_unknown = all(value is None for value in row.values())
-            rows.append(None if is_unknown else row)
+            rows.append(row if self._is_known(key) else None)
         return rows
+
+    def _is_known(self, key: Entity) -> bool:
+        """Whether one of the views that were read last has a row of an entity."""
+        if not self._service.stored:
+            return True
+        for view in self._service.stored:
+            columns = view.projection.join_key_map
+            values = {name: key[columns.get(name, name)] for name in view.join_keys}
+            if (view.projection.name_to_use(), _sorted(values)) in self._online.present:
+                return True
+        return False
 
     def probe(self) -> datetime | None:
         """Read an unknown entity of each view; return the time (UTC) up to which views are online."""
@@ -92,30 +105,48 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
     """Reads another store, and nothing older at `as_of` than its view's time to live.
 
     A value is read until it is exactly that old, as in the offline join.
+
+    Attributes:
+        as_of: Aware UTC.
+        present: Views and keys that had a row.
+
     """
 
     def __init__(self, store: OnlineStore) -> None:
         self._store = store
         self.as_of = datetime.now(UTC)
+        self.present: set[tuple[str, Key]] = set()
 
     def online_read(
-        self,
-        config: Any,
-        table: Any,
-        *keys: Any,
-        **options: Any,
+        self, config: Any, table: Any, entity_keys: Any, **options: Any
     ) -> list[Any]:
-        stored: list[Any] = self._store.online_read(config, table, *keys, **options)
-        if not table.ttl:
-            return stored
-        oldest = self.as_of - table.ttl
+        stored = self._store.online_read(config, table, entity_keys, **options)
         rows: list[Any] = []
-        for time, values in stored:
-            is_valid = time is not None and time >= oldest
-            rows.append((time, values) if is_valid else (None, None))
+        for key, (time, values) in zip(entity_keys, stored, strict=True):
+            is_present = time is not None and not is_deleted(time, values)
+            if is_present and table.ttl:
+                is_present = time >= self.as_of - table.ttl
+            if is_present:
+                self.present.add((table.projection.name_to_use(), _key(key)))
+            rows.append((time, values) if is_present else (None, None))
         return rows
 
     def _read_only(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError
 
     online_write_batch = update = teardown = _read_only
+
+
+def is_deleted(time: datetime, values: Mapping[str, Any]) -> bool:
+    """Whether a row stands for none: see `OnlineValues`, as Feast cannot delete."""
+    is_null = all(value.WhichOneof("val") is None for value in values.values())
+    return is_null and time == BEGINNING
+
+
+def _key(proto: EntityKey) -> Key:
+    values = [getattr(value, value.WhichOneof("val")) for value in proto.entity_values]
+    return _sorted(dict(zip(proto.join_keys, values, strict=True)))
+
+
+def _sorted(values: Mapping[str, Any]) -> Key:
+    return tuple(sorted(values.items()))

@@ -9,12 +9,14 @@ from redis import Redis
 
 from core.spec import MISSING
 from serving.app import create_app
-from tests.serving.conftest import KNOWN, client_of, contract, place
+from tests.serving.conftest import KNOWN, body_of, client_of, contract, place
+from tests.serving.test_edges import PATHS
 
 IS_READ = re.compile("is null|has no row")
 """Of a refusal: Redis was read, and lacks something."""
 (VIEW,) = contract().lookup.views
 HOLES = 7_000_001
+NULLS = 7_000_005
 LATE = 7_000_009
 """Customers that the shipped orders do not have."""
 
@@ -59,6 +61,24 @@ def test_a_null_is_scored_replaced_by_a_default_or_refused_as_the_spec_says(
     (refused,) = refusing(rig, tmp_path, monkeypatch, HOLES)
     assert refused.status_code == 503
     assert "days_since_last_order is null" in refused.json()["detail"]
+
+
+def test_an_entity_whose_features_are_all_null_is_known(
+    rig, served, tmp_path, monkeypatch
+):
+    known_key, _ = place(VIEW, KNOWN)
+    key, fields = place(VIEW, NULLS, *(feature.name for feature in VIEW.features))
+    with Redis(port=rig.settings.redis_port) as redis:
+        redis.copy(known_key, key)
+        redis.hdel(key, *fields)
+    answer = rig.predict(served.client, NULLS)
+    assert (answer.status_code, answer.json()["features_from"]) == (200, "defaults")
+    assert rig.row_of(answer)["entity"] == str(NULLS)
+    for protocol, path in PATHS.items():
+        body = body_of(protocol, {"customer_id": NULLS})
+        assert served.client.post(path, json=body).status_code == 200, protocol
+    (refused,) = refusing(rig, tmp_path, monkeypatch, NULLS)
+    assert refused.status_code == 503
 
 
 @pytest.fixture
