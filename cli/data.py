@@ -20,7 +20,10 @@ def ingest(
     as_of: AsOf = None,
     *,
     full: Annotated[
-        bool, typer.Option("--full", help="Read all of the source.")
+        bool,
+        typer.Option(
+            "--full", help="Read all of the source, and write every value online again."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

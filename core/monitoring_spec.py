@@ -33,6 +33,7 @@ KINDS = frozenset(
         "skew",
         "volume",
         "freshness",
+        "online_store",
         "serving",
     }
 )

@@ -320,14 +320,41 @@ def _await_rewrite(redis: Any) -> None:
 
 
 def redis_problem(settings: Settings) -> str | None:
-    """Ask Redis to answer; None if it does, not while it reads its file."""
+    """Ask Redis to answer, not while it reads its file, and to evict nothing; None if it does."""
+    address = settings.redis_address.rpartition("@")[2]  # without its password
     try:
         with _connect(settings) as redis:
             redis.ping()
+        problem = eviction_problem(settings)
+    except BrokerUnavailableError:
+        return None  # it answers: that it does not say is for monitoring
     except (RedisError, ValueError) as exc:
-        address = settings.redis_address.rpartition("@")[2]  # without its password
-        return f"{address}: {exc}"
-    return None
+        problem = str(exc)
+    return f"{address}: {problem}" if problem else None
+
+
+def eviction_problem(settings: Settings) -> str | None:
+    """Ask Redis whether it evicts what it was given where memory is short; None if it does not.
+
+    Policies other than `allkeys-` evict keys that expire, and none of ours does. INFO is asked, as
+    a managed Redis forbids CONFIG.
+
+    Raises:
+        BrokerUnavailableError: Redis does not say.
+
+    """
+    with _reached(), _connect(settings) as redis:
+        memory = redis.info("memory")
+    policy = memory.get("maxmemory_policy")
+    limit = memory.get("maxmemory")
+    if policy is None or limit is None:
+        raise BrokerUnavailableError("Redis: INFO memory has no maxmemory_policy")
+    if limit == 0 or not policy.startswith("allkeys"):
+        return None
+    return (
+        f"maxmemory-policy is {policy} at {limit:,} bytes, expected noeviction: features and "
+        "events would be lost without a word; set maxmemory-policy noeviction"
+    )
 
 
 def consumer_problem(settings: Settings) -> str | None:

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from core.errors import DataError
 from core.locks import one_writer
 from core.settings import Settings
-from feature_repo.broker import Entry, Stream, event_schema
+from feature_repo.broker import Entry, Stream, event_schema, redis_problem
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.entities import VALUE_ERRORS, Row, ViewValues, key_of, raw_rows
@@ -59,6 +59,9 @@ def consume(settings: Settings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    problem = redis_problem(settings)
+    if problem:
+        logger.error("Redis at %s", problem)
     stream = Stream(settings, socket.gethostname())
     consumers = _consumers(settings, stream)
     names = [consumer.name for consumer in consumers]

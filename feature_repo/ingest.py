@@ -53,7 +53,8 @@ def ingest(
         name: Name of the dataset.
         as_of: Aware UTC, up to when the source is read.
         full: Read all of the source, not only its newest rows, as the first ingest of a day (UTC)
-            does: it finds what was corrected before the look-back.
+            does: it finds what was corrected before the look-back. And write every value online
+            again, as the store may have lost some.
 
     Raises:
         BatchRejectedError: The batch broke a rule as a whole; tables and features are as before.
@@ -71,7 +72,7 @@ def ingest(
         except BatchRejectedError as exc:
             write_record(settings, dataset, as_of, str(exc), passed=False)
             raise
-        catch_up(settings, dataset, raw, as_of)
+        catch_up(settings, dataset, raw, as_of, full=full)
         write_record(settings, dataset, as_of, "; ".join(report.warnings))
     return report
 
@@ -119,7 +120,12 @@ def whole_history(
 
 
 def catch_up(
-    settings: Settings, dataset: Dataset, table: Table, as_of: datetime
+    settings: Settings,
+    dataset: Dataset,
+    table: Table,
+    as_of: datetime,
+    *,
+    full: bool = False,
 ) -> None:
     """Bring views and online store to what the table holds.
 
@@ -134,7 +140,11 @@ def catch_up(
     write_views(settings, dataset, table)
     notice_materialization_by_hand(settings, dataset)
     refresh_online(
-        settings, dataset, table, clock=lambda: max(as_of, datetime.now(UTC))
+        settings,
+        dataset,
+        table,
+        clock=lambda: max(as_of, datetime.now(UTC)),
+        full=full,
     )
     record_intervals(settings, dataset)
 

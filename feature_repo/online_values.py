@@ -16,6 +16,7 @@ from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 from core.locks import ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.storage import Table
+from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.entities import ViewValues, compute_view, raw_rows
 from feature_repo.online_state import (
@@ -23,11 +24,14 @@ from feature_repo.online_state import (
     ahead_key,
     read_state,
     state_key,
+    taken_key,
 )
 from feature_repo.online_writer import (
     KeyValues,
     connect_redis,
     delete_rows,
+    entity_key,
+    hash_fields,
     hash_names,
     key_text,
     key_values,
@@ -169,6 +173,37 @@ class OnlineValues:
             if version is not None and version >= raw_version
         }
 
+    def keys_of_consumer(self, view: str, keys: Sequence[KeyValues]) -> set[KeyValues]:
+        """Return those of the keys that the consumer wrote since the last refresh ended."""
+        if not keys:
+            return set()
+        texts = [key_text(key) for key in keys]
+        taken = self.redis.smismember(taken_key(self.store.project, view), texts)
+        taken_keys = {
+            key for key, is_member in zip(keys, taken, strict=True) if is_member
+        }
+        return taken_keys | self.keys_ahead(view, keys, 0)
+
+    def lost_keys(self, view: str, keys: Sequence[KeyValues]) -> set[KeyValues]:
+        """Return those of the keys of which the store has no row, or Redis not every field."""
+        feast_view = self.views[view]
+        config = self.store.config
+        if self.is_redis:
+            features = [feature.name for feature in feast_view.features]
+            fields = hash_fields(config, feast_view, features)
+            with self.redis.pipeline(transaction=False) as pipe:
+                for name in hash_names(config, feast_view, keys):
+                    pipe.hmget(name, fields)
+                are_whole = [None not in values for values in pipe.execute()]
+        else:
+            entities = [entity_key(feast_view, key) for key in keys]
+            store = self.store.provider.online_store
+            rows = store.online_read(config, feast_view, entities)
+            are_whole = [time is not None for time, _ in rows]
+        return {
+            key for key, is_whole in zip(keys, are_whole, strict=True) if not is_whole
+        }
+
     def stored_keys(self, view: str) -> Iterator[KeyValues]:
         """Yield the keys of all entities that have values of any view with a view's join keys."""
         if self.is_redis:
@@ -207,15 +242,20 @@ class OnlineValues:
             pipe.zadd(ahead_key(self.store.project, view.name), members)
 
     def _write_by_feast(self, values: ViewValues) -> None:
-        """Write to another online store. Feast cannot delete: entities without a row get nulls."""
+        """Write to another online store. Feast cannot delete: an entity without a row gets nulls.
+
+        They are dated BEGINNING, which tells them from a row whose features are null.
+        """
         now = datetime.now(UTC)
         names = sorted(values.view.join_keys)
         empty_rows = []
         for keys in values.deleted:
             row = dict(zip(names, keys, strict=True))
-            empty_rows.append(row | {"event_timestamp": now, "created": now})
+            empty_rows.append(row | {"event_timestamp": BEGINNING, "created": now})
         nulls = pa.Table.from_pylist(empty_rows, schema=values.rows.schema)
-        rows = pa.concat_tables([values.rows, nulls])
+        # Feast writes the first chunk alone.
+        rows = pa.concat_tables([values.rows, nulls]).combine_chunks()
         if rows.num_rows:
             frame = rows.to_pandas(types_mapper=pd.ArrowDtype)
-            self.store.write_to_online_store(values.view.name, frame)
+            # `write_to_online_store` writes no frame of nulls alone, and only warns.
+            self.store.provider.ingest_df(values.view, frame)

@@ -30,6 +30,7 @@ from feature_repo.online_state import (
     ahead_key,
     replace_state,
     state_key,
+    taken_key,
 )
 from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import (
@@ -54,7 +55,12 @@ Clock = Callable[[], datetime]
 
 
 def refresh_online(
-    settings: Settings, dataset: Dataset, raw: Table, clock: Clock
+    settings: Settings,
+    dataset: Dataset,
+    raw: Table,
+    clock: Clock,
+    *,
+    full: bool = False,
 ) -> None:
     """Bring all views of a dataset online.
 
@@ -63,6 +69,7 @@ def refresh_online(
         dataset: Its views are up to date: see `write_views`.
         raw: The dataset's raw table.
         clock: Says up to which moment (aware UTC) rows count.
+        full: Write every row, whatever Redis is said to hold: it may have lost some.
 
     Raises:
         DataError: The feature lock is held by somebody else.
@@ -71,7 +78,8 @@ def refresh_online(
     """
     with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
         for view in view_tables(settings, dataset, raw):
-            _run_until_ended(ViewRefresh(settings, view, online, clock), view.name)
+            refresh = ViewRefresh(settings, view, online, clock, full=full)
+            _run_until_ended(refresh, view.name)
 
 
 def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
@@ -93,17 +101,24 @@ class ViewRefresh:
     """The refresh of one view's values online."""
 
     def __init__(
-        self, settings: Settings, view: ViewTable, online: OnlineValues, clock: Clock
+        self,
+        settings: Settings,
+        view: ViewTable,
+        online: OnlineValues,
+        clock: Clock,
+        *,
+        full: bool,
     ) -> None:
         self._settings = settings
         self._view = view
         self._online = online
         self._clock = clock
+        self._full = full
         self._feast_view = online.views[view.name]
         self._keys = sorted(self._feast_view.join_keys)
         self._state_key = state_key(online.store.project, view.name)
         self._ahead_key = ahead_key(online.store.project, view.name)
-        self._taken_key = f"{self._ahead_key}:taken"
+        self._taken_key = taken_key(online.store.project, view.name)
 
     def run(self) -> bool:
         """Write what differs; return False where Redis was restarted, or its state changed."""
@@ -162,7 +177,7 @@ class ViewRefresh:
         taken_keys: Sequence[KeyValues],
     ) -> ir.Table | None:
         """Return the keys whose values may differ from those online; None: any may."""
-        if old is None or old.version is None or old.time is None:
+        if self._full or old is None or old.version is None or old.time is None:
             return None
         old_versions = {old.version}
         if old.next is not None:

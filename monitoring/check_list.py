@@ -8,6 +8,7 @@ from typing import Any
 
 from core.errors import GyreError
 from monitoring.check import CheckResult
+from monitoring.checks.online_store import online_store
 from monitoring.checks.performance import MeasuredMetric
 from monitoring.checks.report import report_results
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
@@ -60,6 +61,7 @@ CHECKS: tuple[Check, ...] = (
     entities,
     volume,
     freshness,
+    online_store,
     skew,
     serving,
     collapsed_scores,

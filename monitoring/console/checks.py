@@ -18,6 +18,7 @@ from monitoring.console.status import (
     alert_details,
     refusal_cause,
 )
+from monitoring.decision import ALERT_ONLY
 
 HOUR = timedelta(hours=1)
 MONITORING_LATE = 3 * HOUR
@@ -28,7 +29,16 @@ EVENTS_WAIT = "events wait"
 """The cause of an alert about events."""
 STATES = ("attention", "unknown", "ok")
 """What pages and `gyre status` say of a check, the worst first."""
-URGENT = ("serving", "harm", "version", "database", "events", "features", "verdict")
+URGENT = (
+    "serving",
+    "harm",
+    "version",
+    "database",
+    "events",
+    "features",
+    "online_store",
+    "verdict",
+)
 """Kinds of problems that are shown before all others, in this order."""
 INGEST_RUNS = "airflow/dags/ingest/runs"
 HEALTH = "serving/health/ready"
@@ -278,6 +288,7 @@ def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckRes
         return
     words = decision.words or decision.reason
     is_current = promotion is None or promotion.to_version == decision.version
+    results = [result for result in rows.results if result.acts]
     if not is_current or decision.verdict not in {"ok", "bad"}:
         yield CheckResult(
             name="verdict",
@@ -287,8 +298,8 @@ def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckRes
             remedy=remedy,
             link=f"/status/{model}#verdicts",
         )
+        yield from [result for result in results if result.kind in ALERT_ONLY]
         return
-    results = [result for result in rows.results if result.acts]
     bad = [result for result in results if result.status in {"bad", "harmful"}]
     remedy = bad[0].remedy if bad else ""
     yield CheckResult(

@@ -176,6 +176,19 @@ def test_each_check_names_the_problem_and_the_remedy(status, name, expected, wor
     assert others == set()
 
 
+def test_lost_rows_are_a_problem_though_there_are_too_few_answers_for_a_verdict():
+    lost = CheckResult(
+        name="online_store/orders", kind="online_store", status="alert", value=7.0,
+        words="orders: of 700 known keys 7 are not online any more",
+        remedy="gyre ingest orders --full", incident="orders: rows are lost online",
+    )  # fmt: skip
+    few = replace(DECISION, verdict="insufficient_data", words="12 entities")
+    alert = ALERT | {"cause": lost.incident}
+    checks = [*of_model(rows(decisions=[few], results=[lost], alerts=[alert]), NOW)]
+    (first, _), *_ = problems({SPEC.name: checks})
+    assert (first.words, first.remedy) == (lost.words, lost.remedy)
+
+
 def test_an_unhealthy_resource_of_serving_is_named():
     resources = {"redis": {"ok": False, "detail": "refused"}}
     unready = replica("2") | {"ready": False, "resources": resources}
