@@ -1,6 +1,7 @@
 """What a user wrote: how it is imported, and where its errors are."""
 
-import re
+import ast
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from traceback import TracebackException
@@ -10,10 +11,7 @@ from core.errors import GyreError, SettingsError
 from core.settings import PROJECT
 
 DATASETS = PROJECT / "feature_repo" / "datasets"
-IMPORT = re.compile(
-    r"(?:from|import) (?:feature_repo\.datasets|\.)\S*(?: import (?:\([^)]*\)|.*))?"
-)
-"""An import of a dataset by another one."""
+FOLDER = "feature_repo.datasets."
 LONGEST_MESSAGE = 400
 LIBRARIES = ("sklearn", "xgboost", "lightgbm")
 """Whose classes a spec may name."""
@@ -52,24 +50,83 @@ def user_modules(path: str) -> list[Path]:
 def dataset_modules(*names: str) -> list[Path]:
     """Files of these datasets, and of those of the folder that they import, in any order."""
     modules: list[Path] = []
-    remaining = list(names)
+    remaining = [DATASETS / name for name in names]
     while remaining:
-        module = DATASETS / f"{remaining.pop()}.py"
-        if module.exists() and module not in modules:
-            modules.append(module)
-            imports = " ".join(IMPORT.findall(module.read_text("utf-8")))
-            remaining += re.findall(r"\w+", imports)
+        path = remaining.pop()
+        for module in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+            if module.exists() and module not in modules:
+                modules.append(module)
+                for name in _origins(module, _parsed(module)).values():
+                    imported = PROJECT.joinpath(*name.split("."))
+                    # The last parts may be names in a module.
+                    remaining += [imported, *imported.parents]
+        remaining = [path for path in remaining if DATASETS in path.parents]
     return modules
 
 
 def dataset_names(*names: str) -> list[str]:
     """These datasets and those they import: all whose views their services can read; no Feast."""
-    dataset_names = set(names)
-    for module in dataset_modules(*names):
-        # A module that only helps others does not say its own name.
-        if re.search(f"[\"']{module.stem}[\"']", module.read_text("utf-8")):
-            dataset_names.add(module.stem)
-    return sorted(dataset_names)
+    modules = filter(makes_dataset, dataset_modules(*names))
+    return sorted({*names, *(module.stem for module in modules)})
+
+
+def makes_dataset(module: Path) -> bool:
+    """Whether a file of the folder is a dataset's; others only help.
+
+    A dataset's calls Dataset, or gives its own name to a function of the folder or of dataclasses.
+    """
+    tree = _parsed(module)
+    origins = _origins(module, tree)
+    for statement in tree.body:
+        is_definition = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
+        for call in () if is_definition else ast.walk(statement):
+            if isinstance(call, ast.Call):
+                root, _, rest = ast.unparse(call.func).partition(".")
+                function = f"{origins.get(root, root)}.{rest}".strip(".")
+                if function == "feature_repo.definition.Dataset":
+                    return True
+                arguments = [*call.args, *(option.value for option in call.keywords)]
+                is_named = repr(module.stem) in map(ast.unparse, arguments)
+                if is_named and function.startswith(("dataclasses.", FOLDER)):
+                    return True
+    return False
+
+
+def _parsed(module: Path) -> ast.Module:
+    """Parse a file; one that cannot be parsed is taken for a dataset's."""
+    try:
+        return ast.parse(module.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.parse("feature_repo.definition.Dataset()")
+
+
+def _origins(module: Path, tree: ast.Module) -> dict[str, str]:
+    """Return the dotted names of what a module imports, and of its functions, by local name."""
+    package = module.relative_to(PROJECT).parts
+    origins = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            origins[node.name] = f"{FOLDER}{module.stem}.{node.name}"
+        if isinstance(node, ast.Import):
+            origins |= {alias.asname or alias.name: alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            folder = package[: -node.level] if node.level else ()
+            for alias in node.names:
+                parts = filter(None, [*folder, node.module, alias.name])
+                origins[alias.asname or alias.name] = ".".join(parts)
+    return origins
+
+
+def change_times() -> dict[Path, int]:
+    """Return when each file was changed, in nanoseconds, that makes a program of the project."""
+    folder = DATASETS.parent
+    files = [*DATASETS.rglob("*.py"), *folder.glob("expectations/*.json")]
+    files += [*PROJECT.glob("*.py"), *PROJECT.glob("*/*.py")]
+    times = {}
+    for file in files:
+        with suppress(OSError):  # an editor has just replaced it
+            times[file] = file.stat().st_mtime_ns
+    return times
 
 
 def in_one_line(exc: BaseException) -> str:
@@ -84,6 +141,6 @@ def in_one_line(exc: BaseException) -> str:
         places.append((Path(exc.filename or ""), exc.lineno))
     prefix = ""
     for file, line in places:
-        if file.parent == DATASETS and file.stem != "__init__":
+        if DATASETS in file.parents and file != DATASETS / "__init__.py":
             prefix = f"{file.relative_to(PROJECT)}:{line}: "  # the innermost one
     return prefix + " ".join(messages[0].split())[:LONGEST_MESSAGE]

@@ -10,7 +10,7 @@ from feast.repo_config import RepoConfig
 
 from core.errors import DataError
 from core.settings import Settings
-from core.user_code import dataset_names
+from core.user_code import DATASETS, dataset_modules
 from feature_repo.definition import Dataset
 from feature_repo.feast_config import feast_config, registry_path
 from feature_repo.views import view_address
@@ -47,7 +47,7 @@ def open_store(
 
 
 def defined(dataset: str, kind: str) -> list[Any]:
-    """Return Feast's objects of one of KINDS in the module of a dataset."""
+    """Return Feast's objects of one of KINDS in the module of a dataset, or of a helper."""
     module = import_module(f"feature_repo.datasets.{dataset}")
     feast_class = getattr(feast, kind)
     return [value for value in vars(module).values() if isinstance(value, feast_class)]
@@ -55,11 +55,14 @@ def defined(dataset: str, kind: str) -> list[Any]:
 
 def publish_beside(settings: Settings, *datasets: Dataset) -> None:
     """Publish the definitions of datasets, and of those that they import, as `feast apply` does."""
-    names = dataset_names(*(dataset.name for dataset in datasets))
+    names = [dataset.name for dataset in datasets]
+    for module in dataset_modules(*names):
+        path = module.relative_to(DATASETS).with_suffix("")
+        names.append(".".join(path.parts).removesuffix(".__init__"))
     objects_by_name: dict[tuple[str, str], Any] = {}
-    for dataset_name in names:
+    for name in names:
         for kind in KINDS:
-            for value in defined(dataset_name, kind):
+            for value in defined(name, kind):
                 objects_by_name[kind, value.name] = value
     objects = copy.deepcopy(list(objects_by_name.values()))
     for value in objects:

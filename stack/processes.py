@@ -65,7 +65,7 @@ class Program:
         command: As supervisord reads it: `%(ENV_NAME)s` is an environment variable.
         problem: Returns None once the program is ready, else the reason why it is not.
         part: The setting `PART_url` names one that is somebody else's, which is not started.
-        reads_project: Whether it reads models/ and datasets when it starts.
+        reads_project: Whether it reads models/ when it starts.
 
     """
 

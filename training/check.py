@@ -55,6 +55,7 @@ def check(
         log.warning(line)
     try:
         dataset = load_dataset(spec.dataset)
+        datasets = [load_dataset(name) for name in dataset_names(spec.dataset)]
     except Exception as exc:  # noqa: BLE001  (whatever the module raises)
         return [
             *findings,
@@ -65,7 +66,6 @@ def check(
         f"{module}: label {spec.label}": _label(spec, dataset),
         f"{module}: service {spec.feature_service}": _service(settings, spec, dataset),
     }
-    datasets = [load_dataset(name) for name in dataset_names(spec.dataset)]
     for used_dataset in datasets:
         file = f"feature_repo/datasets/{used_dataset.name}.py"
         checks[file] = _names(used_dataset)

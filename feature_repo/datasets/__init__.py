@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from core.errors import DataError
-from core.user_code import DATASETS, in_one_line
+from core.user_code import DATASETS, in_one_line, makes_dataset
 from feature_repo.definition import Dataset
 
 __path__ = [str(DATASETS)]  # the project's modules, not those beside this file
@@ -16,10 +16,9 @@ def load_dataset(name: str) -> Dataset:
         DataError: There is no such module, it cannot be imported, or it defines no such dataset.
 
     """
-    module_names = _module_names()
-    if name not in module_names:
-        modules = ", ".join(module_names)
-        raise DataError(f"no dataset {name!r}: feature_repo/datasets/ has {modules}")
+    if not (DATASETS / f"{name}.py").exists():
+        names = ", ".join(_dataset_names())
+        raise DataError(f"no dataset {name!r}: feature_repo/datasets/ has {names}")
     try:
         module = import_module(f"feature_repo.datasets.{name}")
     except Exception as exc:  # of any kind: it is the user's module
@@ -44,7 +43,7 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
     """Return every dataset in the order of names, and a message for each broken module."""
     datasets = []
     problems = []
-    for name in _module_names():
+    for name in _dataset_names():
         try:
             datasets.append(load_dataset(name))
         except DataError as exc:
@@ -52,7 +51,6 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
     return datasets, problems
 
 
-def _module_names() -> list[str]:
-    return sorted(
-        path.stem for path in DATASETS.glob("*.py") if path.stem != "__init__"
-    )
+def _dataset_names() -> list[str]:
+    modules = filter(makes_dataset, DATASETS.glob("*.py"))
+    return sorted(module.stem for module in modules)

@@ -5,43 +5,168 @@ import os
 import shutil
 import subprocess
 
+import pytest
+
 from core.settings import PROJECT
 from tests.preloaded import commands_folder
 
 READ = """
 import json
-from feature_repo.datasets import dataset_of, load_datasets
+from feature_repo.datasets import dataset_of, load_dataset, load_datasets
 datasets, problems = load_datasets()
 owner = dataset_of("customer_features")
-print(json.dumps([[dataset.name for dataset in datasets], problems, owner.name]))
+try:
+    load_dataset("money")
+except Exception as exc:
+    helper = str(exc)
+names = [dataset.name for dataset in datasets]
+print(json.dumps([names, problems, owner.name, helper]))
 """
+NAMES = """
+import json, sys
+from core.user_code import dataset_modules, dataset_names
+names = sys.argv[1:]
+modules = [module.stem for module in dataset_modules(*names)]
+print(json.dumps([dataset_names(*names), sorted(modules)]))
+"""
+HELPERS = {
+    "customer": (
+        "from feast import Entity\n"
+        'customer = Entity(name="customer", join_keys=["customer_id"])\n'
+    ),
+    "money": (
+        "import pyarrow as pa\n"
+        "from feature_repo.definition import Dataset\n"
+        'NAME = pa.field("money", pa.float64())\n'
+        'def money(name: str) -> Dataset:\n    return Dataset(name="money")\n'
+    ),
+    "package/__init__": "from .times import DAY\n",
+    "package/times": "from datetime import timedelta\nDAY = timedelta(days=1)\n",
+    "unused": 'raise RuntimeError("helps nobody")\n',
+}
+"""Modules without a Dataset, by path: they are imported, and none is a dataset."""
+COPY = "ORDERS, name={!r}, views={{}}, labels={{}}"
+DATASETS = {
+    "by_replace": (
+        "from dataclasses import replace\n"
+        "from .customer import customer\n"
+        "from .orders import ORDERS\n"
+        f"DATASET = replace({COPY.format('by_replace')})\n"
+    ),
+    "by_module": (
+        "import dataclasses\n"
+        "import feature_repo.datasets.orders as shop\n"
+        "ORDERS = shop.ORDERS\n"
+        f"DATASET = dataclasses.replace({COPY.format('by_module')})\n"
+    ),
+    "by_class": (
+        "from feature_repo import definition\n"
+        "from feature_repo.datasets import package\n"
+        "from feature_repo.datasets.orders import ORDERS\n"
+        'OTHERS = {**vars(ORDERS), "views": {}}\n'
+        'del OTHERS["name"]\n'
+        'DATASET = definition.Dataset(**OTHERS, name="by_" + "class")\n'
+    ),
+    "by_alias": (
+        "from feature_repo.definition import Dataset as D\n"
+        "from .orders import ORDERS\n"
+        "if True:\n"
+        '    DATASET = D(**(vars(ORDERS) | {"name": "by_alias", "views": {}}))\n'
+    ),
+    "by_function": (
+        "from dataclasses import replace\n"
+        "from .orders import ORDERS\n"
+        "def make(name):\n    return replace(ORDERS, name=name, views={})\n"
+        'DATASET = make("by_function")\n'
+    ),
+}
+"""Modules that make a Dataset of their name."""
 BROKEN = {
     "a_typo": (
-        "from datetime import timedelta\n\nWINDOW = timedelta(dayz=3)\n",
-        ".py:3: TypeError: 'dayz' is an invalid keyword",
+        (
+            "from datetime import timedelta\n"
+            "from feature_repo.definition import Dataset\n\n"
+            "WINDOW = Dataset(look_back=timedelta(dayz=3))\n"
+        ),
+        ".py:4: TypeError: 'dayz' is an invalid keyword",
     ),
     "a_torn": (
         "x = (",
         ".py:1: SyntaxError: '(' was never closed (dataset 'a_torn' cannot be imported)",
     ),
-    "an_empty": ("x = 1", ".py defines no Dataset(name='an_empty')"),
+    "by_another_name": (
+        DATASETS["by_function"].replace(
+            'make("by_function")',
+            'make("by_another_" + "word")\nmake("by_another_name")',
+        ),
+        ".py defines no Dataset(name='by_another_name')",
+    ),
 }
 
 
-def test_a_broken_dataset_module_is_named_with_its_line_and_the_others_load(tmp_path):
+@pytest.fixture
+def project(tmp_path):
+    """The project as git has it, with more modules of datasets."""
     for folder in ("feature_repo", "core", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=ignored)
-    for name, (module, _) in BROKEN.items():
-        (tmp_path / "feature_repo" / "datasets" / f"{name}.py").write_text(module)
-    output = subprocess.check_output(
-        [commands_folder() / "python", "-c", READ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    folder = tmp_path / "feature_repo" / "datasets"
+    (folder / "package").mkdir()
+    modules = HELPERS | DATASETS
+    modules |= {name: module for name, (module, _) in BROKEN.items()}
+    for name, module in modules.items():
+        (folder / f"{name}.py").write_text(module)
+    return tmp_path
+
+
+def output(project, *arguments):
+    text = subprocess.check_output(
+        [commands_folder() / "python", *arguments],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(project)},
     )
-    names, problems, owner = json.loads(output)
-    assert (names, owner) == (["orders"], "orders")
+    return json.loads(text)
+
+
+def test_a_broken_dataset_module_is_named_with_its_line_and_the_others_load(project):
+    names, problems, owner, helper = output(project, "-c", READ)
+    assert (names, owner) == (sorted([*DATASETS, "orders"]), "orders")
+    assert helper.startswith("feature_repo/datasets/money.py defines no Dataset")
     assert len(problems) == len(BROKEN)
     for name, (_, problem) in BROKEN.items():
         beginning = f"feature_repo/datasets/{name}{problem}"
         assert any(line.startswith(beginning) for line in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("name", "datasets", "helpers"),
+    [
+        ("by_replace", {"orders"}, {"customer"}),
+        ("by_module", {"orders"}, set()),
+        ("by_class", {"orders"}, {"__init__", "times"}),
+        ("a_torn", set(), set()),
+        ("money", set(), set()),
+    ],
+)
+def test_datasets_and_helpers_that_a_module_imports_are_told_apart_without_importing(
+    project, name, datasets, helpers
+):
+    names, modules = output(project, "-c", NAMES, name)
+    assert names == sorted({name} | datasets)
+    assert modules == sorted({name} | datasets | helpers)
+
+
+def test_feast_apply_names_the_line_that_cannot_be_imported(project):
+    done = subprocess.run(
+        [commands_folder() / "feast", "apply"],
+        cwd=project / "feature_repo",
+        env=os.environ | {"PYTHONPATH": str(project)},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    line = (
+        "gyre: feature_repo/datasets/a_torn.py:1: SyntaxError: '(' was never closed: "
+    )
+    assert (done.returncode, done.stderr.startswith(line)) == (1, True), done.stderr
+    assert not (project / ".gyre").exists()
