@@ -1,9 +1,10 @@
 """`make bench`: what the README says of it, measured here and now."""
 
-from benchmarks import drift, features, ingest, serving, training
+from benchmarks import busy_entity, drift, features, ingest, serving, training
 
 serving.main(3.0)
 features.main(1_000_000)
+busy_entity.main(105_000)
 ingest.main(10_000_000)
 training.main(1_000_000)
 drift.main(10_000_000)

@@ -17,6 +17,7 @@ from feature_repo.definition import Dataset
 from feature_repo.engines import row_connection
 from feature_repo.features import open_raw
 from feature_repo.online_writer import KeyValues, key_values
+from feature_repo.windows import Windows
 
 Row = dict[str, Any]
 """A raw row."""
@@ -67,12 +68,16 @@ def compute_view(
     expression = dataset.views[view.name]
     former_keys = former_rows
     with row_connection() as connection:
-        view_rows = connection.to_pyarrow(expression(ibis.memtable(rows)))
+        raw = ibis.memtable(rows)
+        is_windows = isinstance(expression, Windows)
+        view_rows = expression.around(raw, until) if is_windows else expression(raw)
+        view_rows = connection.to_pyarrow(view_rows)
         if list(view.join_keys) != [dataset.entity]:
             former_view = expression(ibis.memtable(former_rows))
             former_keys = connection.to_pyarrow(
                 former_view.select(view.join_keys).distinct()
             )
+    former_keys = former_keys.group_by(view.join_keys).aggregate([])
     return values_at(view, view_rows, until, set(key_values(view, former_keys)))
 
 
@@ -120,10 +125,18 @@ def key_rows(
 
 
 def raw_rows(
-    raw: Table, columns: Sequence[str], keys: Iterable[tuple[Any, ...]]
+    raw: Table,
+    columns: Sequence[str],
+    keys: Iterable[tuple[Any, ...]],
+    replaced: pa.Table | None = None,
 ) -> pa.Table:
-    """Return the rows of a raw table that have one of some keys in its `columns`."""
+    """Return the rows of a raw table that have one of some keys in its `columns`.
+
+    Those that have all values of a row of `replaced` are left out.
+    """
     key_table = ibis.memtable(key_rows(raw.schema, columns, keys))
     with row_connection() as connection:
         rows = open_raw(raw, connection=connection).semi_join(key_table, columns)
+        if replaced is not None:
+            rows = rows.anti_join(ibis.memtable(replaced), replaced.column_names)
         return connection.to_pyarrow(rows).select(raw.schema.names).cast(raw.schema)

@@ -5,9 +5,9 @@ A value at any time is then the newest row at or before it, offline and online a
 0 by itself. What a window cannot say is an expression of one's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
 import ibis
@@ -19,6 +19,7 @@ from ibis.common.deferred import Deferred
 from ibis.common.exceptions import IbisError
 
 from core.settings import load_settings
+from core.timestamps import microseconds
 from feature_repo.definition import Dataset, raw_schema
 from feature_repo.views import view_address
 
@@ -97,26 +98,38 @@ class Window:
         condition = "" if self.where is None else f" where {self.where}"
         return f"{self.function}({column}) over {self._length}{condition}"
 
-    def feature(self, points: ir.Table, entity: str) -> Any:
-        """Return the feature at each change point.
+    def feature(self, points: ir.Table, entity: str, moment: int | None = None) -> Any:
+        """Return the feature at each change point, or at one moment as an aggregate of all points.
 
         Args:
             points: Change points, with the columns of the raw rows.
             entity: Column that says whose row it is.
+            moment: In microseconds; the `_age` of later points is null.
 
         Raises:
             ValueError: The raw rows have no such column, or one that cannot be added.
 
         """
         value = self._row_value(points)
+
+        def at(total: Any, preceding: int | None = None) -> Any:
+            if moment is not None:
+                return total
+            frame = ibis.range_window(
+                group_by=entity,
+                order_by="_at",
+                preceding=preceding,
+                following=0,
+            )
+            return total.over(frame)
+
         if self.function in {"min", "max", "first", "last"}:
-            return self._extreme(points, value, entity)
-        history = ibis.range_window(group_by=entity, order_by="_at", following=0)
-        count = self._running_total(points, value.notnull().cast("int64")).over(history)
+            return self._extreme(points, value, moment, at)
+        count = at(self._running_total(points, value.notnull().cast("int64")))
         if self.function == "count":
             return count
         exact_value = value.cast(DECIMAL) if value.type().is_floating() else value
-        total = self._running_total(points, exact_value).over(history)
+        total = at(self._running_total(points, exact_value))
         if self.function == "mean":
             return total.cast("float64") / count.nullif(0)
         return total.cast("int64" if value.type().is_integer() else "float64")
@@ -141,19 +154,17 @@ class Window:
             )
         return value
 
-    def _extreme(self, points: ir.Table, value: Any, entity: str) -> Any:
+    def _extreme(
+        self, points: ir.Table, value: Any, moment: int | None, at: Callable[..., Any]
+    ) -> Any:
         """Return the smallest, greatest, first or last value of the rows in the window."""
         preceding = None
+        is_arrival = points["_age"] == 0
         if self.period is not None:
             preceding = self.period // MICROSECOND - 1
-        frame = ibis.range_window(
-            group_by=entity,
-            order_by="_at",
-            preceding=preceding,
-            following=0,
-        )
+            if moment is not None:
+                is_arrival &= points["_at"] >= moment - preceding
         is_dated = self.function in {"first", "last"}
-        is_arrival = points["_age"] == 0
         if is_dated:
             is_arrival &= value.notnull()
             value = ibis.struct(
@@ -165,7 +176,7 @@ class Window:
             )
         values = is_arrival.ifelse(value, None)
         extreme = values.min() if self.function in {"min", "first"} else values.max()
-        extreme = extreme.over(frame)
+        extreme = at(extreme, preceding)
         return extreme["value"] if is_dated else extreme
 
     def _running_total(self, points: ir.Table, value: Any) -> Any:
@@ -210,17 +221,9 @@ class Windows:
             ValueError: A window names a column that is missing or has the wrong type.
 
         """
-        periods = {
-            window.period // MICROSECOND for window in self.windows if window.period
-        }
-        # Each raw row as it arrives (age 0) and once more as it leaves each window.
-        ages = ibis.array([0, *sorted(periods)])
-        age = ages.cast("array<int64>").unnest()
-        points = rows.mutate(_age=age, _at=_number(rows[self.time]))
-        points = points.mutate(_at=points["_at"] + points["_age"])
+        points = self._points(rows)
         instant = points["_at"]
         history = ibis.range_window(group_by=self.entity, order_by="_at", following=0)
-        event_timestamp = EPOCH + instant.as_interval("us")
         created = points["ingested_at"].max()
         features = {}
         for window in self.windows:
@@ -229,13 +232,53 @@ class Windows:
         is_last = instant != instant.lead().over(history)
         view = points.select(
             self.entity,
-            event_timestamp=event_timestamp.cast("timestamp('UTC')"),
+            event_timestamp=_time(instant),
             created=created.over(history),
             _is_last=is_last.fill_null(True),  # noqa: FBT003
             **features,
         )
         view = view.filter(view["_is_last"]).drop("_is_last")
         return view.mutate(**self.derived)
+
+    def around(self, rows: ir.Table, until: datetime) -> ir.Table:
+        """Return of each entity the newest of the view's rows at or before `until` (aware UTC).
+
+        Beside it there is a row with the time of the first one after it, and these same features.
+        To compute all rows of an entity takes a hundred times longer.
+        """
+        moment = microseconds(until)
+        points = self._points(rows)
+        periods = [window.period for window in self.windows if window.period]
+        if len(periods) == len(self.windows):
+            longest = max(periods) // MICROSECOND
+            # Of a row that has left all windows, the time counts alone.
+            is_gone = points["_at"] - points["_age"] <= moment - longest
+            points = points.filter(~is_gone | (points["_age"] == longest))
+            points = points.mutate(_age=is_gone.ifelse(None, points["_age"]))
+        is_due = points["_at"] <= moment
+        last = is_due.ifelse(points["_at"], None).max()
+        following = is_due.ifelse(None, points["_at"]).min()
+        created = is_due.ifelse(points["ingested_at"], None).max()
+        due_points = points.mutate(_age=is_due.ifelse(points["_age"], None))
+        features = {}
+        for window in self.windows:
+            features[window.name] = window.feature(due_points, self.entity, moment)
+        view = due_points.group_by(self.entity).agg(
+            _instants=ibis.array([last, following]), created=created, **features
+        )
+        view = view.mutate(event_timestamp=_time(view["_instants"].unnest()))
+        view = view.filter(view.event_timestamp.notnull()).drop("_instants")
+        return view.mutate(**self.derived)
+
+    def _points(self, rows: ir.Table) -> ir.Table:
+        """Return each raw row as it arrives (age 0) and once more as it leaves each window."""
+        periods = {
+            window.period // MICROSECOND for window in self.windows if window.period
+        }
+        ages = ibis.array([0, *sorted(periods)])
+        age = ages.cast("array<int64>").unnest()
+        points = rows.mutate(_age=age, _at=_number(rows[self.time]))
+        return points.mutate(_at=points["_at"] + points["_age"])
 
 
 def feature_view(
@@ -302,6 +345,11 @@ def feature_view(
         tags=view_tags,
         **options,
     )
+
+
+def _time(instant: Any) -> Any:
+    """Return microseconds since 1970 UTC as a time."""
+    return (EPOCH + instant.as_interval("us")).cast("timestamp('UTC')")
 
 
 def _number(value: Any) -> Any:

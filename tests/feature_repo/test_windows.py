@@ -100,6 +100,16 @@ def brute_force(window, history, at):
     return FUNCTIONS[window.function](values)
 
 
+def assert_computed_alone(history, values, at):
+    """What is computed for one moment is what the view has around it."""
+    around = FEATURES.around(as_table(history), at).to_pyarrow().to_pylist()
+    past = [row for row in values if row["event_timestamp"] <= at]
+    times = [row["event_timestamp"] for row in values if row["event_timestamp"] > at]
+    assert [row for row in around if row["event_timestamp"] <= at] == past[-1:]
+    later = [row["event_timestamp"] for row in around if row["event_timestamp"] > at]
+    assert later == times[:1]
+
+
 @settings(max_examples=8, deadline=None)
 @given(rows, st.lists(moments, min_size=1, max_size=4))
 def test_a_declared_window_equals_brute_force_at_any_moment(raw_rows, times):
@@ -112,6 +122,8 @@ def test_a_declared_window_equals_brute_force_at_any_moment(raw_rows, times):
         history = [row for row in raw_rows if row["id"] == entity]
         values = [row for row in view_rows if row["id"] == entity]
         assert len({row["event_timestamp"] for row in values}) == len(values)
+        for at in {*times, *edges[::20]}:
+            assert_computed_alone(history, values, at)
         for at in {*times, *edges}:
             past = [row for row in values if row["event_timestamp"] <= at]
             assert bool(past) == any(row["at"] <= at for row in history)
