@@ -194,7 +194,7 @@ class Intake:
 
 
 class Stream:
-    """The consumer's side, for one thread."""
+    """The consumer's side; a dataset is read by one thread."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         """Connect a consumer; its name is the same after a restart."""
@@ -208,8 +208,11 @@ class Stream:
             self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
         self._redis.hset(SCHEMAS, schema.dataset, schema.model_dump_json())
         self._redis.xautoclaim(stream, GROUP, self._name, DEAD_AFTER, count=READ_COUNT)
-        # It returns nothing: Redis notes that this consumer lives, also before it reads entries.
-        self._fetch([schema.dataset], LAST_ID)
+        self.show_life([schema.dataset])
+
+    def show_life(self, datasets: Iterable[str]) -> None:
+        """Have Redis note that this consumer lives, also while it reads no entries."""
+        self._fetch(datasets, LAST_ID)  # it returns nothing
 
     def wait(self, datasets: Iterable[str], seconds: float) -> None:
         """Return when there is a new entry, which `read` returns too, or after some time.

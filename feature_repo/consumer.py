@@ -10,11 +10,14 @@ the ingest that first sees it.
 
 import json
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import chain
@@ -23,9 +26,9 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
-from core.errors import DataError
 from core.locks import one_writer
-from core.settings import Settings
+from core.settings import PROJECT, Settings
+from core.user_code import change_times, in_one_line
 from feature_repo.broker import Entry, Stream, event_schema, redis_problem
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
@@ -51,36 +54,50 @@ MAX_DELIVERIES = 300
 """Of a batch that fails, about one a second: minutes in which a disk or a lock may become free."""
 COMPACT_AFTER = 100
 """Micro-batches, each a file of the raw table, after which the small files are made one."""
+VALIDATION = threading.Lock()
+"""Great Expectations keeps its context for the whole process."""
 logger = logging.getLogger(__name__)
 
 
 def consume(settings: Settings) -> None:
-    """Consume the events of every dataset until SIGTERM or SIGINT."""
+    """Consume the events of every dataset until SIGTERM or SIGINT, or until the project changes.
+
+    Each dataset has a thread, so that none waits for another. When a file of the project has
+    changed and stays the same for a second, the command starts again in its process: what events
+    mean is what the files say.
+    """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     problem = redis_problem(settings)
     if problem:
         logger.error("Redis at %s", problem)
+    start_times = change_times()
     stream = Stream(settings, socket.gethostname())
     consumers = _consumers(settings, stream)
     names = [consumer.name for consumer in consumers]
+    threads = []
+    for consumer in consumers:
+        thread = threading.Thread(target=consumer.run, args=[stop], daemon=True)
+        thread.start()
+        threads.append(thread)
     logger.info("consuming events of %s", ", ".join(names))
-    while not stop.is_set():
-        start = time.monotonic()
-        try:
-            for consumer in consumers:
-                # Always: a Redis that lost its data has no group.
-                stream.declare(consumer.schema)
-            are_busy = [consumer.step() for consumer in consumers]
-            if any(are_busy):
-                stop.wait(start + BATCH_SECONDS - time.monotonic())
-            else:
-                seconds = min(consumer.idle_seconds() for consumer in consumers)
-                stream.wait(names, seconds)
-        except RedisError as exc:
-            logger.warning("Redis: %s", exc)
-            stop.wait(1)
+    times = start_times
+    is_outdated = False
+    while not (is_outdated or stop.wait(IDLE_SECONDS)):
+        with suppress(RedisError):  # each thread says so
+            stream.show_life(names)
+        last_times = times
+        times = change_times()
+        is_outdated = start_times != times == last_times
+    stop.set()
+    for thread in threads:
+        thread.join()
+    if is_outdated:
+        changes = dict(start_times.items() ^ times.items())
+        files = ", ".join(sorted(str(file.relative_to(PROJECT)) for file in changes))
+        logger.info("starting again, as these have changed: %s", files)
+        os.execvp(sys.argv[0], sys.argv)  # noqa: S606  (no shell)
 
 
 def _consumers(settings: Settings, stream: Stream) -> list["EventConsumer"]:
@@ -89,8 +106,8 @@ def _consumers(settings: Settings, stream: Stream) -> list["EventConsumer"]:
     for dataset in datasets:
         try:
             consumers.append(EventConsumer(settings, dataset, stream))
-        except DataError as exc:  # the others' events are consumed
-            problems.append(str(exc))
+        except Exception as exc:  # noqa: BLE001  (of a suite, too: the others' events are consumed)
+            problems.append(f"{dataset.name}: {in_one_line(exc)}")
     for problem in problems:
         logger.error("takes no events: %s", problem)
     return consumers
@@ -121,6 +138,21 @@ class EventConsumer:
     @cached_property
     def _window_ends(self) -> WindowEnds:
         return WindowEnds(self._settings, self._dataset, self._raw, self._online)
+
+    def run(self, stop: threading.Event) -> None:
+        """Process events until `stop` is set."""
+        while not stop.is_set():
+            start = time.monotonic()
+            try:
+                # Always: a Redis that lost its data has no group.
+                self._stream.declare(self.schema)
+                if self.step():
+                    stop.wait(start + BATCH_SECONDS - time.monotonic())
+                else:
+                    self._stream.wait([self.name], self.idle_seconds())
+            except Exception as exc:  # noqa: BLE001  (of Redis, of a bucket: it may come back)
+                logger.warning("%s: %s: %s", self.name, type(exc).__name__, exc)
+                stop.wait(IDLE_SECONDS)
 
     def step(self) -> bool:
         """Process what waits and what is due; return whether there was anything to do.
@@ -200,6 +232,8 @@ class EventConsumer:
         the rows of an entry that fails again go to quarantine.
         """
         rows = list(chain.from_iterable(batch.values()))
+        if not rows:
+            return
         try:
             # `gyre forget` has had it before, or waits for it.
             with self._online.lock():
@@ -223,7 +257,10 @@ class EventConsumer:
         if not rows:
             return
         now = rows[-1]["ingested_at"]
-        validation = self._rules.validate(self._source_rows(rows), now + CLOCKS_DIFFER)
+        with VALIDATION:
+            validation = self._rules.validate(
+                self._source_rows(rows), now + CLOCKS_DIFFER
+            )
         broken_rules = validation.bad_rows
         broken_rows = as_json(
             self._source_rows([rows[number] for number in broken_rules])
@@ -250,24 +287,29 @@ class EventConsumer:
         entity = self._dataset.entity
         newest_rows = {key_of(row, key): row for row in rows}
         replaced_rows = raw_rows(self._raw, key, newest_rows)
-        entities = {row[entity] for row in [*rows, *replaced_rows.to_pylist()]}
-        entity_keys = [(value,) for value in entities]
-        stored_rows = raw_rows(self._raw, [entity], entity_keys)
-        rows_by_key = {key_of(row, key): row for row in stored_rows.to_pylist()}
-        changed_rows = []
-        for row_key, row in newest_rows.items():
-            if self._supersedes(row, rows_by_key.get(row_key)):
-                rows_by_key[row_key] = row
-                changed_rows.append(row)
+        replaced_by_key = {key_of(row, key): row for row in replaced_rows.to_pylist()}
+        changed_rows = [
+            row
+            for row_key, row in newest_rows.items()
+            if self._supersedes(row, replaced_by_key.get(row_key))
+        ]
         values: list[ViewValues] = []
         problem = self._online.problem()
         if problem:
             logger.warning("%s: events are not online yet: %s", self.name, problem)
         else:
-            known_rows = self._raw_rows(list(rows_by_key.values()))
-            former_rows = pa.concat_tables([stored_rows, self._raw_rows(rows)])
+            new_rows = self._raw_rows(changed_rows)
+            former_rows = pa.concat_tables([replaced_rows, self._raw_rows(rows)])
+            entity_keys = [
+                (value,) for value in former_rows[entity].unique().to_pylist()
+            ]
+            kept_rows = raw_rows(
+                self._raw, [entity], entity_keys, replaced=new_rows.select(key)
+            )
             values = self._online.compute(
-                known_rows, former_rows, max(now, datetime.now(UTC))
+                pa.concat_tables([kept_rows, new_rows]),
+                pa.concat_tables([kept_rows, former_rows]),
+                max(now, datetime.now(UTC)),
             )
         if changed_rows:
             columns = self._dataset.schema.names

@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from feast import FeatureView
+from feast.errors import FeastObjectNotFoundException
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
 from core.locks import ONLINE_LOCK, one_writer
@@ -71,13 +73,22 @@ class OnlineValues:
     ) -> None:
         self.store = open_store(settings, timeout_seconds)
         self.redis = connect_redis(settings.redis_address, timeout_seconds)
-        self.views = {name: self.store.get_feature_view(name) for name in dataset.views}
         self._settings = settings
         self._dataset = dataset
         self._raw = raw
         self.is_redis = isinstance(
             self.store.config.online_store, RedisOnlineStoreConfig
         )
+
+    @property
+    def views(self) -> dict[str, FeatureView]:
+        """Feast's views as they are published now.
+
+        Raises:
+            FeastObjectNotFoundException: One of them is not published.
+
+        """
+        return {name: self.store.get_feature_view(name) for name in self._dataset.views}
 
     def lock(self) -> AbstractContextManager[None]:
         """Make reading, computing and writing one step for all processes.
@@ -103,6 +114,10 @@ class OnlineValues:
 
         Values of another expression are for ingest to write.
         """
+        try:
+            self.views  # noqa: B018  (whether they are published)
+        except FeastObjectNotFoundException as exc:
+            return f"{exc}; run: cd feature_repo && feast apply"
         changed_views = redefined(self._settings, self._dataset, self._raw)
         if not changed_views:
             return None

@@ -4,10 +4,14 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from operator import itemgetter
+from random import Random
 
+import ibis
 import pytest
 from redis.exceptions import OutOfMemoryError
 
+from core.locks import ONLINE_LOCK, one_writer
 from feature_repo import consumer
 from feature_repo.broker import Stream
 from feature_repo.features import raw_table
@@ -139,6 +143,35 @@ def test_events_that_break_a_rule_go_to_quarantine_once_and_stop_no_other_row(sh
     assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0), (3, 3, 3.0)]
 
 
+def test_late_corrected_moved_and_repeated_events_give_what_all_rows_give(shop):
+    random = Random(7)
+    customers = range(1, 5)
+    for minute in range(1, 13):
+        now = AS_OF + minute * MINUTE
+        orders = [
+            order(
+                number=random.randint(1, 12),
+                customer=random.choice(customers),
+                at=AS_OF - random.choice((0, 1, 29, 30, 31, 90, 200)) * DAY,
+                amount=random.choice((0.01, 5.0, 14.96)),
+            )
+            for _ in range(random.randint(1, 6))
+        ]
+        shop.receives(now, *orders)
+        raw = raw_table(shop.settings, ORDERS).read()
+        view_rows = ORDERS.views[VIEW](ibis.memtable(raw)).to_pyarrow().to_pylist()
+        for customer, values in zip(
+            customers, shop.online(now, *customers), strict=True
+        ):
+            rows = [row for row in view_rows if row["customer_id"] == customer]
+            past = [row for row in rows if row["event_timestamp"] <= now]
+            newest = max(past, key=itemgetter("event_timestamp"), default=None)
+            names = (values or newest or {}).keys() & view_rows[0].keys()
+            assert (values is None) == (newest is None)
+            for name in names:
+                assert values[name] == newest[name], (name, customer)
+
+
 @contextmanager
 def broken_expression(monkeypatch):
     with monkeypatch.context() as patch:
@@ -176,6 +209,14 @@ def test_events_wait_while_redis_is_full_and_are_set_aside_if_an_expression_fail
     assert [json.loads(row["row"])["order_id"] for row in shop.quarantine()] == [3, 4]
     assert "no_column" in shop.quarantine()[0]["rules"]
     assert (shop.spent(1), shop.waiting()) == (7.0, 0)
+
+
+def test_a_request_without_rows_waits_for_nothing(shop):
+    lock = ONLINE_LOCK.format("orders")
+    with ThreadPoolExecutor() as threads, one_writer(shop.settings, lock):
+        shop.sends(AS_OF + MINUTE)
+        assert threads.submit(shop.consumer.step).result()
+    assert shop.waiting() == 0
 
 
 def test_events_wait_for_the_first_ingest_and_land_while_redis_has_no_features(
