@@ -56,7 +56,8 @@ def dataset_modules(*names: str) -> list[Path]:
         for module in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
             if module.exists() and module not in modules:
                 modules.append(module)
-                for name in _origins(module, _parsed(module)).values():
+                tree = _parsed(module.read_text("utf-8", "replace"))
+                for name in _origins(module, tree).values():
                     imported = PROJECT.joinpath(*name.split("."))
                     # The last parts may be names in a module.
                     remaining += [imported, *imported.parents]
@@ -75,7 +76,7 @@ def makes_dataset(module: Path) -> bool:
 
     A dataset's calls Dataset, or gives its own name to a function of the folder or of dataclasses.
     """
-    tree = _parsed(module)
+    tree = _parsed(module.read_text("utf-8", "replace"))
     origins = _origins(module, tree)
     for statement in tree.body:
         is_definition = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
@@ -92,12 +93,16 @@ def makes_dataset(module: Path) -> bool:
     return False
 
 
-def _parsed(module: Path) -> ast.Module:
-    """Parse a file; one that cannot be parsed is taken for a dataset's."""
+def _parsed(text: str) -> ast.Module:
+    """Parse a module; one with an error is taken for a dataset's, and read above the error."""
     try:
-        return ast.parse(module.read_bytes())
-    except (SyntaxError, ValueError):
-        return ast.parse("feature_repo.definition.Dataset()")
+        return ast.parse(text)
+    except (SyntaxError, ValueError) as exc:  # ValueError: of a null byte
+        lines = text.splitlines()
+        number = min(getattr(exc, "lineno", None) or 1, len(lines))
+        tree = _parsed("\n".join(lines[: number - 1]))
+        tree.body += ast.parse("feature_repo.definition.Dataset()").body
+        return tree
 
 
 def _origins(module: Path, tree: ast.Module) -> dict[str, str]:

@@ -94,6 +94,10 @@ BROKEN = {
         "x = (",
         ".py:1: SyntaxError: '(' was never closed (dataset 'a_torn' cannot be imported)",
     ),
+    "an_unfinished": (
+        "from .orders import ORDERS\n\ndef half(:\n    pass\n",
+        ".py:3: SyntaxError: invalid syntax",
+    ),
     "by_another_name": (
         DATASETS["by_function"].replace(
             'make("by_function")',
@@ -145,6 +149,7 @@ def test_a_broken_dataset_module_is_named_with_its_line_and_the_others_load(proj
         ("by_module", {"orders"}, set()),
         ("by_class", {"orders"}, {"__init__", "times"}),
         ("a_torn", set(), set()),
+        ("an_unfinished", {"orders"}, set()),
         ("money", set(), set()),
     ],
 )
