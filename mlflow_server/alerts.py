@@ -21,13 +21,9 @@ from pydantic import TypeAdapter
 from core.locks import one_writer
 from core.settings import Settings
 from mlflow_server.ledger import database, lock_tables, refused
+from mlflow_server.tables import ALERTS
 
 log = logging.getLogger(__name__)
-COLUMNS = ("sequence", "model", "cause", "message", "first", "last", "details", "count")
-ALERTS = sql.table(
-    "alerts", *map(sql.column, COLUMNS), sql.column("delivered", sql.Boolean)
-)
-"""One row per incident. details: a DriftAlert as JSON. Times are ISO 8601, UTC."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
 REFUSED = "refused"

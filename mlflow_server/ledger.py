@@ -15,12 +15,12 @@ from sqlalchemy.schema import CreateSchema
 from core.errors import DataError, RegistryError
 from core.locks import one_writer
 from core.settings import SCHEMAS, Settings
-from mlflow_server.migrations import migrate
+from mlflow_server.tables import LEDGER, make_tables
 
 WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
 CONNECT_SECONDS = 5
-LEDGER = "promotion ledger"
+SUBJECT = "promotion ledger"
 Action = Literal[
     "promote",
     "rollback",
@@ -31,12 +31,6 @@ Action = Literal[
     "by stage",
 ]
 """Why a role changed: a command, the monitor, a step of a rollout, or somebody in MLflow."""
-COLUMNS = (
-    *("model", "sequence", "role", "percent", "from", "to"),
-    *("who", "why", "evidence", "time", "applied_at", "action"),
-)
-TABLE = sql.table("ledger", *map(sql.column, COLUMNS))
-"""Its types, like those of all our tables, are in migrations/. Times are ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class LedgerRow:
 
     def as_json(self) -> dict[str, Any]:
         """Return the row under the names of its columns; times as ISO 8601, UTC."""
-        values = dict(zip(COLUMNS, astuple(self), strict=True))
+        values = dict(zip(LEDGER.columns.keys(), astuple(self), strict=True))
         applied_at = self.applied_at.isoformat() if self.applied_at else None
         return values | {"time": self.time.isoformat(), "applied_at": applied_at}
 
@@ -85,7 +79,7 @@ class Ledger:
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first."""
-        query = sql.select(TABLE).filter_by(model=model).order_by(TABLE.c.sequence)
+        query = sql.select(LEDGER).filter_by(model=model).order_by(LEDGER.c.sequence)
         with refused(), self._engine.connect() as connection:
             # Pydantic makes times of texts.
             return [
@@ -96,12 +90,12 @@ class Ledger:
     def insert(self, row: LedgerRow) -> None:
         """Commit a new row."""
         with refused(), self._engine.begin() as connection:
-            connection.execute(sql.insert(TABLE).values(row.as_json()))
+            connection.execute(sql.insert(LEDGER).values(row.as_json()))
 
     def stamp(self, row: LedgerRow) -> LedgerRow:
         """Commit that the row is applied, and return it with the time."""
         applied = replace(row, applied_at=now())
-        update = sql.update(TABLE).filter_by(model=row.model, sequence=row.sequence)
+        update = sql.update(LEDGER).filter_by(model=row.model, sequence=row.sequence)
         with refused(), self._engine.begin() as connection:
             connection.execute(update.values(applied.as_json()))
         return applied
@@ -141,7 +135,7 @@ def database(settings: Settings) -> sql.Engine:
     engine = sql.create_engine(
         settings.ledger_address, connect_args=options, pool_pre_ping=True
     )
-    subject = LEDGER
+    subject = SUBJECT
     if is_server:
         variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
         subject = f"{variable} {engine.url.set(query={})}"  # without its password
@@ -152,7 +146,7 @@ def database(settings: Settings) -> sql.Engine:
                 schemas = sql.inspect(connection).get_schema_names()
                 for schema in {*SCHEMAS}.difference(schemas):
                     connection.execute(CreateSchema(schema))
-            migrate(connection)
+            make_tables(connection)
     except RegistryError:
         engine.dispose()
         raise
@@ -170,7 +164,7 @@ def lock_tables(connection: sql.Connection, name: str) -> None:
 
 
 @contextmanager
-def refused(subject: str = LEDGER) -> Iterator[None]:
+def refused(subject: str = SUBJECT) -> Iterator[None]:
     """Raise errors of the database as RegistryError, in one line that begins with the subject."""
     try:
         yield
