@@ -21,7 +21,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW
-from monitoring.collect import logged_scores
+from monitoring.collect import ANSWERS, answered_rows, logged_scores
 from training.frame import TIME, build_frame, typed
 from training.metrics import Labels, Scored
 from training.scoring import version_scores
@@ -80,7 +80,7 @@ def backfilled_outcomes(
 def online_outcomes(
     settings: Settings,
     spec: ModelSpec,
-    answers: pa.Table,
+    version: str,
     feedback: Mapping[str, float],
     threshold: float | None,
     as_of: datetime,
@@ -91,16 +91,17 @@ def online_outcomes(
     from defaults or outside the population.
 
     Args:
-        settings: Where raw data is.
+        settings: Where answers and raw data are.
         spec: The model.
-        answers: Rows of `predictions` that `is_judgeable` chose.
+        version: Who answered.
         feedback: Actuals by request; raw data outranks them.
         threshold: Of the version.
         as_of: Outcomes known by then.
 
     """
     usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
-    answers = answers.filter(usual).sort_by("received")
+    judgeable = _is_judgeable(spec, version, feedback, as_of)
+    answers = answered_rows(settings, judgeable & usual, ANSWERS).sort_by("received")
     label = pa.array(
         actuals(settings, spec, answers, feedback, as_of), from_pandas=True
     )
@@ -115,7 +116,7 @@ def online_outcomes(
     return Outcomes("online", f"{rows.num_rows} outcomes", rows, scored)
 
 
-def is_judgeable(
+def _is_judgeable(
     spec: ModelSpec, version: str, feedback: Mapping[str, float], as_of: datetime
 ) -> pc.Expression:
     """Choose rows of `predictions` by `version` whose label has matured or that feedback names."""

@@ -1,8 +1,8 @@
 """One monitoring run: everything that its checks look at, read once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -13,18 +13,8 @@ from core.spec import ModelSpec
 from core.user_code import in_one_line
 from mlflow_server.registry import Registry
 from monitoring.checks.performance import Judged, measure
-from monitoring.collect import (
-    ANSWERS,
-    KnownOutcomes,
-    answered_rows,
-    join_outcomes,
-)
-from monitoring.outcomes import (
-    Outcomes,
-    backfilled_outcomes,
-    is_judgeable,
-    online_outcomes,
-)
+from monitoring.collect import KnownOutcomes, join_outcomes
+from monitoring.outcomes import backfilled_outcomes, online_outcomes
 from monitoring.past import Past, load_past
 from monitoring.serving_status import ServingCounts, read_statuses, serving_counts
 from monitoring.window import Window, window
@@ -87,11 +77,18 @@ def prepare(
     judged: list[Judged] = []
     unmeasured: list[str] = []
     if isinstance(reference, Reference):
-        readers = _outcome_readers(settings, spec, version, as_of, reference, outcomes)
+        readers = [
+            partial(backfilled_outcomes, evaluated_on=reference.snapshot),
+            partial(
+                online_outcomes,
+                feedback=outcomes.known,
+                threshold=reference.threshold,
+            ),
+        ]
         for read in readers:
             # What cannot be read must not keep a harmful version.
             try:
-                rows = read()
+                rows = read(settings, spec, version, as_of=as_of)
                 if rows:
                     metrics = tuple(measure(spec, rows, reference.evaluated))
                     judged.append(Judged(rows, metrics))
@@ -118,33 +115,6 @@ def prepare(
         unmeasured=tuple(unmeasured),
     )
     return run, reference
-
-
-def _outcome_readers(
-    settings: Settings,
-    spec: ModelSpec,
-    version: str,
-    as_of: datetime,
-    reference: Reference,
-    outcomes: KnownOutcomes,
-) -> list[Callable[[], Outcomes | None]]:
-    def backfilled() -> Outcomes | None:
-        return backfilled_outcomes(
-            settings, spec, version, evaluated_on=reference.snapshot, as_of=as_of
-        )
-
-    def online() -> Outcomes | None:
-        chosen = is_judgeable(spec, version, outcomes.known, as_of)
-        return online_outcomes(
-            settings,
-            spec,
-            answers=answered_rows(settings, chosen, ANSWERS),
-            feedback=outcomes.known,
-            threshold=reference.threshold,
-            as_of=as_of,
-        )
-
-    return [backfilled, online]
 
 
 def _serving_counts(settings: Settings) -> dict[str, ServingCounts] | None:
