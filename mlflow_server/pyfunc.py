@@ -133,14 +133,13 @@ def read_version(
         if damage:
             text = f"version {version.version} of {version.model} is damaged: {damage}"
             raise RegistryError(text)
-        content = (folder / CONTRACT_FILE).read_bytes()
-        contract = ServedModel.model_validate_json(content)
-        return contract, read_file(folder, contract, trusted)
+        return read_files(folder, trusted)
 
 
-def read_file(
-    folder: Path, contract: ServedModel, trusted: tuple[str, ...] = ()
-) -> ModelFile:
-    """Return the model file that a contract names, from a folder; unchecked."""
+def read_files(folder: Path, trusted: tuple[str, ...]) -> tuple[ServedModel, ModelFile]:
+    """Return contract and model of the files in a folder; unchecked."""
+    text = (folder / CONTRACT_FILE).read_bytes()
+    contract = ServedModel.model_validate_json(text)
     content = (folder / contract.file).read_bytes()
-    return ModelFile(content, contract.loader, contract.class_count, trusted)
+    model = ModelFile(content, contract.loader, contract.class_count, trusted)
+    return contract, model

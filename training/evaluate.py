@@ -19,9 +19,9 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.shapley import shapley_values
 from core.spec import ModelSpec
-from mlflow_server.pyfunc import ModelFile, read_file
+from mlflow_server.pyfunc import ModelFile, read_files
 from mlflow_server.registry import Registry
-from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
+from mlflow_server.served_model import SCORE, ServedModel
 from mlflow_server.tracking import Tracking
 from training.artifacts import CANDIDATE, EVALUATION, PLOTS, PROOF, fetched, read
 from training.dataset import load_frame, load_unlabelled
@@ -72,9 +72,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     y = rows["label"].to_numpy()
     inputs = features(spec, rows)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
-        content = (candidate / CONTRACT_FILE).read_bytes()
-        contract = ServedModel.model_validate_json(content)
-        model = read_file(candidate, contract, spec.serving.trusted_types)
+        contract, model = read_files(candidate, spec.serving.trusted_types)
     members = evaluated_members(spec, rows, load_unlabelled(tracking, run_id))
     member_scores = score(model, spec.inputs, features(spec, members))
     scored_members = Scored(member_scores, contract.threshold)

@@ -20,11 +20,10 @@ from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.pages import CARD, Pages
 from mlflow_server.promotion import promote as put_into_role
 from mlflow_server.promotion import reconcile
-from mlflow_server.pyfunc import ModelFile, read_file
+from mlflow_server.pyfunc import ModelFile, read_files
 from mlflow_server.registration import register as register_version
 from mlflow_server.registry import Registry
 from mlflow_server.roles import PRODUCTION, SHADOW
-from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import CANDIDATE, fetched
 from training.gate import load_evaluation
@@ -42,9 +41,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     tracking = Tracking(settings)
     run = tracking.run(run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
-        content = (candidate / CONTRACT_FILE).read_bytes()
-        contract = ServedModel.model_validate_json(content)
-        model = read_file(candidate, contract, spec.serving.trusted_types)
+        contract, model = read_files(candidate, spec.serving.trusted_types)
         registered = register_version(
             settings,
             model=spec.name,

@@ -18,7 +18,7 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.training_spec import Estimator
 from feature_repo.service import PublishedService
-from mlflow_server.pyfunc import read_file, read_version
+from mlflow_server.pyfunc import read_files, read_version
 from mlflow_server.registry import FORGOTTEN_TAG, Registry
 from mlflow_server.served_model import DIGEST_TAG, SKOPS_FILE, digest_tags
 from mlflow_server.tracking import Tracking
@@ -127,7 +127,7 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
         folder = Path(name)
         as_of = registered.tags["as_of"]
         write_model(settings, spec, fitted, train_rows, threshold, as_of, folder)
-        rebuilt_model = read_file(folder, contract, trusted)
+        _, rebuilt_model = read_files(folder, trusted)
         digests = digest_tags(folder)
 
     test_inputs = features(spec, test_rows)
