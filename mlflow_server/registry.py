@@ -10,7 +10,7 @@ from typing import Any
 from core.errors import RegistryError
 from core.settings import Settings
 from mlflow_server.rest import call_mlflow, read_artifact
-from mlflow_server.roles import PRODUCTION, ROLES, TRAFFIC_TAG, Deployed
+from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, Deployed
 from mlflow_server.served_model import served_files, wrong_files
 from mlflow_server.version_tags import unpacked
 
@@ -42,9 +42,10 @@ class Registry:
         self._settings = settings
         self._call = partial(call_mlflow, settings)
 
-    def models(self) -> Iterator[dict[str, Any]]:
-        """Yield what MLflow says of each registered model, with aliases and tags."""
-        return self._pages("registered_models", max_results=MODELS_A_PAGE)
+    def models(self) -> dict[str, Deployed]:
+        """Aliases and tags of every model, by its name."""
+        answers = self._pages("registered_models", max_results=MODELS_A_PAGE)
+        return {answer["name"]: _deployed(answer) for answer in answers}
 
     def deployed(self, model: str) -> Deployed:
         """Aliases and tags of the model; empty for one that does not exist."""
@@ -52,7 +53,7 @@ class Registry:
         call = "registered-models/search"
         answer = self._call(call, filter=f"name = '{model}'", max_results="1") or {}
         for registered in answer.get("registered_models", []):
-            return deployed_of(registered)
+            return _deployed(registered)
         return Deployed({}, {})
 
     def aliases(self, model: str) -> dict[str, str]:
@@ -80,10 +81,9 @@ class Registry:
     def versions_in_roles(self) -> list[tuple[str, Version]]:
         """Return each role of each model that is taken, with the version."""
         pairs = []
-        for registered in self.models():
-            for alias, number in deployed_of(registered).aliases.items():
-                if alias in ROLES:
-                    pairs.append((alias, self.version(registered["name"], number)))
+        for model, deployed in self.models().items():
+            for role, number in deployed.versions.items():
+                pairs.append((role, self.version(model, number)))
         return pairs
 
     def set_alias(self, model: str, role: str, version: str | None) -> bool:
@@ -154,12 +154,13 @@ class Registry:
             query["page_token"] = answer["next_page_token"]
 
 
-def deployed_of(registered: dict[str, Any]) -> Deployed:
-    """Return aliases and tags of a registered model, as MLflow's search has it."""
+def _deployed(registered: dict[str, Any]) -> Deployed:
+    """Read a registered model as MLflow's search has it."""
     aliases = {
         alias["alias"]: str(alias["version"]) for alias in registered.get("aliases", [])
     }
-    return Deployed(aliases, _tags(registered))
+    created = int(registered["creation_timestamp"])
+    return Deployed(aliases, _tags(registered), created)
 
 
 def _version(answer: dict[str, Any]) -> Version:

@@ -27,10 +27,19 @@ WHOLE = 100
 
 @dataclass(frozen=True)
 class Deployed:
-    """Aliases (alias to version) and tags of one registered model."""
+    """Aliases (alias to version) and tags of one registered model.
+
+    created: when it was registered, in milliseconds since 1970; one made anew is another.
+    """
 
     aliases: Mapping[str, str]
     tags: Mapping[str, str]
+    created: int = 0
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions by role, production first."""
+        return {role: self.aliases[role] for role in ROLES if role in self.aliases}
 
     def percent(self, role: str) -> int:
         """Return the share of requests that the role's version is asked, 0 without one.

@@ -10,7 +10,8 @@ from typing import Literal, TypeVar
 
 from core.files import replace_file
 from core.settings import Settings
-from mlflow_server.served_model import Frozen
+from mlflow_server.registry import Registry
+from mlflow_server.served_model import DIGEST_TAG, Frozen
 
 Role = Literal["production", "challenger", "shadow"]
 ORIGIN_FILE = "origin.json"
@@ -33,6 +34,18 @@ class Origin(Frozen):
 
     created: int
     digests: dict[str, str]
+
+
+def read_origin(settings: Settings, model: str, version: str, created: int) -> Origin:
+    """Return what MLflow says of a version of the model that was registered at `created`.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+
+    """
+    tags = Registry(settings).version(model, version).tags
+    names = [name for name in tags if name.startswith(DIGEST_TAG)]
+    return Origin(created=created, digests={name: tags[name] for name in names})
 
 
 class Refusal(Frozen):

@@ -14,9 +14,8 @@ from core.errors import ArtifactError, RegistryError
 from core.settings import Settings, load_settings
 from core.spec import load_spec
 from mlflow_server.registry import Registry
-from serving.copies import ORIGIN_FILE, LocalCopies, Origin
+from serving.copies import ORIGIN_FILE, LocalCopies, Origin, read_origin
 from serving.opening import open_version, reason_of
-from serving.registry import read_origin, read_registry
 
 
 def main(model: str, version: str) -> None:
@@ -30,9 +29,9 @@ def main(model: str, version: str) -> None:
     settings = load_settings()
     copies = LocalCopies(settings, model)
     with FileLock(settings.home / "serving" / "fetch.lock"):  # SIGKILL releases it
-        registered = read_registry(settings)[model]
-        copies.keep_only(registered.versions.values())
-        origin = read_origin(settings, model, version, registered.created)
+        deployed = Registry(settings).models()[model]
+        copies.keep_only(deployed.versions.values())
+        origin = read_origin(settings, model, version, deployed.created)
         # The process of another worker may have tried it, while this one waited.
         refusal = copies.refusal(version)
         was_refused = refusal is not None and refusal.time >= start

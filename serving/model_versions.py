@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from core.settings import Settings
 from core.spec import Entity, FeatureType, ModelSpec, entity_text
+from mlflow_server.roles import CHALLENGER, Deployed
 from serving.copies import LocalCopies, Origin
 from serving.features import FeatureSource, exempt_from_collection
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
 from serving.model import LoadedModel
 from serving.opening import open_version, reason_of
-from serving.registry import RegisteredModel
 
 CLOSE_SECONDS = 30.0
 NOTHING_HERE = "has no version in production here yet: train one, or wait for its copy"
@@ -79,7 +79,7 @@ class ModelVersions:
         self._idle_source = FeatureSource(settings, None)
         self._loaded: list[LoadedModel] = []
         self._closing = set[asyncio.Task[None]]()
-        self._assigned: RegisteredModel | None = None
+        self._assigned: Deployed | None = None
         # There from the start: Prometheus sees no increase from nothing.
         REFUSED.labels(spec.name)
 
@@ -116,7 +116,7 @@ class ModelVersions:
             sentences.append(f"version {version} is refused: {reason}")
         return "; ".join(sentences) or f"{self.spec.name} {NOTHING_HERE}"
 
-    async def follow(self, registered: RegisteredModel | None) -> list[str]:
+    async def follow(self, registered: Deployed | None) -> list[str]:
         """Give the roles to the versions that MLflow names.
 
         Args:
@@ -140,7 +140,7 @@ class ModelVersions:
             models["production"] = self.current
         else:
             self.copies.note_production(production.version)
-        self._swap(Roles(**models, percent=registered.percent))
+        self._swap(Roles(**models, percent=registered.percent(CHALLENGER)))
         # The version before, too, so that the way back takes no time.
         recent_models = [
             await self._load(version, registered.created)

@@ -19,9 +19,9 @@ import psutil
 from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import MODELS, broken_specs, load_specs
-from serving.copies import LocalCopies, Origin
+from mlflow_server.registry import Registry
+from serving.copies import LocalCopies, Origin, read_origin
 from serving.model_versions import ModelVersions
-from serving.registry import read_origin, read_registry
 from serving.repository import ModelRepository
 
 POLL_SECONDS = 2.0
@@ -56,6 +56,7 @@ class RegistryWatcher:
         self.problem: str | None = "not asked yet"
         self.server_start = _server_start()
         self._settings = settings
+        self._registry = Registry(settings)
         self._repository = repository
         self._fetch: asyncio.Task[None] | None = None
         self._spec_files: dict[str, int] = {}
@@ -99,7 +100,7 @@ class RegistryWatcher:
     async def _follow(self) -> None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                registered = await asyncio.to_thread(read_registry, self._settings)
+                registered = await asyncio.to_thread(self._registry.models)
             self.problem = None
             for name, model in self._repository.models.items():
                 missing = await model.follow(registered.get(name))

@@ -111,7 +111,7 @@ def test_a_release_ends_a_role_by_a_row_and_is_refused_for_production(roles):
     assert (row.percent, row.evidence, row.action) == (0, "{}", "release")
     assert (row.from_version, row.to_version) == ("2", None)
     deployed = roles.registry.deployed(roles.model)
-    assert deployed == Deployed({"production": "1"}, {})
+    assert (deployed.aliases, deployed.tags) == ({"production": "1"}, {})
     assert len(roles.reconcile()) == 3
 
 
@@ -124,7 +124,7 @@ def test_a_challenger_ends_when_its_production_version_changes(roles):
     roles.promote("4", **CHALLENGER)
     client(roles.settings).set_registered_model_alias(roles.model, "production", "5")
     deployed = roles.registry.deployed(roles.model)
-    assert deployed == Deployed({"production": "5"}, {})
+    assert (deployed.aliases, deployed.tags) == ({"production": "5"}, {})
     assert [*roles.stages.values()].count("Production") == 1
     trials = [row for row in roles.rows if row.role == "challenger"]
     assert [row.to_version for row in trials] == ["2", None, "3", None, "4", None]
