@@ -80,7 +80,6 @@ def reference() -> Reference:
         features={},
         snapshot=UNTIL,
         threshold=0.5,
-        task="classification",
         evaluated={},
         spread=UsualSpread(),
     )

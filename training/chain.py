@@ -30,7 +30,6 @@ def train(
     key: str,
     reason: str,
     who: str,
-    cause: str | None = None,
     force: bool = False,
 ) -> TrainReport:
     """Train, evaluate, gate, register and promote; arguments are those of `open_run`.
@@ -44,7 +43,6 @@ def train(
         key=key,
         reason=reason,
         who=who,
-        cause=cause,
         force=force,
     )
     if run_id is None:

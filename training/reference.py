@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from core.settings import Settings
 from core.spec import FeatureType, ModelSpec
-from core.training_spec import Task
 from mlflow_server.registry import Version
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from training.artifacts import PLAN, REFERENCE, SPEC, fetched, read
@@ -40,7 +39,6 @@ class Reference:
         features: Types of all features of the version; the spec's may be others by now.
         snapshot: Beginning of the newest evaluated snapshot.
         threshold: That of the version; None of numbers and of many classes.
-        task: Classification, regression or multiclass.
         evaluated: Metrics of the version on the rows with a label.
         spread: How far a normal window lies from the rows.
 
@@ -50,7 +48,6 @@ class Reference:
     features: dict[str, FeatureType]
     snapshot: datetime
     threshold: float | None
-    task: Task
     evaluated: dict[str, float]
     spread: UsualSpread
 
@@ -114,7 +111,6 @@ def load_reference(settings: Settings, version: Version) -> Reference:
         features=spec.features,
         snapshot=plan.test[-1].start,
         threshold=evaluation.threshold,
-        task=spec.task,
         evaluated=evaluation.challenger,
         spread=evaluation.spread,
     )

@@ -20,7 +20,7 @@ BAD = CheckResult(
 )
 REFERENCE = Reference(
     rows=pd.DataFrame({"plan": ["a"]}), features={}, snapshot=None, threshold=0.5,
-    task="classification", evaluated={}, spread=UsualSpread(),
+    evaluated={}, spread=UsualSpread(),
 )  # fmt: skip
 LATE = f"{__name__}:late_deliveries"
 

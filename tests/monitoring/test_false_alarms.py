@@ -52,7 +52,6 @@ def reference(history):
         features=SPEC.features,
         snapshot=plan.test[-1].start,
         threshold=SPEC.threshold,
-        task=SPEC.task,
         evaluated={},
         spread=measure_spread(SPEC, scored, newest),
     )

@@ -46,7 +46,7 @@ def results(tmp_path):
     def run(rows, window, *, metrics=(), spread=UsualSpread()):  # noqa: B008
         reference = Reference(
             rows=rows.assign(label=1.0), features={}, snapshot=None, threshold=0.5,
-            task="classification", evaluated={}, spread=spread,
+            evaluated={}, spread=spread,
         )  # fmt: skip
         checks = report_results(LIMITS, reference, window, metrics, tmp_path)
         return {result.name: result for result in checks}
