@@ -27,19 +27,18 @@ def leak_remarks(
     """
     y = rows["label"].to_numpy()
     advice = "is it known before the label?"
+    is_classes = spec.task != "regression"
+    tree_class = DecisionTreeClassifier if is_classes else DecisionTreeRegressor
     share_wrong = 1 - pd.Series(y).value_counts(normalize=True).max()
     for name, column in features(spec, rows).items():
         values = column
         if spec.inputs[str(name)] == "string":
             values = pd.Series(pd.factorize(column)[0])
         matrix = values.to_frame()
-        if spec.task == "regression":
-            tree = DecisionTreeRegressor(max_leaf_nodes=LEAVES, random_state=0)
-            decided = tree.fit(matrix, y).score(matrix, y)
-        else:
-            tree = DecisionTreeClassifier(max_leaf_nodes=LEAVES, random_state=0)
-            accuracy = tree.fit(matrix, y).score(matrix, y)
-            decided = 1 - (1 - accuracy) / share_wrong if share_wrong else 0
+        tree = tree_class(max_leaf_nodes=LEAVES, random_state=0)
+        decided = tree.fit(matrix, y).score(matrix, y)
+        if is_classes:
+            decided = 1 - (1 - decided) / share_wrong if share_wrong else 0
         if decided >= SUSPICIOUS:
             yield f"{name} alone almost determines {spec.label}: {advice}"
     if metrics.get("auc", 0) >= SUSPICIOUS:
