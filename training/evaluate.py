@@ -187,7 +187,7 @@ def compare(
         champion_version=version,
         champion=champion_metrics,
         differences=differences,
-        figures=calibration(*top_class(y, challenger)),
+        figures={"ece": calibration(*top_class(y, challenger))},
     )
 
 

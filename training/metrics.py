@@ -338,24 +338,13 @@ def fairness(segments: Sequence[Segment]) -> dict[str, float]:
     }
 
 
-def calibration(y: Labels, p: Scores) -> dict[str, float]:
-    """Return the expected calibration error (ece).
+def calibration(y: Labels, p: Scores) -> float:
+    """Return the expected calibration error.
 
-    That is the mean of |mean label - mean score| over the bins, weighted by their rows.
-    """
-    shares, mean_scores, mean_labels = bins(y, p)
-    return {"ece": float(shares @ np.abs(mean_labels - mean_scores))}
-
-
-def bins(y: Labels, p: Scores) -> tuple[Scores, Scores, Scores]:
-    """Return share of the rows, mean score, mean label of up to ten bins of about equal size.
-
-    Equal scores lie in one bin.
+    That is the mean of |mean label - mean score|, weighted by their rows, over up to ten bins of
+    about equal size. Equal scores lie in one bin.
     """
     quantiles = np.arange(1, BINS) / BINS
     edges = np.unique(np.quantile(p, quantiles, method="inverted_cdf"))
-    positions = np.searchsorted(edges, p)
-    counts = np.bincount(positions)
-    mean_scores = np.bincount(positions, p) / counts
-    mean_labels = np.bincount(positions, y) / counts
-    return counts / len(y), mean_scores, mean_labels
+    sums_of_differences = np.bincount(np.searchsorted(edges, p), y - p)
+    return float(np.abs(sums_of_differences).sum() / len(y))

@@ -51,10 +51,10 @@ class MeasuredMetric:
     name: str
     metric: str
     value: float
-    low: float
-    high: float
-    limit: float | None
-    lower_is_better: bool
+    low: float = nan
+    high: float = nan
+    limit: float | None = None
+    lower_is_better: bool = True
     rows: int
     words: str
 
@@ -98,7 +98,6 @@ def measure(
         if metric in CELLS or not isfinite(value):
             continue
         old_value = evaluated.get(metric, nan)
-        limit = limits.get(metric)
         low = value - NORMAL * errors[metric]
         high = value + NORMAL * errors[metric]
         yield MeasuredMetric(
@@ -107,9 +106,7 @@ def measure(
             value=value,
             low=low,
             high=high,
-            limit=None
-            if limit is None
-            else bad_from(metric, limit, old_value, errors[metric]),
+            limit=bad_from(metric, limits.get(metric), old_value, errors[metric]),
             lower_is_better=metric in LOWER_IS_BETTER,
             rows=len(y),
             words=f"{metric} {value:.3f} [{low:.3f}, {high:.3f}] ({outcomes.about}), "
@@ -120,28 +117,24 @@ def measure(
             name=f"{outcomes.kind}/{name}",
             metric=name,
             value=value,
-            low=nan,
-            high=nan,
-            limit=None,
-            lower_is_better=True,
             rows=len(y),
             words=f"{name} {value:.3f} ({outcomes.about})",
         )
 
 
 def bad_from(
-    metric: str, limit: MetricLimit, old_value: float, error: float
+    metric: str, limit: MetricLimit | None, old_value: float, error: float
 ) -> float | None:
-    """Return the value from which a metric is bad; None where it was not evaluated.
+    """Return the value from which a metric is bad; None where it has no limit or no old value.
 
     Args:
         metric: Its name.
-        limit: How much worse it may be.
+        limit: How much worse it may be; None: it is not judged.
         old_value: Its value at evaluation; nan if there is none.
         error: Its standard error now.
 
     """
-    if isnan(old_value):
+    if limit is None or isnan(old_value):
         return None
     sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
     allowed = limit.worse + limit.worse_share * abs(old_value)
@@ -153,8 +146,8 @@ def _shown_figures(outcomes: Outcomes, values: Mapping[str, float]) -> dict[str,
     figures: dict[str, float] = {}
     row_count = len(outcomes.labels)
     if outcomes.scored.task != "regression":
-        tops, scores = top_class(outcomes.labels, outcomes.scored)
-        figures["ece"] = calibration(tops, scores)["ece"]
+        tops = top_class(outcomes.labels, outcomes.scored)
+        figures["ece"] = calibration(*tops)
     if outcomes.scored.task == "classification":
         figures["label_rate"] = (values["tp"] + values["fn"]) / row_count
         figures["positive_rate"] = (values["tp"] + values["fp"]) / row_count
