@@ -3,7 +3,7 @@
 Failures are of rows, latency is of requests: a request may have one row or thousands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import sqrt
@@ -106,7 +106,8 @@ def measure_variants(
     with query_log(settings, model, since, until) as connection:
         for measured in connection.execute(MEASURE).to_arrow_table().to_pylist():
             key = (measured.pop("role"), measured.pop("version"))
-            measured["seconds"] = _by_name(measured["seconds"])
+            seconds = measured["seconds"] or ()
+            measured["seconds"] = dict(zip(QUANTILES, seconds, strict=False))
             measured["scores"] = tuple(measured["scores"] or ())
             variants[key] = Variant(**measured)
     return variants
@@ -223,7 +224,3 @@ def distance(scores: Sequence[float], other_scores: Sequence[float]) -> float:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
-
-
-def _by_name(quantiles: Sequence[float] | None) -> Mapping[str, float]:
-    return dict(zip(QUANTILES, quantiles or (), strict=False))

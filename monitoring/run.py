@@ -77,13 +77,10 @@ def prepare(
     judged: list[Judged] = []
     unmeasured: list[str] = []
     if isinstance(reference, Reference):
+        known = outcomes.known
         readers = [
             partial(backfilled_outcomes, evaluated_on=reference.snapshot),
-            partial(
-                online_outcomes,
-                feedback=outcomes.known,
-                threshold=reference.threshold,
-            ),
+            partial(online_outcomes, feedback=known, threshold=reference.threshold),
         ]
         for read in readers:
             # What cannot be read must not keep a harmful version.
