@@ -62,9 +62,9 @@ def as_text(value: object) -> str:
     return str(value)
 
 
-def age(moment: datetime, now: datetime | None = None) -> str:
+def age(moment: datetime) -> str:
     """Return how long ago a moment was, such as `3 min ago`."""
-    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    seconds = (datetime.now(UTC) - moment).total_seconds()
     if seconds < MINUTE:
         return "just now"
     if seconds < HOUR:

@@ -125,34 +125,29 @@ class Run:
 
 
 def current_run() -> Run:
-    """Read what the running task's run is about; a SettingsError as `given_moment` raises it."""
-    context: Any = get_current_context()
-    dag_run = context["dag_run"]
-    form = context["params"]
-    run_type = dag_run.run_type.value
-    actor = dag_run.triggering_user_name or run_type
-    backfill_date = dag_run.logical_date if run_type == "backfill" else None
-    return Run(
-        key=f"{dag_run.dag_id}/{dag_run.run_id}",
-        actor=f"airflow:{actor}",
-        start=dag_run.start_date.astimezone(UTC),
-        wanted_moment=given_moment(form, backfill_date),
-        form=form,
-    )
-
-
-def given_moment(
-    form: Mapping[str, Any], backfill_date: datetime | None
-) -> datetime | None:
-    """Return the form's `as_of`, else the date of a backfill, else None.
+    """Read what the running task's run is about.
 
     Raises:
         SettingsError: `as_of` is not an aware ISO 8601 time, or lies in the future.
 
     """
+    context: Any = get_current_context()
+    dag_run = context["dag_run"]
+    form = context["params"]
+    run_type = dag_run.run_type.value
+    actor = dag_run.triggering_user_name or run_type
+    wanted_moment = None
     if form.get("as_of"):
-        return parse_timestamp(form["as_of"], "parameter as_of")
-    return backfill_date.astimezone(UTC) if backfill_date else None
+        wanted_moment = parse_timestamp(form["as_of"], "parameter as_of")
+    elif run_type == "backfill":
+        wanted_moment = dag_run.logical_date.astimezone(UTC)
+    return Run(
+        key=f"{dag_run.dag_id}/{dag_run.run_id}",
+        actor=f"airflow:{actor}",
+        start=dag_run.start_date.astimezone(UTC),
+        wanted_moment=wanted_moment,
+        form=form,
+    )
 
 
 def task_inputs() -> tuple[Settings, ModelSpec]:

@@ -78,20 +78,21 @@ def child_environment(settings: Settings) -> dict[str, str]:
     programs = Path(sys.executable).parent
     path = os.environ.get("PATH", os.defpath)
     environment |= UNREPORTED
-    environment["GYRE_HOME"] = str(home)
-    environment["GYRE_SECRETS_DIR"] = str(settings.secrets_dir)
-    environment["GYRE_SERVING_WORKERS"] = str(settings.serving_workers)
-    environment["FEAST_FS_YAML_FILE_PATH"] = str(feast_config_path(settings))
-    environment["MLFLOW_TRACKING_URI"] = settings.mlflow_address
-    environment["AIRFLOW_HOME"] = str(home / "airflow")
-    environment["MPLCONFIGDIR"] = str(home / "matplotlib")
-    environment["MPLBACKEND"] = "agg"
-    environment["PATH"] = f"{programs}{os.pathsep}{path}"
-    environment["HOME"] = os.environ.get("HOME") or str(home)
-    environment["GIT_PYTHON_REFRESH"] = "quiet"
-    # A process's title would overwrite the environment that `gyre down` reads.
-    environment["SPT_NOENV"] = "1"
-    return environment
+    return environment | {
+        "GYRE_HOME": str(home),
+        "GYRE_SECRETS_DIR": str(settings.secrets_dir),
+        "GYRE_SERVING_WORKERS": str(settings.serving_workers),
+        "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
+        "MLFLOW_TRACKING_URI": settings.mlflow_address,
+        "AIRFLOW_HOME": str(home / "airflow"),
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+        "MPLBACKEND": "agg",
+        "PATH": f"{programs}{os.pathsep}{path}",
+        "HOME": os.environ.get("HOME") or str(home),
+        "GIT_PYTHON_REFRESH": "quiet",
+        # A process's title would overwrite the environment that `gyre down` reads.
+        "SPT_NOENV": "1",
+    }
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
