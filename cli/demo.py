@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ class DemoRun:
         """Say whether a new version answers and the monitor has nothing against it."""
         old_version = self._predict_all()["model_version"]
         decision = self._monitor_until_retraining()
-        with closing(Alerts(self._settings)) as alerts:
+        with Alerts(self._settings) as alerts:
             for alert in alerts.rows(EXAMPLE):
                 self._say(f"alert: {alert['message']} ({alert['cause']})")
         training = self._follow_training(decision.cause)
@@ -190,7 +189,7 @@ class DemoRun:
         self._say(f"training {run_id}, its cause: {cause}")
         outcome = self._airflow.follow(self._train_dag, run_id, tell)["note"]
         self._say(f"training ended: {outcome}")
-        with closing(Ledger(self._settings)) as ledger:
+        with Ledger(self._settings) as ledger:
             row = ledger.rows(EXAMPLE)[-1]
         change = f"{row.from_version} → {row.to_version}"
         self._say(f"ledger {row.sequence}: {change} by {row.who}: {row.why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -194,7 +194,7 @@ def _opened(model: str) -> Iterator[tuple[Registry, Ledger]]:
 
     load_spec(model)  # a name that is no model gets the list of those there are
     settings = load_settings()
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         yield Registry(settings), ledger
 
 

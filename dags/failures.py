@@ -4,7 +4,6 @@ Airflow applies the two policies to each DAG that it reads (pyproject.toml, `air
 or a DAG with a callback of its own keeps that.
 """
 
-from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -41,7 +40,7 @@ def alert_of_failure(subject: str, context: Any) -> None:
     problem = "its process was killed, or got no time to run: gyre logs scheduler"
     if error:
         problem = f"{type(error).__name__}: {error}"
-    with closing(Alerts(load_settings())) as alerts:
+    with Alerts(load_settings()) as alerts:
         alerts.alert_failure(subject, task_name, problem, datetime.now(UTC))
 
 
@@ -49,5 +48,5 @@ def end_alerts(context: Any) -> None:
     """End the alerts about failed tasks of a DAG: a later run has done their work."""
     from mlflow_server.alerts import Alerts  # noqa: PLC0415  (0.5 s)
 
-    with closing(Alerts(load_settings())) as alerts:
+    with Alerts(load_settings()) as alerts:
         alerts.end_failures(context["dag"].dag_id)

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from core.locks import one_writer
 from core.settings import Settings
-from mlflow_server.ledger import database, lock_tables, refused
+from mlflow_server.ledger import Store, lock_tables, refused
 from mlflow_server.tables import ALERTS
 
 log = logging.getLogger(__name__)
@@ -63,17 +63,8 @@ class DriftAlert:
 DRIFT_ALERTS = TypeAdapter(DriftAlert)
 
 
-class Alerts:
-    """Alerts about models and datasets, for several processes.
-
-    Raises:
-        RegistryError: The database does not answer.
-
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._engine = database(settings)
+class Alerts(Store):
+    """Alerts about models and datasets."""
 
     def alert(
         self, subject: str, cause: str, content: str | DriftAlert, at: datetime
@@ -151,9 +142,6 @@ class Alerts:
         return self._execute(
             sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat())
         )
-
-    def close(self) -> None:
-        self._engine.dispose()
 
     def _execute(self, statement: sql.Update | sql.Delete) -> int:
         """Change rows; return how many."""

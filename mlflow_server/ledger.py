@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import sqlalchemy as sql
 from pydantic import TypeAdapter
@@ -65,17 +65,35 @@ class LedgerRow:
 ROW = TypeAdapter(LedgerRow)
 
 
-class Ledger:
-    """Rows of every model, for several processes and threads; write only inside `exclusive`.
+class Store:
+    """Tables of the database, open until the block ends, for several processes and threads.
 
     Raises:
-        RegistryError: the database does not answer, or another writer takes longer than 20 s.
+        RegistryError: The database does not answer.
 
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine = database(settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+class Ledger(Store):
+    """Rows of every model; write only inside `exclusive`.
+
+    Raises:
+        RegistryError: The database does not answer, or another writer takes longer than 20 s.
+
+    """
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first."""
@@ -109,9 +127,6 @@ class Ledger:
             one_writer(self._settings, f"ledger.{model}", WAIT_SECONDS, address),
         ):
             yield
-
-    def close(self) -> None:
-        self._engine.dispose()
 
 
 def now() -> datetime:

@@ -4,7 +4,6 @@ A process that dies on the way leaves a row without a stamp, the newest. The nex
 finishes it, unless somebody else has moved the alias or deleted the version: then it stays so.
 """
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +165,7 @@ def write_down(
     """
     if role not in ROLES:
         return
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         rows = [row for row in ledger.rows(model) if row.role == role]
         if not rows or rows[-1].to_version != version:
             change = ManualChange(role, version, author)

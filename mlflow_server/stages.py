@@ -1,7 +1,6 @@
 """A stage set in MLflow acts: Production promotes, and a version in a role keeps its stage."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +48,7 @@ def change_stage(
     if change.stage == STAGING:
         return set_in_mlflow()
     registry = Registry(settings)
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         if is_by_gyre(ledger.rows(change.model), change):
             return set_in_mlflow()
         if change.stage == PRODUCTION_STAGE:

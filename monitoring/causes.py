@@ -1,6 +1,5 @@
 """Why a run of Airflow starts: read when it starts, as events may be merged or never come."""
 
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -76,6 +75,6 @@ def open_decisions(
 
 def moment_since_promotion(settings: Settings, model: str, start: datetime) -> datetime:
     """Return `start`, or the newest promotion where that is later, as by another clock."""
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         row = last_applied(ledger.rows(model), PRODUCTION)
     return max(start, row.time) if row else start

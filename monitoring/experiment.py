@@ -7,7 +7,6 @@ version gives that, so the two groups differ by nothing else. An interval holds 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -130,7 +129,7 @@ def read_report(
         RegistryError, DataError: A store that it needs does not answer.
 
     """
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         rows = [row for row in ledger.rows(spec.name) if row.time <= as_of]
     experiment = newest_experiment(rows)
     if experiment is None:

@@ -1,7 +1,6 @@
 """What ledger and decisions say of a version before a monitoring run."""
 
 from collections.abc import Collection, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -77,7 +76,7 @@ def load_past(
         RegistryError: MLflow or the ledger does not answer.
 
     """
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         rows = ledger.rows(spec.name)
     registered = {row.version for row in Registry(settings).versions(spec.name)}
     decisions: list[DecisionRow] = []

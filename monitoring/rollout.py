@@ -5,7 +5,6 @@ before had measured. So a run that was killed is repeated, and a second one chan
 """
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -185,8 +184,8 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
     registry = Registry(settings)
     with (
         one_writer(settings, f"rollout_{spec.name}"),
-        closing(Ledger(settings)) as ledger,
-        closing(Alerts(settings)) as alerts,
+        Ledger(settings) as ledger,
+        Alerts(settings) as alerts,
     ):
         rows = reconcile(registry, ledger, spec.name)
         candidate = find_candidate(rows)

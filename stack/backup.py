@@ -140,7 +140,7 @@ def _writers_held(settings: Settings) -> Iterator[None]:
     datasets = [name.removeprefix("raw/") for name in tables if name.startswith("raw/")]
     ingests = map(INGEST_LOCK.format, datasets)
     online_writers = map(ONLINE_LOCK.format, datasets)
-    with closing(Ledger(settings)) as ledger, ExitStack() as locks:
+    with Ledger(settings) as ledger, ExitStack() as locks:
         for name in ("maintain", *ingests, *online_writers, "collect", *tables):
             locks.enter_context(one_writer(settings, name, SECONDS))
         for spec in load_specs():

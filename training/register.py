@@ -6,7 +6,7 @@ up nor causes a retraining.
 """
 
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from importlib import metadata
@@ -104,7 +104,7 @@ def promote(
     """
     tracking = Tracking(settings)
     registry = Registry(settings)
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         # Finishes what a killed try began.
         rows = reconcile(registry, ledger, spec.name)
         outcome = _settled(rows, tracking.run(run_id), version)
@@ -142,7 +142,7 @@ def settled(
 
     It was done, or the run's `as_of` is too old.
     """
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         rows = reconcile(Registry(settings), ledger, spec.name)
     return _settled(rows, Tracking(settings).run(run_id), version)
 

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from contextlib import closing
 from datetime import UTC, datetime
 
 import httpx
@@ -31,7 +30,7 @@ def alert_of_late_events(settings: Settings, now: datetime) -> None:
     for dataset, lag in consumer_lags(settings).items():
         problem = late_events(dataset, lag, now)
         if problem:
-            with closing(Alerts(settings)) as alerts:
+            with Alerts(settings) as alerts:
                 alerts.alert(dataset, EVENTS_WAIT, problem, now)
 
 
@@ -63,7 +62,7 @@ def alert_of_refusals(settings: Settings, now: datetime) -> None:
                     message=f"{version_text(production)} answers; {cause}: {reason}",
                     version=version,
                 )
-                with closing(Alerts(settings)) as alerts:
+                with Alerts(settings) as alerts:
                     alerts.alert(model, cause, content, now)
 
 
