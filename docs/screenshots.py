@@ -53,8 +53,7 @@ def pages(settings: Settings) -> Iterator[tuple[str, str]]:
     yield "mlflow-experiment", mlflow.experiment(spec.experiment)
     reports = mlflow.pages(spec.name, spec.experiment).reports
     if reports:
-        moment = f"{max(reports):%Y-%m-%dT%H:%M:%S}"
-        yield "evidently-report", f"{console}/report/{spec.name}/{moment}"
+        yield "evidently-report", f"{console}/report/{spec.name}/{max(reports)}"
     yield "model-card", f"{console}/card/{spec.name}/{version}"
     yield "data-docs", f"{console}/validation/{spec.dataset}"
     with AirflowApi(settings) as api:

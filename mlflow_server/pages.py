@@ -4,7 +4,7 @@ Over MLflow's REST API: the console, whose process this is for, does without 150
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,8 +31,8 @@ class RunPage:
     started: datetime
     ended: datetime | None
     tags: dict[str, str]
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    artifacts: str = ""
+    metrics: Mapping[str, float]
+    artifacts: str
     """Where its artifacts are, as MLflow names it."""
 
 
@@ -42,16 +42,19 @@ class Document:
 
     Attributes:
         version: The version of the model that it is about.
-        artifacts: Where the artifacts of its run are, as MLflow names it.
-        place: Path below that.
-        address: Its page in MLflow's UI.
+        run: The run.
+        place: Path below its artifacts.
 
     """
 
     version: str
-    artifacts: str
+    run: RunPage
     place: str
-    address: str
+
+    @property
+    def address(self) -> str:
+        """Its page in MLflow's UI."""
+        return f"{self.run.address}/artifacts/{self.place}?{TRAINING_VIEW}"
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,15 @@ class ModelPages:
         versions: The newest and those in a role, the newest first; None where the run is deleted.
         monitoring: The newest run of the monitor.
         cards: Model cards by version, the oldest first.
-        reports: Evidently's reports by the moment of their window, the oldest first.
+        reports: Evidently's reports by the end of their window, such as 2026-11-01T10:00:00 (UTC),
+            the oldest first.
 
     """
 
-    versions: Mapping[str, RunPage | None] = field(default_factory=dict)
-    monitoring: RunPage | None = None
-    cards: Mapping[str, Document] = field(default_factory=dict)
-    reports: Mapping[datetime, Document] = field(default_factory=dict)
+    versions: Mapping[str, RunPage | None]
+    monitoring: RunPage | None
+    cards: Mapping[str, Document]
+    reports: Mapping[str, Document]
 
 
 class Pages:
@@ -101,15 +105,16 @@ class Pages:
         for number in sorted(versions, key=int):
             run = versions[number]
             if run:
-                cards[number] = _document(run, number, CARD)
+                cards[number] = Document(number, run, CARD)
         key = f"tags.`{KEY_TAG}` LIKE '{model} version %'"
         monitorings = self._newest(f"{experiment}_monitoring", key, NEWEST)
         reports = {}
         for run in monitorings:
             for folder in self._artifacts(run, "reports"):
-                moment = datetime.fromisoformat(f"{folder}Z")
+                moment = datetime.fromisoformat(folder).isoformat()
+                version = run.tags.get("version", "")
                 place = f"reports/{folder}/report.html"
-                reports[moment] = _document(run, run.tags.get("version", ""), place)
+                reports[moment] = Document(version, run, place)
         return ModelPages(
             versions=versions,
             monitoring=monitorings[0] if monitorings else None,
@@ -180,15 +185,6 @@ class Pages:
             },
             artifacts=info["artifact_uri"],
         )
-
-
-def _document(run: RunPage, version: str, place: str) -> Document:
-    return Document(
-        version=version,
-        artifacts=run.artifacts,
-        place=place,
-        address=f"{run.address}/artifacts/{place}?{TRAINING_VIEW}",
-    )
 
 
 def _time(milliseconds: int) -> datetime:

@@ -158,7 +158,9 @@ class Console:
         documents = self._documents(kind, request.path_params["name"])
         document = _known(documents, request.path_params["key"], kind)
         try:
-            content = read_artifact(self._settings, document.artifacts, document.place)
+            content = read_artifact(
+                self._settings, document.run.artifacts, document.place
+            )
         except GyreError as exc:
             raise HTTPException(BAD_GATEWAY, f"{exc}") from exc
         return _sandboxed(content, "text/html")
@@ -170,12 +172,7 @@ class Console:
         pages = reader.reading.value
         if pages is None:
             raise HTTPException(BAD_GATEWAY, reader.reading.why)
-        if kind == "card":
-            return pages.cards
-        return {
-            f"{moment:%Y-%m-%dT%H:%M:%S}": document
-            for moment, document in pages.reports.items()
-        }
+        return pages.cards if kind == "card" else pages.reports
 
     def data_docs(self, request: Request) -> Response:
         """Return a page of the Data Docs, and nothing beside them."""

@@ -119,8 +119,8 @@ class Loop:
 
     def __init__(self, settings: Settings) -> None:
         """Read the specs, and nothing else yet."""
-        self._serving: CachedReader[ServingStatuses]
-        self._serving = CachedReader(partial(read_statuses, settings))
+        statuses = partial(read_statuses, settings)
+        self._serving: CachedReader[ServingStatuses] = CachedReader(statuses)
         self._consumer = CachedReader(partial(consumer_problem, settings))
         self._lags = CachedReader(partial(consumer_lags, settings))
         self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)

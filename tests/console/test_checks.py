@@ -38,7 +38,8 @@ ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "
          "details": None}  # fmt: skip
 PAST = f"{NOW - 4 * HOUR}"
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
-              NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"})  # fmt: skip
+              NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"},
+              metrics={}, artifacts="")  # fmt: skip
 
 
 def reading(value):
