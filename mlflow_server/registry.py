@@ -1,6 +1,8 @@
 """MLflow's model registry over its REST API: aliases, stages, tags, versions and their files."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +14,11 @@ from core.settings import Settings
 from mlflow_server.rest import call_mlflow, read_artifact
 from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, Deployed
 from mlflow_server.served_model import served_files, wrong_files
-from mlflow_server.version_tags import unpacked
 
+LINEAGE = "lineage"
+"""Of a version: its hashes as JSON, so that a person sees few tags."""
+IN_WORDS = {"as_of", "cause", "feature_service", "reason", "who"}
+"""Tags that MLflow keeps by themselves."""
 FORGOTTEN_TAG = "forgotten"
 """Of a version: the day on which rows of its training frame were forgotten."""
 MODELS_A_PAGE = "1000"
@@ -174,3 +179,19 @@ def _version(answer: dict[str, Any]) -> Version:
 
 def _tags(answer: dict[str, Any]) -> dict[str, str]:
     return {tag["key"]: tag.get("value", "") for tag in answer.get("tags", [])}
+
+
+def packed(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags as MLflow is to keep them."""
+    words = {name: text for name, text in tags.items() if name in IN_WORDS}
+    hashes = {name: text for name, text in tags.items() if name not in IN_WORDS}
+    return words | {LINEAGE: json.dumps(hashes)}
+
+
+def unpacked(stored: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that were packed; a tag by itself counts more than one in the JSON."""
+    tags = dict(stored)
+    # Edited by hand, the JSON may be none: no digests, so the version is not served.
+    with suppress(TypeError, ValueError):
+        tags = dict(json.loads(tags.pop(LINEAGE, "{}"))) | tags
+    return tags

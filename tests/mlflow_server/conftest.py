@@ -10,9 +10,8 @@ from core.errors import PromotionRefusedError
 from core.settings import Settings
 from mlflow_server import promotion
 from mlflow_server.ledger import Ledger
-from mlflow_server.registry import Registry
+from mlflow_server.registry import Registry, packed
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, digest_tags
-from mlflow_server.version_tags import packed
 from tests.conftest import BIN, mlflow_server, new_settings, unused_port
 from tests.postgres import postgres_server
 
