@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.spec import (
     EntityKey,
     FeatureType,
+    InputType,
     KeyType,
     Population,
 )
@@ -33,6 +34,12 @@ DIGEST_TAG = "sha256."
 SCORE = "score"
 """Name of the ONNX output: float32 [N], the probability of class 1 or the number predicted; of
 many classes [N, K], the probability of each."""
+DTYPES: dict[InputType, str] = {
+    "int64": "int64",
+    "double": "float64",
+    "string": "object",
+}
+"""Of NumPy's array that a model is given of a feature."""
 SCORE_DIGITS = 6
 SCALE = 1e6
 """Digits of an answer, of its log line, and of the scores that threshold and monitor compare."""

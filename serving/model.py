@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core.spec import INPUTS
 from core.timestamps import microseconds
-from mlflow_server.served_model import SCORE, ServedModel, rounded_one
+from mlflow_server.served_model import DTYPES, SCORE, ServedModel, rounded_one
 from serving.copies import Origin
 from serving.features import FeatureSource
 from serving.pyfunc_process import PyfuncSession
@@ -21,7 +21,6 @@ from serving.pyfunc_process import PyfuncSession
 Row = Mapping[str, Any]
 Score = float | list[float]
 """A list of many classes: the probability of each."""
-DTYPES: dict[str, Any] = {"int64": np.int64, "double": np.float64, "string": np.object_}
 
 
 class OnnxSession:

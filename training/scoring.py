@@ -14,15 +14,9 @@ from core.settings import Settings
 from core.spec import InputType, ModelSpec
 from mlflow_server.pyfunc import ModelFile, read_version
 from mlflow_server.registry import Registry
-from mlflow_server.served_model import SCORE, ServedModel
+from mlflow_server.served_model import DTYPES, SCORE, ServedModel
 from training.frame import features, with_features
 from training.metrics import Scored
-
-INPUT_TYPES: dict[str, Any] = {
-    "int64": np.int64,
-    "double": np.float64,
-    "string": np.object_,
-}
 
 
 def score(
@@ -47,10 +41,7 @@ def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
 
 def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
     """Return what is fed to a session: one array per input, in its type."""
-    return {
-        name: rows[name].to_numpy(dtype=INPUT_TYPES[kind])
-        for name, kind in inputs.items()
-    }
+    return {name: rows[name].to_numpy(DTYPES[kind]) for name, kind in inputs.items()}
 
 
 def version_scores(
