@@ -51,8 +51,8 @@ def _fetch(settings: Settings, model: str, version: str, origin: Origin) -> None
     copies.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=copies.folder) as temporary:
         part = Path(temporary, version)
-        registered = Registry(settings).version(model, version)
-        Registry(settings).download(registered, part)
+        registry = Registry(settings)
+        registry.download(registry.version(model, version), part)
         _, session = open_version(
             folder=part,
             digests=origin.digests,

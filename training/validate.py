@@ -96,13 +96,14 @@ def open_run(
     same_runs = _finished_runs(tracking, spec, inputs)
     if not force and any(run.key != key for run in same_runs):
         return None
-    tags = input_tags(spec, definitions)
-    tags[FINGERPRINT] = inputs
-    tags["as_of"] = as_of.isoformat()
-    tags[PLANNED_TAG] = until.isoformat()
-    tags["reason"] = reason
-    tags["who"] = who
-    tags["cause"] = cause or ""
+    tags = input_tags(spec, definitions) | {
+        FINGERPRINT: inputs,
+        "as_of": as_of.isoformat(),
+        PLANNED_TAG: until.isoformat(),
+        "reason": reason,
+        "who": who,
+        "cause": cause or "",
+    }
     for read_dataset in (service.datasets() | {dataset.name: dataset}).values():
         table = raw_table(settings, read_dataset)
         is_own = read_dataset.name == dataset.name
