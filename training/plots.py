@@ -1,9 +1,10 @@
 """Figures of an evaluation: PNG files that the model card shows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -61,18 +62,14 @@ def draw(
                 ax=axes,
             )
         return
-    with axes_named("calibration") as axes:
-        for name, model in models.items():
-            draw_calibration(*top_class(y, model), name=name, ax=axes)
+    curves: dict[str, Callable[..., Any]] = {"calibration": draw_calibration}
     if spec.task == "classification":
-        with axes_named("roc") as axes:
+        curves["roc"] = RocCurveDisplay.from_predictions
+        curves["precision_recall"] = PrecisionRecallDisplay.from_predictions
+    for figure, draw_curve in curves.items():
+        with axes_named(figure) as axes:
             for name, model in models.items():
-                RocCurveDisplay.from_predictions(y, model.scores, name=name, ax=axes)
-        with axes_named("precision_recall") as axes:
-            for name, model in models.items():
-                PrecisionRecallDisplay.from_predictions(
-                    y, model.scores, name=name, ax=axes
-                )
+                draw_curve(*top_class(y, model), name=name, ax=axes)
     with axes_named("confusion_matrix") as axes:
         classes = spec.classes or ("0", "1")
         ConfusionMatrixDisplay.from_predictions(
