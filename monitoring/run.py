@@ -5,8 +5,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import httpx
-
 from core.errors import GyreError
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -16,7 +14,7 @@ from monitoring.checks.performance import Judged, measure
 from monitoring.collect import KnownOutcomes, join_outcomes
 from monitoring.outcomes import backfilled_outcomes, online_outcomes
 from monitoring.past import Past, load_past
-from monitoring.serving_status import ServingCounts, read_statuses, serving_counts
+from monitoring.serving_status import ServingCounts, serving_counts
 from monitoring.window import Window, window
 from training.reference import Reference, load_reference
 
@@ -106,16 +104,9 @@ def prepare(
             classes=spec.classes,
         ),
         outcomes=outcomes,
-        serving=_serving_counts(settings),
+        serving=serving_counts(settings),
         folder=folder,
         judged=tuple(judged),
         unmeasured=tuple(unmeasured),
     )
     return run, reference
-
-
-def _serving_counts(settings: Settings) -> dict[str, ServingCounts] | None:
-    try:
-        return serving_counts(read_statuses(settings))
-    except (httpx.HTTPError, ValueError):
-        return None

@@ -1,7 +1,6 @@
 """What each replica of serving says of itself, read over HTTP like anybody else does."""
 
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -79,10 +78,12 @@ def read_status(settings: Settings, address: str) -> dict[str, Any]:
     return status
 
 
-def serving_counts(
-    statuses: Mapping[str, Mapping[str, Any]],
-) -> dict[str, ServingCounts]:
-    """Return the counts of each replica, from what `read_statuses` returned."""
+def serving_counts(settings: Settings) -> dict[str, ServingCounts] | None:
+    """Return the counts of each replica, by its address; None where one does not answer."""
+    try:
+        statuses = read_statuses(settings)
+    except (httpx.HTTPError, ValueError):
+        return None
     counts = {}
     for replica, status in statuses.items():
         refusals = status["counts"]["requests_refused"]
