@@ -122,11 +122,10 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
     """
     headers = scope[HEADERS]
-    content_type = headers.get(b"content-type", b"application/json")
-    if content_type != b"application/json":
-        kind = content_type.decode("latin-1").partition(";")[0].strip().lower()
-        if kind != JSON:
-            raise HTTPException(415, f"content-type: expected {JSON}, found {kind!r}")
+    content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise HTTPException(415, f"content-type: expected {JSON}, found {kind!r}")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise HTTPException(415, "content-encoding: expected an uncompressed body")
     # What Triton calls binary tensors.
