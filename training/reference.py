@@ -85,10 +85,9 @@ def measure_spread(
 ) -> UsualSpread:
     """Return the usual spread. snapshots: rows of the newest snapshots of the training frame."""
     keys = [*spec.entity_key]
-    reference_rows = _compared_columns(spec, reference, [SCORE, PREDICTED_CLASS])
-    frame_rows = _compared_columns(spec, snapshots, [])
-    for rows, table in ((reference_rows, reference), (frame_rows, snapshots)):
-        rows[[*keys, TIME]] = table.select([*keys, TIME]).to_pandas()
+    columns = [SCORE, PREDICTED_CLASS, TIME, *keys]
+    reference_rows = _compared_columns(spec, reference, columns)
+    frame_rows = _compared_columns(spec, snapshots, columns)
     return usual_spread(reference_rows, frame_rows, keys)
 
 
