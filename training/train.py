@@ -122,9 +122,10 @@ def choose(
         trials = search(tracking, spec, spec.search, run_id, loss_of)
         chosen_by = f"search of {len(trials)} trials on {chosen_by}"
     else:
-        trials = []
-        for estimator in spec.estimators:
-            trials.append((fold_loss(spec, estimator, frame, plan), estimator))
+        trials = [
+            (fold_loss(spec, estimator, frame, plan), estimator)
+            for estimator in spec.estimators
+        ]
     trials.sort(key=lambda trial: trial[0])
     best_losses: dict[str, float] = {}
     for loss, estimator in trials:
