@@ -220,8 +220,9 @@ class Column:
         mean = float(self.reference.mean())
         deviation = float(self.reference.std(ddof=0))
         # Standard error of the difference (Welch, Biometrika 34, 1947).
-        error = math.hypot(
-            _standard_error(self.reference), _standard_error(self.window)
+        error = math.sqrt(
+            self.reference.var(ddof=0) / self.reference.count()
+            + self.window.var(ddof=0) / self.window.count()
         )
         allowed = max(
             MEAN_SCORE_CHANGE * max(abs(mean), deviation),
@@ -278,10 +279,6 @@ class Column:
         noted = usual_share + max(UNSEEN_SHARE_NOTED, chance)
         most = usual_share + max(UNSEEN_SHARE, chance)
         return [lt(noted, is_critical=False), lt(most, is_critical=self.enough)]
-
-
-def _standard_error(values: pd.Series) -> float:
-    return float(values.std(ddof=0)) / math.sqrt(values.count())
 
 
 def by_chance(share: float, row_count: int) -> float:
