@@ -4,7 +4,6 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -39,14 +38,13 @@ def replicas_of(settings: Settings) -> dict[str, str]:
 
 
 def _replicas_at(address: str) -> dict[str, str]:
-    url = urlsplit(address)
+    url = httpx.URL(address)
     if url.scheme != "http":  # a certificate is of the name
         return {address: address}
     hosts: list[str] = []
     with suppress(OSError):  # whoever asks the address says so
-        hosts = socket.gethostbyname_ex(url.hostname or "")[2]
-    port = url.port or 80
-    urls = [url._replace(netloc=f"{host}:{port}").geturl() for host in sorted(hosts)]
+        hosts = socket.gethostbyname_ex(url.host)[2]
+    urls = [str(url.copy_with(host=host)) for host in sorted(hosts)]
     replicas = {f"{address} at {own_url}": own_url for own_url in urls}
     if len(replicas) > 1:
         return replicas
