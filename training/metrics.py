@@ -247,8 +247,8 @@ def resampled(
     costs: Costs | None,
     seed: int,
     count: int = RESAMPLES,
-) -> dict[str, dict[str, Scores]]:
-    """Return model → metric → its values in bootstrap resamples of the rows.
+) -> dict[str, pd.DataFrame]:
+    """Return for each model its metrics, by name, in bootstrap resamples of the rows.
 
     All models are measured on the same `count` resamples, so that their differences are paired.
     """
@@ -267,14 +267,10 @@ def resampled(
                 sorted_labels[name], sorted_models[name], costs, weights[order]
             )
             draws[name].append(metrics)
-    samples = {}
-    for name, draw in draws.items():
-        table = pd.DataFrame(draw)
-        samples[name] = {metric: table[metric].to_numpy() for metric in draw[0]}
-    return samples
+    return {name: pd.DataFrame(draw) for name, draw in draws.items()}
 
 
-def interval(value: float, samples: Scores) -> Interval:
+def interval(value: float, samples: pd.Series[float] | Scores) -> Interval:
     """Return the percentile interval; resamples where the metric is undefined do not count."""
     if np.isnan(samples).all():
         return Interval(value, np.nan, np.nan)

@@ -164,6 +164,6 @@ def _standard_errors(y: Labels, scored: Scored, spec: ModelSpec) -> dict[str, fl
     draws = resampled(y[sample], models, spec.costs, spec.seed, count=ERROR_RESAMPLES)
     scale = sqrt(sample_count / row_count)
     return {
-        metric: float(np.nanstd(values)) * scale
+        str(metric): float(np.nanstd(values)) * scale
         for metric, values in draws["version"].items()
     }
