@@ -46,17 +46,13 @@ class Past:
     problem: DataError | None = None
 
     @property
-    def began(self) -> datetime:
-        """When the version came into production."""
-        return self.promotion.time if self.promotion else BEGINNING
-
-    @property
     def own(self) -> list[DecisionRow]:
         """Decisions on this version since its promotion, oldest first."""
+        start = self.promotion.time if self.promotion else BEGINNING
         return [
             row
             for row in self.decisions
-            if row.version == self.version and row.as_of >= self.began
+            if row.version == self.version and row.as_of >= start
         ]
 
     @property
