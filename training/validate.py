@@ -90,7 +90,7 @@ def open_run(
     if problems:
         raise SettingsError("\n".join(problems))
     table_version = raw_table(settings, dataset).version
-    until = planned_until(settings, spec, as_of)
+    until = _planned_until(settings, spec, service, as_of)
     planned = plan_run(settings, spec, dataset, until, table_version)
     inputs = fingerprint(spec, planned.test[-1].start, definitions)
     same_runs = _finished_runs(tracking, spec, inputs)
@@ -139,11 +139,11 @@ def _finished_runs(tracking: Tracking, spec: ModelSpec, inputs: str) -> list[Run
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     """Return whether a run at `as_of` would see anything that no finished run has seen."""
     dataset = load_dataset(spec.dataset)
-    definitions = PublishedService(settings, spec.feature_service).definitions()
-    until = planned_until(settings, spec, as_of)
+    service = PublishedService(settings, spec.feature_service)
+    until = _planned_until(settings, spec, service, as_of)
     table_version = raw_table(settings, dataset).version
     planned = plan_run(settings, spec, dataset, until, table_version)
-    inputs = fingerprint(spec, planned.test[-1].start, definitions)
+    inputs = fingerprint(spec, planned.test[-1].start, service.definitions())
     return not _finished_runs(Tracking(settings), spec, inputs)
 
 
@@ -162,7 +162,9 @@ def fail_run(settings: Settings, spec: ModelSpec, key: str) -> None:
             tracking.end(run.run_id, outcome, "FAILED")
 
 
-def planned_until(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
+def _planned_until(
+    settings: Settings, spec: ModelSpec, service: PublishedService, as_of: datetime
+) -> datetime:
     """Return the moment to plan for: snapshots wait until each dataset of their features is known.
 
     It is known up to its last ingest or, where that is later, its newest arrival.
@@ -171,7 +173,6 @@ def planned_until(settings: Settings, spec: ModelSpec, as_of: datetime) -> datet
         TrainingError: A dataset has no rows.
 
     """
-    service = PublishedService(settings, spec.feature_service)
     label = load_dataset(spec.dataset).labels[spec.label]
     until = as_of
     for name, dataset in service.datasets().items():
