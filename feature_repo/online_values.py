@@ -7,6 +7,7 @@ feature lock: ingest for a batch, the event consumer for a micro-batch.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -80,9 +81,9 @@ class OnlineValues:
             self.store.config.online_store, RedisOnlineStoreConfig
         )
 
-    @property
+    @cached_property
     def views(self) -> dict[str, FeatureView]:
-        """Feast's views as they are published now.
+        """Feast's views as they were published when `problem` was last asked for.
 
         Raises:
             FeastObjectNotFoundException: One of them is not published.
@@ -114,6 +115,7 @@ class OnlineValues:
 
         Values of another expression are for ingest to write.
         """
+        vars(self).pop("views", None)
         try:
             self.views  # noqa: B018  (whether they are published)
         except FeastObjectNotFoundException as exc:
