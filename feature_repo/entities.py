@@ -69,8 +69,10 @@ def compute_view(
     former_keys = former_rows
     with row_connection() as connection:
         raw = ibis.memtable(rows)
-        is_windows = isinstance(expression, Windows)
-        view_rows = expression.around(raw, until) if is_windows else expression(raw)
+        if isinstance(expression, Windows):
+            view_rows = expression.around(raw, until)
+        else:
+            view_rows = expression(raw)
         view_rows = connection.to_pyarrow(view_rows)
         if list(view.join_keys) != [dataset.entity]:
             former_view = expression(ibis.memtable(former_rows))

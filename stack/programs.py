@@ -257,7 +257,7 @@ def _publish(settings: Settings, say: Callable[[str], None]) -> None:
 
         datasets, broken = load_datasets()
         publish_beside(settings, *datasets)
-        problems = broken or [exc]  # of a helper that no dataset imports
+        problems = broken or [str(exc)]  # of a helper that no dataset imports
         say("\n".join(f"    not published: {problem}" for problem in problems))
     say(f"  features (feast apply): {time.monotonic() - began:.1f} s")
 
