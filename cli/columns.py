@@ -12,7 +12,7 @@ from rich.prompt import Prompt
 from cli.terminal import ERR
 from core.errors import SettingsError
 from core.spec import OURS
-from feature_repo.source import TIME_WORDS, type_of
+from feature_repo.exact_types import TIME_WORDS, exact_values, type_of, within_limits
 
 WRITTEN = {
     "int64": ("pa.int64()", "int64"),
@@ -28,7 +28,10 @@ MOST_AMOUNTS = 4
 LARGEST_AMOUNT = 1e12
 """What decimal(18, 6) holds."""
 ROLES = {
-    "--key": ("column that no two rows share", tuple(WRITTEN)),
+    "--key": (
+        "column that no two rows share, and no double",
+        tuple(kind for kind in WRITTEN if kind != "double"),
+    ),
     "--entity": ("column of the entity's key", ("int64", "string")),
     "--time": (f"column with {TIME_WORDS}", ("timestamp[us, tz=UTC]",)),
     "--outcome": ("column that the model learns", ("int64", "double", "bool")),
@@ -39,8 +42,11 @@ ROLES = {
 def in_types(rows: pa.Table) -> pa.Table:
     """Return the rows in the types that a dataset can give to their columns, each row once.
 
+    Those are left out that ingest sets aside: with a time or a number that no event can have.
+
     Raises:
-        SettingsError: A column has another type, or a name that Gyre gives to one of its own.
+        SettingsError: A column has another type, a value that its type does not hold, or a name
+            that Gyre gives to one of its own.
 
     """
     kinds = {field.name: type_of(field.type) for field in rows.schema}
@@ -53,8 +59,29 @@ def in_types(rows: pa.Table) -> pa.Table:
             f"--from: expected {', '.join(WRITTEN)}; found {', '.join(wrong)}: "
             "leave it out, or rename or convert it"
         )
-    rows = rows.cast(pa.schema({name: kinds[name] for name in rows.column_names}))
+    for position, field in enumerate(rows.schema):
+        values = _in_type(rows[field.name], field, kinds[field.name])
+        rows = rows.set_column(position, field.name, values)
+    for name in rows.column_names:
+        is_readable = pc.or_(rows[name].is_null(), within_limits(rows[name]).is_valid())
+        rows = rows.filter(is_readable)
     return rows.group_by(rows.column_names).aggregate([])
+
+
+def _in_type(
+    column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType
+) -> pa.ChunkedArray:
+    values = pa.chunked_array(
+        [exact_values(chunk, kind) for chunk in column.chunks], kind
+    )
+    if values.null_count > column.null_count:
+        is_lost = pc.and_(column.is_valid(), values.is_null())
+        example = column.filter(is_lost).to_numpy()[0]  # of any year
+        raise SettingsError(
+            f"--from: column {field.name} ({field.type}) holds {example}, and {kind} does not: "
+            "convert it to text"
+        )
+    return values
 
 
 def choose(rows: pa.Table, option: str, name: str | None) -> str:
@@ -128,6 +155,7 @@ def describe(
     amounts = [
         name for name in types if name not in roles and _is_amount(name, rows[name])
     ]
+    codes = [name for name, kind in types.items() if _is_code(kind, rows[name])]
     without_null = [name for name in types if not rows[name].null_count]
     span = pc.min_max(rows[time]).as_py()
     return {
@@ -141,6 +169,7 @@ def describe(
         "label": _label_name(outcome) if outcome else f"silent_{days}d",
         "filled": sorted({*key, entity, time, *without_null}, key=list(types).index),
         "amounts": amounts[:MOST_AMOUNTS],
+        "codes": codes,
         "horizon": days,
         "first_year": min(1990, span["min"].year),
         "last": span["max"],
@@ -156,6 +185,13 @@ def _is_plain(name: str) -> bool:
     """Whether features and requests can have this name."""
     is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
     return name not in TAKEN and is_word is not None
+
+
+def _is_code(kind: str, values: pa.ChunkedArray) -> bool:
+    """Whether a column is of texts that look like whole numbers."""
+    if kind != "string" or values.null_count == len(values):
+        return False
+    return bool(pc.all(pc.match_substring_regex(values, r"^[+-]?\d+$")).as_py())
 
 
 def _is_amount(name: str, values: pa.ChunkedArray) -> bool:

@@ -1,6 +1,7 @@
 """`gyre init`: a project of a team's own."""
 
 import keyword
+import shlex
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,4 +62,4 @@ def init(
         shutil.copy(CLONE / STORE, part / STORE)
         for path in part.iterdir():
             path.rename(folder / path.name)
-    typer.echo(NEXT.format(folder=folder))
+    typer.echo(NEXT.format(folder=shlex.quote(str(folder))))

@@ -4,6 +4,7 @@ import json
 import keyword
 import logging
 import re
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -90,14 +91,15 @@ def new(
     import pyarrow as pa  # noqa: PLC0415  (heavy, as what follows)
 
     from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415
-    from feature_repo.source import read  # noqa: PLC0415
+    from feature_repo.source import is_url, read  # noqa: PLC0415
 
     if source is None:
         rows = pa.table(EXAMPLE_ROWS)
         columns = describe(rows, ["event_id"], "entity_id", "event_ts", days=days)
     else:
-        if "://" not in source:
-            source = str(Path(source).resolve())
+        if not is_url(source):
+            path = Path(source).absolute()  # a link stays one
+            source = str(path.resolve() if ".." in path.parts else path)
         rows = in_types(read(source))
         label = label or LabelKind(ask("--label", "kind of label", list(LabelKind)))
         is_of_events = label == LabelKind.event
@@ -120,18 +122,19 @@ def new(
     as_of = ""
     if source and datetime.now(UTC) - columns["last"] > OLD:
         as_of = f" --as-of {columns['last']:%Y-%m-%dT%H:%MZ}  # the newest row"
-    typer.echo(NEXT.format(name=name, project=PROJECT, as_of=as_of))
+    project = shlex.quote(str(PROJECT))
+    typer.echo(NEXT.format(name=name, project=project, as_of=as_of))
 
 
 def _name_source(file: Path, name: str, source: str | None) -> None:
     """Write where the rows come from, or say how to."""
     variable = f"GYRE_SOURCES__{name.upper()}"
     if source:
-        append_secrets(file, [f"{variable}={source}"])  # it may hold a password
+        append_secrets(file, {variable: source})  # it may hold a password
         typer.echo(f"wrote {variable} to {file}")
     else:  # Airflow's tasks read the file as well
         typer.echo(
-            f"first: echo '{variable}=…' >> {file}  # files, or an Ibis address#table"
+            f"first: echo '{variable}=…' >> {shlex.quote(str(file))}  # files, or an Ibis address#table"
         )
 
 
@@ -142,13 +145,18 @@ def _summary(columns: Mapping[str, Any]) -> list[str]:
         limit = columns["limit"]
         condition = "is true" if limit is None else f"is above its mean, {limit:.6g}"
         label = f"{columns['outcome']} {condition}; a row for each event"
-    return [
+    lines = [
         f"key: {', '.join(columns['key'])}",
         f"entity: {columns['entity']}",
         f"time: {columns['time']}",
         f"label {columns['label']}: {label}",
         f"added up: {', '.join(columns['amounts']) or 'none'}",
     ]
+    if columns["codes"]:
+        lines.append(
+            f"text, as 007 is not 7 and int64 has 18 digits: {', '.join(columns['codes'])}"
+        )
+    return lines
 
 
 def _new_files(name: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 import atexit
 import os
+import shlex
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,8 @@ FETCHING_THREADS = 8
 LONGEST_MESSAGE = 300
 END_SECONDS = 0.1
 """How long a process that used S3 waits at its end."""
+ESCAPES = {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "${": "${:-$}{"}
+"""What python-dotenv reads as another text between double quotes."""
 RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
@@ -119,12 +122,18 @@ def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) ->
         part.unlink(missing_ok=True)
 
 
-def append_secrets(path: Path, lines: Iterable[str]) -> None:
-    """Add lines to a file, which only its owner reads from its first byte on if it is new."""
+def append_secrets(path: Path, variables: Mapping[str, str]) -> None:
+    """Add lines to a `gyre.env`, which only its owner reads from its first byte on if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(0o600)
-    with path.open("a") as file:
-        file.writelines(f"\n{line}\n" for line in lines)
+    with path.open("a", encoding="utf-8") as file:
+        for name, value in variables.items():
+            text = value
+            if shlex.quote(value) != value:
+                for characters, escape in ESCAPES.items():
+                    text = text.replace(characters, escape)
+                text = f'"{text}"'
+            file.write(f"\n{name}={text}\n")
 
 
 def read_file(path: UPath) -> bytes:

@@ -571,6 +571,34 @@ def names_at(address: str) -> tuple[list[str], pa.Schema]:
         raise DataError(f"table {address}: {short_text(exc)}") from exc
 
 
+def rows_at(
+    folder: str, event_time: str | None = None, since: datetime | None = None
+) -> pa.RecordBatchReader:
+    """Read the newest version of any tool's Delta table on this disk, by batches.
+
+    Args:
+        folder: Of the table.
+        event_time: Column of times; only rows later than `since` are read.
+        since: See `event_time`.
+
+    Raises:
+        DataError: There is no table, or it cannot be read.
+
+    """
+    if "%" in folder:  # deltalake decodes it, and reads another folder
+        raise DataError("a Delta table below a folder with % cannot be read: rename it")
+    condition = None
+    if event_time:
+        name = event_time.replace('"', '""')
+        condition = f"\"{name}\" > '{since}'"
+    try:
+        table = DeltaTable(folder)
+        rows = pa.RecordBatchReader.from_stream(table.scan(predicate=condition))
+    except (DeltaError, OSError) as exc:
+        raise DataError(short_text(exc)) from exc
+    return rows.cast(pa.schema(table.schema().to_arrow()))
+
+
 def _added_file(folder: Path, file: Path) -> AddedFile:
     """Describe a parquet file of a partition's folder below `folder`."""
     metadata = pq.read_metadata(file)

@@ -31,9 +31,9 @@ def temporary_installation(
         raise StackError(f"{folder} holds a stack already: choose another folder")
     home = folder or Path(mkdtemp(prefix=f"gyre-{purpose}-"))
     ports = free_ports()
-    lines = [f"GYRE_{name.upper()}={port}" for name, port in ports.items()]
+    variables = {f"GYRE_{name.upper()}": str(port) for name, port in ports.items()}
     try:
-        append_secrets(home / ENV_FILE, lines)  # it may have other lines already
+        append_secrets(home / ENV_FILE, variables)  # it may have other lines already
         yield settings.beside(home.resolve(), **ports)
     finally:
         if folder is None and not keep:

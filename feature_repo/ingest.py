@@ -23,8 +23,9 @@ from feature_repo.dataset_record import read_record, write_record
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.definition_check import check_definitions
+from feature_repo.exact_types import UnreadableRow
 from feature_repo.features import raw_table
-from feature_repo.landing import IngestReport, land
+from feature_repo.landing import IngestReport, land, stop_if_many
 from feature_repo.materialization import (
     notice_materialization_by_hand,
     record_intervals,
@@ -66,9 +67,10 @@ def ingest(
     with one_writer(settings, INGEST_LOCK.format(name)):
         raw = raw_table(settings, dataset)
         since = None if full else _read_from(settings, dataset, raw, as_of)
-        delivery = pull(settings, dataset, as_of, since)
+        unreadable: list[UnreadableRow] = []
+        delivery = pull(settings, dataset, as_of, since, unreadable)
         try:
-            report = land(settings, dataset, delivery, as_of)
+            report = land(settings, dataset, delivery, as_of, unreadable)
         except BatchRejectedError as exc:
             write_record(settings, dataset, as_of, str(exc), passed=False)
             raise
@@ -108,7 +110,12 @@ def whole_history(
         publish_beside(history, label)
         service = PublishedService(history, spec.feature_service)
         for dataset in ({label.name: label} | service.datasets()).values():
-            rows = part(dataset, pull(settings, dataset, FAR_FUTURE).read_all())
+            unreadable: list[UnreadableRow] = []
+            delivery = pull(settings, dataset, FAR_FUTURE, unreadable=unreadable)
+            all_rows = delivery.read_all()
+            problems = [row.problem for row in unreadable]
+            stop_if_many(settings, dataset, problems, all_rows.num_rows + len(problems))
+            rows = part(dataset, all_rows)
             if dataset.source_name not in settings.sources:
                 as_of = pc.max(rows[dataset.event_time]).as_py()
             report = land(history, dataset, rows.to_reader(), as_of)

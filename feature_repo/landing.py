@@ -6,7 +6,7 @@ the delivery.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +17,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -26,6 +27,7 @@ from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
 from feature_repo.engines import connected, read_files
+from feature_repo.exact_types import UnreadableRow
 from feature_repo.features import open_raw, raw_table
 from feature_repo.quarantine import (
     as_json,
@@ -35,10 +37,12 @@ from feature_repo.quarantine import (
     quarantine_table,
 )
 from feature_repo.source import place
-from feature_repo.validation import DatasetRules, suite_file
+from feature_repo.validation import SINGLE_ROWS, DatasetRules, suite_file
 
 BATCH_ROWS = 500_000
 """Rows that Great Expectations judges at a time, about: it holds them in memory."""
+MOST_UNREADABLE = 0.01
+"""Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
 MEMORY_LIMIT = "250MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
 POSITION = pa.field("_position", pa.int64())
@@ -70,6 +74,7 @@ def land(
     dataset: Dataset,
     delivery: pa.RecordBatchReader,
     as_of: datetime,
+    unreadable: Sequence[UnreadableRow] = (),
 ) -> IngestReport:
     """Validate the new rows of a delivery; merge the good ones, set the bad ones aside.
 
@@ -81,9 +86,11 @@ def land(
         dataset: Whose rows they are.
         delivery: Rows in the order of the source; of one key the last one counts.
         as_of: When the rows became known; those of the first delivery, at their event time.
+        unreadable: Rows to set aside, once the delivery was read.
 
     Raises:
-        BatchRejectedError: A rule failed as a whole; nothing was changed.
+        BatchRejectedError: A rule failed as a whole, or many rows are unreadable; nothing was
+            changed.
         DataError: The source cannot be read; nothing was changed.
 
     """
@@ -99,12 +106,17 @@ def land(
             new_rows = _unseen_rows(dataset, raw, aside, new_rows, scratch.connection)
         new_rows = scratch.save("new", new_rows)
         row_count = _count(new_rows)
+        unread = _unread_entries(
+            settings, dataset, unreadable, _count(delivered), as_of
+        )
         if not row_count:
-            is_empty = not _count(delivered)
+            quarantine(aside, unread)
+            is_empty = not unreadable and not _count(delivered)
             text = f"{place(settings, dataset)} delivered no rows"
             return IngestReport(
                 dataset=dataset.name,
                 as_of=as_of,
+                quarantined=unread.num_rows,
                 table_version=raw.version,
                 warnings=(text,) if is_empty else (),
             )
@@ -124,13 +136,14 @@ def land(
         scratch.save("good", _arrived_rows(dataset, good_rows, arrival))
         # In this order: after a kill in between the good rows come alone, and not the bad ones.
         quarantine(aside, scratch.dataset("bad"))
+        quarantine(aside, unread)
         counts = raw.merge(
             scratch.dataset("good"),
             key=dataset.key,
             content=dataset.schema.names,
             arrival="ingested_at",
         )
-        quarantined = pq.read_metadata(bad_file).num_rows
+        quarantined = pq.read_metadata(bad_file).num_rows + unread.num_rows
     return IngestReport(
         dataset=dataset.name,
         as_of=as_of,
@@ -180,6 +193,43 @@ def _scratch(settings: Settings, dataset: Dataset) -> Iterator[_Scratch]:
             yield _Scratch(folder, connection)
     finally:
         shutil.rmtree(folder)
+
+
+def stop_if_many(
+    settings: Settings, dataset: Dataset, problems: Sequence[str], row_count: int
+) -> None:
+    """Raise a BatchRejectedError if more of `row_count` rows cannot be read than single ones."""
+    count = len(problems)
+    if count < SINGLE_ROWS or count <= MOST_UNREADABLE * row_count:
+        return
+    head = f"{dataset.name}: the batch of {place(settings, dataset)} was stopped"
+    text = f"{count} of {row_count} rows cannot be read, such as"
+    examples = "; ".join(problems[:3])
+    raise BatchRejectedError(f"{head}, nothing was changed: {text}: {examples}")
+
+
+def _unread_entries(
+    settings: Settings,
+    dataset: Dataset,
+    unreadable: Sequence[UnreadableRow],
+    readable_count: int,
+    as_of: datetime,
+) -> pa.Table:
+    """Return entries of quarantine for the unreadable rows that it does not hold.
+
+    Raises:
+        BatchRejectedError: They are many.
+
+    """
+    problems = {row.row: row.problem for row in unreadable}
+    aside = quarantine_table(settings, dataset)
+    if problems:
+        is_known = pc.field("row").isin(list(problems))
+        for row in aside.read(columns=["row"], where=is_known)["row"].to_pylist():
+            del problems[row]
+    texts = list(problems.values())
+    stop_if_many(settings, dataset, texts, readable_count + len(texts))
+    return quarantine_entries(list(problems), texts, as_of)
 
 
 def _has_key(dataset: Dataset, rows: ir.Table) -> ir.BooleanValue:

@@ -4,36 +4,57 @@ The demo's dates are moved by whole weeks, so that its last 120 days lie ahead o
 Gyre first started; only what is due is delivered.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from glob import glob
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import csv
+from pyarrow.fs import LocalFileSystem
 
 from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
+from core.storage import rows_at
 from feature_repo.definition import Dataset
+from feature_repo.exact_types import (
+    UTC_TIME,
+    UnreadableRow,
+    in_schema,
+    inferred,
+    type_of,
+    type_problem,
+)
 from feature_repo.forgotten import forgotten
+from feature_repo.source_files import CSV_ENDINGS, files_at
 
 DEMO_AHEAD = timedelta(days=120)
 WEEK = 7
-CSV_ENDINGS = (".csv", ".csv.gz")
 CSV_BLOCK_BYTES = 16 * 1024 * 1024
 """What is read of a CSV at a time: no row may be longer."""
-WHOLE_CSV_BYTES = 1024 * 1024 * 1024
 BATCH_ROWS = 100_000
 """Rows of a database or a parquet file that are read at a time."""
-WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
-TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
+MOST_UNREADABLE = 100_000
+"""Rows that memory holds until the delivery is judged."""
+SECRETS = r"(?<=://).+(?=@)|(?<=\?)[^#]+"
+"""Parts of an address: user and password, and options."""
+PARQUET = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us", pre_buffer=False)
+"""Reads a file row group by row group, not all of it ahead."""
+
+
+class _Source(NamedTuple):
+    """An open file or table: its rows, and the columns whose texts stand for other types."""
+
+    rows: pa.RecordBatchReader
+    texts: Collection[str] = ()
 
 
 def pull(
@@ -41,6 +62,7 @@ def pull(
     dataset: Dataset,
     as_of: datetime,
     since: datetime | None = None,
+    unreadable: list[UnreadableRow] | None = None,
 ) -> pa.RecordBatchReader:
     """Read the rows that the source holds at `as_of`, without those of forgotten entities.
 
@@ -49,10 +71,12 @@ def pull(
         dataset: Whose rows to read.
         as_of: The demo delivers what is due at this moment; other sources all that they hold.
         since: Read only rows with a later event time.
+        unreadable: Gets the rows that the columns do not hold, while the others are read.
 
     Returns:
         Batches of rows in the source's own order and the dataset's types. Reading one raises a
-        DataError where the source cannot be read or has other columns.
+        DataError where the source cannot be read or has other columns, or where `unreadable` is
+        missing.
 
     Raises:
         DataError: There is no source.
@@ -64,7 +88,7 @@ def pull(
         batches = _batches(_files(address), dataset, since)
     else:
         batches = _demo_batches(settings, dataset, as_of)
-    batches = _filtered_batches(settings, dataset, batches, since)
+    batches = _readable_batches(settings, dataset, batches, since, unreadable)
     return pa.RecordBatchReader.from_batches(dataset.schema, batches)
 
 
@@ -79,8 +103,7 @@ def require_source(settings: Settings, dataset: Dataset) -> None:
 
 def place(settings: Settings, dataset: Dataset) -> str:
     """Return where the rows come from, without user and password."""
-    address = settings.sources.get(dataset.source_name, "shipped file")
-    return address.rpartition("@")[2]
+    return _shown(settings.sources.get(dataset.source_name, "shipped file"))
 
 
 def read(address: str) -> pa.Table:
@@ -93,58 +116,66 @@ def read(address: str) -> pa.Table:
         DataError: The source cannot be read.
 
     """
-    tables = []
+    typed_tables = []
+    text_tables = []
     for file in _files(address):
-        with _reading(file), _open(file) as reader:
-            tables.append(reader.read_all())
-    return pa.concat_tables(tables, promote_options="permissive")
+        with _reading(file), _open(file) as source:
+            _require_names(source.rows.schema.names)
+            rows = source.rows.read_all()
+        (text_tables if source.texts else typed_tables).append(rows)
+    with _reading(address):
+        if text_tables:
+            texts = pa.concat_tables(text_tables, promote_options="permissive")
+            columns = [inferred(column) for column in texts.columns]
+            typed_tables.append(pa.table(columns, texts.column_names))
+        return pa.concat_tables(typed_tables, promote_options="permissive")
 
 
-def type_of(source_type: pa.DataType) -> pa.DataType | None:
-    """Return the type that a dataset gives to a column of a source; None if it can take none."""
-    kind: Any = ibis.dtype(source_type)
-    if kind.is_integer() or (kind.is_decimal() and kind.scale == 0):
-        return pa.int64()
-    if kind.is_numeric():
-        return pa.float64()
-    if kind.is_boolean():
-        return pa.bool_()
-    if kind.is_string():
-        return pa.string()
-    if kind.is_date() or (kind.is_timestamp() and kind.timezone):
-        return pa.timestamp("us", "UTC")
-    return None
+def is_url(address: str) -> bool:
+    """Whether a source is named by an address, and not by a path."""
+    return re.match(r"[A-Za-z][\w+.-]*://", address) is not None
 
 
-def _filtered_batches(
+def _readable_batches(
     settings: Settings,
     dataset: Dataset,
     batches: Iterator[pa.RecordBatch],
     since: datetime | None,
+    unreadable: list[UnreadableRow] | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Leave out rows up to `since`, and those of forgotten entities."""
+    """Leave out rows up to `since`, and those of forgotten entities; set the unreadable aside."""
     forgotten_entities = forgotten(settings)
     for batch in batches:
         rows = forgotten_entities.without(batch)
         if since:
-            rows = rows.filter(pc.greater(rows[dataset.event_time], pa.scalar(since)))
-        yield rows
+            is_later = pc.greater(rows[dataset.event_time], pa.scalar(since))
+            # Nobody knows when a row was whose time cannot be read.
+            rows = rows.filter(pc.coalesce(is_later, rows.columns[-1].is_valid()))
+        *columns, marks = rows.columns
+        for mark in marks.drop_null().to_pylist():
+            if unreadable is None or len(unreadable) == MOST_UNREADABLE:
+                problem = f"rows cannot be read, such as {mark['problem']}"
+                raise DataError(f"{dataset.name}: nothing was changed: {problem}")
+            unreadable.append(UnreadableRow(**mark))
+        readable_rows = pa.RecordBatch.from_arrays(columns, schema=dataset.schema)
+        yield readable_rows.filter(marks.is_null())
 
 
 def _batches(
     files: Sequence[str], dataset: Dataset, since: datetime | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Read rows in the dataset's types; a database may leave out those up to `since`."""
-    # DuckDB would cast all files to the types of the first.
+    """Read rows in the dataset's types and UNREADABLE; files may leave out those up to `since`.
+
+    A column that holds nothing but values of another type stops it.
+    """
     for file in files:
-        is_csv = file.endswith(CSV_ENDINGS)
-        with _reading(file), _open(file, dataset, since) as reader:
-            # A file without rows has columns.
-            _in_schema(reader.schema.empty_table(), dataset, is_csv=is_csv)
-            for batch in reader:
-                rows = pa.Table.from_batches([batch])
-                rows = _in_schema(rows, dataset, is_csv=is_csv)
-                yield from rows.to_batches()
+        with _reading(file), _open(file, dataset, since) as source:
+            _require_columns(source, dataset)
+            problems: dict[str, str | None] = {}
+            for batch in source.rows:
+                yield in_schema(batch, dataset, problems)
+            for problem in filter(None, problems.values()):
+                raise DataError(problem)
 
 
 def _demo_batches(
@@ -176,59 +207,113 @@ def _demo_shift(settings: Settings, dataset: Dataset) -> timedelta:
 
 
 def _files(address: str) -> list[str]:
-    """Return the files that a path, a folder or a glob names; of a database its address."""
-    if "://" in address:
+    """Return the files and tables that a source names; of a database its address."""
+    if is_url(address):
         return [address]
-    pattern = f"{address}/**" if Path(address).is_dir() else address
-    paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
-    files = [path for path in paths if path.endswith((".parquet", *CSV_ENDINGS))]
-    if not files:
-        raise DataError(f"{address}: expected parquet files or CSV files, found none")
-    return files
+    with _reading(address):
+        return files_at(address)
+
+
+def _shown(address: str) -> str:
+    """Return an address without user, password and options."""
+    if not is_url(address):
+        return address
+    return re.sub(r"\?[^#]*", "", address.rpartition("@")[2])
 
 
 @contextmanager
-def _reading(file: str) -> Iterator[None]:
+def _reading(address: str) -> Iterator[None]:
     """Raise a DataError that names the file or the database where it cannot be read."""
     try:
         yield
     except Exception as exc:  # every reader fails in its own way
-        without_password = file.rpartition("@")[2]
         message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
         text = " ".join(message.split())
-        raise DataError(f"nothing was changed: {without_password}: {text}") from exc
+        if is_url(address):
+            for secret in re.findall(SECRETS, address):
+                text = text.replace(secret, "…")
+        if "Could not set lock on file" in text:
+            text += "; close the program that writes to it, or name a copy"
+        raise DataError(f"nothing was changed: {_shown(address)}: {text}") from exc
 
 
 @contextmanager
 def _open(
     file: str, dataset: Dataset | None = None, since: datetime | None = None
-) -> Iterator[pa.RecordBatchReader]:
-    """Open a CSV, a parquet file, or a table of a database.
+) -> Iterator[_Source]:
+    """Open a CSV, a parquet file, a Delta table, or a table of a database.
 
-    The latter two leave out rows up to `since`.
+    All but the first may leave out rows up to `since`.
     """
-    if file.endswith(CSV_ENDINGS):
-        yield _open_csv(file, dataset)
-        return
-    url, _, table = file.partition("#")
-    connection = ibis.connect(url) if table else ibis.duckdb.connect()
+    event_time = dataset.event_time if dataset and since else None
+    if is_url(file):
+        with _open_database(file, event_time, since) as source:
+            yield source
+    elif Path(file).is_dir():
+        yield _Source(rows_at(file, event_time, since))
+    elif file.lower().endswith(CSV_ENDINGS):
+        names = dataset.schema.names if dataset else _open_csv(file, []).schema.names
+        yield _Source(_open_csv(file, names), names)
+    else:
+        yield _Source(_open_parquet(file, event_time, since))
+
+
+@contextmanager
+def _open_database(
+    address: str, event_time: str | None, since: datetime | None
+) -> Iterator[_Source]:
+    url, _, table = address.rpartition("#")
+    connection = _connection(url)
     try:
-        rows = connection.table(table) if table else connection.read_parquet(url)
-        if dataset and since:
-            rows = rows.filter(rows[dataset.event_time] > since)
-        yield connection.to_pyarrow_batches(rows, chunk_size=BATCH_ROWS)
+        if url:
+            rows = connection.table(table)
+        else:
+            rows = connection.read_parquet(address, hive_partitioning=False)
+        if event_time:
+            rows = rows.filter(rows[event_time] > since)
+        times = []
+        if connection.name == "postgres":  # its client fails at years above 9999
+            connection.con.execute("SET TIME ZONE 'UTC'")
+            kinds = rows.schema().to_pyarrow()
+            times = [field.name for field in kinds if type_of(field.type) == UTC_TIME]
+            rows = rows.mutate({name: rows[name].cast("string") for name in times})
+        yield _Source(connection.to_pyarrow_batches(rows, chunk_size=BATCH_ROWS), times)
     finally:
         connection.disconnect()
 
 
-def _open_csv(path: str, dataset: Dataset | None) -> pa.RecordBatchReader:
-    """Open a CSV: the columns of the dataset as texts, others in the type of all their values."""
-    names = dataset.schema.names if dataset else []
-    # Types are inferred from the first block.
-    block_size = CSV_BLOCK_BYTES if dataset else WHOLE_CSV_BYTES
-    reader = csv.open_csv(
-        pa.TransformInputStream(pa.input_stream(path), _LineEndCheck()),
-        read_options=csv.ReadOptions(block_size=block_size),
+def _connection(url: str) -> Any:
+    """Connect to a database, or to DuckDB itself; a file of DuckDB's is opened to be read."""
+    if not url:
+        return ibis.duckdb.connect()
+    file = url.removeprefix("duckdb://")
+    if Path(file).is_file():  # as it is called, whatever that would mean in an address
+        return ibis.duckdb.connect(file, read_only=True)
+    return ibis.connect(url)
+
+
+def _open_parquet(
+    file: str, event_time: str | None, since: datetime | None
+) -> pa.RecordBatchReader:
+    """Open one file: no folder of its path is a column, and no name a pattern."""
+    fragment = PARQUET.make_fragment(file, LocalFileSystem())
+    schema = fragment.physical_schema
+    _require_names(schema.names)
+    condition = None
+    kind = schema.field(event_time).type if event_time in schema.names else None
+    if since and type_of(kind) == UTC_TIME and pa.types.is_timestamp(kind):
+        earlier = pa.scalar(since - timedelta(seconds=1))  # the type may be of seconds
+        condition = pc.field(event_time) > earlier.cast(kind, safe=False)
+    return fragment.scanner(filter=condition, batch_size=BATCH_ROWS).to_reader()
+
+
+def _open_csv(path: str, names: Collection[str]) -> pa.RecordBatchReader:
+    """Open a CSV, with the columns `names` as texts."""
+    compression = "gzip" if path.lower().endswith(".gz") else None
+    stream = pa.input_stream(path, compression=compression)
+    return csv.open_csv(
+        pa.TransformInputStream(stream, _TextCheck()),
+        read_options=csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
@@ -236,19 +321,13 @@ def _open_csv(path: str, dataset: Dataset | None) -> pa.RecordBatchReader:
             strings_can_be_null=True,
         ),
     )
-    if dataset:
-        return reader
-    fields = [
-        field.with_type(type_of(field.type) or pa.string()) for field in reader.schema
-    ]
-    return reader.cast(pa.schema(fields))
 
 
-class _LineEndCheck:
+class _TextCheck:
     """Passes the bytes of a CSV on.
 
     Raises:
-        DataError: The last line has no end: half a number would be a number.
+        DataError: They are no UTF-8, or the last line has no end: half a number would be a number.
 
     """
 
@@ -256,6 +335,10 @@ class _LineEndCheck:
         self._last_byte = b""
 
     def __call__(self, block: pa.Buffer) -> pa.Buffer:
+        if b"\0" in memoryview(block)[:1000].tobytes():
+            raise DataError(
+                "expected a CSV in UTF-8, found UTF-16 or no text: convert it"
+            )
         if len(block):
             self._last_byte = block[-1:].to_pybytes()
         elif self._last_byte not in (b"\n", b"\r"):
@@ -266,30 +349,33 @@ class _LineEndCheck:
         return block
 
 
-def _in_schema(rows: pa.Table, dataset: Dataset, *, is_csv: bool) -> pa.Table:
-    """Cast rows to the dataset's columns, where nothing is lost or guessed.
+def _require_names(names: Sequence[str]) -> None:
+    """Raise a DataError where a column has no name, or two have the same."""
+    for number, name in enumerate(names, 1):
+        if not name:
+            problem = f"column {number} of {len(names)} has no name"
+            raise DataError(
+                f"{problem}: name it, or remove the comma at the header's end"
+            )
+        if names.index(name) + 1 < number:
+            raise DataError(f"two columns are called {name}: rename one")
 
-    Only a CSV may hold other things as text: elsewhere that is a retyped column. A time without an
+
+def _require_columns(source: _Source, dataset: Dataset) -> None:
+    """Raise a DataError where the columns are others, or have types that cannot be taken over.
+
+    Only texts of a CSV may hold other things: elsewhere that is a retyped column. A time without an
     offset may be any zone's.
     """
+    columns = source.rows.schema
+    _require_names(columns.names)
     names = dataset.schema.names
-    if set(names) != set(rows.column_names):
+    if set(names) != set(columns.names):
         expected = f"the columns of feature_repo/datasets/{dataset.name}.py, {', '.join(names)}"
-        raise DataError(f"expected {expected}, found {', '.join(rows.column_names)}")
-    columns = []
+        raise DataError(f"expected {expected}, found {', '.join(columns.names)}")
     for field in dataset.schema:
-        column = rows[field.name]
-        kind = type_of(column.type)
-        is_time = pa.types.is_timestamp(field.type)
+        found = columns.field(field.name).type
+        kind = type_of(found)
         are_numbers = {kind, field.type} == {pa.int64(), pa.float64()}
-        expected = TIME_WORDS if is_time else field.type
-        problem = f"column {field.name}: expected {expected}, found {column.type}"
-        if not (is_csv or are_numbers or kind == field.type):
-            raise DataError(problem)
-        if is_csv and is_time:
-            column = pc.replace_substring_regex(column, WHOLE_DAY, r"\1T00:00:00Z")
-        try:
-            columns.append(column.cast(field.type))
-        except pa.ArrowInvalid as exc:
-            raise DataError(f"{problem}: {exc}") from exc
-    return pa.table(columns, dataset.schema)
+        if not (field.name in source.texts or are_numbers or kind == field.type):
+            raise DataError(type_problem(field, found))

@@ -1,9 +1,11 @@
 """What `gyre new --from` takes the columns of a source for, and the use case that it writes."""
 
 import json
+import math
 import runpy
 import tomllib
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import ibis
 import pyarrow as pa
@@ -14,6 +16,7 @@ from cli.use_case import FILES, write_use_case
 from core.errors import SettingsError
 from core.settings import PROJECT
 from core.spec import ModelSpec
+from feature_repo.source import read
 from tests.cli.clone import outer_environment, run
 
 DAY = timedelta(days=1)
@@ -48,6 +51,7 @@ def test_identical_rows_may_share_a_key_and_different_rows_may_not():
     ("option", "name", "message"),
     [
         ("--time", "price", "expected a column with a day .*: ordered_at; found price"),
+        ("--key", "price", "expected a .* no double: order_id, .*; found price"),
         ("--entity", "price", "expected a .*: order_id, customer_id, .*; found price"),
         ("--outcome", "city", "expected a .*: order_id, .* is_gift; found city"),
     ],
@@ -69,6 +73,73 @@ def test_an_option_with_a_wrong_column_is_refused_with_the_possible_columns(
 def test_a_column_that_no_dataset_can_have_is_refused_by_name(columns, message):
     with pytest.raises(SettingsError, match=f"--from: expected int64, .*; {message}"):
         in_types(table(**columns))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (pa.array([2**63] * 8, pa.uint64()), "uint64.* holds 9223372036854775808"),
+        (
+            pa.array([Decimal(10**20)] * 8, pa.decimal128(38, 0)),
+            "decimal.* holds 100000",
+        ),
+    ],
+)
+def test_a_value_that_its_column_would_change_is_refused(values, problem):
+    with pytest.raises(SettingsError, match=f"column no .{problem}.*: convert it to"):
+        in_types(table(no=values))
+
+
+def test_rows_that_ingest_sets_aside_are_not_looked_at():
+    times = [253402300800, -62167219200, *range(6)]
+    times = pa.array(times, pa.timestamp("s", "UTC"))
+    prices = [1.0, 1.0, math.nan, -math.inf, 1.0, 1.0, None, 1.0]
+    rows = in_types(table(ordered_at=times, price=prices))
+    assert sorted(rows["order_id"].to_pylist()) == [4, 5, 6, 7]
+    assert describe(rows, **ROLES)["last"].year == 1970
+
+
+TEXTS = {
+    "int64": ["1", "-20", "0", ""],
+    "double": ["1.50", "-2", "1e300", "", "nan"],
+    "bool": ["true", "false", ""],
+    "timestamp[us, tz=UTC]": ["2026-01-02", "2026-01-02T00:00:00+01:00", ""],
+    "string": [
+        *("7 007", "0007 1.5", "1 +49170", "12345678901234567891 1", "1 0x1F", "1 A1"),
+        *(
+            "9007199254740993 1.5",
+            "2026-01-02T00:00:00 2026-01-02",
+            "10:30 1",
+            "-007 1",
+        ),
+    ],
+}
+
+
+def test_a_csv_gives_text_where_a_number_would_be_another(tmp_path):
+    columns = {
+        kind: (texts * 9)[:9] for kind, texts in TEXTS.items() if kind != "string"
+    }
+    for number, texts in enumerate(TEXTS["string"]):
+        columns[f"string {number}"] = (texts.split() * 9)[:9]
+    rows = list(zip(*columns.values(), strict=True))
+    for number, part in enumerate((rows[:4], rows[4:])):  # types are those of all files
+        lines = [",".join(row) for row in [tuple(columns), *part]]
+        lines = [
+            line.replace("timestamp[us, tz=UTC]", '"timestamp[us, tz=UTC]"')
+            for line in lines
+        ]
+        text = "\ufeff" + "\n".join(lines) + "\n"
+        (tmp_path / f"{number}.csv").write_text(text, "utf-8")
+    types = {field.name: str(field.type) for field in read(str(tmp_path)).schema}
+    assert types == {
+        name: name.partition(" 0")[0] if "[" in name else name.split()[0]
+        for name in columns
+    }
+    codes = in_types(
+        table(customer_id=["7", "007"] * 4, city=["12345678901234567891"] * 8)
+    )
+    assert describe(codes, **ROLES)["codes"] == ["customer_id", "city"]
 
 
 @pytest.fixture

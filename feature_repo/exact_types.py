@@ -1,0 +1,194 @@
+"""Values in the types of a dataset's columns, and rows that these do not hold.
+
+A type holds a value if no other value of the source becomes the same one in it.
+"""
+
+import json
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import ibis
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo.broker import EARLIEST, LATEST
+from feature_repo.definition import Dataset
+
+UTC_TIME = pa.timestamp("us", "UTC")
+TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
+YEARS = "a year from 2 to 9998"
+WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
+WHOLE_NUMBER = r"^(0|-?[1-9]\d*)$"
+CODE = r"^[+-]?0\d|^\+"
+"""Begins a text that another text names as a number: 007 and 7."""
+EXACT_DOUBLE = 2.0**53
+"""From here on a double stands for several whole numbers."""
+UNREADABLE = pa.field(
+    "unreadable row", pa.struct({"row": pa.string(), "problem": pa.string()})
+)
+"""The last column of a batch: an UnreadableRow, or null."""
+
+
+class UnreadableRow(NamedTuple):
+    """A row with a value that the type of its column does not hold.
+
+    Args:
+        row: JSON; such values are texts of what the source has.
+        problem: The columns, with what was expected and found.
+
+    """
+
+    row: str
+    problem: str
+
+
+def type_of(source_type: pa.DataType) -> pa.DataType | None:
+    """Return the type that a dataset gives to a column of a source; None if it can take none."""
+    try:
+        kind: Any = ibis.dtype(source_type)
+    except (KeyError, ValueError):  # Ibis has no such type
+        return None
+    if kind.is_integer() or (kind.is_decimal() and kind.scale == 0):
+        return pa.int64()
+    if kind.is_numeric():
+        return pa.float64()
+    if kind.is_boolean():
+        return pa.bool_()
+    if kind.is_string():
+        return pa.string()
+    is_time = kind.is_date() or (kind.is_timestamp() and kind.timezone)
+    return UTC_TIME if is_time else None
+
+
+def exact_values(
+    column: pa.Array, kind: pa.DataType, *, is_identity: bool = False
+) -> pa.Array:
+    """Return a column in another type, null where that type does not hold the value.
+
+    Args:
+        column: Of a source; texts are of a CSV.
+        kind: Type of a dataset's column.
+        is_identity: Different texts have to stay different: 007 is not 7.
+
+    """
+    is_text = pa.types.is_string(column.type)
+    values = _cast(_with_offsets(column, kind) if is_text else column, kind)
+    is_exact = pa.scalar(True)  # noqa: FBT003
+    if is_identity and is_text and pa.types.is_integer(kind):
+        is_exact = pc.match_substring_regex(column, WHOLE_NUMBER)
+    elif pa.types.is_floating(column.type) and pa.types.is_integer(kind):
+        largest = {16: 2.0**11, 32: 2.0**24, 64: EXACT_DOUBLE}[column.type.bit_width]
+        is_exact = pc.less(pc.abs(column), largest)
+    elif is_identity and pa.types.is_floating(kind):
+        is_exact = pc.less(pc.abs(values), EXACT_DOUBLE)
+    return _where(is_exact, values)
+
+
+def within_limits(values: pa.Array) -> pa.Array:
+    """Return values, null where a number is not finite or a time not within YEARS."""
+    if pa.types.is_floating(values.type):
+        return _where(pc.is_finite(values), values)
+    if pa.types.is_timestamp(values.type):
+        is_late_enough = pc.greater_equal(values, pa.scalar(EARLIEST))
+        is_early_enough = pc.less(values, pa.scalar(LATEST))
+        return _where(pc.and_(is_late_enough, is_early_enough), values)
+    return values
+
+
+def _where(condition: Any, values: pa.Array) -> pa.Array:
+    """Return values, null where the condition is false."""
+    if pc.all(condition).as_py():  # mostly; it saves a copy
+        return values
+    return pc.if_else(condition, values, pa.scalar(None, values.type))
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Cast values, each to null that Arrow would have to change; it does not say which they are."""
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        if len(column) == 1:
+            return pa.nulls(1, kind)
+    middle = len(column) // 2
+    halves = [_cast(column[:middle], kind), _cast(column[middle:], kind)]
+    return pa.concat_arrays(halves)
+
+
+def inferred(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of CSVs in the first type that holds all its texts; a code stays a text."""
+    is_code = pc.match_substring_regex(texts, CODE)
+    numbers = [] if pc.any(is_code).as_py() else [pa.int64(), pa.float64()]
+    is_whole = pc.match_substring_regex(texts, WHOLE_NUMBER)
+    if texts.null_count == len(texts):
+        return texts
+    for kind in (*numbers, pa.bool_(), UTC_TIME):
+        try:
+            values = _with_offsets(texts, kind).cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        is_exact = pa.scalar(True)  # noqa: FBT003
+        if kind == pa.int64():
+            is_exact = is_whole
+        elif kind == pa.float64():  # of a whole number that int64 does not hold
+            is_exact = pc.invert(is_whole)
+            is_exact = pc.or_(is_exact, pc.less(pc.abs(values), EXACT_DOUBLE))
+        if pc.all(is_exact).as_py():
+            return values
+    return texts
+
+
+def _with_offsets(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return texts of times with an offset, also where they are whole days."""
+    if not pa.types.is_timestamp(kind):
+        return texts
+    return pc.replace_substring_regex(texts, WHOLE_DAY, r"\1T00:00:00Z")
+
+
+def type_problem(field: pa.Field, source_type: pa.DataType) -> str:
+    """Say that a column of the source has another type than the dataset's."""
+    expected = TIME_WORDS if field.type == UTC_TIME else field.type
+    return f"column {field.name}: expected {expected}, found {source_type}"
+
+
+def in_schema(
+    batch: pa.RecordBatch, dataset: Dataset, problems: dict[str, str | None]
+) -> pa.RecordBatch:
+    """Return rows with the dataset's columns and UNREADABLE.
+
+    problems: gets, for each column of which no value is of its type, what the first one is.
+    """
+    columns = []
+    row_texts: dict[int, dict[str, str]] = defaultdict(dict)
+    row_problems: dict[int, list[str]] = defaultdict(list)
+    for field in dataset.schema:
+        column = batch[field.name]
+        is_identity = field.name in {*dataset.key, dataset.entity}
+        typed_values = exact_values(column, field.type, is_identity=is_identity)
+        values = within_limits(typed_values)
+        columns.append(values)
+        if typed_values.null_count < len(batch):
+            problems[field.name] = None
+        if values.null_count == column.null_count:
+            continue
+        is_unreadable = pc.and_(column.is_valid(), values.is_null())
+        positions = pc.indices_nonzero(is_unreadable)
+        unreadable_values = column.take(positions).to_numpy(zero_copy_only=False)
+        for position, value in zip(
+            positions.to_pylist(), unreadable_values, strict=True
+        ):
+            text = str(value)  # of any year
+            problem = f"{type_problem(field, column.type)}: {text!r}"
+            if typed_values[position].is_valid:
+                limit = YEARS if field.type == UTC_TIME else "a finite number"
+                problem += f", which is not {limit}"
+            else:
+                problems.setdefault(field.name, problem)
+            row_texts[position][field.name] = text
+            row_problems[position].append(problem)
+    rows = pa.RecordBatch.from_arrays(columns, schema=dataset.schema)
+    marks: list[dict[str, str] | None] = [None] * len(batch)
+    for position, texts in row_texts.items():
+        (row,) = rows.slice(position, 1).to_pylist()
+        text = json.dumps(row | texts, default=str, sort_keys=True)
+        marks[position] = {"row": text, "problem": "; ".join(row_problems[position])}
+    return rows.append_column(UNREADABLE, pa.array(marks, UNREADABLE.type))
