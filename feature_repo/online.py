@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 import feast
@@ -16,8 +17,6 @@ from feature_repo.service import AS_OF, PublishedService
 from feature_repo.store import open_store
 
 READ_TIMEOUT_SECONDS = 0.05
-Key = tuple[tuple[str, Any], ...]
-"""Join keys and their values, by name."""
 
 
 class OnlineFeatures:
@@ -81,9 +80,9 @@ class OnlineFeatures:
         if not self._service.stored:
             return True
         for view in self._service.stored:
-            columns = view.projection.join_key_map
-            values = {name: key[columns.get(name, name)] for name in view.join_keys}
-            if (view.projection.name_to_use(), _sorted(values)) in self._online.present:
+            names = view.projection.join_key_map
+            values = [key[names.get(name, name)] for name in sorted(view.join_keys)]
+            if (view.projection.name_to_use(), *values) in self._online.present:
                 return True
         return False
 
@@ -108,14 +107,14 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
 
     Attributes:
         as_of: Aware UTC.
-        present: Views and keys that had a row.
+        present: Of each row that there was its view and the values of its sorted join keys.
 
     """
 
     def __init__(self, store: OnlineStore) -> None:
         self._store = store
         self.as_of = datetime.now(UTC)
-        self.present: set[tuple[str, Key]] = set()
+        self.present: set[tuple[Any, ...]] = set()
 
     def online_read(
         self, config: Any, table: Any, entity_keys: Any, **options: Any
@@ -123,11 +122,11 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
         stored = self._store.online_read(config, table, entity_keys, **options)
         rows: list[Any] = []
         for key, (time, values) in zip(entity_keys, stored, strict=True):
-            is_present = time is not None and not is_deleted(time, values)
+            is_present = has_row(time, values)
             if is_present and table.ttl:
                 is_present = time >= self.as_of - table.ttl
             if is_present:
-                self.present.add((table.projection.name_to_use(), _key(key)))
+                self.present.add((table.projection.name_to_use(), *_values(key)))
             rows.append((time, values) if is_present else (None, None))
         return rows
 
@@ -137,16 +136,20 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
     online_write_batch = update = teardown = _read_only
 
 
-def is_deleted(time: datetime, values: Mapping[str, Any]) -> bool:
-    """Whether a row stands for none: see `OnlineValues`, as Feast cannot delete."""
-    is_null = all(value.WhichOneof("val") is None for value in values.values())
-    return is_null and time == BEGINNING
+def has_row(time: datetime | None, values: Mapping[str, Any]) -> bool:
+    """Whether what Feast read of a key is a row.
+
+    Of a key without one, Feast's Redis store reads nulls of BEGINNING. In a store of which Feast
+    cannot delete, `OnlineValues` writes them.
+    """
+    if time is None or time > BEGINNING:
+        return time is not None
+    return any(value.WhichOneof("val") for value in values.values())
 
 
-def _key(proto: EntityKey) -> Key:
-    values = [getattr(value, value.WhichOneof("val")) for value in proto.entity_values]
-    return _sorted(dict(zip(proto.join_keys, values, strict=True)))
-
-
-def _sorted(values: Mapping[str, Any]) -> Key:
-    return tuple(sorted(values.items()))
+def _values(key: EntityKey) -> list[Any]:
+    """Return the values of join keys, in the order of their sorted names."""
+    pairs = sorted(
+        zip(key.join_keys, key.entity_values, strict=True), key=itemgetter(0)
+    )
+    return [getattr(value, value.WhichOneof("val")) for _, value in pairs]

@@ -42,11 +42,6 @@ def ahead_key(project: str, view: str) -> str:
     return f"gyre:ahead:{project}:{view}"
 
 
-def taken_key(project: str, view: str) -> str:
-    """Return the Redis key of the set of these keys that a refresh under way writes again."""
-    return f"{ahead_key(project, view)}:taken"
-
-
 def ends_key(project: str, dataset: str) -> str:
     """Return the Redis key of the sorted set of the keys whose windows end."""
     return f"gyre:window-ends:{project}:{dataset}"

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import FeatureView
 from feast.errors import FeastObjectNotFoundException
+from feast.infra.key_encoding_utils import deserialize_entity_key
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
 from core.locks import ONLINE_LOCK, one_writer
@@ -22,19 +23,17 @@ from core.storage import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.entities import ViewValues, compute_view, raw_rows
+from feature_repo.online import has_row
 from feature_repo.online_state import (
     OnlineState,
     ahead_key,
     read_state,
     state_key,
-    taken_key,
 )
 from feature_repo.online_writer import (
     KeyValues,
     connect_redis,
     delete_rows,
-    entity_key,
-    hash_fields,
     hash_names,
     key_text,
     key_values,
@@ -190,36 +189,22 @@ class OnlineValues:
             if version is not None and version >= raw_version
         }
 
-    def keys_of_consumer(self, view: str, keys: Sequence[KeyValues]) -> set[KeyValues]:
-        """Return those of the keys that the consumer wrote since the last refresh ended."""
-        if not keys:
-            return set()
-        texts = [key_text(key) for key in keys]
-        taken = self.redis.smismember(taken_key(self.store.project, view), texts)
-        taken_keys = {
-            key for key, is_member in zip(keys, taken, strict=True) if is_member
-        }
-        return taken_keys | self.keys_ahead(view, keys, 0)
-
     def lost_keys(self, view: str, keys: Sequence[KeyValues]) -> set[KeyValues]:
-        """Return those of the keys of which the store has no row, or Redis not every field."""
+        """Return those of the keys of which the store has no row."""
         feast_view = self.views[view]
         config = self.store.config
-        if self.is_redis:
-            features = [feature.name for feature in feast_view.features]
-            fields = hash_fields(config, feast_view, features)
-            with self.redis.pipeline(transaction=False) as pipe:
-                for name in hash_names(config, feast_view, keys):
-                    pipe.hmget(name, fields)
-                are_whole = [None not in values for values in pipe.execute()]
-        else:
-            entities = [entity_key(feast_view, key) for key in keys]
-            store = self.store.provider.online_store
-            rows = store.online_read(config, feast_view, entities)
-            are_whole = [time is not None for time, _ in rows]
-        return {
-            key for key, is_whole in zip(keys, are_whole, strict=True) if not is_whole
+        names = hash_names(config, feast_view, keys)
+        entities = [
+            deserialize_entity_key(name[: -len(config.project)]) for name in names
+        ]
+        store = self.store.provider.online_store
+        rows = store.online_read(config, feast_view, entities)
+        are_rows = [has_row(time, values) for time, values in rows]
+        lost_keys = {
+            key for key, is_row in zip(keys, are_rows, strict=True) if not is_row
         }
+        # The consumer may have deleted a key that the table still has.
+        return lost_keys - self.keys_ahead(view, sorted(lost_keys), 0)
 
     def stored_keys(self, view: str) -> Iterator[KeyValues]:
         """Yield the keys of all entities that have values of any view with a view's join keys."""

@@ -189,17 +189,6 @@ def hash_names(
     return hashes
 
 
-def entity_key(view: FeatureView, key: KeyValues) -> EntityKey_pb2.EntityKey:
-    """Return join keys as Feast's online stores take them."""
-    values = []
-    for value in key:
-        field = "int64_val" if isinstance(value, int) else "string_val"
-        values.append(Value_pb2.Value(**{field: value}))
-    return EntityKey_pb2.EntityKey(
-        join_keys=sorted(view.join_keys), entity_values=values
-    )
-
-
 def scan_keys(
     redis: Any, config: RepoConfig, view: FeatureView
 ) -> Iterator[tuple[bytes, KeyValues]]:

@@ -30,7 +30,6 @@ from feature_repo.online_state import (
     ahead_key,
     replace_state,
     state_key,
-    taken_key,
 )
 from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import (
@@ -118,7 +117,7 @@ class ViewRefresh:
         self._keys = sorted(self._feast_view.join_keys)
         self._state_key = state_key(online.store.project, view.name)
         self._ahead_key = ahead_key(online.store.project, view.name)
-        self._taken_key = taken_key(online.store.project, view.name)
+        self._taken_key = f"{self._ahead_key}:taken"
 
     def run(self) -> bool:
         """Write what differs; return False where Redis was restarted, or its state changed."""

@@ -206,10 +206,6 @@ class RowReader:
             return self._rows(replies, keys, moments)
         except Exception:  # noqa: BLE001  (a row's failure is not its neighbours')
             if len(keys) == 1:
-                view_replies = self._young_replies(replies, moments)
-                (absent,) = self._absent_views(view_replies, count=1)
-                if self._is_unknown(absent):  # a function may fail at nulls
-                    return [None]
                 UNREADABLE_FEATURES.inc()
                 return [StoredRow({})]
         rows: Rows = []
@@ -220,45 +216,30 @@ class RowReader:
 
     def _rows(self, replies: Sequence[Reply], keys: Keys, moments: Moments) -> Rows:
         columns: Columns = {}
-        view_replies = self._young_replies(replies, moments)
-        for view, of_view in zip(self._views, view_replies, strict=True):
-            columns |= view.columns(of_view)
+        absent_views: list[list[str]] = [[] for _ in keys]
+        for number, view in enumerate(self._views):
+            start = number * len(keys)
+            view_replies = replies[start : start + len(keys)]
+            view_replies = view.young_replies(view_replies, moments)
+            columns |= view.columns(view_replies)
+            for reply, absent in zip(view_replies, absent_views, strict=True):
+                if not any(reply):
+                    absent.append(view.name)
+        view_count = len(self._views)
+        is_known = [not 0 < view_count == len(absent) for absent in absent_views]
+        if not any(is_known):  # a function may fail at nulls
+            return [None] * len(keys)
         if self._functions:
             self._add_outputs(columns, keys, moments)
         rows: Rows = []
         feature_columns = [columns[name] for name in self._features]
         row_values = zip(*feature_columns, strict=True)
-        absent_views = self._absent_views(view_replies, len(keys))
-        for absent, values in zip(absent_views, row_values, strict=True):
+        for absent, is_row, values in zip(
+            absent_views, is_known, row_values, strict=True
+        ):
             features = dict(zip(self._features, values, strict=True))
-            is_unknown = self._is_unknown(absent)
-            rows.append(None if is_unknown else StoredRow(features, tuple(absent)))
+            rows.append(StoredRow(features, tuple(absent)) if is_row else None)
         return rows
-
-    def _young_replies(
-        self, replies: Sequence[Reply], moments: Moments
-    ) -> list[Sequence[Reply]]:
-        """Return the replies of each view: see `ViewReader.young_replies`."""
-        count = len(moments)
-        view_replies = []
-        for number, view in enumerate(self._views):
-            of_view = replies[number * count : (number + 1) * count]
-            view_replies.append(view.young_replies(of_view, moments))
-        return view_replies
-
-    def _absent_views(
-        self, view_replies: Sequence[Sequence[Reply]], count: int
-    ) -> list[list[str]]:
-        """Return of each key the views that have no row of it: see `StoredRow`."""
-        absent_views: list[list[str]] = [[] for _ in range(count)]
-        for view, of_view in zip(self._views, view_replies, strict=True):
-            for reply, absent in zip(of_view, absent_views, strict=True):
-                if not any(reply):
-                    absent.append(view.name)
-        return absent_views
-
-    def _is_unknown(self, absent: Sequence[str]) -> bool:
-        return 0 < len(self._views) == len(absent)
 
     def _add_outputs(self, columns: Columns, keys: Keys, moments: Moments) -> None:
         """Add what the on-demand functions return to the columns of the stored views."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from core.errors import BrokerUnavailableError
+from core.errors import GyreError
 from core.settings import Settings
 from feature_repo.broker import eviction_problem
-from feature_repo.lost_rows import LookedUpView, look_up_known_keys
+from feature_repo.definition import Dataset
+from feature_repo.lost_rows import lost_rows
 from feature_repo.service import PublishedService
 from monitoring.check import CheckResult, Status
 from monitoring.run import MonitoringRun
@@ -18,59 +19,47 @@ def online_store(
     run: MonitoringRun, _reference: Reference | None
 ) -> Iterator[CheckResult]:
     """Look up a sample of the keys that are online, in each view that the model reads."""
-    service = PublishedService(run.settings, run.spec.feature_service)
-    for name, dataset in service.datasets().items():
-        views = look_up_known_keys(run.settings, dataset, [*service.join_keys])
-        yield judge_lost_rows(name, views)
     yield _eviction(run.settings)
+    service = PublishedService(run.settings, run.spec.feature_service)
+    for dataset in service.datasets().values():
+        for view in service.join_keys.keys() & dataset.views.keys():
+            yield _lost_rows(run.settings, dataset, view)
+
+
+def _lost_rows(settings: Settings, dataset: Dataset, view: str) -> CheckResult:
+    """Judge a view: no row may be lost."""
+    value = None
+    status: Status = "unknown"
+    try:
+        keys, lost = lost_rows(settings, dataset, view)
+        value = float(lost)
+        status = "alert" if lost else "ok"
+        words = f"{view}: of {keys} known keys {lost} have no row online"
+    except GyreError as exc:
+        words = f"known keys were not looked up online: {exc}"
+    return CheckResult(
+        name=f"{KIND}/{view}",
+        kind=KIND,
+        status=status,
+        value=value,
+        limit=0.0,
+        words=words,
+        remedy="" if status == "ok" else f"gyre ingest {dataset.name} --full",
+        link=f"/data/{dataset.name}",
+        feature=dataset.name,
+    )
 
 
 def _eviction(settings: Settings) -> CheckResult:
     """Judge whether Redis may drop rows."""
     status: Status = "ok"
+    words = ""
     try:
         problem = eviction_problem(settings)
         if problem:
             status = "alert"
-    except BrokerUnavailableError as exc:
-        problem = str(exc)
+            words = f"Redis: {problem}"
+    except GyreError as exc:
         status = "unknown"
-    return CheckResult(
-        name=f"{KIND}/eviction",
-        kind=KIND,
-        status=status,
-        words=f"Redis: {problem}" if status == "alert" else problem or "",
-        remedy="maxmemory-policy noeviction" if problem else "",
-    )
-
-
-def judge_lost_rows(dataset: str, views: list[LookedUpView]) -> CheckResult:
-    """Judge what was found of the views of a dataset: no row may be lost."""
-    lost = sum(view.lost for view in views)
-    keys = sum(view.keys for view in views)
-    problems = [f"{view.view}: {view.problem}" for view in views if view.problem]
-    words = f"{dataset}: {keys} known keys were looked up online"
-    remedy = ""
-    status: Status = "ok"
-    if problems:
-        status = "unknown"
-        words = (
-            f"{dataset}: known keys were not looked up online: {'; '.join(problems)}"
-        )
-        remedy = f"gyre ingest {dataset}"
-    if lost:
-        status = "alert"
-        words = f"{dataset}: of {keys} known keys {lost} are not online any more"
-        remedy = f"gyre ingest {dataset} --full"
-    return CheckResult(
-        name=f"{KIND}/{dataset}",
-        kind=KIND,
-        status=status,
-        value=None if problems and not lost else float(lost),
-        limit=0.0,
-        words=words,
-        remedy=remedy,
-        link=f"/data/{dataset}",
-        feature=dataset,
-        incident=f"{dataset}: rows are lost online" if lost else "",
-    )
+        words = str(exc)
+    return CheckResult(name=f"{KIND}/eviction", kind=KIND, status=status, words=words)

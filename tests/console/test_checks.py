@@ -179,9 +179,10 @@ def test_each_check_names_the_problem_and_the_remedy(status, name, expected, wor
 
 def test_lost_rows_are_a_problem_though_there_are_too_few_answers_for_a_verdict():
     lost = CheckResult(
-        name="online_store/orders", kind="online_store", status="alert", value=7.0,
-        words="orders: of 700 known keys 7 are not online any more",
-        remedy="gyre ingest orders --full", incident="orders: rows are lost online",
+        name="online_store/customer_features", kind="online_store", status="alert", value=7.0,
+        words="customer_features: of 700 known keys 7 have no row online",
+        remedy="gyre ingest orders --full",
+        incident="online_store/customer_features of version 2: alert",
     )  # fmt: skip
     few = replace(DECISION, verdict="insufficient_data", words="12 entities")
     alert = ALERT | {"cause": lost.incident}
