@@ -49,6 +49,7 @@ class PublishedService:
     """A feature service in Feast's registry, with the views that it reads.
 
     Attributes:
+        settings: Of the installation.
         feast_service: The service as Feast has it.
         stored: Views that it or one of its on-demand views reads. The projection of each holds
             every feature that is read of it.
@@ -77,7 +78,7 @@ class PublishedService:
             DataError: The service, or one of its views, is not published.
 
         """
-        self._settings = settings
+        self.settings = settings
         self.store = store or open_store(settings)
         self.name = name
         try:
@@ -150,7 +151,7 @@ class PublishedService:
 
         """
         for view in self.stored:
-            problem = _unbuilt(self._settings, view)
+            problem = _unbuilt(self.settings, view)
             if problem:
                 raise DataError(problem)
         job = self.store.get_historical_features(

@@ -203,6 +203,8 @@ class Windows:
         windows: The features.
         derived: Features made of other features of the same row, such as
             `_.spend_30d / _.orders_30d`. One with the name of a window takes its place.
+        delay: How long a row takes at most until it is known. Features are so much older, in
+            training and online alike: what arrives in time is missing in neither.
 
     """
 
@@ -210,6 +212,13 @@ class Windows:
     time: str
     windows: Sequence[Window]
     derived: Mapping[str, Any] = field(default_factory=dict)
+    delay: timedelta = timedelta(0)
+
+    def __post_init__(self) -> None:
+        if self.delay < timedelta(0):
+            raise ValueError(
+                f"windows of {self.entity}: expected a delay of 0 or more, found {self.delay}"
+            )
 
     def __call__(self, rows: ir.Table) -> ir.Table:
         """Return the view's rows, one per entity and change point, future ones included.
@@ -232,7 +241,7 @@ class Windows:
         is_last = instant != instant.lead().over(history)
         view = points.select(
             self.entity,
-            event_timestamp=_time(instant),
+            event_timestamp=self._known_from(instant),
             created=created.over(history),
             _is_last=is_last.fill_null(True),  # noqa: FBT003
             **features,
@@ -246,7 +255,7 @@ class Windows:
         Beside it there is a row with the time of the first one after it, and these same features.
         To compute all rows of an entity takes a hundred times longer.
         """
-        moment = microseconds(until)
+        moment = microseconds(until - self.delay)
         points = self._points(rows)
         periods = [window.period for window in self.windows if window.period]
         if len(periods) == len(self.windows):
@@ -266,9 +275,15 @@ class Windows:
         view = due_points.group_by(self.entity).agg(
             _instants=ibis.array([last, following]), created=created, **features
         )
-        view = view.mutate(event_timestamp=_time(view["_instants"].unnest()))
+        view = view.mutate(event_timestamp=self._known_from(view["_instants"].unnest()))
         view = view.filter(view.event_timestamp.notnull()).drop("_instants")
         return view.mutate(**self.derived)
+
+    def _known_from(self, instants: Any) -> Any:
+        """Return the times from which on the values of some instants are known."""
+        if self.delay:
+            instants = instants + self.delay // MICROSECOND
+        return _time(instants)
 
     def _points(self, rows: ir.Table) -> ir.Table:
         """Return each raw row as it arrives (age 0) and once more as it leaves each window."""

@@ -12,12 +12,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from pydantic_core import to_jsonable_python
 from scipy.stats import binomtest
 
 from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
+from feature_repo.arrived_rows import arrived_features
+from feature_repo.datasets import dataset_of
 from feature_repo.parity import same
 from feature_repo.service import PublishedService
 from mlflow_server.pyfunc import read_version
@@ -31,8 +34,8 @@ from training.reference import Reference
 
 SAMPLE_VECTORS = 1_000
 DELAYS = (timedelta(0), timedelta(hours=1), timedelta(seconds=2))
-"""How late an online value may be: a row that comes is online within the hour, as ingest is hourly;
-a window that ends within 2 s (docs/monitoring.md)."""
+"""How late an online value may be, after a row has arrived and after a window has ended: ingest is
+hourly, a window that ends is written within 2 s (docs/monitoring.md)."""
 LIMIT = 0.01
 """Share of vectors with another value, as the rows of an hour may come in several steps."""
 SIGNIFICANCE = 0.001
@@ -108,6 +111,9 @@ def compare_offline(
 ) -> list[set[str]]:
     """Return the features of each vector that have no offline value of the moment, or of DELAYS.
 
+    What differs from the values of all rows that are known today is compared once more, with those
+    of the rows that had arrived.
+
     Raises:
         DataError: The offline values cannot be read.
 
@@ -124,17 +130,42 @@ def compare_offline(
     moments = pd.Series([vector.moment for vector in vectors])
     for delay in DELAYS:
         frame = keys.assign(event_timestamp=moments - delay)
-        offline = service.historical(frame).sort_by("position").select(names)
-        # As serving logs them.
-        offline_rows = to_jsonable_python(offline.to_pylist(), inf_nan_mode="null")
-        for vector, row, differing in zip(
-            vectors, offline_rows, differing_features, strict=True
-        ):
-            for name in list(differing):
-                logged = vector.features[name]
-                if same(row[name], None if logged == MISSING else logged):
-                    differing.remove(name)
+        offline = service.historical(frame).sort_by("position")
+        _remove_equal(differing_features, vectors, offline)
+    is_open = pd.Series([bool(features) for features in differing_features])
+    has_foreign_view = None in map(dataset_of, service.join_keys)
+    if has_foreign_view or not is_open.any():
+        return differing_features
+    frames = [
+        keys.assign(event_timestamp=moments - delay, _known_at=moments - arrival)[
+            is_open
+        ]
+        for arrival in DELAYS
+        for delay in DELAYS
+    ]
+    asked = pa.Table.from_pandas(pd.concat(frames), preserve_index=False)
+    known = arrived_features(service, asked)
+    _remove_equal(differing_features, vectors, known)
     return differing_features
+
+
+def _remove_equal(
+    differing_features: Sequence[set[str]],
+    vectors: Sequence[Vector],
+    offline: pa.Table,
+) -> None:
+    """Remove the features whose offline value was logged; `position` says of which vector."""
+    names = sorted(set().union(*differing_features))
+    # As serving logs them.
+    rows = to_jsonable_python(
+        offline.select(["position", *names]).to_pylist(), inf_nan_mode="null"
+    )
+    for row in rows:
+        differing = differing_features[row["position"]]
+        for name in list(differing):
+            logged = vectors[row["position"]].features[name]
+            if same(row[name], None if logged == MISSING else logged):
+                differing.remove(name)
 
 
 def judge_skew(
