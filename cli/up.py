@@ -9,7 +9,7 @@ import httpx
 from filelock import FileLock
 
 from cli.terminal import OUT, progress, tell
-from core.errors import RegistryError, StackError
+from core.errors import RegistryError, RegistryUnavailableError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
@@ -19,6 +19,7 @@ from monitoring.serving_status import read_statuses
 from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
+from stack.processes import READY_SECONDS
 from stack.programs import started
 
 FRESH = timedelta(hours=1)
@@ -48,17 +49,21 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     with FileLock(settings.home / "run" / "up.lock"):
         prepare(settings)
         tell("processes and features …")
-        with started(settings, tell), AirflowApi(settings) as airflow:
+        with started(settings, tell), _airflow(settings) as airflow:
             tell(f"  processes and features: {time.monotonic() - began:.1f} s")
             airflow.pool(WRITE_POOL, 1)
             with _step("ingest"):
                 _ingest(settings, airflow)
-        with AirflowApi(settings) as airflow:
+        with _airflow(settings) as airflow:
             outcomes = _models(settings, airflow, as_of)
     left_out = [f"left out: {problem}" for problem in broken_specs()]
     seconds = time.monotonic() - began
     tell("\n  ".join([f"ready in {seconds:.0f} s", *left_out, *outcomes]))
     _addresses(settings)
+
+
+def _airflow(settings: Settings) -> AirflowApi:
+    return AirflowApi(settings, patience=READY_SECONDS)
 
 
 @contextmanager
@@ -109,14 +114,7 @@ def _models(
     silent: list[str] = []
     for spec in load_specs():
         try:
-            with _step(f"model {spec.name}"):
-                version = _production(settings, airflow, spec, as_of)
-                _reconcile(settings, spec.name)
-            with _step(f"prediction of {spec.name}"):
-                _predict(settings, spec)
-            runs = Pages(settings).experiment(spec.experiment)
-            line = f"{spec.name}: version {version} is in production; runs: {runs}"
-            answering.append(line)
+            answering.append(_model(settings, airflow, spec, as_of))
         except (StackError, RegistryError) as exc:
             silent.append(f"{spec.name}: {exc}")
     if not answering:
@@ -124,6 +122,28 @@ def _models(
         then = "no model answers; the stack stays up: gyre status"
         raise StackError("\n".join([*silent, then]))
     return answering + silent
+
+
+def _model(
+    settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: datetime | None
+) -> str:
+    """Have a model answer, again while MLflow is too busy to; say which version does."""
+    until = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            with _step(f"model {spec.name}"):
+                version = _production(settings, airflow, spec, as_of)
+                _reconcile(settings, spec.name)
+            with _step(f"prediction of {spec.name}"):
+                _predict(settings, spec)
+            runs = Pages(settings).experiment(spec.experiment)
+        except RegistryUnavailableError as exc:
+            if time.monotonic() > until:
+                raise
+            tell(f"    {exc}")
+            time.sleep(1)
+            continue
+        return f"{spec.name}: version {version} is in production; runs: {runs}"
 
 
 def _production(

@@ -37,6 +37,10 @@ class RegistryError(GyreError):
     """MLflow cannot be reached, or holds no such model or version."""
 
 
+class RegistryUnavailableError(RegistryError):
+    """MLflow does not answer, or not in time."""
+
+
 class ArtifactError(RegistryError):
     """MLflow answers, and does not return a file of a version."""
 

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from core.errors import ArtifactError, RegistryError
+from core.errors import ArtifactError, RegistryError, RegistryUnavailableError
 from core.settings import Settings
 
 TIMEOUT_SECONDS = 5
@@ -80,4 +80,4 @@ def _send(
     except urllib3.exceptions.HTTPError as exc:
         reason = str(exc).rpartition(": ")[2]
         problem = f"MLflow does not answer (is it up?): {address}: {reason}"
-        raise RegistryError(problem) from exc
+        raise RegistryUnavailableError(problem) from exc

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import httpx
@@ -32,9 +33,19 @@ class AirflowTimeoutError(StackError):
 
 
 class AirflowApi:
-    """One login, one request at a time. Every failure is a StackError with one clear line."""
+    """One login, one request at a time. Every failure is a StackError with one clear line.
 
-    def __init__(self, settings: Settings, timeout: float = 30.0) -> None:
+    Args:
+        settings: Of the stack.
+        timeout: Seconds that one request may take.
+        patience: Seconds in which a request without an answer is sent again.
+
+    """
+
+    def __init__(
+        self, settings: Settings, timeout: float = 30.0, patience: float = 0.0
+    ) -> None:
+        self._patience = patience
         self._http = httpx.Client(
             base_url=settings.airflow_address,
             timeout=timeout,
@@ -51,11 +62,14 @@ class AirflowApi:
         self._http.close()
 
     def trigger(self, dag: str, conf: dict[str, Any]) -> str:
-        """Start a run; wait for a DAG that is not parsed yet. Return its id."""
-        body = {"logical_date": None, "conf": conf}
+        """Start a run, once; wait for a DAG that is not parsed yet. Return its id."""
+        run = f"manual__{datetime.now(UTC).isoformat()}"
+        body = {"dag_run_id": run, "logical_date": None, "conf": conf}
         until = time.monotonic() + PARSE_SECONDS
         while True:
             answer = self._send("POST", f"/dags/{dag}/dagRuns", json=body)
+            if answer.status_code == httpx.codes.CONFLICT:  # of a lost answer
+                return run
             if answer.status_code != httpx.codes.NOT_FOUND or time.monotonic() > until:
                 return str(self._checked(answer)["dag_run_id"])
             time.sleep(0.5)
@@ -152,16 +166,21 @@ class AirflowApi:
         return self._checked(self._send("GET", path, params=query))
 
     def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
-        try:
-            if "Authorization" not in self._http.headers:
-                token = self._checked(self._http.post("/auth/token", json=self._login))
-                self._http.headers["Authorization"] = f"Bearer {token['access_token']}"
-            return self._http.request(method, f"/api/v2{path}", **more)
-        except httpx.HTTPError as exc:
-            is_timeout = isinstance(exc, httpx.TimeoutException)
-            error = AirflowTimeoutError if is_timeout else StackError
-            problem = f"Airflow at {self._http.base_url} does not answer: {exc}"
-            raise error(problem) from exc
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                if "Authorization" not in self._http.headers:
+                    answer = self._http.post("/auth/token", json=self._login)
+                    token = self._checked(answer)["access_token"]
+                    self._http.headers["Authorization"] = f"Bearer {token}"
+                return self._http.request(method, f"/api/v2{path}", **more)
+            except httpx.HTTPError as exc:
+                if time.monotonic() > until:
+                    is_timeout = isinstance(exc, httpx.TimeoutException)
+                    error = AirflowTimeoutError if is_timeout else StackError
+                    problem = f"Airflow at {self._http.base_url} does not answer: {exc}"
+                    raise error(problem) from exc
+            time.sleep(0.5)
 
     @staticmethod
     def _checked(answer: httpx.Response) -> dict[str, Any]:
