@@ -116,8 +116,8 @@ def read(address: str) -> pa.Table:
         DataError: The source cannot be read.
 
     """
-    typed_tables = []
-    text_tables = []
+    typed_tables: list[pa.Table] = []
+    text_tables: list[pa.Table] = []
     for file in _files(address):
         with _reading(file), _open(file) as source:
             _require_names(source.rows.schema.names)
