@@ -170,6 +170,7 @@ def describe(
         "filled": sorted({*key, entity, time, *without_null}, key=list(types).index),
         "amounts": amounts[:MOST_AMOUNTS],
         "codes": codes,
+        "largest": LARGEST_AMOUNT,
         "horizon": days,
         "first_year": min(1990, span["min"].year),
         "last": span["max"],

@@ -22,7 +22,9 @@ def ingest(
     full: Annotated[
         bool,
         typer.Option(
-            "--full", help="Read all of the source, and write every value online again."
+            "--full",
+            help="Read all of the source, write every value online again, and move rows that "
+            "break a view to quarantine.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -164,7 +166,8 @@ def release_quarantined(
 ) -> None:
     """Let the rows in quarantine that pass the rules of today into the dataset.
 
-    Only where it has no row of their key. The next ingest computes features of them.
+    Only where it has no row of their key. The next ingest computes features of them. It accepts by
+    itself what the source delivers again.
     """
     log_to_stderr()
     settings = load_settings()

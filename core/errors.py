@@ -29,6 +29,10 @@ class BatchRejectedError(DataError):
     """A whole batch failed its expectations and stopped before the tables."""
 
 
+class UncomputableError(DataError):
+    """A view cannot be computed from a row that is in the raw table."""
+
+
 class TrainingError(GyreError):
     """A training run cannot go on (no matured label, one class, no estimator)."""
 

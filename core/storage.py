@@ -251,6 +251,18 @@ class Table:
             "replaced": metrics["num_target_rows_updated"],
         }
 
+    def remove(self, rows: pa.Table, key: Sequence[str]) -> None:
+        """Delete the rows that have the key of one of `rows`. Again changes nothing."""
+        is_same = [
+            f"old.{name} IS NOT DISTINCT FROM new.{name}" for name in map(quoted, key)
+        ]
+        if rows.num_rows:
+            with self.writing():
+                merger = self._open().merge(
+                    rows.select(key), " AND ".join(is_same), "new", "old"
+                )
+                merger.when_matched_delete().execute()
+
     def insert(self, rows: pa.Table, key: str, beside: str | None = None) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing.
 
@@ -589,8 +601,8 @@ def rows_at(
         raise DataError("a Delta table below a folder with % cannot be read: rename it")
     condition = None
     if event_time:
-        name = event_time.replace('"', '""')
-        condition = f"\"{name}\" > '{since}'"
+        name = quoted(event_time)
+        condition = f"{name} > '{since}' OR {name} IS NULL"
     try:
         table = DeltaTable(folder)
         rows = pa.RecordBatchReader.from_stream(table.scan(predicate=condition))

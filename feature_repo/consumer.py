@@ -32,12 +32,20 @@ from core.user_code import change_times, in_one_line
 from feature_repo.broker import Entry, Stream, event_schema, redis_problem
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.entities import VALUE_ERRORS, Row, ViewValues, key_of, raw_rows
+from feature_repo.entities import (
+    VALUE_ERRORS,
+    Row,
+    ViewValues,
+    key_of,
+    raw_rows,
+    value_error,
+)
 from feature_repo.features import raw_table
 from feature_repo.forgotten import forgotten
 from feature_repo.online_values import OnlineValues
 from feature_repo.quarantine import (
     as_json,
+    leave_quarantine,
     quarantine,
     quarantine_entries,
     quarantine_table,
@@ -222,7 +230,8 @@ class EventConsumer:
             )
             self._set_aside([text], entry.arrival, exc)
             return []
-        arrival = {"ingested_at": entry.arrival, "superseded": None}
+        # Not null: the source's word of the same key, set aside before, is older.
+        arrival = {"ingested_at": entry.arrival, "superseded": ""}
         return [event | arrival for event in events]
 
     def _process(self, batch: Mapping[Entry, list[Row]], *, is_last_try: bool) -> None:
@@ -275,6 +284,7 @@ class EventConsumer:
             with one_writer(self._settings, self._raw.name):
                 values = self._merge(good_rows, now)
                 raw_version = self._raw.version
+            leave_quarantine(self._quarantine, as_json(self._source_rows(good_rows)))
             self._online.write(values, raw_version)
             self._window_ends.add(values)
 
@@ -306,15 +316,30 @@ class EventConsumer:
             kept_rows = raw_rows(
                 self._raw, [entity], entity_keys, replaced=new_rows.select(key)
             )
-            values = self._online.compute(
-                pa.concat_tables([kept_rows, new_rows]),
-                pa.concat_tables([kept_rows, former_rows]),
-                max(now, datetime.now(UTC)),
-            )
+            moment = max(now, datetime.now(UTC))
+            try:
+                values = self._online.compute(
+                    pa.concat_tables([kept_rows, new_rows]),
+                    pa.concat_tables([kept_rows, former_rows]),
+                    moment,
+                )
+            except VALUE_ERRORS:
+                problem = self._stored_problem(kept_rows, moment)
+                if problem is None:
+                    raise
+                logger.warning("%s: events are not online yet: %s", self.name, problem)
         if changed_rows:
             columns = self._dataset.schema.names
             self._raw.merge(self._raw_rows(changed_rows), key, columns, "ingested_at")
         return values
+
+    def _stored_problem(self, rows: pa.Table, moment: datetime) -> str | None:
+        """Say why views cannot be computed from rows of the table; None if they can."""
+        try:
+            self._online.compute(rows, rows, moment)
+        except VALUE_ERRORS as exc:
+            return f"{value_error(exc)}; run: gyre ingest {self.name} --full"
+        return None
 
     def _supersedes(self, row: Row, old: Row | None) -> bool:
         """Whether a row is new; one that corrects an old row notes it as superseded."""

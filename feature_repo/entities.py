@@ -25,6 +25,12 @@ VALUE_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, pa.ArrowInvalid)
 """What an expression raises at a value that it cannot take."""
 
 
+def value_error(exc: Exception) -> str:
+    """Return what an expression raised, in one line."""
+    message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
+    return " ".join(message.split())
+
+
 @dataclass(frozen=True)
 class ViewValues:
     """Values of some entities in one view.

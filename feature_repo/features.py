@@ -21,7 +21,8 @@ def raw_table(settings: Settings, dataset: Dataset) -> Table:
     """Return the rows of a dataset as they became known.
 
     Columns are those of the source, `ingested_at`, and `superseded`: of an event that corrected a
-    row that row as JSON. The source may still deliver it, and then it is not new.
+    row that row as JSON. The source may still deliver it, and then it is not new. It is "" for
+    another event, and null for a row of the source.
     """
     return Table(settings, f"raw/{dataset.name}", raw_schema(dataset))
 

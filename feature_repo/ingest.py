@@ -8,12 +8,13 @@ ingest (feature_repo/consumer.py), also while it is under way.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import BatchRejectedError
+from core.errors import BatchRejectedError, UncomputableError
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -30,6 +31,7 @@ from feature_repo.materialization import (
     notice_materialization_by_hand,
     record_intervals,
 )
+from feature_repo.quarantine import heal
 from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.source import pull
@@ -54,12 +56,14 @@ def ingest(
         name: Name of the dataset.
         as_of: Aware UTC, up to when the source is read.
         full: Read all of the source, not only its newest rows, as the first ingest of a day (UTC)
-            does: it finds what was corrected before the look-back. And write every value online
-            again, as the store may have lost some.
+            does: it finds what was corrected before the look-back. Write every value online again,
+            as the store may have lost some. Rows of the table that views cannot be computed from go
+            to quarantine.
 
     Raises:
         BatchRejectedError: The batch broke a rule as a whole; tables and features are as before.
         DefinitionChangedError: See `catch_up`; the rows are in the table.
+        UncomputableError: See `write_views`; the rows are in the table.
         DataError: Source or table cannot be read or written, or another ingest goes on.
 
     """
@@ -74,7 +78,15 @@ def ingest(
         except BatchRejectedError as exc:
             write_record(settings, dataset, as_of, str(exc), passed=False)
             raise
-        catch_up(settings, dataset, raw, as_of, full=full)
+        try:
+            catch_up(settings, dataset, raw, as_of, full=full)
+        except UncomputableError:
+            moved_count = heal(settings, dataset, as_of) if full else 0
+            if not moved_count:
+                raise
+            quarantined = report.quarantined + moved_count
+            report = replace(report, quarantined=quarantined, table_version=raw.version)
+            catch_up(settings, dataset, raw, as_of, full=full)
         write_record(settings, dataset, as_of, "; ".join(report.warnings))
     return report
 
@@ -116,14 +128,14 @@ def whole_history(
             problems = [row.problem for row in unreadable]
             stop_if_many(settings, dataset, problems, all_rows.num_rows + len(problems))
             rows = part(dataset, all_rows)
+            until = as_of
             if dataset.source_name not in settings.sources:
-                as_of = pc.max(rows[dataset.event_time]).as_py()
-            report = land(history, dataset, rows.to_reader(), as_of)
+                until = pc.max(rows[dataset.event_time]).as_py()
+            report = land(history, dataset, rows.to_reader(), until)
             for warning in report.warnings:
                 logger.warning("%s: %s", dataset.name, warning)
             write_views(history, dataset, raw_table(history, dataset))
-        newest = raw_table(history, label).newest(label.event_time)
-        yield history, min(as_of, newest or as_of)
+        yield history, raw_table(history, label).newest(label.event_time) or as_of
 
 
 def catch_up(
@@ -167,4 +179,5 @@ def _read_from(
     watermark = read_record(settings, dataset.name).watermark
     if newest is None or watermark is None or watermark.date() < as_of.date():
         return None
-    return min(newest, as_of) - dataset.look_back
+    # An event may be newer than what the source held, and was not due, at the last ingest.
+    return min(newest, as_of, watermark) - dataset.look_back

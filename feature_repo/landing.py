@@ -5,11 +5,12 @@ and Great Expectations judges one batch of rows after the other, so that memory 
 the delivery.
 """
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from ibis.backends.sql.datatypes import DuckDBType
 
 from core.errors import BatchRejectedError
 from core.files import replace_file
+from core.locks import one_writer
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
@@ -31,13 +34,15 @@ from feature_repo.exact_types import UnreadableRow
 from feature_repo.features import open_raw, raw_table
 from feature_repo.quarantine import (
     as_json,
-    as_text,
+    leave_quarantine,
     quarantine,
     quarantine_entries,
+    quarantine_faults,
     quarantine_table,
 )
 from feature_repo.source import place
 from feature_repo.validation import SINGLE_ROWS, DatasetRules, suite_file
+from feature_repo.value_faults import find_faults
 
 BATCH_ROWS = 500_000
 """Rows that Great Expectations judges at a time, about: it holds them in memory."""
@@ -47,26 +52,38 @@ MEMORY_LIMIT = "250MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
 POSITION = pa.field("_position", pa.int64())
 """Column that numbers the rows of a delivery, from 0."""
+FAR = timedelta(days=1)
+"""How far after `as_of` a row is dated where a clock is rather wrong than fast."""
 PARQUET = ds.ParquetFileFormat(pre_buffer=False)
 """Reads a file row group by row group, not all of it ahead."""
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Rows, by what became of them, and the table's version afterwards."""
+    """Rows, by what became of them, and the table's version afterwards.
+
+    ahead: rows dated after `as_of`, which are left for a later ingest.
+    """
 
     dataset: str
     as_of: datetime
     inserted: int = 0
     replaced: int = 0
     quarantined: int = 0
+    ahead: int = 0
     table_version: int = -1
     warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
+        moment = f"{self.as_of:%Y-%m-%d %H:%M} UTC"
         counts = f"{self.inserted} new, {self.replaced} corrected, {self.quarantined} quarantined"
-        head = f"{self.dataset} as of {self.as_of:%Y-%m-%d %H:%M} UTC: {counts}"
-        return "; ".join((head, f"table version {self.table_version}", *self.warnings))
+        texts = [f"{self.dataset} as of {moment}: {counts}"]
+        if self.ahead:
+            texts.append(
+                f"rows dated after {moment}, which stay for a later run: {self.ahead}"
+            )
+        texts.append(f"table version {self.table_version}")
+        return "; ".join((*texts, *self.warnings))
 
 
 def land(
@@ -78,6 +95,9 @@ def land(
 ) -> IngestReport:
     """Validate the new rows of a delivery; merge the good ones, set the bad ones aside.
 
+    A row in quarantine that comes again is judged again, by the rules of single rows: it lands, or
+    stays where it is.
+
     Great Expectations' Data Docs are in `settings.data_docs`: of the batch that was rejected, else
     of the first one with a warning, else of the first one.
 
@@ -85,7 +105,8 @@ def land(
         settings: Of the installation whose tables get the rows.
         dataset: Whose rows they are.
         delivery: Rows in the order of the source; of one key the last one counts.
-        as_of: When the rows became known; those of the first delivery, at their event time.
+        as_of: When the rows became known; those of the first delivery, at their event time. Rows
+            of a later event time are left for a later delivery.
         unreadable: Rows to set aside, once the delivery was read.
 
     Raises:
@@ -97,58 +118,77 @@ def land(
     raw = raw_table(settings, dataset)
     aside = quarantine_table(settings, dataset)
     with _scratch(settings, dataset) as scratch:
-        delivered = scratch.save_delivery(delivery)
+        received = scratch.save_delivery(delivery)
+        is_ahead = received[dataset.event_time] > ibis.literal(as_of)
+        ahead = received.filter(is_ahead)
+        delivered = received.anti_join(ahead, "_position")
         repeated_keys = scratch.save("repeated", _repeated_keys(dataset, delivered))
         earlier_rows = _earlier_rows(dataset, delivered, repeated_keys)
         earlier_rows = scratch.save("earlier", earlier_rows)
         new_rows = delivered.anti_join(earlier_rows, "_position")
+        entries = scratch.save("entries", _entries(dataset, aside, scratch.connection))
         if raw.exists:
-            new_rows = _unseen_rows(dataset, raw, aside, new_rows, scratch.connection)
+            stored = open_raw(raw, connection=scratch.connection)
+            new_rows = _unseen_rows(dataset, stored, entries, new_rows)
+        new_rows = scratch.save("unseen", new_rows)
+        is_same = _same(new_rows, entries, dataset.schema.names)
+        again = scratch.save("again", new_rows.semi_join(entries, is_same)).to_pyarrow()
+        still_bad = _still_bad_positions(dataset, again, as_of)
+        again_positions = set(again["_position"].to_pylist()) - still_bad
+        new_rows = new_rows.filter(~new_rows["_position"].isin([*still_bad]))
         new_rows = scratch.save("new", new_rows)
         row_count = _count(new_rows)
         unread = _unread_entries(
             settings, dataset, unreadable, _count(delivered), as_of
         )
-        if not row_count:
-            quarantine(aside, unread)
-            is_empty = not unreadable and not _count(delivered)
-            text = f"{place(settings, dataset)} delivered no rows"
-            return IngestReport(
-                dataset=dataset.name,
-                as_of=as_of,
-                quarantined=unread.num_rows,
-                table_version=raw.version,
-                warnings=(text,) if is_empty else (),
-            )
+        is_empty = not (unreadable or _count(received))
+        warnings = _remarks(settings, dataset, ahead, as_of, is_empty=is_empty)
         bad_file = scratch.file("bad")
         with pq.ParquetWriter(bad_file, aside.schema.append(POSITION)) as bad_rows:
-            warnings = _validate(
-                settings=settings,
-                dataset=dataset,
-                batches=_batches(dataset, new_rows, row_count),
-                as_of=as_of,
-                bad_rows=bad_rows,
-            )
+            if row_count:
+                warnings += _validate(
+                    settings=settings,
+                    dataset=dataset,
+                    batches=_batches(dataset, new_rows, row_count),
+                    as_of=as_of,
+                    bad_rows=bad_rows,
+                )
         warnings += _contradictions(dataset, delivered, repeated_keys, new_rows)
         bad_positions = scratch.connection.read_parquet(bad_file)
         good_rows = new_rows.anti_join(bad_positions, "_position")
         arrival = as_of if raw.exists else None
-        scratch.save("good", _arrived_rows(dataset, good_rows, arrival))
-        # In this order: after a kill in between the good rows come alone, and not the bad ones.
-        quarantine(aside, scratch.dataset("bad"))
-        quarantine(aside, unread)
-        counts = raw.merge(
-            scratch.dataset("good"),
-            key=dataset.key,
-            content=dataset.schema.names,
-            arrival="ingested_at",
-        )
-        quarantined = pq.read_metadata(bad_file).num_rows + unread.num_rows
+        good_rows = _arrived_rows(dataset, good_rows, arrival)
+        # An event that lands meanwhile would be a row that these were not tried with.
+        with one_writer(settings, raw.name):
+            faults = find_faults(
+                dataset=dataset,
+                connection=scratch.connection,
+                rows=good_rows,
+                raw=raw,
+                exempt_count=len(again_positions),
+            )
+            is_at_fault = good_rows["_position"].isin([*faults])
+            scratch.save("good", good_rows.filter(~is_at_fault))
+            # In this order: after a kill in between the good rows come alone, and not the bad ones.
+            quarantine(aside, scratch.dataset("bad"))
+            quarantine(aside, unread)
+            rows_at_fault = good_rows.filter(is_at_fault).to_pyarrow()
+            quarantine_faults(settings, dataset, rows_at_fault, faults, as_of)
+            counts = raw.merge(
+                scratch.dataset("good"),
+                key=dataset.key,
+                content=dataset.schema.names,
+                arrival="ingested_at",
+            )
+            _leave_quarantine(dataset, raw, aside, entries, scratch.connection)
+        bad_count = pq.read_metadata(bad_file).num_rows + unread.num_rows
+        ahead_count = _count(ahead)
     return IngestReport(
         dataset=dataset.name,
         as_of=as_of,
         **counts,
-        quarantined=quarantined,
+        quarantined=bad_count + len(faults.keys() - again_positions),
+        ahead=ahead_count,
         table_version=raw.version,
         warnings=tuple(warnings),
     )
@@ -252,31 +292,89 @@ def _earlier_rows(
     return rows.anti_join(repeated_keys, "_position").select("_position")
 
 
-def _unseen_rows(
-    dataset: Dataset, raw: Table, aside: Table, rows: ir.Table, connection: Any
-) -> ir.Table:
-    """Return the rows whose content neither the table nor quarantine holds.
-
-    These are new keys and corrections. A row that an event corrected was delivered before.
-    """
-    names = dataset.schema.names
-    stored = open_raw(raw, connection=connection)
-    same_content = [rows[name].identical_to(stored[name]) for name in names]
-    rows = rows.anti_join(stored, same_content)
-    texts = stored.filter(stored.superseded.notnull()).select(_text="superseded")
+def _entries(dataset: Dataset, aside: Table, connection: Any) -> ir.Table:
+    """Return what quarantine holds: its JSON as `_text`, and the columns of the row."""
+    entries = ibis.memtable(aside.schema.empty_table())
     aside_files = aside.names()
     if aside_files:
         entries = read_files(connection, aside, aside_files)
-        texts = texts.union(entries.select(_text="row"))
-    content = ibis.struct({name: rows[name] for name in names})
-    row_text = ibis.udf.scalar.pyarrow(
-        _texts, signature=((content.type(),), ibis.dtype("string"))
+    return _unpacked(dataset, entries.select("quarantined_at", _text="row"))
+
+
+def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
+    """Add the columns of the rows that `_text` has as JSON; null is what does not fit."""
+    schema = ibis.Schema.from_pyarrow(dataset.schema)
+    types = {name: DuckDBType.to_string(kind) for name, kind in schema.items()}
+    unpack = ibis.udf.scalar.builtin(
+        lambda _text, _types: None,
+        name="json_transform",
+        signature=(("string", "string"), schema.as_struct()),
     )
-    return rows.mutate(_text=row_text(content)).anti_join(texts, "_text").drop("_text")
+    rows = texts.mutate(_row=unpack(texts["_text"], json.dumps(types)))
+    return rows.unpack("_row")
 
 
-def _texts(rows: pa.StructArray) -> pa.Array:
-    return pa.array([as_text(row) for row in rows.to_pylist()], pa.string())
+def _unseen_rows(
+    dataset: Dataset, stored: ir.Table, entries: ir.Table, rows: ir.Table
+) -> ir.Table:
+    """Return the rows whose content the table does not hold: new keys and corrections.
+
+    A row that an event corrected was delivered before, into the table or into quarantine.
+    """
+    names = dataset.schema.names
+    by_events = stored.filter(stored.superseded.notnull())
+    texts = by_events.filter(by_events.superseded != "")
+    superseded = _unpacked(dataset, texts.select(_text="superseded"))
+    is_later = by_events.ingested_at > entries.quarantined_at
+    is_same_key = _same(entries, by_events, dataset.key)
+    corrected = entries.semi_join(by_events, [is_later, *is_same_key])
+    for others in (stored, superseded, corrected):
+        rows = rows.anti_join(others, _same(rows, others, names))
+    return rows
+
+
+def _leave_quarantine(
+    dataset: Dataset, raw: Table, aside: Table, entries: ir.Table, connection: Any
+) -> None:
+    """Remove the entries of rows that the table has now, also of those that landed before a kill."""
+    if raw.exists and _count(entries):
+        stored = open_raw(raw, connection=connection)
+        is_same = _same(entries, stored, dataset.schema.names)
+        landed = entries.semi_join(stored, is_same)["_text"].to_pyarrow()
+        leave_quarantine(aside, landed.to_pylist())
+
+
+def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
+    """Return the condition that rows have the same values; a null is one, too."""
+    return [rows[name].identical_to(others[name]) for name in names]
+
+
+def _still_bad_positions(dataset: Dataset, rows: pa.Table, as_of: datetime) -> set[int]:
+    """Return the positions of rows that break a rule of single rows."""
+    if not rows.num_rows:
+        return set()
+    content = rows.select(dataset.schema.names).cast(dataset.schema)
+    rules = DatasetRules(dataset, for_events=True)
+    numbers = pa.array(rules.validate(content, as_of).bad_rows, pa.int64())
+    return set(rows["_position"].take(numbers).to_pylist())
+
+
+def _remarks(
+    settings: Settings,
+    dataset: Dataset,
+    ahead: ir.Table,
+    as_of: datetime,
+    *,
+    is_empty: bool,
+) -> list[str]:
+    """Return a warning about a delivery that is empty, or about rows of a wrong clock."""
+    if is_empty:
+        return [f"{place(settings, dataset)} delivered no rows"]
+    far_ahead = ahead.filter(ahead[dataset.event_time] > ibis.literal(as_of + FAR))
+    count = _count(far_ahead)
+    if not count:
+        return []
+    return [f"rows dated more than a day ahead: {count}; check the source's clock"]
 
 
 def _batches(dataset: Dataset, rows: ir.Table, row_count: int) -> Iterator[pa.Table]:
@@ -341,7 +439,7 @@ def _arrived_rows(
     """Return rows of the raw table that arrived at a moment; None: at their event time."""
     event_times = rows[dataset.event_time]
     arrivals = event_times if arrival is None else ibis.literal(arrival)
-    return rows.mutate(ingested_at=arrivals).drop("_position")
+    return rows.mutate(ingested_at=arrivals)
 
 
 def _contradictions(

@@ -1,27 +1,29 @@
 """Quarantine: rows that were set aside. They are mended at the source, or released.
 
-A row that the source delivers again as it was stays set aside; with other content it is a new row.
+A row that comes again as it was is judged again; with other content it is a new row.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
+import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow.json import ParseOptions, read_json
-from sqlglot import column
 
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
-from feature_repo.features import TIME, raw_table
+from feature_repo.engines import connected
+from feature_repo.features import TIME, open_raw, raw_table
 from feature_repo.validation import DatasetRules
+from feature_repo.value_faults import find_faults
 
 Row = dict[str, Any]
 
@@ -31,7 +33,8 @@ class Release:
     """What became of rows in quarantine.
 
     released: how many are in the raw table now.
-    refused: how many stay as they break a rule, or have not today's columns.
+    refused: how many stay as they break a rule, have not today's columns, or keep a view from being
+    computed.
     conflicts: each row that stays as the raw table has one of its key, with that one.
     """
 
@@ -65,6 +68,51 @@ def quarantine_entries(
 def quarantine(table: Table, entries: pa.Table | ds.Dataset) -> None:
     """Write entries to quarantine, once: a row that is there already stays."""
     table.merge(entries, key=["row"], content=["rules"])
+
+
+def quarantine_faults(
+    settings: Settings,
+    dataset: Dataset,
+    rows: pa.Table,
+    faults: Mapping[int, str],
+    at: datetime,
+) -> None:
+    """Write rows, numbered by `_position`, to quarantine for their faults."""
+    content = rows.select(dataset.schema.names).cast(dataset.schema)
+    reasons = [faults[position] for position in rows["_position"].to_pylist()]
+    entries = quarantine_entries(as_json(content), reasons, at)
+    quarantine(quarantine_table(settings, dataset), entries)
+
+
+def leave_quarantine(table: Table, rows: Sequence[str]) -> None:
+    """Remove the entries of rows (JSON) that the raw table has now."""
+    is_row = pc.field("row").isin(pa.array(rows, pa.string()))
+    table.remove(table.read(columns=["row"], where=is_row), ["row"])
+
+
+def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
+    """Move rows that views cannot be computed from out of the raw table; return how many.
+
+    Raises:
+        BatchRejectedError: See `find_faults`.
+
+    """
+    raw = raw_table(settings, dataset)
+    spill = str(settings.cache / f"{dataset.name}.heal")
+    with (
+        one_writer(settings, raw.name),
+        connected(temp_directory=spill) as connection,
+    ):
+        rows = open_raw(raw, connection=connection)
+        order = ["ingested_at", dataset.event_time, *dataset.key]
+        rows = rows.mutate(_position=ibis.row_number().over(order_by=order))
+        rows = connection.create_table("numbered_rows", rows, temp=True)
+        faults = find_faults(dataset, connection, rows)
+        rows_at_fault = rows.filter(rows["_position"].isin([*faults])).to_pyarrow()
+        # In this order: a kill in between loses no row.
+        quarantine_faults(settings, dataset, rows_at_fault, faults, as_of)
+        raw.remove(rows_at_fault, dataset.key)
+    return len(faults)
 
 
 def quarantined(settings: Settings, dataset: Dataset) -> list[Row]:
@@ -110,15 +158,19 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
                 released_rows.append(row | {"ingested_at": as_of})
             else:
                 conflicts.append((row, standing_row))
-        if released_rows:
-            arrivals = pa.Table.from_pylist(released_rows, raw.schema)
-            raw.merge(arrivals, dataset.key, names)
-            texts = as_json(arrivals.select(names))
-            condition = column("row").isin(*texts)
-            quarantine_table(settings, dataset).erase(condition.sql())
+        arrivals = pa.Table.from_pylist(released_rows, raw.schema)
+        positions = pa.array(range(len(arrivals)), pa.int64())
+        rows = ibis.memtable(arrivals.append_column("_position", positions))
+        with connected() as connection:
+            faults = find_faults(dataset, connection, rows, raw, len(arrivals))
+        is_at_fault = pc.is_in(positions, pa.array(faults, pa.int64()))
+        arrivals = arrivals.filter(pc.invert(is_at_fault))
+        raw.merge(arrivals, dataset.key, names)
+        texts = as_json(arrivals.select(names))
+        leave_quarantine(quarantine_table(settings, dataset), texts)
     return Release(
-        released=len(released_rows),
-        refused=len(entries) - len(good_rows),
+        released=arrivals.num_rows,
+        refused=len(entries) - len(good_rows) + len(faults),
         conflicts=conflicts,
     )
 

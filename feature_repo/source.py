@@ -143,14 +143,16 @@ def _readable_batches(
     since: datetime | None,
     unreadable: list[UnreadableRow] | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Leave out rows up to `since`, and those of forgotten entities; set the unreadable aside."""
+    """Leave out rows up to `since`, and those of forgotten entities; set the unreadable aside.
+
+    A row without a time stays: rules judge it.
+    """
     forgotten_entities = forgotten(settings)
     for batch in batches:
         rows = forgotten_entities.without(batch)
         if since:
             is_later = pc.greater(rows[dataset.event_time], pa.scalar(since))
-            # Nobody knows when a row was whose time cannot be read.
-            rows = rows.filter(pc.coalesce(is_later, rows.columns[-1].is_valid()))
+            rows = rows.filter(pc.fill_null(is_later, fill_value=True))
         *columns, marks = rows.columns
         for mark in marks.drop_null().to_pylist():
             if unreadable is None or len(unreadable) == MOST_UNREADABLE:
@@ -190,7 +192,7 @@ def _demo_batches(
         times = pc.add(batch[dataset.event_time], shift)
         is_due = pc.less_equal(times, pa.scalar(as_of))
         rows = batch.set_column(position, dataset.event_time, times)
-        yield rows.filter(is_due)
+        yield rows.filter(pc.fill_null(is_due, fill_value=True))
 
 
 def _demo_shift(settings: Settings, dataset: Dataset) -> timedelta:
@@ -270,7 +272,8 @@ def _open_database(
         else:
             rows = connection.read_parquet(address, hive_partitioning=False)
         if event_time:
-            rows = rows.filter(rows[event_time] > since)
+            time = rows[event_time]
+            rows = rows.filter((time > since) | time.isnull())
         times = []
         if connection.name == "postgres":  # its client fails at years above 9999
             connection.con.execute("SET TIME ZONE 'UTC'")
@@ -303,7 +306,8 @@ def _open_parquet(
     kind = schema.field(event_time).type if event_time in schema.names else None
     if since and type_of(kind) == UTC_TIME and pa.types.is_timestamp(kind):
         earlier = pa.scalar(since - timedelta(seconds=1))  # the type may be of seconds
-        condition = pc.field(event_time) > earlier.cast(kind, safe=False)
+        time = pc.field(event_time)
+        condition = (time > earlier.cast(kind, safe=False)) | time.is_null()
     return fragment.scanner(filter=condition, batch_size=BATCH_ROWS).to_reader()
 
 

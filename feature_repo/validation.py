@@ -99,9 +99,14 @@ class DatasetRules:
         if for_events:
             rules = [rule for rule in rules if _sets_aside(rule)]
         self.never_null = {
-            rule["kwargs"]["column"] for rule in rules if rule["type"] == NOT_NULL
+            rule["kwargs"]["column"]
+            for rule in rules
+            if rule["type"] == NOT_NULL and _sets_aside(rule)
         }
         """Columns in which a null breaks a rule."""
+        time = dataset.event_time
+        if time not in self.never_null:  # such a row is of no window, and of no ingest
+            rules.append({"type": NOT_NULL, "kwargs": {"column": time, "mostly": 0.0}})
         self._dataset = dataset
         self._suite = gx.ExpectationSuite(dataset.source_name, rules)
         logging.getLogger("great_expectations").propagate = False  # it logs its start

@@ -17,7 +17,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from core.errors import DataError
+from core.errors import DataError, UncomputableError
 from core.settings import Settings
 from core.storage import Table
 from core.timestamps import BEGINNING
@@ -29,6 +29,7 @@ from feature_repo.engines import (
     open_engine,
     read_files,
 )
+from feature_repo.entities import VALUE_ERRORS, value_error
 from feature_repo.features import changed_rows, open_raw, raw_table
 
 DEFINITION_DIGITS = 15
@@ -179,12 +180,20 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
 
     Raises:
         DataError: The raw table is empty, so there is nothing to compute from.
+        UncomputableError: The table has a row that the view cannot be computed from.
 
     """
     if raw.version < 0:
         raise DataError(f"{dataset.name}: no rows yet; check the source")
     for view in view_tables(settings, dataset, raw):
-        view.refresh()
+        try:
+            view.refresh()
+        except VALUE_ERRORS as exc:
+            raise UncomputableError(
+                f"{dataset.name}: {view.name} cannot be computed from a row that is in the table "
+                f"({value_error(exc)}); to move such rows to quarantine, run: "
+                f"gyre ingest {dataset.name} --full"
+            ) from exc
 
 
 def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:

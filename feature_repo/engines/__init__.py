@@ -68,14 +68,9 @@ class DuckDBEngine:
         """
         folder = self._folder / "rows"
         folder.mkdir(parents=True)
-        # DuckDB sums to wider types than Ibis promises.
-        columns = [
-            f'CAST("{name}" AS {DuckDBType.to_string(column_type)}) AS "{name}"'
-            for name, column_type in rows.schema().items()
-        ]
         period = f"epoch_us(event_timestamp) // {PERIOD_MICROSECONDS}"
         condition = "true" if first_period is None else f"{period} >= {first_period}"
-        selection = f"SELECT {', '.join(columns)}, {period} AS period"
+        selection = f"SELECT {typed_columns(rows)}, {period} AS period"
         source = f"FROM ({self.connection.compile(rows)}) WHERE {condition}"
         options = (
             "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}'"
@@ -88,6 +83,18 @@ class DuckDBEngine:
     def close(self) -> None:
         """Close the connection and drop its temporary tables."""
         self.connection.disconnect()
+
+
+def typed_columns(rows: ir.Table) -> str:
+    """Return the columns of rows in DuckDB's SQL, in the types that Ibis promises.
+
+    DuckDB sums to wider ones.
+    """
+    columns = [
+        f'CAST("{name}" AS {DuckDBType.to_string(column_type)}) AS "{name}"'
+        for name, column_type in rows.schema().items()
+    ]
+    return ", ".join(columns)
 
 
 def open_engine(settings: Settings, folder: Path) -> "DuckDBEngine | SparkEngine":
