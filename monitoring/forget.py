@@ -36,16 +36,12 @@ def named_key(name: str, column: str, text: str) -> Key:
         text: The value.
 
     Raises:
-        SettingsError: It has no such key, or the key no such value; or a dataset or a model is
-            broken, so that nobody knows whose rows it has.
+        SettingsError: It has no such key, as far as datasets and models can be read, or the key
+            no such value.
 
     """
     datasets, problems = load_datasets()
     problems += broken_specs()
-    if problems:
-        raise SettingsError(
-            f"keys of broken files are not known: {'; '.join(problems)}"
-        )
     types = {}
     for dataset in datasets:
         column_type = dataset.schema.field(dataset.entity).type
@@ -56,7 +52,10 @@ def named_key(name: str, column: str, text: str) -> Key:
     if (name, column) not in types:
         expected = " or ".join(f"{owner} --{key} VALUE" for owner, key in types)
         option = f" --{column}" if column else ""
-        raise SettingsError(f"expected {expected}, found {name}{option}")
+        unread = "".join(f"; not known is what has {line}" for line in problems)
+        raise SettingsError(f"expected {expected}, found {name}{option}{unread}")
+    if not text:
+        raise SettingsError(f"--{column}: expected a value, found none")
     if types[name, column] != "int64":
         return Key(column, text)
     try:
@@ -79,22 +78,27 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         How many rows each place had; empty: all were forgotten before.
 
     Raises:
-        DataError: Nothing ever had the key, or something has it still: another try may do. Or
-            maintenance or a backup goes on.
+        DataError: Nothing ever had the key, or something may have it still, such as a dataset
+            that cannot be imported; everything else has not. Or maintenance or a backup goes on.
         RegistryError: MLflow does not answer; nothing was changed.
 
     """
-    rows = count_rows(settings, key)
-    if not rows and not forgotten(settings).has({key.column: key.value}):
+    search = Search(settings, key)
+    rows = _counts(search)
+    if not (rows or search.problems) and not forgotten(settings).has(
+        {key.column: key.value}
+    ):
         raise DataError(f"no row has {key.column} {key.value}: nothing was changed")
     if dry_run:
+        if search.problems:
+            raise DataError(_left("counted", search.problems, rows))
         return rows
-    problems = []
     with one_writer(settings, "backup"), one_writer(settings, "maintain"):
         keep_out(settings, key.column, key.value)
         # Of a killed one.
         shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)
         search = Search(settings, key, erase=True)
+        problems = search.problems
         for place in PLACES:
             try:
                 if place.forget:
@@ -103,17 +107,25 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
                     place.clean(settings, datetime.max.replace(tzinfo=UTC))
             except Exception as exc:  # noqa: BLE001  (whatever it is, other places are searched)
                 problems.append(f"{place.name}: {in_one_line(exc)}")
-    if not problems:
-        rows_left = count_rows(settings, key)
-        problems = [f"{name}: {count} rows" for name, count in rows_left.items()]
-    if problems:
-        remedy = "check that serving and gyre consume run, then repeat gyre forget"
-        raise DataError(f"not forgotten yet: {'; '.join(problems)}: {remedy}")
+    rows_left = {} if problems else count_rows(settings, key)
+    if problems or rows_left:
+        raise DataError(_left("forgotten", problems, rows_left))
     return rows
+
+
+def _left(done: str, problems: list[str], rows: dict[str, int]) -> str:
+    """Say which rows, and which files with what problems, are left."""
+    counts = [f"{name}: {count} rows" for name, count in rows.items()]
+    lines = "; ".join(dict.fromkeys([*counts, *problems]))
+    remedy = "mend files that are named, check that serving and gyre consume run"
+    return f"not {done} yet: {lines}: {remedy}, then repeat gyre forget"
 
 
 def count_rows(settings: Settings, key: Key) -> dict[str, int]:
     """Return how many rows of the key each place has, of places that have some."""
-    search = Search(settings, key)
+    return _counts(Search(settings, key))
+
+
+def _counts(search: Search) -> dict[str, int]:
     counts = {place.name: place.forget(search) for place in PLACES if place.forget}
     return {name: count for name, count in counts.items() if count}

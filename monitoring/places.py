@@ -8,9 +8,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.storage import Table
 from core.table_query import query_table
+from core.user_code import DATASETS, in_one_line
 from feature_repo.broker import rewrite_file, waiting
 from feature_repo.datasets import load_dataset, load_datasets
 from feature_repo.definition import Dataset
@@ -38,6 +39,7 @@ from feature_repo.online_state import ends_key, loaded_ends_key
 from feature_repo.online_values import LOCK_SECONDS, OnlineValues
 from feature_repo.quarantine import quarantine_table
 from feature_repo.refresh import REDIS_SECONDS
+from feature_repo.store import open_store
 from feature_repo.views import view_table
 from mlflow_server.alerts import Alerts
 from mlflow_server.registry import FORGOTTEN_TAG, Registry
@@ -71,8 +73,9 @@ class Key:
 
     @property
     def equals(self) -> str:
-        """SQL: the column has the value."""
-        return column(self.column, quoted=True).eq(self.value).sql()
+        """SQL: the column, a number or a text, has the value."""
+        text = exp.cast(column(self.column, quoted=True), "varchar")
+        return text.eq(str(self.value)).sql()
 
     @property
     def pattern(self) -> str:
@@ -80,31 +83,90 @@ class Key:
 
         The JSON may be a text in JSON itself.
         """
-        text = str(self.value)
-        spellings = {json.dumps(text), json.dumps(text, ensure_ascii=False)}
-        patterns = [re.escape(spelling[1:-1]) for spelling in sorted(spellings)]
-        any_spelling = "|".join(patterns).replace(r"\\", r"\\+")
         quote = r'\\*"' if isinstance(self.value, str) else ""
-        return rf'\\*"{self.column}\\*": ?{quote}({any_spelling}){quote}\s*[,}}]'
+        value = _json_pattern(str(self.value))
+        return rf'\\*"{_json_pattern(self.column)}\\*": ?{quote}{value}{quote}\s*[,}}]'
 
     def in_json(self, column: str) -> str:
         """SQL: the JSON in another column has the value."""
         return f"regexp_like({column}, {exp.convert(self.pattern).sql()})"
 
 
+def _json_pattern(text: str) -> str:
+    spellings = {json.dumps(text), json.dumps(text, ensure_ascii=False)}
+    patterns = [re.escape(spelling[1:-1]) for spelling in sorted(spellings)]
+    return f"({'|'.join(patterns)})".replace(r"\\", r"\\+")
+
+
 @dataclass(frozen=True)
 class Search:
-    """A search for the rows of one entity: erase: whether these go, or are counted alone."""
+    """A search for the rows of one entity.
+
+    Attributes:
+        settings: Of the installation.
+        key: Of the entity.
+        erase: Whether its rows go, or are counted alone.
+        problems: Where some may be left, and why.
+
+    """
 
     settings: Settings
     key: Key
     erase: bool = False
+    problems: list[str] = field(default_factory=list)
 
     @cached_property
     def datasets(self) -> list[Dataset]:
-        """Datasets that have the key's column."""
-        datasets, _ = load_datasets()
-        return [data for data in datasets if self.key.column in data.schema.names]
+        """Datasets that have the key's column, those that cannot be imported by their tables."""
+        datasets, broken_modules = load_datasets()
+        names = {dataset.name for dataset in datasets}
+        for module in sorted(DATASETS.glob("*.py")):
+            if module.stem not in names:
+                try:
+                    datasets += self._broken_dataset(module.stem, datasets)
+                except DataError as exc:  # its table is damaged
+                    self.problems.append(str(exc))
+        datasets = [data for data in datasets if self.key.column in data.schema.names]
+        if any(not dataset.key for dataset in datasets):
+            self.problems.extend(broken_modules)
+        self.problems.extend(broken_specs())
+        return datasets
+
+    def _broken_dataset(self, name: str, datasets: Sequence[Dataset]) -> list[Dataset]:
+        """Return a dataset of the tables that a module left, without a key; none without tables.
+
+        Its views are all that no other dataset has.
+        """
+        column_type = pa.int64() if isinstance(self.key.value, int) else pa.string()
+        schema = pa.schema([(self.key.column, column_type)])
+        dataset = Dataset(
+            name=name,
+            schema=schema,
+            key=(),
+            event_time="",
+            entity=self.key.column,
+            look_back=DAY,
+            silence=DAY,
+            views={},
+            labels={},
+        )
+        raw = raw_table(self.settings, dataset)
+        if raw.exists:
+            columns = [c for c in raw.stored_schema() if c.name == self.key.column]
+            dataset = replace(dataset, schema=pa.schema(columns))
+        elif not quarantine_table(self.settings, dataset).exists:
+            return []
+        explained_views = {view for data in datasets for view in data.views}
+        views = open_store(self.settings).list_feature_views()
+        other_names = {view.name for view in views} - explained_views
+        return [replace(dataset, views=dict.fromkeys(other_names, lambda rows: rows))]
+
+    def key_in(self, dataset: Dataset) -> Key:
+        """Return the key in the type that a dataset has it in."""
+        text = str(self.key.value)
+        column_type = dataset.schema.field(self.key.column).type
+        is_number = pa.types.is_integer(column_type) and text.lstrip("-").isdecimal()
+        return Key(self.key.column, int(text) if is_number else text)
 
     @cached_property
     def specs(self) -> list[ModelSpec]:
@@ -170,7 +232,18 @@ def judged_age(specs: Iterable[ModelSpec]) -> timedelta:
     return max(waits) + JUDGED
 
 
-def _forget_raw(search: Search) -> int:
+def _in_datasets(forget: Callable[[Search, Dataset], int], search: Search) -> int:
+    """Count in all datasets; one that fails holds up none of the others."""
+    row_count = 0
+    for dataset in search.datasets:
+        try:
+            row_count += forget(search, dataset)
+        except Exception as exc:  # noqa: BLE001  (of any tool, or a user's expression)
+            search.problems.append(f"{dataset.name}: {in_one_line(exc)}")
+    return row_count
+
+
+def _forget_raw(search: Search, dataset: Dataset) -> int:
     """Of raw rows, and of rows that events superseded; features are computed without them.
 
     Raises:
@@ -179,59 +252,61 @@ def _forget_raw(search: Search) -> int:
     """
     settings = search.settings
     is_own = search.key.equals
-    is_superseded = search.key.in_json("superseded")
-    count = 0
-    for dataset in search.datasets:
-        raw = raw_table(settings, dataset)
-        rows = raw.matching(f"{is_own} OR {is_superseded}", dataset.entity)
-        count += len(rows)
-        if rows and not raw.matching(f"NOT {is_own} LIMIT 1", dataset.entity):
-            raise DataError(
-                f"{raw.name}: nobody else has rows: remove the installation"
-            )
-        if search.erase and raw.exists:
-            # In the order of ingest and consumer, of which neither writes meanwhile.
-            with (
-                one_writer(settings, INGEST_LOCK.format(dataset.name)),
-                one_writer(settings, ONLINE_LOCK.format(dataset.name), LOCK_SECONDS),
-                one_writer(settings, raw.name),
-            ):
-                raw.erase(is_own)
-                raw.erase(is_superseded, "superseded")
-                catch_up(settings, dataset, raw, datetime.now(UTC))
+    is_superseded = search.key_in(dataset).in_json("superseded")
+    raw = raw_table(settings, dataset)
+    rows = raw.matching(f"{is_own} OR {is_superseded}", search.key.column)
+    is_other = f"({is_own}) IS NOT TRUE LIMIT 1"
+    if rows and not raw.matching(is_other, search.key.column):
+        raise DataError(f"{raw.name}: nobody else has rows: remove the installation")
+    if search.erase and raw.exists:
+        # In the order of ingest and consumer, of which neither writes meanwhile.
+        with (
+            one_writer(settings, INGEST_LOCK.format(dataset.name)),
+            one_writer(settings, ONLINE_LOCK.format(dataset.name), LOCK_SECONDS),
+            one_writer(settings, raw.name),
+        ):
+            raw.erase(is_own)
+            raw.erase(is_superseded, "superseded")
+            try:
+                if dataset.key:  # else its expressions cannot be imported
+                    catch_up(settings, dataset, raw, datetime.now(UTC))
+            finally:
                 raw.purge()
-    return count
+    return len(rows)
 
 
-def _forget_features(search: Search) -> int:
-    names = [name for dataset in search.datasets for name in dataset.views]
-    views = [view_table(search.settings, name) for name in names]
-    return sum(_forget_rows(search, view, search.key.equals) for view in views)
+def _forget_features(search: Search, dataset: Dataset) -> int:
+    """Of views with the key; views of another entity were computed anew from raw rows."""
+    row_count = 0
+    for name in dataset.views:
+        view = view_table(search.settings, name)
+        if view.exists and search.key.column in view.stored_schema().names:
+            row_count += _forget_rows(search, view, search.key.equals)
+        elif view.exists and search.erase:
+            view.purge()
+    return row_count
 
 
-def _forget_quarantine(search: Search) -> int:
-    is_own = search.key.in_json('"row"')
-    tables = [quarantine_table(search.settings, dataset) for dataset in search.datasets]
-    return sum(_forget_rows(search, table, is_own) for table in tables)
+def _forget_quarantine(search: Search, dataset: Dataset) -> int:
+    is_own = search.key_in(dataset).in_json('"row"')
+    return _forget_rows(search, quarantine_table(search.settings, dataset), is_own)
 
 
-def _forget_online(search: Search) -> int:
+def _forget_online(search: Search, dataset: Dataset) -> int:
     settings = search.settings
-    count = 0
-    for dataset in search.datasets:
-        raw = raw_table(settings, dataset)
-        with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
-            names = online.hashes_of(search.key.column, search.key.value)
-            count += len(names)
-            if search.erase:
-                # The consumer notes anew which windows end.
-                end_keys = (
-                    ends_key(online.store.project, dataset.name),
-                    loaded_ends_key(online.store.project, dataset.name),
-                )
-                with online.lock():
-                    online.redis.delete(*names, *end_keys)
-    return count
+    raw = raw_table(settings, dataset)
+    key = search.key_in(dataset)
+    with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
+        names = online.hashes_of(key.column, key.value)
+        if search.erase:
+            # The consumer notes anew which windows end.
+            end_keys = (
+                ends_key(online.store.project, dataset.name),
+                loaded_ends_key(online.store.project, dataset.name),
+            )
+            with online.lock():
+                online.redis.delete(*names, *end_keys)
+    return len(names)
 
 
 def _forget_streams(search: Search) -> int:
@@ -239,7 +314,7 @@ def _forget_streams(search: Search) -> int:
 
     def count_waiting() -> int:
         return sum(
-            waiting(search.settings, dataset.name, search.key.pattern)
+            waiting(search.settings, dataset.name, search.key_in(dataset).pattern)
             for dataset in search.datasets
         )
 
@@ -251,15 +326,20 @@ def _forget_streams(search: Search) -> int:
 
 
 def _forget_frames(search: Search) -> int:
-    """Of the frames of all runs; a version's tag says so before its frame is changed."""
+    """Of the frames of all runs; a version's tag says so before its frame is changed.
+
+    The column may be one of label rows, of a model of another entity.
+    """
     registry = Registry(search.settings)
     tracking = Tracking(search.settings)
-    field = pc.field(search.key.column)
-    is_own = field == search.key.value
-    is_other = ~is_own | field.is_null()
+    values = pc.field(search.key.column)
+    is_own = values.cast(pa.string()) == str(search.key.value)
+    is_other = ~is_own | values.is_null()
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     count = 0
-    for spec in search.specs:
+    names = {dataset.name for dataset in search.datasets}
+    other_specs = [spec for spec in load_specs() if spec.dataset in names]
+    for spec in {spec.name: spec for spec in (*search.specs, *other_specs)}.values():
         versions = {version.run_id: version for version in registry.versions(spec.name)}
         for run in tracking.runs(spec.experiment, deleted=True):
             for artifact in tracking.list_artifacts(run.run_id, DATA_FOLDER):
@@ -410,10 +490,10 @@ def _wait(is_done: Callable[[], bool]) -> None:
 
 
 PLACES = (
-    Place("raw rows", _forget_raw),
-    Place("features", _forget_features),
-    Place("online values", _forget_online),
-    Place("rows in quarantine", _forget_quarantine),
+    Place("raw rows", partial(_in_datasets, _forget_raw)),
+    Place("features", partial(_in_datasets, _forget_features)),
+    Place("online values", partial(_in_datasets, _forget_online)),
+    Place("rows in quarantine", partial(_in_datasets, _forget_quarantine)),
     Place("requests of events", _forget_streams),
     Place("training frames", _forget_frames),
     Place("prediction log", _forget_log),
