@@ -83,8 +83,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
             return stock.get_historical_features_ibis(
                 config=config,
                 feature_views=feature_views,
-                data_source_reader=partial(_read, config),
-                data_source_writer=write_data_source,
+                **_access(config),
                 **options,
             )
         # Feast's job for the entity rows alone resolves on-demand views, and computes them later.
@@ -126,10 +125,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         if not _is_table(options["data_source"]):
             return super().pull_latest_from_table_or_query(config=config, **options)
         return stock.pull_latest_from_table_or_query_ibis(
-            config=config,
-            data_source_reader=partial(_read, config),
-            data_source_writer=write_data_source,
-            **options,
+            config=config, **_access(config), **options
         )
 
     @classmethod
@@ -138,11 +134,15 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         if not _is_table(options["data_source"]):
             return super().pull_all_from_table_or_query(config=config, **options)
         return stock.pull_all_from_table_or_query_ibis(
-            config=config,
-            data_source_reader=partial(_read, config),
-            data_source_writer=write_data_source,
-            **options,
+            config=config, **_access(config), **options
         )
+
+
+def _access(config: RepoConfig) -> dict[str, Any]:
+    return {
+        "data_source_reader": partial(_read, config),
+        "data_source_writer": write_data_source,
+    }
 
 
 def _is_table(source: Any) -> bool:
