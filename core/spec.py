@@ -117,6 +117,8 @@ class ModelSpec(Strict):
     threshold: float | None = Field(None, gt=0, lt=1)
     """Used when the history is too short for a forward fold. Otherwise the cheapest threshold on
     the newest fold is chosen (training/train.py) and stored with the version."""
+    least_class_rows: int = Field(20, ge=0)
+    """Fewest rows of each class in the test set: on fewer no version passes."""
     segment: str | None = None
     """A string feature, or an audit column: metrics are told for each of its values, and fairness
     between them."""

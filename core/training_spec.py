@@ -59,6 +59,8 @@ ESTIMATORS: dict[Task, dict[str, str]] = {
     },
 }
 """Short names of an estimator's type, and the factory that each one stands for."""
+MOST_CATEGORIES = 255
+"""Columns that a text becomes, as HistGradientBoosting has it. Other values count as unknown."""
 FACTORY = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
 

@@ -31,7 +31,7 @@ from feature_repo.validation import suite_file, suite_problems, suite_rules
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from training.dataset import FEWEST, coverage, unlearnable, without_label
-from training.estimators import estimator_problems
+from training.estimators import category_remarks, estimator_problems
 from training.frame import TIME, at, build_frame, extent, features
 from training.gate import UNPROVED, load_evaluation
 from training.leaks import leak_remarks
@@ -260,7 +260,8 @@ def _rows(
         problems = unlearnable(spec, train, test, fewest)
         yield from problems or _trials(spec, frame, train)
         if not problems:
-            for remark in leak_remarks(spec, train, {}):
+            code_remarks = category_remarks(spec.inputs, features(spec, train))
+            for remark in (*leak_remarks(spec, train, {}), *code_remarks):
                 log.warning("%s.toml: %s", spec.name, remark)
         unlabelled = without_label(history, spec, planned, test).num_rows
         reason = dataset.labels[spec.label].unlabelled
@@ -308,7 +309,7 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
         place = f"{spec.name}.toml: estimators.{position}"
         try:
             model = fit_pipeline(spec, estimator, train)
-            served = exported(model, spec)
+            served = exported(model, spec, features(spec, train))
         except TrainingError as exc:
             yield f"{place}: {exc}"
             continue

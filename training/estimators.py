@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from skl2onnx.sklapi import CastTransformer
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
@@ -15,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from core.spec import InputType, ModelSpec
-from core.training_spec import ESTIMATORS, Task
+from core.training_spec import ESTIMATORS, MOST_CATEGORIES, Task
 from core.user_code import in_one_line, load_object
 
 PRESET: dict[str, dict[str, Any]] = {
@@ -46,8 +47,11 @@ def build_pipeline(
     features: Mapping[str, InputType],
     seed: int,
     task: Task = "classification",
+    rows: pd.DataFrame | None = None,
 ) -> Any:
     """Return the unfitted model over a frame with the columns `features`, in that order.
+
+    Of `rows`, which it will be fitted on, come the categories of texts with many values.
 
     A Pipeline, and what has a `to_onnx` of its own, is taken as it is. Any other estimator gets
     the matrix of `columns`, with nulls filled by the median unless it sees them itself.
@@ -55,7 +59,7 @@ def build_pipeline(
     estimator = make_estimator(estimator_type, parameters, features, seed, task)
     if isinstance(estimator, Pipeline) or hasattr(estimator, "to_onnx"):
         return estimator
-    steps: list[tuple[str, Any]] = [("columns", columns(features))]
+    steps: list[tuple[str, Any]] = [("columns", columns(features, rows))]
     if not type(estimator).__name__.startswith(NULL_AWARE):
         steps.append(
             ("imputer", SimpleImputer(strategy="median", keep_empty_features=True))
@@ -65,11 +69,24 @@ def build_pipeline(
     return Pipeline([*steps, ("estimator", estimator)])
 
 
-def columns(features: Mapping[str, InputType]) -> ColumnTransformer:
-    """Return the step that makes a float32 matrix of a frame: numbers, then texts one-hot."""
+def columns(
+    features: Mapping[str, InputType], rows: pd.DataFrame | None = None
+) -> ColumnTransformer:
+    """Return the step that makes a float32 matrix of a frame: numbers, then texts one-hot.
+
+    Of a text with more than MOST_CATEGORIES values in `rows`, the most frequent ones are columns.
+    """
     to_float32 = CastTransformer(dtype=np.float32)
+    texts = [name for name in features if features[name] == "string"]
+    categories: Any = "auto"
+    if rows is not None and (rows[texts].nunique() > MOST_CATEGORIES).any():
+        # skl2onnx has no `max_categories` for the columns of one step.
+        categories = [_frequent_values(rows[name]) for name in texts]
     one_hot = OneHotEncoder(
-        handle_unknown="ignore", sparse_output=False, dtype=np.float32
+        categories=categories,
+        handle_unknown="ignore",
+        sparse_output=False,
+        dtype=np.float32,
     )
     steps = {"int64": to_float32, "double": to_float32, "string": one_hot}
     parts = []
@@ -78,6 +95,26 @@ def columns(features: Mapping[str, InputType]) -> ColumnTransformer:
         if names:
             parts.append((kind, step, names))
     return ColumnTransformer(parts)
+
+
+def _frequent_values(texts: "pd.Series[Any]") -> list[str]:
+    """Return the most frequent values in order; of equally frequent ones the first."""
+    counts = texts.value_counts().sort_index()
+    frequent = counts.sort_values(ascending=False, kind="stable")[:MOST_CATEGORIES]
+    return sorted(frequent.index)
+
+
+def category_remarks(
+    features: Mapping[str, InputType], rows: pd.DataFrame
+) -> Iterator[str]:
+    """Yield a line for each text of which a model does not see all values."""
+    for name, kind in features.items():
+        count = rows[name].nunique() if kind == "string" else 0
+        if count > MOST_CATEGORIES:
+            yield (
+                f"{name} has {count:,} values in {len(rows):,} rows, as a code has: the "
+                f"{MOST_CATEGORIES} most frequent are columns, all others count as unknown"
+            )
 
 
 def make_estimator(

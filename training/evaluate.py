@@ -25,6 +25,7 @@ from mlflow_server.served_model import SCORE, ServedModel
 from mlflow_server.tracking import Tracking
 from training.artifacts import CANDIDATE, EVALUATION, PLOTS, PROOF, fetched, read
 from training.dataset import load_frame, load_unlabelled
+from training.estimators import category_remarks
 from training.frame import at, features
 from training.gate import EVALUATIONS, Evaluation
 from training.leaks import leak_remarks
@@ -103,7 +104,10 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         contributions=mean_contributions,
         unproved="; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else "",
         spread=measure_spread(spec, reference, newest_snapshots),
-        remarks=tuple(leak_remarks(spec, rows, evaluation.challenger)),
+        remarks=(
+            *leak_remarks(spec, rows, evaluation.challenger),
+            *category_remarks(spec.inputs, features(spec, at(frame, plan.train))),
+        ),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))
     stored = EVALUATIONS.dump_python(evaluation, mode="json")
@@ -178,8 +182,11 @@ def compare(
             difference = metrics[name] - champion_metrics[name]
             paired_samples = challenger_samples - samples["champion"][name]
             differences[name] = interval(difference, paired_samples)
+    names = ("0", "1") if spec.task == "classification" else spec.classes
+    class_rows = {name: int((y == code).sum()) for code, name in enumerate(names)}
     return Evaluation(
         rows=len(y),
+        class_rows=class_rows,
         threshold=challenger.threshold,
         challenger=metrics,
         intervals=intervals,

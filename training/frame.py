@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
+from core.training_spec import MOST_CATEGORIES
 from feature_repo.definition import Dataset
 from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
@@ -32,6 +33,8 @@ TIME = pa.timestamp("us", tz="UTC")
 VALUE_BYTES = 120
 """Of a feature in a row, at the peak of a training: of 1M rows of 10 it takes 1.6 GB, the libraries
 0.4 GB of these (`python -m benchmarks.training`)."""
+CATEGORY_BYTES = 28
+"""Of a column of a text in a row, at the peak of a training: 24 to 27 bytes were measured."""
 LABEL_TYPES = {
     "classification": pa.int64(),
     "regression": pa.float64(),
@@ -54,8 +57,9 @@ def build_frame(
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
         labelled = labelled_rows(spec, dataset, snapshots, raw)
-    require_memory(spec, labelled.num_rows)
+    require_memory(spec, labelled)
     frame = with_features(settings, spec, labelled)
+    require_memory(spec, frame)
     if frame.num_rows != labelled.num_rows:
         raise TrainingError(
             f"the point-in-time join gave {frame.num_rows} rows for {labelled.num_rows} labels"
@@ -110,24 +114,33 @@ def sampled(spec: ModelSpec, rows: ir.Table) -> ir.Table:
     return rows.filter(digest.substr(0, 8) < limit)
 
 
-def memory_needed(spec: ModelSpec, row_count: int) -> int:
-    """Return the bytes that a training takes for a frame of so many rows."""
-    return row_count * len(spec.features) * VALUE_BYTES
+def memory_needed(spec: ModelSpec, rows: pa.Table) -> int:
+    """Return the bytes that a training takes for a frame, or for labels before the join.
+
+    Before the join the texts, and how many columns they become, are not known.
+    """
+    texts = {name for name, kind in spec.inputs.items() if kind == "string"}
+    counts = [
+        pc.count_distinct(rows[name]).as_py() for name in texts & {*rows.column_names}
+    ]
+    categories = sum(min(count, MOST_CATEGORIES) for count in counts)
+    value_bytes = len(spec.features) * VALUE_BYTES + categories * CATEGORY_BYTES
+    return rows.num_rows * value_bytes
 
 
-def require_memory(spec: ModelSpec, row_count: int) -> None:
-    """Refuse a frame that does not fit in the memory that is free.
+def require_memory(spec: ModelSpec, rows: pa.Table) -> None:
+    """Refuse rows that do not fit in the memory that is free; see `memory_needed`.
 
     Raises:
-        TrainingError: It does not.
+        TrainingError: They do not.
 
     """
-    needed = memory_needed(spec, row_count)
+    needed = memory_needed(spec, rows)
     free = psutil.virtual_memory().available
     if needed > free:
         share = spec.snapshots.sample * free / needed / 2
         raise TrainingError(
-            f"{spec.name}: a training on {row_count:,} rows takes about "
+            f"{spec.name}: a training on {rows.num_rows:,} rows takes about "
             f"{needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: train on a machine with "
             f"more memory, or write sample = {share:.2g} in [snapshots] of {spec.name}.toml"
         )
@@ -139,13 +152,13 @@ def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> s
     Args:
         spec: The model.
         plan: Of the training.
-        labelled: Rows of its snapshots.
+        labelled: Rows of its snapshots, a frame.
         share: Of how many entities `labelled` holds one.
 
     """
     train = _extent_of(spec, plan.train, labelled, share)
     test = _extent_of(spec, plan.test, labelled, share)
-    megabytes = memory_needed(spec, share * labelled.num_rows) / 1e6
+    megabytes = share * memory_needed(spec, labelled) / 1e6
     return (
         f"{spec.name}: training on {train}, test on {test}; "
         f"about {megabytes:,.0f} MB of memory"
@@ -321,6 +334,10 @@ def canonical(
     columns = {name: table[name].cast(kind) for name, kind in types.items()}
     for name in (*spec.features, *spec.audit):
         if types[name] == pa.string():
+            if pc.any(pc.equal(columns[name], MISSING)).as_py():
+                log.warning(
+                    "%s: %s: texts %s and nulls are one", spec.name, name, MISSING
+                )
             columns[name] = pc.fill_null(columns[name], MISSING)
     order = [(name, "ascending") for name in ("event_timestamp", *spec.entity_key)]
     return pa.table(columns, schema=pa.schema(types)).sort_by(order)

@@ -62,7 +62,8 @@ class Evaluation:
         no_champion: Why the version in production cannot be the champion.
         contributions: By feature the mean size of its contributions, the largest first.
         spread: How far normal windows lie from the rows.
-        remarks: What looks as if the model knew its label.
+        remarks: What looks as if the model knew its label, and texts that it does not see whole.
+        class_rows: How many rows each class has; of numbers none.
 
     """
 
@@ -82,6 +83,7 @@ class Evaluation:
     contributions: dict[str, float] = field(default_factory=dict)
     spread: UsualSpread = field(default_factory=UsualSpread)
     remarks: tuple[str, ...] = ()
+    class_rows: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     """
     tracking = Tracking(settings)
     evaluation = load_evaluation(tracking, run_id)
-    outcomes = decide(spec.gates, evaluation)
+    outcomes = decide(spec.gates, evaluation, spec.least_class_rows)
     for remark in evaluation.remarks:
         log.warning("%s: %s", spec.name, remark)
     reasons = [
@@ -137,8 +139,12 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     return refusal or None
 
 
-def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]:
+def decide(
+    gates: Sequence[Gate], evaluation: Evaluation, least_class_rows: int = 0
+) -> tuple[Outcome, ...]:
     """Apply each gate of the spec, then check that the served file scores as the fitted model.
+
+    Every class needs some rows: a figure of a handful is chance.
 
     A gate that compares with a champion passes where there is none. NaN fails every gate. A remark
     is an outcome that passes.
@@ -153,6 +159,13 @@ def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]
             case AgainstChampion():
                 passed, text = _against_champion(gate, evaluation)
         outcomes.append(Outcome(gate.rule, gate.metric, passed, text))
+    for name, count in evaluation.class_rows.items():
+        if count < least_class_rows:
+            text = (
+                f"{count} of {evaluation.rows:,} test rows are of class {name}, required: "
+                f"at least {least_class_rows} (least_class_rows): more snapshots in test"
+            )
+            outcomes.append(Outcome("at_least", "class_rows", passed=False, text=text))
     remarks = [
         Outcome("remark", "label", passed=True, text=remark)
         for remark in evaluation.remarks

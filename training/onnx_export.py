@@ -27,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
+from core.spec import MISSING as FILLED
 from core.spec import InputType, ModelSpec
 from core.user_code import in_one_line
 from mlflow_server.pyfunc import ModelFile
@@ -47,6 +48,8 @@ BOOSTING = {
 }
 """Library → module and function of onnxmltools' converter; the library's two classes."""
 REMEDY = "exact conversions, and [serving] format = 'native': docs/how-to/own-model.md"
+NULL_TEXTS = ("None", "nan", "<NA>")
+"""What ONNX Runtime reads a null of a frame as, if MLflow's pyfunc has it."""
 PERMUTED_ROWS = 50_000
 MISSING_SHARE = 0.01
 MISSING: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
@@ -72,11 +75,21 @@ def pipeline_scores(model: Any, rows: pd.DataFrame) -> NDArray[np.float64]:
     return probabilities[:, 1] if is_binary else probabilities
 
 
-def exported(model: Any, spec: ModelSpec) -> ModelFile:
-    """Return what is served of a fitted model, in the format that `[serving]` asks for."""
+def exported(
+    model: Any, spec: ModelSpec, rows: pd.DataFrame | None = None
+) -> ModelFile:
+    """Return what is served of a fitted model, in the format that `[serving]` asks for.
+
+    Args:
+        model: What was fitted.
+        spec: Of the model.
+        rows: What it was fitted on: a null text of MLflow's pyfunc, which ONNX Runtime reads as
+            one of NULL_TEXTS, is then scored as serving does, unless a row has that text.
+
+    """
     class_count = len(spec.classes)
     if spec.serving.format == "onnx":
-        graph = export(model, spec.inputs, class_count)
+        graph = export(model, spec.inputs, class_count, rows)
         return ModelFile(graph.SerializeToString(deterministic=True))
     _check_classes(model, spec.inputs, class_count)
     if spec.task == "classification":
@@ -85,13 +98,16 @@ def exported(model: Any, spec: ModelSpec) -> ModelFile:
 
 
 def export(
-    model: Any, features: Mapping[str, InputType], classes: int = 0
+    model: Any,
+    features: Mapping[str, InputType],
+    classes: int = 0,
+    rows: pd.DataFrame | None = None,
 ) -> onnx.ModelProto:
     """Convert what was fitted: one rank-1 input per feature, one output `score` [N] float32.
 
     The same pipeline gives the same bytes in every process. A model's own `to_onnx()` returns one
     input [N, 1] per feature, and as last output [N, 1] numbers or [N, 2] probabilities. classes: K
-    where there are many: then both outputs are [N, K].
+    where there are many: then both outputs are [N, K]. rows: see `exported`.
 
     Raises:
         TrainingError: its classes are not 0 and 1 (0 to K - 1), or nothing can convert it.
@@ -101,7 +117,7 @@ def export(
     try:
         is_own = hasattr(model, "to_onnx")
         graph = model.to_onnx() if is_own else _converted(model, features)
-        return _with_columns(graph, features, classes)
+        return _with_columns(graph, features, classes, rows)
     except Exception as exc:
         what = f"ONNX export of {type(_last(model)).__name__}"
         raise TrainingError(f"{what}: {reason(exc)}; {REMEDY}") from exc
@@ -168,24 +184,32 @@ def _register(library: str) -> None:
 
 
 def _with_columns(
-    model: onnx.ModelProto, features: Mapping[str, InputType], classes: int
+    model: onnx.ModelProto,
+    features: Mapping[str, InputType],
+    classes: int,
+    rows: pd.DataFrame | None,
 ) -> onnx.ModelProto:
     """Put rank-1 inputs in front of the graph and the one output behind it.
 
     skl2onnx makes inputs [N, 1] and outputs [N, 1] or [N, K]; MLflow's ONNX flavour feeds columns.
-    classes: as `export` has it.
+    classes, rows: as `export` has them.
     """
+    constants: dict[str, Any] = {"/shape": np.array([-1, 1])}
     inputs = []
     nodes = []
     matrices = {}
     for name, kind in features.items():
         matrices[name] = f"{name}/column"
         inputs.append(helper.make_tensor_value_info(name, TYPES[kind][1], ["N"]))
-        nodes.append(helper.make_node("Reshape", [name, "/shape"], [matrices[name]]))
+        values = name
+        if kind == "string" and rows is not None:
+            values = f"{name}/filled"
+            constants["/missing"] = np.array(FILLED, dtype=object)
+            nodes += _filled(name, values, {*NULL_TEXTS}.difference(rows[name]))
+        nodes.append(helper.make_node("Reshape", [values, "/shape"], [matrices[name]]))
     for node in model.graph.node:
         node.input[:] = [matrices.get(name, name) for name in node.input]
         nodes.append(node)
-    constants: dict[str, Any] = {"/shape": np.array([-1, 1])}
     last_output = model.graph.output[-1].name
     has_probabilities = len(model.graph.output) > 1  # beside the label
     if has_probabilities:  # ten shares of 0.1 are 1.0000001
@@ -220,6 +244,27 @@ def _with_columns(
     served = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
     onnx.checker.check_model(served)
     return served
+
+
+def _filled(name: str, filled: str, null_texts: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that give an input with `/missing` in place of some texts."""
+    codes = f"{name}/code"
+    is_null = f"{name}/null"
+    # The texts' codes are 1, that of all others is 0; it takes one text at least.
+    encoder = helper.make_node(
+        "LabelEncoder",
+        [name],
+        [codes],
+        domain="ai.onnx.ml",
+        keys_strings=[FILLED, *sorted(null_texts)],
+        values_int64s=[1] * (1 + len(null_texts)),
+        default_int64=0,
+    )
+    return [
+        encoder,
+        helper.make_node("Cast", [codes], [is_null], to=TensorProto.BOOL),
+        helper.make_node("Where", [is_null, "/missing", name], [filled]),
+    ]
 
 
 @dataclass(frozen=True)

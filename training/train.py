@@ -212,12 +212,18 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
             f"{spec.name}: every label of {len(y)} training rows is the same"
         )
     try:
+        inputs = features(spec, rows)
         pipeline = build_pipeline(
-            estimator.type, estimator.parameters, spec.inputs, spec.seed, spec.task
+            estimator.type,
+            estimator.parameters,
+            spec.inputs,
+            spec.seed,
+            spec.task,
+            inputs,
         )
         # Boosting's threads wait for each other on busy cores.
         with threadpool_limits(1):
-            pipeline.fit(features(spec, rows), y)
+            pipeline.fit(inputs, y)
     except Exception as exc:
         raise TrainingError(
             f"{spec.name}: estimator {estimator.name}: {reason(exc)}"
@@ -258,8 +264,8 @@ def write_model(
     folder: Path,
 ) -> ModelFile:
     """Write what was fitted on the rows `train`: what is served, and the contract."""
-    served = exported(model, spec)
     rows = features(spec, train)
+    served = exported(model, spec, rows)
     background = rows.sample(min(BACKGROUND, len(rows)), random_state=spec.seed)
     is_missing = (rows.isna() | (rows == MISSING)).any()
     defaults = {name: _default(rows[name], kind) for name, kind in spec.inputs.items()}

@@ -1,7 +1,10 @@
 """The gates of a spec, as decisions over measured numbers."""
 
+import numpy as np
 import pytest
 
+from core.settings import PROJECT
+from core.spec import load_spec
 from core.training_spec import AgainstChampion, BetterThanBaseline, Limit
 from tests.training.conftest import SHIPPED
 from tests.training.test_metrics import some_rows
@@ -9,6 +12,7 @@ from training.evaluate import compare
 from training.gate import Evaluation, decide
 from training.metrics import Interval, Scored, all_metrics
 
+DELIVERY = load_spec("delivery", PROJECT / "tests/training/deliveries/models")
 BETTER_THAN_BASELINE = BetterThanBaseline(
     metric="log_loss", rule="better_than_baseline"
 )
@@ -114,3 +118,26 @@ def test_the_champion_is_measured_at_its_own_threshold():
     assert measured.champion == pytest.approx(expected)
     assert measured.differences["log_loss"] == Interval(0, 0, 0)
     assert measured.differences["recall"].high < 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "y", "few"),
+    [
+        (SHIPPED, [1] * 3 + [0] * 2997, {"1": "3 of 3,000"}),
+        (SHIPPED, [1] * 20 + [0] * 20, {}),
+        (SHIPPED, [1] * 60 + [0] * 19, {"0": "19 of 79"}),
+        (SHIPPED.model_copy(update={"least_class_rows": 3}), [1] * 3 + [0] * 99, {}),
+        (DELIVERY, [0] * 50 + [1] * 19 + [2] * 40, {"on_time": "19 of 109"}),
+        (DELIVERY, [0] * 50 + [1] * 50, {"late": "0 of 100"}),
+    ],
+)
+def test_a_test_set_with_few_rows_of_a_class_is_refused_with_its_figures(spec, y, few):
+    y = np.array(y)
+    shares = np.eye(max(len(spec.classes), 2))[y] * 0.5 + 0.25
+    model = Scored(shares if spec.classes else shares[:, 1], spec.threshold)
+    measured = compare(spec, y, model, None, None)
+    outcomes = decide([], measured, spec.least_class_rows)
+    refused = [outcome.text for outcome in outcomes if not outcome.passed]
+    assert len(refused) == len(few)
+    for text, (name, count) in zip(refused, few.items(), strict=True):
+        assert text.startswith(f"{count} test rows are of class {name}, required: at")

@@ -3,15 +3,21 @@
 from functools import cache
 from itertools import product
 
+import mlflow.onnx
+import mlflow.pyfunc
 import numpy as np
+import onnx
 import pandas as pd
+import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
 from mlflow_server.pyfunc import ModelFile
-from training.estimators import build_pipeline
-from training.onnx_export import export, prove
+from tests.training.conftest import SHIPPED
+from training.estimators import build_pipeline, category_remarks
+from training.frame import memory_needed
+from training.onnx_export import NULL_TEXTS, export, exported, prove
 from training.scoring import score
 
 FEATURES = {
@@ -188,3 +194,70 @@ def test_a_model_with_onnx_of_its_own_passes_if_that_gives_the_same_scores(
     model.fit(frame, churned)
     proof = proof_of(model, export(model, FEATURES), frame)
     assert (proof.reasons == ()) is passed
+
+
+def codes(count):
+    """Rows with a text of so many values, of which low ones are frequent."""
+    frame, labels = customers()
+    random = np.random.default_rng(5)
+    numbers = (count * random.random(len(frame)) ** 3).astype(int)
+    numbers[:count] = range(count)
+    frame["segment"] = [f"s{number:05}" for number in numbers]
+    return frame, labels
+
+
+@pytest.mark.parametrize("kind", ["logistic_regression", "hist_gradient_boosting"])
+def test_a_text_with_many_values_becomes_a_limited_number_of_columns(kind):
+    frame, labels = codes(3_000)
+    parameters = (kind, PARAMETERS[kind], FEATURES, 7, "classification", frame)
+    pipeline = build_pipeline(*parameters).fit(frame, labels)
+    matrix = pipeline[0].transform(frame)
+    assert matrix.shape[1] == 4 + 255
+    column_sums = matrix[:, 4:].sum(axis=0)
+    rare = frame["segment"].value_counts().iloc[255:]
+    assert column_sums.min() >= rare.max()
+    graph = export(pipeline, FEATURES)
+    assert proof_of(pipeline, graph, frame).reasons == ()
+    (remark,) = category_remarks(FEATURES, frame)
+    assert remark.startswith("segment has 3,000 values in 4,000 rows, as a code has")
+
+
+def test_few_values_are_encoded_as_before_and_columns_count_as_memory():
+    frame, labels = codes(255)
+    parameters = ("random_forest", FEW_TREES, FEATURES, 7, "classification")
+    graphs = [
+        export(build_pipeline(*parameters, rows).fit(frame, labels), FEATURES)
+        for rows in (None, frame)
+    ]
+    assert graphs[0].SerializeToString() == graphs[1].SerializeToString()
+    assert [*category_remarks(FEATURES, frame)] == []
+    spec = SHIPPED.model_copy(update={"features": FEATURES})
+    for values, columns in ((8_000, 255), (9, 9)):
+        texts = [f"s{number % values}" for number in range(100_000)]
+        rows = pa.table({"segment": texts, "at": texts})
+        needed = memory_needed(spec, rows) - memory_needed(spec, rows.select(["at"]))
+        matrix_bytes = len(texts) * columns * 4
+        assert 6 * matrix_bytes < needed < 8 * matrix_bytes
+
+
+@pytest.mark.parametrize("real_text", [None, "None"])
+def test_a_null_text_is_scored_by_mlflows_pyfunc_as_by_serving(tmp_path, real_text):
+    frame, labels = customers()
+    if real_text:  # then it cannot be told from a null
+        frame.loc[:99, "segment"] = real_text
+    pipeline = build_pipeline("random_forest", FEW_TREES, FEATURES, 7).fit(
+        frame, labels
+    )
+    spec = SHIPPED.model_copy(update={"features": FEATURES})
+    served = exported(pipeline, spec, frame)
+    assert prove(pipeline, served, frame, 7, features=FEATURES).reasons == ()
+    folder = str(tmp_path / "model")
+    mlflow.onnx.save_model(onnx.load_from_string(served.content), folder)
+    model = mlflow.pyfunc.load_model(folder)
+    is_missing = frame["segment"] == "__missing__"
+    rows = frame[is_missing].head(50)
+    expected = score(served, FEATURES, rows)
+    for null, text in zip((None, np.nan, pd.NA), NULL_TEXTS, strict=True):
+        nulls = pd.Series([null] * len(rows), rows.index, dtype=object)
+        scores = model.predict(rows.assign(segment=nulls)).to_numpy().ravel()
+        assert np.array_equal(scores, expected) is (text != real_text)
