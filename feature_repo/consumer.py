@@ -32,14 +32,8 @@ from core.user_code import change_times, in_one_line
 from feature_repo.broker import Entry, Stream, event_schema, redis_problem
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.entities import (
-    VALUE_ERRORS,
-    Row,
-    ViewValues,
-    key_of,
-    raw_rows,
-    value_error,
-)
+from feature_repo.engines import VALUE_ERRORS, value_error
+from feature_repo.entities import Row, ViewValues, key_of, raw_rows
 from feature_repo.features import raw_table
 from feature_repo.forgotten import forgotten
 from feature_repo.online_values import OnlineValues

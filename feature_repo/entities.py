@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
@@ -21,14 +20,6 @@ from feature_repo.windows import Windows
 
 Row = dict[str, Any]
 """A raw row."""
-VALUE_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, pa.ArrowInvalid)
-"""What an expression raises at a value that it cannot take."""
-
-
-def value_error(exc: Exception) -> str:
-    """Return what an expression raised, in one line."""
-    message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
-    return " ".join(message.split())
 
 
 @dataclass(frozen=True)

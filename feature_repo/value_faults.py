@@ -12,8 +12,7 @@ import ibis.expr.types as ir
 from core.errors import BatchRejectedError
 from core.storage import Table
 from feature_repo.definition import Dataset
-from feature_repo.engines import typed_columns
-from feature_repo.entities import VALUE_ERRORS, value_error
+from feature_repo.engines import VALUE_ERRORS, typed_columns, value_error
 from feature_repo.features import open_raw
 
 MOST_FAULTS = 1_000

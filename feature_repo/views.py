@@ -25,11 +25,12 @@ from feature_repo.definition import Dataset
 from feature_repo.definition_hash import view_definition
 from feature_repo.engines import (
     PERIOD,
+    VALUE_ERRORS,
     engine_connection,
     open_engine,
     read_files,
+    value_error,
 )
-from feature_repo.entities import VALUE_ERRORS, value_error
 from feature_repo.features import changed_rows, open_raw, raw_table
 
 DEFINITION_DIGITS = 15

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 from ibis.backends.sql.datatypes import DuckDBType
 from upath import UPath
 
@@ -30,6 +31,8 @@ PERIOD = timedelta(days=28)
 PERIOD_MICROSECONDS = PERIOD // timedelta(microseconds=1)
 MEMORY_LIMIT = "4GB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
+VALUE_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, pa.ArrowInvalid)
+"""What an expression raises at a value that it cannot take."""
 
 
 class DuckDBEngine:
@@ -178,3 +181,9 @@ def row_connection() -> Iterator[Any]:
 def _row_database() -> Any:
     # A cache of files would grow, as the database does not end.
     return duckdb.connect(config={"threads": 1, "enable_external_file_cache": False})
+
+
+def value_error(exc: Exception) -> str:
+    """Return what an expression raised, in one line."""
+    message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
+    return " ".join(message.split())
