@@ -12,6 +12,7 @@ from rich.prompt import Prompt
 from cli.terminal import ERR
 from core.errors import SettingsError
 from core.spec import OURS
+from feature_repo.definition import OWN_COLUMNS, VIEW_COLUMNS, name_problems
 from feature_repo.exact_types import TIME_WORDS, exact_values, type_of, within_limits
 
 WRITTEN = {
@@ -22,8 +23,9 @@ WRITTEN = {
     "string": ("pa.string()", "str"),
 }
 """A column's type → how a dataset writes it, and its name in a suite of expectations."""
-TAKEN = OURS | {"at", "created", "days", "event_us", "events"}
-"""Columns of the expressions in templates/dataset.py.jinja."""
+TEMPLATE = {"after", "at", "before", "days", "event_us", "events", "place"}
+TAKEN = OURS.union(VIEW_COLUMNS, TEMPLATE, {"features"})
+"""Columns of the expressions in templates/dataset.py.jinja, and fields of a request."""
 MOST_AMOUNTS = 4
 LARGEST_AMOUNT = 1e12
 """What decimal(18, 6) holds."""
@@ -49,8 +51,10 @@ def in_types(rows: pa.Table) -> pa.Table:
             that Gyre gives to one of its own.
 
     """
+    problems = name_problems(rows.column_names, OWN_COLUMNS)
+    if problems:
+        raise SettingsError(f"--from: {'; '.join(problems)}")
     kinds = {field.name: type_of(field.type) for field in rows.schema}
-    kinds |= {"ingested_at": None}
     wrong = [
         f"{field.name} ({field.type})" for field in rows.schema if not kinds[field.name]
     ]
@@ -65,7 +69,7 @@ def in_types(rows: pa.Table) -> pa.Table:
     for name in rows.column_names:
         is_readable = pc.or_(rows[name].is_null(), within_limits(rows[name]).is_valid())
         rows = rows.filter(is_readable)
-    return rows.group_by(rows.column_names).aggregate([])
+    return _distinct(rows)
 
 
 def _in_type(
@@ -141,7 +145,7 @@ def describe(
         SettingsError: Rows share a key.
 
     """
-    repeated_count = rows.num_rows - rows.group_by(list(key)).aggregate([]).num_rows
+    repeated_count = rows.num_rows - _distinct(rows.select(key)).num_rows
     if repeated_count:
         raise SettingsError(
             f"--key: {repeated_count} of {rows.num_rows} rows share {', '.join(key)} "
@@ -179,13 +183,21 @@ def describe(
 
 def _label_name(outcome: str) -> str:
     """Return a name of a Python function, such as `arr_delay_label`."""
-    return re.sub(r"\W+", "_", outcome).strip("_").lower() + "_label"
+    words = re.sub(r"[^0-9A-Za-z]+", "_", outcome).strip("_").lower()
+    return f"{words}_label" if words[:1].isalpha() else f"outcome_{words}_label"
 
 
 def _is_plain(name: str) -> bool:
     """Whether features and requests can have this name."""
     is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
-    return name not in TAKEN and is_word is not None
+    return name.lower() not in TAKEN and is_word is not None
+
+
+def _distinct(rows: pa.Table) -> pa.Table:
+    """Return each row once; Arrow would read a name such as .x as a path."""
+    numbers = [f"{number}" for number in range(rows.num_columns)]
+    distinct_rows = rows.rename_columns(numbers).group_by(numbers).aggregate([])
+    return distinct_rows.rename_columns(rows.column_names)
 
 
 def _is_code(kind: str, values: pa.ChunkedArray) -> bool:

@@ -1,5 +1,6 @@
 """`gyre ingest`, `consume`, `forget`, `quarantine`, `parity`, `maintain`, `backup`, `restore`."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +9,13 @@ import typer
 
 from cli.terminal import progress, table
 from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
+from core.errors import SettingsError
 from core.settings import SHARED, load_settings
 
 MONTH = timedelta(days=31)
 MODULE = "A module of feature_repo/datasets/."
+KEY = re.compile(r"--([^\0]+?)(?:\0(?!--)|=(?=.))([^\0]*)", re.DOTALL)
+"""Of the words of a shell, with \\0 between them: --COLUMN VALUE, or --COLUMN=VALUE."""
 quarantine = typer.Typer(no_args_is_help=True, help="Rows that were set aside.")
 
 
@@ -129,12 +133,16 @@ def forget(
     Searches every dataset and model with the key. Exit code 1: no row found, or rows remain.
     """
     log_to_stderr()
-    option, _, value = "=".join(context.args).partition("=")
+    option = KEY.fullmatch("\0".join(context.args))
+    if context.args and option is None:
+        found = " ".join(context.args)
+        raise SettingsError(f"expected one key, --COLUMN VALUE, found {found}")
+    column, value = option.groups() if option else ("", "")
     settings = load_settings()
     with progress(f"forget {name}"):
         from monitoring import forget as places  # noqa: PLC0415
 
-        key = places.named_key(name, option.removeprefix("--"), value)
+        key = places.named_key(name, column, value)
         row_counts = places.forget(settings, key, dry_run=dry_run)
     lines = [f"{place}: {count:,} rows" for place, count in row_counts.items()]
     if not lines:

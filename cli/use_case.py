@@ -192,12 +192,15 @@ def write_use_case(
 
     columns: see `describe`. shipped: the file in the project that stands in for a source.
     """
-    from jinja2 import StrictUndefined, Template  # noqa: PLC0415
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
+    environment = Environment(keep_trailing_newline=True, undefined=StrictUndefined)  # noqa: S701  (no HTML)
+    # Python reads no surrogates, as which JSON would write an emoji.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     title = name.replace("_", " ").capitalize()
     for template, place in FILES.items():
-        text = (TEMPLATES / f"{template}.jinja").read_text("utf-8")
-        rendered = Template(text, keep_trailing_newline=True, undefined=StrictUndefined)
+        template_text = (TEMPLATES / f"{template}.jinja").read_text("utf-8")
+        rendered = environment.from_string(template_text)
         path = folder / place.format(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

@@ -14,9 +14,15 @@ import pyarrow.compute as pc
 from feast import FeatureView
 
 from feature_repo.datasets import dataset_of
+from feature_repo.definition import OWN_PREFIX
 from feature_repo.engines import connected
 from feature_repo.features import open_raw, raw_table
 from feature_repo.service import PublishedService, field_types
+
+KNOWN_AT = f"{OWN_PREFIX}known_at"
+NUMBER = f"{OWN_PREFIX}number"
+ARRIVAL = f"{OWN_PREFIX}arrival"
+TIME = f"{OWN_PREFIX}time"
 
 
 def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table:
@@ -26,7 +32,7 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
 
     Args:
         service: Its features are computed. Each of its views is of a dataset.
-        questions: Join keys and request data; `_known_at`, by when rows had arrived;
+        questions: Join keys and request data; KNOWN_AT, by when rows had arrived;
             event_timestamp, at or before which a view's row is dated; both aware UTC.
 
     Returns:
@@ -34,11 +40,11 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
 
     """
     numbers = pa.array(range(questions.num_rows), pa.int64())
-    questions = questions.append_column("_number", numbers)
+    questions = questions.append_column(NUMBER, numbers)
     table = questions
     for view in service.stored:
         answers = pa.concat_tables(_answers(service, view, questions))
-        places = pc.index_in(numbers, answers["_number"].combine_chunks())
+        places = pc.index_in(numbers, answers[NUMBER].combine_chunks())
         for name, kind in field_types(view.projection.features).items():
             column = answers[name].take(places)
             if kind == "timestamp":  # as Feast stores it
@@ -54,7 +60,7 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
 def _answers(
     service: PublishedService, view: FeatureView, questions: pa.Table
 ) -> Iterator[pa.Table]:
-    """Yield `_number` and features of the questions to which a view has a row."""
+    """Yield NUMBER and features of the questions to which a view has a row."""
     dataset = dataset_of(view.name)
     assert dataset is not None  # noqa: S101  (see above)
     expression = dataset.views[view.name]
@@ -66,12 +72,12 @@ def _answers(
         raw_rows = open_raw(raw, connection=connection)
         raw_rows = raw_rows.semi_join(asked, dataset.entity)
         raw_rows = connection.create_table("own_rows", raw_rows, temp=True)
-        arrivals = raw_rows.select(_arrival="ingested_at").distinct()
-        asked = asked.asof_join(arrivals, asked["_known_at"] >= arrivals["_arrival"])
+        arrivals = raw_rows.select(**{ARRIVAL: "ingested_at"}).distinct()
+        asked = asked.asof_join(arrivals, asked[KNOWN_AT] >= arrivals[ARRIVAL])
         asked = connection.create_table("dated", asked, temp=True)
-        moments = connection.to_pyarrow(asked.select("_arrival").distinct())
-        for moment in moments["_arrival"].to_pylist():
-            part = asked.filter(asked["_arrival"] == moment)
+        moments = connection.to_pyarrow(asked.select(ARRIVAL).distinct())
+        for moment in moments[ARRIVAL].to_pylist():
+            part = asked.filter(asked[ARRIVAL] == moment)
             arrived_rows = raw_rows.filter(raw_rows.ingested_at <= moment)
             newest = _newest_rows(view, expression(arrived_rows), part)
             yield connection.to_pyarrow(newest)
@@ -81,12 +87,10 @@ def _newest_rows(view: FeatureView, rows: ir.Table, asked: ir.Table) -> ir.Table
     """Return the newest row at or before each question's time, if it is young enough."""
     keys = list(view.join_keys)
     names = [feature.name for feature in view.projection.features]
-    newest = rows.select(*keys, *names, _time=rows.event_timestamp)
-    asked = asked.select("_number", "event_timestamp", *keys)
-    joined: Any = asked.asof_join(
-        newest, asked.event_timestamp >= newest["_time"], keys
-    )
-    is_young = joined["_time"].notnull()
+    newest = rows.select(*keys, *names, **{TIME: rows.event_timestamp})
+    asked = asked.select(NUMBER, "event_timestamp", *keys)
+    joined: Any = asked.asof_join(newest, asked.event_timestamp >= newest[TIME], keys)
+    is_young = joined[TIME].notnull()
     if view.ttl:
-        is_young &= joined["_time"] + ibis.literal(view.ttl) >= joined.event_timestamp
-    return joined.filter(is_young).select("_number", *names)
+        is_young &= joined[TIME] + ibis.literal(view.ttl) >= joined.event_timestamp
+    return joined.filter(is_young).select(NUMBER, *names)

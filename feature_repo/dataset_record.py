@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from core.errors import DataError
 from core.files import reached, read_file, replace_file
+from core.table_query import quoted
 from core.user_code import dataset_names
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ def write_record(
         passed: Whether the rows were let in.
 
     """
+    from sqlglot.expressions import convert  # noqa: PLC0415
+
     from feature_repo.features import raw_table  # noqa: PLC0415  (the console does without Feast)
     from feature_repo.quarantine import quarantine_table  # noqa: PLC0415
     from feature_repo.service import service_names, unbuilt_views  # noqa: PLC0415
@@ -148,8 +151,9 @@ def write_record(
     watermark = max(as_of, record.watermark or as_of) if passed else record.watermark
     raw = raw_table(settings, dataset)
     aside = quarantine_table(settings, dataset)
-    time = f'"{dataset.event_time}"'
-    row_time = f"try_cast(row->>'$.{time}' AS TIMESTAMPTZ)"
+    time = quoted(dataset.event_time)
+    pointer = dataset.event_time.replace("~", "~0").replace("/", "~1")
+    row_time = f"try_cast(row->>{convert(f'/{pointer}').sql()} AS TIMESTAMPTZ)"
     record = DatasetRecord(
         dataset=dataset.name,
         as_of=as_of,

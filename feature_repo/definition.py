@@ -1,6 +1,7 @@
 """What a dataset module defines beside its Feast objects."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,15 @@ import pyarrow as pa
 Expression = Callable[[ir.Table], ir.Table]
 """Computes rows of a view (join keys, event_timestamp, created, features) from raw rows."""
 
+OWN_COLUMNS = ("ingested_at", "superseded")
+"""Columns of a raw table beside those of the source."""
+VIEW_COLUMNS = ("event_timestamp", "created", "period")
+"""Columns of a view's table beside join keys and features."""
+OWN_PREFIX = "_gyre_"
+"""Beginning of the names of columns that rows have only while they are computed."""
+POSITION = f"{OWN_PREFIX}position"
+"""Column that numbers rows, from 0."""
+UNREADABLE = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 TABLE_TAG = "table.raw."
 """Prefix of the tags of a run or version that name the raw tables it was made of."""
 
@@ -85,10 +95,43 @@ class Dataset:
     rows_of: str | None = None
     """Another dataset, whose source and suite this one uses: its rows are the same."""
 
+    def __post_init__(self) -> None:
+        problems = name_problems(self.schema.names, OWN_COLUMNS)
+        problems += name_problems([self.entity], VIEW_COLUMNS)
+        if problems:
+            raise ValueError(f"Dataset {self.name}: {'; '.join(problems)}")
+
     @property
     def source_name(self) -> str:
         """The name that source and suite go by."""
         return self.rows_of or self.name
+
+
+def name_problems(names: Iterable[str], own_names: Collection[str]) -> list[str]:
+    """Say which names columns cannot have, as tables do not tell capitals apart.
+
+    Args:
+        names: Of the columns of a team.
+        own_names: Of columns of ours in the same table.
+
+    """
+    problems = []
+    former_names = {name.lower(): f"Gyre's own {name}" for name in own_names}
+    for name in names:
+        small_name = name.lower()
+        problem = ""
+        if not name.strip():
+            problem = "it has no name"
+        elif re.search(UNREADABLE, name):
+            problem = "its name has control characters"
+        elif small_name.startswith(OWN_PREFIX):
+            problem = f"names that begin with {OWN_PREFIX} are Gyre's own"
+        elif small_name in former_names:
+            problem = f"tables do not tell it from {former_names[small_name]}"
+        if problem:
+            problems.append(f"column {name!r}: {problem}: rename it or leave it out")
+        former_names.setdefault(small_name, repr(name))
+    return problems
 
 
 def raw_schema(dataset: Dataset) -> pa.Schema:

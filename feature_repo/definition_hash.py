@@ -14,6 +14,7 @@ from ibis.expr.operations import InMemoryTable
 from sqlglot.optimizer import optimize
 from sqlglot.optimizer.canonicalize_internal_names import canonicalize_internal_names
 
+from core.table_query import quoted
 from feature_repo.definition import Dataset, Expression, raw_schema
 from feature_repo.on_demand import digest, function_source
 
@@ -42,7 +43,7 @@ def _sql_hash(
     sql = ibis.to_sql(rows.select(columns), dialect="duckdb")
     query = optimize(
         str(sql),
-        schema={"raw": dict.fromkeys(raw.columns, "unknown")},
+        schema={"raw": dict.fromkeys(map(quoted, raw.columns), "unknown")},
         dialect="duckdb",
         validate_qualify_columns=False,
     )

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from feast import FeatureView
 
 from core.storage import Table
-from feature_repo.definition import Dataset
+from feature_repo.definition import POSITION, Dataset
 from feature_repo.engines import row_connection
 from feature_repo.features import open_raw
 from feature_repo.online_writer import KeyValues, key_values
@@ -104,9 +104,9 @@ def newest_of_key(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     order = [("event_timestamp", "ascending"), ("created", "ascending")]
     sorted_rows = rows.sort_by(order)
     positions = pa.array(np.arange(rows.num_rows))
-    numbered_keys = sorted_rows.select(key).append_column("_position", positions)
-    last = numbered_keys.group_by(list(key)).aggregate([("_position", "max")])
-    return sorted_rows.take(last["_position_max"].combine_chunks().sort())
+    numbered_keys = sorted_rows.select(key).append_column(POSITION, positions)
+    last = numbered_keys.group_by(list(key)).aggregate([(POSITION, "max")])
+    return sorted_rows.take(last[f"{POSITION}_max"].combine_chunks().sort())
 
 
 def key_of(row: Row, columns: Sequence[str]) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -28,7 +29,7 @@ from core.files import replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.storage import Table
-from feature_repo.definition import Dataset
+from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 from feature_repo.engines import connected, read_files
 from feature_repo.exact_types import UnreadableRow
 from feature_repo.features import open_raw, raw_table
@@ -50,10 +51,15 @@ MOST_UNREADABLE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
 MEMORY_LIMIT = "250MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
-POSITION = pa.field("_position", pa.int64())
 """Column that numbers the rows of a delivery, from 0."""
 FAR = timedelta(days=1)
 """How far after `as_of` a row is dated where a clock is rather wrong than fast."""
+COPIES = f"{OWN_PREFIX}copies"
+"""Column of how many rows, or contents, a key has."""
+TEXT = f"{OWN_PREFIX}text"
+"""Column of a row as quarantine has it."""
+SET_ASIDE_AT = f"{OWN_PREFIX}quarantined_at"
+ROW = f"{OWN_PREFIX}row"
 PARQUET = ds.ParquetFileFormat(pre_buffer=False)
 """Reads a file row group by row group, not all of it ahead."""
 
@@ -121,11 +127,11 @@ def land(
         received = scratch.save_delivery(delivery)
         is_ahead = received[dataset.event_time] > ibis.literal(as_of)
         ahead = received.filter(is_ahead)
-        delivered = received.anti_join(ahead, "_position")
+        delivered = received.anti_join(ahead, POSITION)
         repeated_keys = scratch.save("repeated", _repeated_keys(dataset, delivered))
         earlier_rows = _earlier_rows(dataset, delivered, repeated_keys)
         earlier_rows = scratch.save("earlier", earlier_rows)
-        new_rows = delivered.anti_join(earlier_rows, "_position")
+        new_rows = delivered.anti_join(earlier_rows, POSITION)
         entries = scratch.save("entries", _entries(dataset, aside, scratch.connection))
         if raw.exists:
             stored = open_raw(raw, connection=scratch.connection)
@@ -134,8 +140,8 @@ def land(
         is_same = _same(new_rows, entries, dataset.schema.names)
         again = scratch.save("again", new_rows.semi_join(entries, is_same)).to_pyarrow()
         still_bad = _still_bad_positions(dataset, again, as_of)
-        again_positions = set(again["_position"].to_pylist()) - still_bad
-        new_rows = new_rows.filter(~new_rows["_position"].isin([*still_bad]))
+        again_positions = set(again[POSITION].to_pylist()) - still_bad
+        new_rows = new_rows.filter(~new_rows[POSITION].isin([*still_bad]))
         new_rows = scratch.save("new", new_rows)
         row_count = _count(new_rows)
         unread = _unread_entries(
@@ -144,7 +150,7 @@ def land(
         is_empty = not (unreadable or _count(received))
         warnings = _remarks(settings, dataset, ahead, as_of, is_empty=is_empty)
         bad_file = scratch.file("bad")
-        with pq.ParquetWriter(bad_file, aside.schema.append(POSITION)) as bad_rows:
+        with pq.ParquetWriter(bad_file, _numbered(aside.schema)) as bad_rows:
             if row_count:
                 warnings += _validate(
                     settings=settings,
@@ -155,7 +161,7 @@ def land(
                 )
         warnings += _contradictions(dataset, delivered, repeated_keys, new_rows)
         bad_positions = scratch.connection.read_parquet(bad_file)
-        good_rows = new_rows.anti_join(bad_positions, "_position")
+        good_rows = new_rows.anti_join(bad_positions, POSITION)
         arrival = as_of if raw.exists else None
         good_rows = _arrived_rows(dataset, good_rows, arrival)
         # An event that lands meanwhile would be a row that these were not tried with.
@@ -167,7 +173,7 @@ def land(
                 raw=raw,
                 exempt_count=len(again_positions),
             )
-            is_at_fault = good_rows["_position"].isin([*faults])
+            is_at_fault = good_rows[POSITION].isin([*faults])
             scratch.save("good", good_rows.filter(~is_at_fault))
             # In this order: after a kill in between the good rows come alone, and not the bad ones.
             quarantine(aside, scratch.dataset("bad"))
@@ -215,11 +221,14 @@ class _Scratch:
     def save_delivery(self, delivery: pa.RecordBatchReader) -> ir.Table:
         """Write a delivery to a file; its rows get their position."""
         file = self.file("delivered")
-        with pq.ParquetWriter(file, delivery.schema) as writer:
+        start = 0
+        with pq.ParquetWriter(file, _numbered(delivery.schema)) as writer:
             for batch in delivery:
-                writer.write_batch(batch)
-        rows = self.connection.read_parquet(file, file_row_number=True)
-        return rows.rename(_position="file_row_number")
+                end = start + batch.num_rows
+                positions = pa.array(np.arange(start, end))
+                writer.write_batch(batch.append_column(POSITION, positions))
+                start = end
+        return self.connection.read_parquet(file)
 
 
 @contextmanager
@@ -272,6 +281,10 @@ def _unread_entries(
     return quarantine_entries(list(problems), texts, as_of)
 
 
+def _numbered(schema: pa.Schema) -> pa.Schema:
+    return schema.append(pa.field(POSITION, pa.int64()))
+
+
 def _has_key(dataset: Dataset, rows: ir.Table) -> ir.BooleanValue:
     return ibis.and_(*(rows[name].notnull() for name in dataset.key))
 
@@ -280,8 +293,8 @@ def _repeated_keys(dataset: Dataset, delivered: ir.Table) -> ir.Table:
     """Return the keys that several rows have, each with the position of the last one."""
     rows = delivered.filter(_has_key(dataset, delivered))
     keys = rows.group_by(dataset.key)
-    counts = keys.agg(_position=rows["_position"].max(), _copies=rows.count())
-    return counts.filter(counts["_copies"] > 1)
+    counts = keys.agg({POSITION: rows[POSITION].max(), COPIES: rows.count()})
+    return counts.filter(counts[COPIES] > 1)
 
 
 def _earlier_rows(
@@ -289,20 +302,22 @@ def _earlier_rows(
 ) -> ir.Table:
     """Return the positions of rows that do not count, as a later one has their key."""
     rows = delivered.semi_join(repeated_keys, dataset.key)
-    return rows.anti_join(repeated_keys, "_position").select("_position")
+    return rows.anti_join(repeated_keys, POSITION).select(POSITION)
 
 
 def _entries(dataset: Dataset, aside: Table, connection: Any) -> ir.Table:
-    """Return what quarantine holds: its JSON as `_text`, and the columns of the row."""
+    """Return what quarantine holds: its JSON as TEXT, and the columns of the row."""
     entries = ibis.memtable(aside.schema.empty_table())
     aside_files = aside.names()
     if aside_files:
         entries = read_files(connection, aside, aside_files)
-    return _unpacked(dataset, entries.select("quarantined_at", _text="row"))
+    return _unpacked(
+        dataset, entries.select(**{TEXT: "row", SET_ASIDE_AT: "quarantined_at"})
+    )
 
 
 def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
-    """Add the columns of the rows that `_text` has as JSON; null is what does not fit."""
+    """Add the columns of the rows that TEXT has as JSON; null is what does not fit."""
     schema = ibis.Schema.from_pyarrow(dataset.schema)
     types = {name: DuckDBType.to_string(kind) for name, kind in schema.items()}
     unpack = ibis.udf.scalar.builtin(
@@ -310,8 +325,8 @@ def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
         name="json_transform",
         signature=(("string", "string"), schema.as_struct()),
     )
-    rows = texts.mutate(_row=unpack(texts["_text"], json.dumps(types)))
-    return rows.unpack("_row")
+    rows = texts.mutate({ROW: unpack(texts[TEXT], json.dumps(types))})
+    return rows.unpack(ROW)
 
 
 def _unseen_rows(
@@ -324,8 +339,8 @@ def _unseen_rows(
     names = dataset.schema.names
     by_events = stored.filter(stored.superseded.notnull())
     texts = by_events.filter(by_events.superseded != "")
-    superseded = _unpacked(dataset, texts.select(_text="superseded"))
-    is_later = by_events.ingested_at > entries.quarantined_at
+    superseded = _unpacked(dataset, texts.select(**{TEXT: "superseded"}))
+    is_later = by_events.ingested_at > entries[SET_ASIDE_AT]
     is_same_key = _same(entries, by_events, dataset.key)
     corrected = entries.semi_join(by_events, [is_later, *is_same_key])
     for others in (stored, superseded, corrected):
@@ -340,7 +355,7 @@ def _leave_quarantine(
     if raw.exists and _count(entries):
         stored = open_raw(raw, connection=connection)
         is_same = _same(entries, stored, dataset.schema.names)
-        landed = entries.semi_join(stored, is_same)["_text"].to_pyarrow()
+        landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
         leave_quarantine(aside, landed.to_pylist())
 
 
@@ -356,7 +371,7 @@ def _still_bad_positions(dataset: Dataset, rows: pa.Table, as_of: datetime) -> s
     content = rows.select(dataset.schema.names).cast(dataset.schema)
     rules = DatasetRules(dataset, for_events=True)
     numbers = pa.array(rules.validate(content, as_of).bad_rows, pa.int64())
-    return set(rows["_position"].take(numbers).to_pylist())
+    return set(rows[POSITION].take(numbers).to_pylist())
 
 
 def _remarks(
@@ -385,12 +400,11 @@ def _batches(dataset: Dataset, rows: ir.Table, row_count: int) -> Iterator[pa.Ta
     """
     batch_count = ceil(row_count / BATCH_ROWS)
     key_hash = ibis.struct({name: rows[name] for name in dataset.key}).hash()
-    number = _has_key(dataset, rows).ifelse(key_hash, rows["_position"].hash())
+    number = _has_key(dataset, rows).ifelse(key_hash, rows[POSITION].hash())
     # Half of the hashes are negative, and so are their remainders.
-    rows = rows.mutate(_batch=(number % batch_count).abs())
+    batch_number = (number % batch_count).abs()
     for batch in range(batch_count):
-        batch_rows = rows.filter(rows["_batch"] == batch).order_by("_position")
-        table = batch_rows.drop("_batch").to_pyarrow()
+        table = rows.filter(batch_number == batch).order_by(POSITION).to_pyarrow()
         if table.num_rows:
             yield table
 
@@ -428,7 +442,7 @@ def _validate(
         numbers = pa.array(validation.bad_rows, pa.int64())
         rules_broken = list(validation.bad_rows.values())
         entries = quarantine_entries(as_json(rows.take(numbers)), rules_broken, as_of)
-        positions = batch["_position"].take(numbers)
+        positions = batch[POSITION].take(numbers)
         bad_rows.write_table(entries.append_column(POSITION, positions))
     return list(warnings.values())
 
@@ -448,9 +462,9 @@ def _contradictions(
     """Return a warning if a delivery holds new keys with several contents."""
     key = list(dataset.key)
     new_keys = repeated_keys.semi_join(new_rows, key)
-    contents = delivered.semi_join(new_keys, key).drop("_position").distinct()
-    content_counts = contents.group_by(key).agg(_contents=contents.count())
-    keys = content_counts.filter(content_counts["_contents"] > 1).select(key)
+    contents = delivered.semi_join(new_keys, key).drop(POSITION).distinct()
+    content_counts = contents.group_by(key).agg({COPIES: contents.count()})
+    keys = content_counts.filter(content_counts[COPIES] > 1).select(key)
     key_count = _count(keys)
     if not key_count:
         return []

@@ -19,7 +19,7 @@ from pyarrow.json import ParseOptions, read_json
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.storage import Table
-from feature_repo.definition import Dataset
+from feature_repo.definition import POSITION, Dataset
 from feature_repo.engines import connected
 from feature_repo.features import TIME, open_raw, raw_table
 from feature_repo.validation import DatasetRules
@@ -77,9 +77,9 @@ def quarantine_faults(
     faults: Mapping[int, str],
     at: datetime,
 ) -> None:
-    """Write rows, numbered by `_position`, to quarantine for their faults."""
+    """Write rows, numbered by POSITION, to quarantine for their faults."""
     content = rows.select(dataset.schema.names).cast(dataset.schema)
-    reasons = [faults[position] for position in rows["_position"].to_pylist()]
+    reasons = [faults[position] for position in rows[POSITION].to_pylist()]
     entries = quarantine_entries(as_json(content), reasons, at)
     quarantine(quarantine_table(settings, dataset), entries)
 
@@ -105,10 +105,10 @@ def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
     ):
         rows = open_raw(raw, connection=connection)
         order = ["ingested_at", dataset.event_time, *dataset.key]
-        rows = rows.mutate(_position=ibis.row_number().over(order_by=order))
+        rows = rows.mutate({POSITION: ibis.row_number().over(order_by=order)})
         rows = connection.create_table("numbered_rows", rows, temp=True)
         faults = find_faults(dataset, connection, rows)
-        rows_at_fault = rows.filter(rows["_position"].isin([*faults])).to_pyarrow()
+        rows_at_fault = rows.filter(rows[POSITION].isin([*faults])).to_pyarrow()
         # In this order: a kill in between loses no row.
         quarantine_faults(settings, dataset, rows_at_fault, faults, as_of)
         raw.remove(rows_at_fault, dataset.key)
@@ -160,7 +160,7 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
                 conflicts.append((row, standing_row))
         arrivals = pa.Table.from_pylist(released_rows, raw.schema)
         positions = pa.array(range(len(arrivals)), pa.int64())
-        rows = ibis.memtable(arrivals.append_column("_position", positions))
+        rows = ibis.memtable(arrivals.append_column(POSITION, positions))
         with connected() as connection:
             faults = find_faults(dataset, connection, rows, raw, len(arrivals))
         is_at_fault = pc.is_in(positions, pa.array(faults, pa.int64()))

@@ -11,10 +11,12 @@ import ibis.expr.types as ir
 
 from core.errors import BatchRejectedError
 from core.storage import Table
-from feature_repo.definition import Dataset
+from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 from feature_repo.engines import VALUE_ERRORS, typed_columns, value_error
 from feature_repo.features import open_raw
 
+REPLACED_BY = f"{OWN_PREFIX}replaced_by"
+"""Column of a stored row: the position of the row that has its key."""
 MOST_FAULTS = 1_000
 """To find one takes about twenty queries."""
 
@@ -34,7 +36,7 @@ def find_faults(
     Args:
         dataset: Whose rows they are.
         connection: To DuckDB.
-        rows: Raw rows, with `_position` from 0 on.
+        rows: Raw rows, with POSITION from 0 on.
         raw: The table that these rows would be merged into; None if they are all there is.
         exempt_count: How many of the rows do not count for the limit.
 
@@ -50,7 +52,7 @@ def find_faults(
         return {}
     limit = exempt_count + min(max(19, row_count // 100), MOST_FAULTS)
     tried_rows = rows.mutate(
-        superseded=ibis.null("string"), _replaced_by=ibis.null("int64")
+        superseded=ibis.null("string"), **{REPLACED_BY: ibis.null("int64")}
     )
     if raw is not None and raw.exists:
         stored_rows = _stored_rows(dataset, connection, rows, raw)
@@ -58,13 +60,13 @@ def find_faults(
         tried_rows = tried_rows.union(stored_rows.cast(tried_rows.schema()))
     tried_rows = connection.create_table("tried_rows", tried_rows, temp=True)
     search = _Search(dataset, connection, tried_rows, limit)
-    last_position = tried_rows["_position"].max().to_pyarrow().as_py()
+    last_position = tried_rows[POSITION].max().to_pyarrow().as_py()
     search.run(0, last_position + 1)
     return search.faults
 
 
 class _Search:
-    """The search for rows at fault, among rows with `_position` and stored ones without.
+    """The search for rows at fault, among rows with POSITION and stored ones without.
 
     Attributes:
         faults: See `find_faults`.
@@ -101,7 +103,7 @@ class _Search:
         if self._problem(start, end):  # without it, too: a stored row is at fault
             del self.faults[start]
         if len(self.faults) > self._limit:
-            row = self._rows.filter(self._rows["_position"] == start).to_pyarrow()
+            row = self._rows.filter(self._rows[POSITION] == start).to_pyarrow()
             raise BatchRejectedError(
                 f"{self._dataset.name}: nothing was changed: {problem}, nor from {self._limit} other "
                 f"rows, such as {row.select(self._dataset.schema.names).to_pylist()}; correct them "
@@ -112,13 +114,13 @@ class _Search:
         """Say which view cannot be computed of the entities of some positions; None: all can."""
         rows = self._rows
         entity = self._dataset.entity
-        position = rows["_position"].fill_null(rows["_replaced_by"])
+        position = rows[POSITION].fill_null(rows[REPLACED_BY])
         concerned = rows.filter(position.between(start, end - 1))
         entities = concerned.select(entity).distinct()
         is_concerned = rows[entity].identical_to(entities[entity])
         is_accepted = (position < end) & ~position.isin([*self.faults])
         # A stored row stays unless the row that replaces it is accepted.
-        is_merged = rows["_position"].notnull() == is_accepted.fill_null(False)  # noqa: FBT003
+        is_merged = rows[POSITION].notnull() == is_accepted.fill_null(False)  # noqa: FBT003
         merged_rows = rows.filter(is_merged).semi_join(entities, is_concerned)
         self._connection.create_view("merged_rows", merged_rows, overwrite=True)
         for view, query in self._queries.items():
@@ -137,6 +139,6 @@ def _stored_rows(
     key = list(dataset.key)
     replaced = stored.semi_join(rows, key)
     entities = rows.select(dataset.entity).union(replaced.select(dataset.entity))
-    positions = rows.select(*key, _replaced_by="_position")
+    positions = rows.select(*key, **{REPLACED_BY: POSITION})
     concerned = stored.semi_join(entities, dataset.entity)
-    return concerned.left_join(positions, key).mutate(_position=ibis.null("int64"))
+    return concerned.left_join(positions, key).mutate({POSITION: ibis.null("int64")})

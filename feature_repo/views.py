@@ -258,15 +258,17 @@ def entities(
             view_key = tuple(name for name in columns if name in join_keys)
             if names and view_key:
                 rows = read_files(connection, table, names)
-                keyed_rows = rows.select(*view_key, time=rows.event_timestamp)
+                keyed_rows = rows.select(*view_key, "event_timestamp")
                 parts.setdefault(view_key, []).append(keyed_rows)
         keys = []
         for view_key, tables in parts.items():
             rows = ibis.union(*tables)
             if until is not None:
-                rows = rows.filter(rows["time"] <= ibis.literal(until))
-            newest = rows.group_by(view_key).agg(time=rows["time"].max())
-            ordered = newest.order_by(ibis.desc("time"), *view_key).select(view_key)
+                rows = rows.filter(rows.event_timestamp <= ibis.literal(until))
+            times = {"event_timestamp": rows.event_timestamp.max()}
+            newest = rows.group_by(view_key).agg(times)
+            newest = newest.order_by(ibis.desc("event_timestamp"), *view_key)
+            ordered = newest.select(view_key)
             keys.append(connection.to_pyarrow(ordered.limit(limit)))
     return _put_together(keys, columns)
 

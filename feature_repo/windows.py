@@ -20,13 +20,23 @@ from ibis.common.exceptions import IbisError
 
 from core.settings import load_settings
 from core.timestamps import microseconds
-from feature_repo.definition import Dataset, raw_schema
+from feature_repo.definition import (
+    OWN_PREFIX,
+    VIEW_COLUMNS,
+    Dataset,
+    name_problems,
+    raw_schema,
+)
 from feature_repo.views import view_address
 
 Function = Literal["count", "sum", "mean", "min", "max", "first", "last"]
 DECIMAL = "decimal(18, 6)"
 """Type of sums of floats. A sum of floats depends on the order of addition; this one does not."""
 MICROSECOND = timedelta(microseconds=1)
+AT = f"{OWN_PREFIX}at"
+AGE = f"{OWN_PREFIX}age"
+IS_LAST = f"{OWN_PREFIX}is_last"
+"""Columns of change points: when, how long after the raw row, the last one of its instant."""
 EPOCH = ibis.timestamp("1970-01-01T00:00:00")
 FEAST_TYPES = {
     "boolean": Bool,
@@ -117,7 +127,7 @@ class Window:
                 return total
             frame = ibis.range_window(
                 group_by=entity,
-                order_by="_at",
+                order_by=AT,
                 preceding=preceding,
                 following=0,
             )
@@ -159,17 +169,17 @@ class Window:
     ) -> Any:
         """Return the smallest, greatest, first or last value of the rows in the window."""
         preceding = None
-        is_arrival = points["_age"] == 0
+        is_arrival = points[AGE] == 0
         if self.period is not None:
             preceding = self.period // MICROSECOND - 1
             if moment is not None:
-                is_arrival &= points["_at"] >= moment - preceding
+                is_arrival &= points[AT] >= moment - preceding
         is_dated = self.function in {"first", "last"}
         if is_dated:
             is_arrival &= value.notnull()
             value = ibis.struct(
                 {
-                    "at": points["_at"],
+                    "at": points[AT],
                     "created": points["ingested_at"],
                     "value": value,
                 }
@@ -186,9 +196,9 @@ class Window:
         """
         zero = ibis.literal(0).cast(value.type())
         value = value.fill_null(zero)
-        cases = [(points["_age"] == 0, value)]
+        cases = [(points[AGE] == 0, value)]
         if self.period is not None:
-            is_departure = points["_age"] == self.period // MICROSECOND
+            is_departure = points[AGE] == self.period // MICROSECOND
             cases.append((is_departure, -value))
         return ibis.cases(*cases, else_=zero).sum()
 
@@ -231,22 +241,22 @@ class Windows:
 
         """
         points = self._points(rows)
-        instant = points["_at"]
-        history = ibis.range_window(group_by=self.entity, order_by="_at", following=0)
+        instant = points[AT]
+        history = ibis.range_window(group_by=self.entity, order_by=AT, following=0)
         created = points["ingested_at"].max()
         features = {}
         for window in self.windows:
             features[window.name] = window.feature(points, self.entity)
         # Rows of one instant see the same window, so any of them is the value at that instant.
         is_last = instant != instant.lead().over(history)
+        columns = {**features, IS_LAST: is_last.fill_null(True)}  # noqa: FBT003
         view = points.select(
             self.entity,
             event_timestamp=self._known_from(instant),
             created=created.over(history),
-            _is_last=is_last.fill_null(True),  # noqa: FBT003
-            **features,
+            **columns,
         )
-        view = view.filter(view["_is_last"]).drop("_is_last")
+        view = view.filter(view[IS_LAST]).drop(IS_LAST)
         return view.mutate(**self.derived)
 
     def around(self, rows: ir.Table, until: datetime) -> ir.Table:
@@ -261,22 +271,21 @@ class Windows:
         if len(periods) == len(self.windows):
             longest = max(periods) // MICROSECOND
             # Of a row that has left all windows, the time counts alone.
-            is_gone = points["_at"] - points["_age"] <= moment - longest
-            points = points.filter(~is_gone | (points["_age"] == longest))
-            points = points.mutate(_age=is_gone.ifelse(None, points["_age"]))
-        is_due = points["_at"] <= moment
-        last = is_due.ifelse(points["_at"], None).max()
-        following = is_due.ifelse(None, points["_at"]).min()
+            is_gone = points[AT] - points[AGE] <= moment - longest
+            points = points.filter(~is_gone | (points[AGE] == longest))
+            points = points.mutate({AGE: is_gone.ifelse(None, points[AGE])})
+        is_due = points[AT] <= moment
+        last = is_due.ifelse(points[AT], None).max()
+        following = is_due.ifelse(None, points[AT]).min()
         created = is_due.ifelse(points["ingested_at"], None).max()
-        due_points = points.mutate(_age=is_due.ifelse(points["_age"], None))
+        due_points = points.mutate({AGE: is_due.ifelse(points[AGE], None)})
         features = {}
         for window in self.windows:
             features[window.name] = window.feature(due_points, self.entity, moment)
-        view = due_points.group_by(self.entity).agg(
-            _instants=ibis.array([last, following]), created=created, **features
-        )
-        view = view.mutate(event_timestamp=self._known_from(view["_instants"].unnest()))
-        view = view.filter(view.event_timestamp.notnull()).drop("_instants")
+        columns = {AT: ibis.array([last, following]), **features}
+        view = due_points.group_by(self.entity).agg(created=created, **columns)
+        view = view.mutate(event_timestamp=self._known_from(view[AT].unnest()))
+        view = view.filter(view.event_timestamp.notnull()).drop(AT)
         return view.mutate(**self.derived)
 
     def _known_from(self, instants: Any) -> Any:
@@ -292,8 +301,8 @@ class Windows:
         }
         ages = ibis.array([0, *sorted(periods)])
         age = ages.cast("array<int64>").unnest()
-        points = rows.mutate(_age=age, _at=_number(rows[self.time]))
-        return points.mutate(_at=points["_at"] + points["_age"])
+        points = rows.mutate({AGE: age, AT: _number(rows[self.time])})
+        return points.mutate({AT: points[AT] + points[AGE]})
 
 
 def feature_view(
@@ -316,7 +325,8 @@ def feature_view(
             next one, as values of windows expire by themselves.
 
     Raises:
-        ValueError: The dataset has no such view, or a feature has a type that Feast lacks.
+        ValueError: The dataset has no such view, or a feature has a type that Feast lacks or a name
+            that it cannot have.
 
     """
     if name not in dataset.views:
@@ -326,15 +336,15 @@ def feature_view(
         )
     expression = dataset.views[name]
     raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema(dataset)), name="raw")
-    keys_and_times = {
-        "event_timestamp",
-        "created",
-        *(entity.join_key for entity in entities),
-    }
+    keys = {entity.join_key for entity in entities}
+    columns = expression(raw_rows).schema()
+    features = [name for name in columns if name not in {*keys, *VIEW_COLUMNS[:2]}]
+    problems = name_problems(features, {*keys, *VIEW_COLUMNS})
+    if problems:
+        raise ValueError(f"view {name}: {'; '.join(problems)}")
     fields = []
-    for column, column_type in expression(raw_rows).schema().items():
-        if column in keys_and_times:
-            continue
+    for column in features:
+        column_type = columns[column]
         feast_type = FEAST_TYPES.get(str(column_type))
         if feast_type is None:
             raise ValueError(

@@ -18,10 +18,12 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 from ibis.backends.sql.datatypes import DuckDBType
+from sqlglot.expressions import convert
 from upath import UPath
 
 from core.settings import Settings
 from core.storage import AddedFile, Table
+from core.table_query import quoted
 
 if TYPE_CHECKING:
     from feature_repo.engines.spark import SparkEngine
@@ -78,9 +80,8 @@ class DuckDBEngine:
         options = (
             "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}'"
         )
-        self.connection.raw_sql(
-            f"COPY ({selection} {source}) TO '{folder}' ({options})"
-        )
+        place = convert(str(folder)).sql()
+        self.connection.raw_sql(f"COPY ({selection} {source}) TO {place} ({options})")
         return table.take_in(folder)
 
     def close(self) -> None:
@@ -93,10 +94,10 @@ def typed_columns(rows: ir.Table) -> str:
 
     DuckDB sums to wider ones.
     """
-    columns = [
-        f'CAST("{name}" AS {DuckDBType.to_string(column_type)}) AS "{name}"'
-        for name, column_type in rows.schema().items()
-    ]
+    columns = []
+    for name, column_type in rows.schema().items():
+        type_name = DuckDBType.to_string(column_type)
+        columns.append(f"CAST({quoted(name)} AS {type_name}) AS {quoted(name)}")
     return ", ".join(columns)
 
 

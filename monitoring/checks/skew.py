@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
-from feature_repo.arrived_rows import arrived_features
+from feature_repo.arrived_rows import KNOWN_AT, arrived_features
 from feature_repo.datasets import dataset_of
 from feature_repo.parity import same
 from feature_repo.service import PublishedService
@@ -137,7 +137,7 @@ def compare_offline(
     if has_foreign_view or not is_open.any():
         return differing_features
     frames = [
-        keys.assign(event_timestamp=moments - delay, _known_at=moments - arrival)[
+        keys.assign(event_timestamp=moments - delay, **{KNOWN_AT: moments - arrival})[
             is_open
         ]
         for arrival in DELAYS

@@ -2,23 +2,29 @@
 
 import json
 import math
+import re
 import runpy
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import ibis
 import pyarrow as pa
 import pytest
+from feast import Entity, ValueType
 
 from cli.columns import choose, describe, in_types
 from cli.use_case import FILES, write_use_case
 from core.errors import SettingsError
 from core.settings import PROJECT
 from core.spec import ModelSpec
+from feature_repo.datasets import load_dataset
 from feature_repo.source import read
+from feature_repo.windows import Window, Windows, feature_view
 from tests.cli.clone import outer_environment, run
 
+ORDERS = load_dataset("orders")
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,16 +69,45 @@ def test_an_option_with_a_wrong_column_is_refused_with_the_possible_columns(
         choose(in_types(table()), option, name)
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"at": [BEGIN.replace(tzinfo=None)] * 8}, r"found at \(timestamp\[us\]\): le"),
-        ({"ingested_at": ROWS["ordered_at"]}, r"found ingested_at \("),
-    ],
-)
-def test_a_column_that_no_dataset_can_have_is_refused_by_name(columns, message):
-    with pytest.raises(SettingsError, match=f"--from: expected int64, .*; {message}"):
-        in_types(table(**columns))
+def test_a_column_of_a_type_that_no_dataset_can_have_is_refused_by_name():
+    message = r"--from: expected int64, .*; found at \(timestamp\[us\]\): le"
+    with pytest.raises(SettingsError, match=message):
+        in_types(table(at=[BEGIN.replace(tzinfo=None)] * 8))
+
+
+REFUSED = {
+    "ingested_at": "tables do not tell it from Gyre's own ingested_at",
+    "Superseded": "tables do not tell it from Gyre's own superseded",
+    "PRICE": "tables do not tell it from 'price'",
+    "_Gyre_position": "names that begin with _gyre_ are Gyre's own",
+    "": "it has no name",
+    " ": "it has no name",
+    "a\tb": "its name has control characters",
+}
+
+
+@pytest.mark.parametrize(("name", "problem"), REFUSED.items())
+def test_a_name_that_no_column_can_have_is_refused_before_anything_is_written(
+    name, problem
+):
+    line = re.escape(f"column {name!r}: {problem}: rename it or leave it out")
+    with pytest.raises(SettingsError, match=f"--from: {line}"):
+        in_types(table(**{name: ROWS["pieces"]}))
+    schema = ORDERS.schema.append(pa.field("price", pa.float64()))
+    with pytest.raises(ValueError, match=f"Dataset orders: {line}"):
+        replace(ORDERS, schema=schema.append(pa.field(name, pa.int64())))
+
+
+@pytest.mark.parametrize("name", ["created", "Period", "event_timestamp"])
+def test_an_entity_or_a_feature_that_views_have_a_column_of_is_refused(name):
+    with pytest.raises(ValueError, match=f"column '{name}': tables do not tell it"):
+        replace(ORDERS, entity=name)
+    windows = [Window("dollar_value", "sum", name=name.upper())]
+    view = Windows("customer_id", "order_ts", windows)
+    dataset = replace(ORDERS, views={"view": view})
+    entity = Entity(name="x", join_keys=["customer_id"], value_type=ValueType.INT64)
+    with pytest.raises(ValueError, match=f"view view: column '{name.upper()}': tabl"):
+        feature_view(dataset, "view", [entity])
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,17 @@ def home(tmp_path_factory):
     ("words", "error", "message"),
     [
         ("orders", SettingsError, "expected orders --customer_id VALUE"),
-        ("orders --customer_id x", SettingsError, "a whole number, found 'x'"),
+        ("orders --customer_id x", SettingsError, "leading zeros, found 'x'"),
+        ("orders --customer_id 05", SettingsError, "leading zeros, found '05'"),
+        ("orders --customer_id ' 5'", SettingsError, "leading zeros, found ' 5'"),
+        ("orders --customer_id 1_3", SettingsError, "leading zeros, found '1_3'"),
+        ("orders --customer_id 13.0", SettingsError, "leading zeros, found '13.0'"),
+        ("orders --customer_id", SettingsError, "VALUE, found --customer_id"),
+        ("orders --customer_id --dry-run", SettingsError, "VALUE, found --customer_id"),
+        ("orders --customer_id=", SettingsError, "VALUE, found --customer_id="),
+        ("orders --customer_id --x", SettingsError, "VALUE, found --customer_id --x"),
+        ("orders --customer_id 13 --x 5", SettingsError, "found --customer_id 13 --x"),
+        ("orders 13", SettingsError, "one key, --COLUMN VALUE, found 13"),
         (f"{SPEC.name} --customer_id 123456789", DataError, "nothing was changed"),
     ],
 )
@@ -308,22 +318,24 @@ def json_texts(row):
         ("back\\slash", ()),
     ],
 )
+@pytest.mark.parametrize("column", ["customer_id", 'the "id" é.c\\d'])
 def test_only_the_given_value_of_a_key_is_found_in_columns_and_in_json(
-    settings, value, other_values
+    settings, column, value, other_values
 ):
-    key = Key("customer_id", value)
+    key = Key(column, value)
     texts = [
-        *json_texts({"customer_id": value, "n": 1}),
-        *json_texts({"a": 1, "customer_id": value}),
+        *json_texts({column: value, "n": 1}),
+        *json_texts({"a": 1, column: value}),
     ]
-    other_texts = list(json_texts({"customer": value, "note": "customer_id"}))
+    other_name = column.replace(".", "x").replace("_id", "")
+    other_texts = list(json_texts({other_name: value, "note": column}))
     for other_value in other_values:
-        other_texts += json_texts({"customer_id": other_value})
+        other_texts += json_texts({column: other_value})
     assert all(re.search(key.pattern, text) for text in texts)
     assert not any(re.search(key.pattern, text) for text in other_texts)
     columns = {
         "row": texts + other_texts,
-        "customer_id": [value] * len(texts) + [type(value)(5)] * len(other_texts),
+        column: [value] * len(texts) + [type(value)(5)] * len(other_texts),
     }
     rows = pa.table(columns)
     table = Table(settings, "rows", rows.schema)
