@@ -211,5 +211,8 @@ def _is_amount(name: str, values: pa.ChunkedArray) -> bool:
     """Whether a column can be added up exactly."""
     if str(values.type) not in {"int64", "double"} or not _is_plain(name):
         return False
-    largest = pc.max(pc.abs(values)).as_py()
-    return largest is not None and 0 < largest < LARGEST_AMOUNT
+    span = pc.min_max(values).as_py()
+    if span["min"] is None:
+        return False
+    # Python's: abs of int64's smallest value is no int64.
+    return 0 < max(abs(span["min"]), abs(span["max"])) < LARGEST_AMOUNT

@@ -125,7 +125,7 @@ def memory_needed(spec: ModelSpec, rows: pa.Table) -> int:
     ]
     categories = sum(min(count, MOST_CATEGORIES) for count in counts)
     value_bytes = len(spec.features) * VALUE_BYTES + categories * CATEGORY_BYTES
-    return rows.num_rows * value_bytes
+    return int(rows.num_rows * value_bytes)
 
 
 def require_memory(spec: ModelSpec, rows: pa.Table) -> None:
