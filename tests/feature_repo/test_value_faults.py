@@ -186,3 +186,24 @@ def test_a_table_with_such_a_row_is_healed_by_the_command_of_the_message(shop):
     shop.receives(AS_OF + 3 * HOUR + MINUTE, poison | {"dollar_value": 2.0})
     shop.ingest(AS_OF + 4 * HOUR, full=True)
     assert shop.spent(1) == 11.0
+
+
+def test_what_an_event_says_of_a_row_in_quarantine_holds(shop):
+    corrected = order(2, 2, AS_OF, 20.0)
+    repeated = order(3, 3, AS_OF, 3.0)
+    texts = [as_text(corrected), as_text(repeated)]
+    entries = quarantine_entries(texts, ["a former rule"] * 2, AS_OF)
+    quarantine(quarantine_table(shop.settings, ORDERS), entries)
+    shop.receives(AS_OF + MINUTE, corrected | {"dollar_value": 2.0}, repeated)
+    assert [row["row"] for row in shop.quarantine()] == texts[:1]
+    # The source delivers the row that the event corrected, and it passes today's rules.
+    shop.has(FIRST, corrected)
+    for hour in (1, 2):
+        assert shop.ingest(AS_OF + hour * HOUR, full=True).replaced == 0
+        assert shop.orders() == [(1, 1, 5.0), (2, 2, 2.0), (3, 3, 3.0)]
+    # It says another thing, and takes it back: that is news.
+    for hour, amount in ((3, 30.0), (4, 20.0)):
+        shop.has(FIRST, corrected | {"dollar_value": amount})
+        shop.ingest(AS_OF + hour * HOUR, full=True)
+        assert shop.spent(2) == amount
+    assert shop.quarantine() == []
