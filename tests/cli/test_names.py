@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from datetime import UTC, datetime, timedelta
 from random import Random
 
@@ -99,7 +100,7 @@ class Way:
         now = datetime.now(UTC)
         text = json.dumps(rows, default=lambda time: time.isoformat())
         arguments = shlex.join([now.isoformat(), text])
-        output = self.project.run(f"python sender.py {arguments}")
+        output = self.project.run(f"{sys.executable} sender.py {arguments}")
         assert "way: " not in output, output
 
     def go(self):
