@@ -3,8 +3,7 @@
 from functools import cache
 from itertools import product
 
-import mlflow.onnx
-import mlflow.pyfunc
+import mlflow
 import numpy as np
 import onnx
 import pandas as pd
@@ -240,6 +239,7 @@ def test_few_values_are_encoded_as_before_and_columns_count_as_memory():
         assert 6 * matrix_bytes < needed < 8 * matrix_bytes
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
 @pytest.mark.parametrize("real_text", [None, "None"])
 def test_a_null_text_is_scored_by_mlflows_pyfunc_as_by_serving(tmp_path, real_text):
     frame, labels = customers()
