@@ -312,7 +312,7 @@ def _entries(dataset: Dataset, aside: Table, connection: Any) -> ir.Table:
     if aside_files:
         entries = read_files(connection, aside, aside_files)
     return _unpacked(
-        dataset, entries.select(**{TEXT: "row", SET_ASIDE_AT: "quarantined_at"})
+        dataset, entries.select({TEXT: "row", SET_ASIDE_AT: "quarantined_at"})
     )
 
 
@@ -326,7 +326,7 @@ def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
         signature=(("string", "string"), schema.as_struct()),
     )
     rows = texts.mutate({ROW: unpack(texts[TEXT], json.dumps(types))})
-    return rows.unpack(ROW)
+    return rows.mutate({name: rows[ROW][name] for name in schema.names}).drop(ROW)
 
 
 def _unseen_rows(
@@ -339,7 +339,7 @@ def _unseen_rows(
     names = dataset.schema.names
     by_events = stored.filter(stored.superseded.notnull())
     texts = by_events.filter(by_events.superseded != "")
-    superseded = _unpacked(dataset, texts.select(**{TEXT: "superseded"}))
+    superseded = _unpacked(dataset, texts.select({TEXT: "superseded"}))
     is_later = by_events.ingested_at > entries[SET_ASIDE_AT]
     is_same_key = _same(entries, by_events, dataset.key)
     corrected = entries.semi_join(by_events, [is_later, *is_same_key])

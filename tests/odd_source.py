@@ -9,7 +9,7 @@ import gzip
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import product
 from math import isfinite
 from random import Random
@@ -612,14 +612,21 @@ def window_value(function, values):
     if function == "count":
         return len(plain)
     if function == "sum":
-        return sum(map(Decimal, plain))
+        return sum(map(_added, plain))
     if not plain:
         return None
     if function == "mean":
-        return sum(map(Decimal, plain)) / len(plain)
+        return sum(map(_added, plain)) / len(plain)
     if function in {"first", "last"}:
         return (min if function == "first" else max)(values)[2]
     return (min if function == "min" else max)(plain)
+
+
+def _added(value):
+    """Return what a value adds to a sum: of a float, six places."""
+    if isinstance(value, float):
+        return Decimal(value).quantize(Decimal("0.000001"), ROUND_HALF_UP)
+    return Decimal(value)
 
 
 def quoted(name):

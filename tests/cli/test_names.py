@@ -152,12 +152,8 @@ def go(folder, seed, **more):
         way.forget()
 
 
-def test_columns_of_any_name_go_the_whole_way(tmp_path):
-    go(tmp_path, datetime.now(UTC).toordinal())
-
-
 @pytest.mark.nightly
 @pytest.mark.parametrize("number", range(6))
-def test_columns_of_other_names_go_the_whole_way(tmp_path, number):
+def test_columns_of_any_name_go_the_whole_way(tmp_path, number):
     engine = "spark" if number == 0 else "duckdb"
     go(tmp_path, Random().getrandbits(32), engine=engine)
