@@ -289,14 +289,17 @@ class EventConsumer:
         """
         key = self._dataset.key
         entity = self._dataset.entity
-        newest_rows = {key_of(row, key): row for row in rows}
-        replaced_rows = raw_rows(self._raw, key, newest_rows)
-        replaced_by_key = {key_of(row, key): row for row in replaced_rows.to_pylist()}
-        changed_rows = [
-            row
-            for row_key, row in newest_rows.items()
-            if self._supersedes(row, replaced_by_key.get(row_key))
-        ]
+        row_keys = {key_of(row, key) for row in rows}
+        replaced_rows = raw_rows(self._raw, key, row_keys)
+        rows_by_key = {key_of(row, key): row for row in replaced_rows.to_pylist()}
+        rows_to_merge = {}
+        # One after the other, as if each had come alone.
+        for row in rows:
+            row_key = key_of(row, key)
+            if self._supersedes(row, rows_by_key.get(row_key)):
+                rows_by_key[row_key] = row
+                rows_to_merge[row_key] = row
+        changed_rows = list(rows_to_merge.values())
         values: list[ViewValues] = []
         problem = self._online.problem()
         if problem:

@@ -4,6 +4,7 @@ A type holds a value if no other value of the source becomes the same one in it.
 """
 
 import json
+import re
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
 WHOLE_NUMBER = r"^(0|-?[1-9]\d*)$"
 CODE = r"^[+-]?0\d|^\+"
 """Begins a text that another text names as a number: 007 and 7."""
+ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
+"""A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
 EXACT_DOUBLE = 2.0**53
 """From here on a double stands for several whole numbers."""
 UNREADABLE = pa.field(
@@ -155,7 +158,7 @@ def in_schema(
 ) -> pa.RecordBatch:
     """Return rows with the dataset's columns and UNREADABLE.
 
-    problems: gets, for each column of which no value is of its type, what the first one is.
+    problems: gets, for each column whose values are all of another kind, what the first one is.
     """
     columns = []
     row_texts: dict[int, dict[str, str]] = defaultdict(dict)
@@ -181,7 +184,9 @@ def in_schema(
             if typed_values[position].is_valid:
                 limit = YEARS if field.type == UTC_TIME else "a finite number"
                 problem += f", which is not {limit}"
-            else:
+            elif not (
+                pa.types.is_string(column.type) and re.fullmatch(ODD_VALUE, text)
+            ):
                 problems.setdefault(field.name, problem)
             row_texts[position][field.name] = text
             row_problems[position].append(problem)

@@ -35,19 +35,9 @@ from tests.odd_source import (
 )
 
 OFF = {
-    # Open faults of the product.
-    "names": "_age and _at give other values, _batch, c;d, x--y and $1 fail late",
     "period": "as entity: the partition of a view has that name",
-    "ancient": "`gyre new` writes the year 2 as 2-01-01, which its rule cannot read",
-    "null": "two rows that lack a part of their key stop the delivery",
     "files of gyre new": "files of other zones, or of dictionaries, are not merged",
     "_sqlite": "one null makes doubles of a column of whole numbers",
-    # To be drawn as soon as they were tried with what landed on the last day.
-    **dict.fromkeys(
-        ["future", "mended", "relaxed", "nan", "inf", "large", "year", "text"]
-    ),
-    **dict.fromkeys(["wide", "_delta", "days", "007", "12345678901234567891"]),
-    **dict.fromkeys(["we[ird]", "hash#1", "who=99", "batch=7", "x*"]),
 }
 """What is not drawn, and why."""
 FIRST = int(os.environ["ODD_SEED"])
@@ -155,11 +145,18 @@ class Shop:
             found[source.key_of(row)] = (row, arrival)
         assert stored.num_rows == len(found)
         assert found == self.expected.table
-        aside = quarantine_table(self.settings, self.dataset).read(columns=["row"])
-        texts = [json.loads(text) for text in aside["row"].to_pylist()]
+        entries = quarantine_table(self.settings, self.dataset).read().to_pylist()
+        texts = [json.loads(entry["row"]) for entry in entries]
         rows = {row[source.tag]: row for row in texts}
         refused = self.expected.refused
-        assert refused.keys() <= rows.keys() <= refused.keys() | self.expected.left
+        # One that cannot be read is set aside, also where a later row has its key.
+        unreadable = {
+            json.loads(entry["row"])[source.tag]
+            for entry in entries
+            if entry["rules"].startswith("column ")
+        }
+        assert refused.keys() <= rows.keys()
+        assert rows.keys() <= refused.keys() | self.expected.left | unreadable
         plain = [name for name, kind in source.kinds.items() if kind in {"int", "text"}]
         for tag, row in refused.items():
             assert [rows[tag][name] for name in plain] == [row[name] for name in plain]
@@ -203,7 +200,7 @@ def same(found, expected):
     if found is None or expected is None or isinstance(expected, str):
         return found == expected
     if isinstance(found, float):
-        return isclose(found, expected, rel_tol=1e-12, abs_tol=1e-5)
+        return isclose(found, expected, rel_tol=1e-12, abs_tol=1e-4)
     return type(found) is not float and found == expected
 
 

@@ -149,7 +149,7 @@ def test_what_a_broken_dataset_leaves_is_named_and_goes_once_it_is_mended(projec
     def forget(code, words='--tailnum "$PERSON"', name="planes"):
         return run(f"gyre forget {name} {words}", folder, environment, code)
 
-    assert "expected a value" in forget(2, "--tailnum")
+    assert "expected one key" in forget(2, "--tailnum")
     assert "nothing_of_this_name" in forget(2, name="repairs")
     assert "raw rows: 42 rows" in forget(1, '--tailnum "$PERSON" --dry-run')
     assert mentions(settings) == sorted([*tables, *views])

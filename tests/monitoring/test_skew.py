@@ -14,6 +14,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Float64
 from redis import Redis
 
+from core import user_code
 from core.spec import entity_text
 from feature_repo import datasets
 from feature_repo.datasets.orders import customer_features_view
@@ -215,6 +216,8 @@ class Hub:
         (folder / "departures.py").write_text(text)
         monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(folder)])
         monkeypatch.setattr(datasets, "DATASETS", folder)
+        monkeypatch.setattr(user_code, "DATASETS", folder)
+        monkeypatch.setattr(user_code, "PROJECT", folder)
         monkeypatch.delitem(
             sys.modules, "feature_repo.datasets.departures", raising=False
         )

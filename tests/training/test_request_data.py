@@ -136,7 +136,7 @@ def test_parity_holds_for_every_feature_with_generated_request_data(
     history, carts, monkeypatch
 ):
     names = ["cart", "orders"]
-    monkeypatch.setattr("feature_repo.datasets._module_names", lambda: names)
+    monkeypatch.setattr("feature_repo.datasets._dataset_names", lambda: names)
     report = parity(history, "cart_v1", MOMENTS)
     assert report.differences == ()
     assert report.features == len(FEATURES) + 1  # and the audit column `paid`
