@@ -16,7 +16,7 @@ from redis import Redis
 
 from core import user_code
 from core.spec import entity_text
-from feature_repo import datasets
+from feature_repo import datasets, store
 from feature_repo.datasets.orders import customer_features_view
 from feature_repo.features import raw_table
 from feature_repo.ingest import catch_up
@@ -215,8 +215,8 @@ class Hub:
         text = DEPARTURES.replace("DELAY)", f"{delay})")
         (folder / "departures.py").write_text(text)
         monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(folder)])
-        monkeypatch.setattr(datasets, "DATASETS", folder)
-        monkeypatch.setattr(user_code, "DATASETS", folder)
+        for module in (datasets, store, user_code):
+            monkeypatch.setattr(module, "DATASETS", folder)
         monkeypatch.setattr(user_code, "PROJECT", folder)
         monkeypatch.delitem(
             sys.modules, "feature_repo.datasets.departures", raising=False

@@ -135,8 +135,8 @@ def test_mismatches_of_spec_datasets_and_service_are_named(history, carts):
 def test_parity_holds_for_every_feature_with_generated_request_data(
     history, carts, monkeypatch
 ):
-    names = ["cart", "orders"]
-    monkeypatch.setattr("feature_repo.datasets._dataset_names", lambda: names)
+    loaded = ([carts, ORDERS], [])
+    monkeypatch.setattr("feature_repo.datasets.load_datasets", lambda: loaded)
     report = parity(history, "cart_v1", MOMENTS)
     assert report.differences == ()
     assert report.features == len(FEATURES) + 1  # and the audit column `paid`
