@@ -215,4 +215,4 @@ def _is_amount(name: str, values: pa.ChunkedArray) -> bool:
     if span["min"] is None:
         return False
     # Python's: abs of int64's smallest value is no int64.
-    return 0 < max(abs(span["min"]), abs(span["max"])) < LARGEST_AMOUNT
+    return bool(0 < max(abs(span["min"]), abs(span["max"])) < LARGEST_AMOUNT)
