@@ -51,7 +51,6 @@ MOST_UNREADABLE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
 MEMORY_LIMIT = "250MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
-"""Column that numbers the rows of a delivery, from 0."""
 FAR = timedelta(days=1)
 """How far after `as_of` a row is dated where a clock is rather wrong than fast."""
 COPIES = f"{OWN_PREFIX}copies"

@@ -378,8 +378,8 @@ def _require_columns(source: _Source, dataset: Dataset) -> None:
         expected = f"the columns of feature_repo/datasets/{dataset.name}.py, {', '.join(names)}"
         raise DataError(f"expected {expected}, found {', '.join(columns.names)}")
     for field in dataset.schema:
-        found = columns.field(field.name).type
-        kind = type_of(found)
+        source_type = columns.field(field.name).type
+        kind = type_of(source_type)
         are_numbers = {kind, field.type} == {pa.int64(), pa.float64()}
         if not (field.name in source.texts or are_numbers or kind == field.type):
-            raise DataError(type_problem(field, found))
+            raise DataError(type_problem(field, source_type))

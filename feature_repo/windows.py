@@ -114,7 +114,7 @@ class Window:
         Args:
             points: Change points, with the columns of the raw rows.
             entity: Column that says whose row it is.
-            moment: In microseconds; the `_age` of later points is null.
+            moment: In microseconds; AGE of later points is null.
 
         Raises:
             ValueError: The raw rows have no such column, or one that cannot be added.
