@@ -4,6 +4,7 @@ import ast
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from traceback import TracebackException
 from typing import Any
 
@@ -15,6 +16,8 @@ FOLDER = "feature_repo.datasets."
 LONGEST_MESSAGE = 400
 LIBRARIES = ("sklearn", "xgboost", "lightgbm")
 """Whose classes a spec may name."""
+PARSING = Lock()
+"""Python 3.11 counts the depth of a tree for all threads together: one parses at a time."""
 
 
 def load_object(path: str) -> Any:
@@ -93,15 +96,21 @@ def makes_dataset(module: Path) -> bool:
     return False
 
 
+def parse(text: str) -> ast.Module:
+    """Parse a module, in any thread."""
+    with PARSING:
+        return ast.parse(text)
+
+
 def _parsed(text: str) -> ast.Module:
     """Parse a module; one with an error is taken for a dataset's, and read above the error."""
     try:
-        return ast.parse(text)
+        return parse(text)
     except (SyntaxError, ValueError) as exc:  # ValueError: of a null byte
         lines = text.splitlines()
         number = min(getattr(exc, "lineno", None) or 1, len(lines))
         tree = _parsed("\n".join(lines[: number - 1]))
-        tree.body += ast.parse("feature_repo.definition.Dataset()").body
+        tree.body += parse("feature_repo.definition.Dataset()").body
         return tree
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from core.errors import DataError
 from core.settings import PROJECT
+from core.user_code import parse
 
 
 def function_source(text: str, name: str) -> str:
@@ -18,7 +19,7 @@ def function_source(text: str, name: str) -> str:
     It is empty where the source has no plain function of that name.
     """
     try:
-        statements = ast.parse(textwrap.dedent(text)).body
+        statements = parse(textwrap.dedent(text)).body
     except SyntaxError:  # a lambda is stored with the lines around it
         return ""
     for statement in statements:
