@@ -77,6 +77,7 @@ class Way:
         self.rows = []
         for number, entity, time, amount in events():
             row = dict.fromkeys(self.others, chance.randrange(7))
+            row[self.others[0]] = entity % 2  # which says how often it comes
             row |= {self.key: number, self.amount: amount, self.code: f"00{entity}"}
             self.rows.append(row | {self.entity: entity, self.time: time})
         self.file = folder / "rows.parquet"

@@ -22,7 +22,12 @@ from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, rebuilt, rows
 SPEC = load_spec("customer_churn_model")
 PARTS = 6
 BAD = 1
-"""Number of an order of each delivery, which is never corrected."""
+"""Number of an order of each delivery that breaks a rule, and is never corrected."""
+ODD = 2
+"""The same of one that no view can be computed from."""
+AHEAD = 3
+"""The same of one that is dated half an hour after its delivery."""
+AMOUNTS = {BAD: -1.0, ODD: 1e13}
 LOCKS = ("raw/orders", "quarantine/orders")
 
 
@@ -75,10 +80,11 @@ def deliver(file, hour, chance):
             "customer_id": chance.randint(1, 20),
             "order_ts": AS_OF + hour * HOUR - chance.randint(0, days) * DAY,
             "number_of_cds": 1,
-            "dollar_value": -1.0 if number == BAD else float(number),
+            "dollar_value": AMOUNTS.get(number, float(number)),
         }
         for number in range(30)
     ]
+    new[AHEAD]["order_ts"] = AS_OF + hour * HOUR + HOUR / 2
     rows = {row["order_id"]: row for row in [*known, *corrected, *new]}
     pq.write_table(pa.Table.from_pylist([*rows.values()], schema=ORDERS.schema), file)
 
@@ -107,10 +113,13 @@ def test_an_ingest_killed_at_any_step_and_run_again_gives_the_same_result(
     ingest(settings, "orders", as_of, full=True)
     raw = raw_table(settings, ORDERS)
     columns = raw.read(columns=ORDERS.schema.names).sort_by("order_id")
-    good_rows = pq.read_table(source, filters=pc.field("dollar_value") >= 0)
+    is_good = (pc.field("dollar_value") >= 0) & (pc.field("dollar_value") < 1e12)
+    is_due = pc.field("order_ts") <= as_of
+    good_rows = pq.read_table(source, filters=is_good & is_due)
     assert columns.equals(good_rows.sort_by("order_id"))
     bad_rows = [entry["row"]["order_id"] for entry in quarantined(settings, ORDERS)]
-    assert sorted(bad_rows) == [hour * 100 + BAD for hour in range(len(counts) + 1)]
+    hours = range(len(counts) + 1)
+    assert sorted(bad_rows) == [h * 100 + number for h in hours for number in AMOUNTS]
     assert [*settings.cache.iterdir()] == []
     features = rows_of(settings)
     assert features.equals(rebuilt(settings, raw))
