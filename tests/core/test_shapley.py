@@ -32,10 +32,10 @@ def by_definition(score, row, background):
     contributions = []
     for order in permutations(row):
         columns = dict(background)
-        means = [score(columns).mean(axis=0)]
+        means = [score(columns).mean(axis=0, dtype=float)]
         for name in order:
             columns[name] = np.repeat(row[name], len(background[name]))
-            means.append(score(columns).mean(axis=0))
+            means.append(score(columns).mean(axis=0, dtype=float))
         gains = dict(zip(order, np.diff(means, axis=0), strict=True))
         contributions.append([gains[name] for name in row])
     return means[0], np.mean(contributions, axis=0)
