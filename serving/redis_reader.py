@@ -13,7 +13,8 @@ from mlflow_server.served_model import LookupSpecification
 from serving.lookup import Keys, Moments, RowReader, Rows
 from serving.redis_connection import Command, RedisConnection, open_connection
 
-OPENING_SECONDS = 0.5
+OPENING_SECONDS = 1.0
+"""Deadline of connecting and of being let in."""
 READ_SECONDS = 0.05
 """Deadline of a read."""
 KEY_SECONDS = 0.000_01
@@ -86,11 +87,11 @@ class RedisReader:
             if self._connection is None and (commands or self._closed):
                 raise FeaturesUnavailableError("Redis: not connected")
             try:
-                if self._connection is None:
-                    self._connection = await open_connection(self._address, seconds)
-                if not commands:
-                    return []
-                return await self._connection.ask(commands, seconds)
+                async with asyncio.timeout(seconds):
+                    if self._connection is None:
+                        opened = await open_connection(self._address)
+                        self._connection, commands = opened
+                    return await self._connection.ask(commands)
             except BaseException as exc:
                 self._disconnect()
                 if isinstance(exc, HiredisError | OSError):
