@@ -23,7 +23,7 @@ from core.errors import GyreError
 from core.settings import Settings
 from feature_repo.broker import Intake
 from serving import feedback
-from serving.edge import JSON, ErrorForm, refusal, write_detail, write_text
+from serving.edge import JSON, refusal
 from serving.events import document_events, events_route
 from serving.features import exempt_from_collection
 from serving.inbox import Inbox
@@ -148,22 +148,12 @@ def add_routes(
         app,
         unnamed,
         Access(tokens) if tokens else None,
-        error_form,
         behind_proxy=settings.behind_proxy,
     )
 
 
-def error_form(path: str) -> ErrorForm:
-    """Return the form of errors of the protocol that a path belongs to."""
-    if path.startswith(("/v1/", "/v2/")):
-        return write_text
-    if path.endswith("/invocations"):
-        return mlflow_scoring.write_error
-    return write_detail
-
-
 async def _refuse(request: Request, exc: Exception) -> Response:
-    return refusal(exc, error_form(request.url.path))
+    return refusal(exc, request.url.path)
 
 
 def _scoring_operations(repository: ModelRepository) -> list[Operation]:

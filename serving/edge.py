@@ -33,31 +33,37 @@ STATUSES: dict[type[Exception], int] = {
     BrokerUnavailableError: 503,
 }
 """An error that is not in this table is a defect, and answered with 500."""
+MLFLOW_CODES = {
+    401: "UNAUTHENTICATED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    500: "INTERNAL_ERROR",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
 INVALID = 422
 logger = logging.getLogger(__name__)
 
 
-ErrorForm = Callable[[int, Any], dict[str, Any]]
-"""Makes the body of an error of its status and its detail."""
+def error_body(path: str, status: int, detail: Any) -> dict[str, Any]:
+    """Write an error as the protocol that a path belongs to prescribes.
 
+    Args:
+        path: Of the request.
+        status: Of the answer.
+        detail: A text, or a list of fields as FastAPI has it.
 
-def write_detail(_status: int, detail: Any) -> dict[str, Any]:
-    """Write an error as FastAPI does."""
+    """
+    text = detail
+    if not isinstance(detail, str):
+        fields = [
+            f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in detail
+        ]
+        text = "; ".join(fields)
+    if path.startswith(("/v1/", "/v2/")):  # KServe V1 and Open Inference
+        return {"error": text}
+    if path.endswith("/invocations"):  # MLflow's own server
+        return {"error_code": MLFLOW_CODES.get(status, "BAD_REQUEST"), "message": text}
     return {"detail": detail}
-
-
-def write_text(_status: int, detail: Any) -> dict[str, Any]:
-    """Write an error as KServe V1 and Open Inference prescribe."""
-    return {"error": error_text(detail)}
-
-
-def error_text(detail: Any) -> str:
-    """Return the detail of an error, which may be a list of fields, as one text."""
-    if isinstance(detail, str):
-        return detail
-    return "; ".join(
-        f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in detail
-    )
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -87,8 +93,8 @@ async def send_json(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def refusal(exc: Exception, form: ErrorForm) -> Response:
-    """Return the answer to a request that failed; it names what is wrong."""
+def refusal(exc: Exception, path: str) -> Response:
+    """Return the answer to a request of a path that failed; it names what is wrong."""
     status = STATUSES.get(type(exc), 500)
     detail: Any = str(exc) if isinstance(exc, GyreError) else "internal error"
     headers = {"retry-after": "1"} if status in {429, 503} else None
@@ -100,9 +106,10 @@ def refusal(exc: Exception, form: ErrorForm) -> Response:
         detail = _field_errors(exc)
     elif type(exc) not in STATUSES:
         logger.error("answered with 500", exc_info=exc)
-    if status == INVALID and form is not write_detail:
+    body = error_body(path, status, detail)
+    if status == INVALID and "detail" not in body:
         status = 400  # as the other protocols prescribe
-    return json_response(form(status, detail), status, headers)
+    return json_response(body, status, headers)
 
 
 def _field_errors(exc: ValidationError) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.tokens import read_tokens
-from serving.edge import HEADERS, ErrorForm, refusal
+from serving.edge import HEADERS, refusal
 from serving.logs import REQUEST_ID
 from serving.metrics import REQUESTS, count
 
@@ -79,7 +79,6 @@ class RequestMiddleware:
         app: FastAPI,
         scoring: Mapping[str, ASGIApp],
         access: Access | None,
-        error_form: Callable[[str], ErrorForm],
         *,
         behind_proxy: bool,
     ) -> None:
@@ -90,14 +89,12 @@ class RequestMiddleware:
             scoring: Endpoints by path. They are called past the router of `app`, which would take
                 a tenth of their time.
             access: Who may ask; None: everybody.
-            error_form: Returns the form of errors of a path.
             behind_proxy: Whether the request's id is that of a proxy.
 
         """
         self.app = app
         self._scoring = scoring
         self._access = access
-        self._error_form = error_form
         self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,7 +126,7 @@ class RequestMiddleware:
         except Exception as exc:
             if status:  # the answer has begun: the server closes the connection
                 raise
-            response = refusal(exc, self._error_form(path))
+            response = refusal(exc, path)
             await response(scope, receive, answer)
         finally:
             route = path if endpoint else getattr(scope.get("route"), "path", "")

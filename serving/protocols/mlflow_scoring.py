@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import BaseModel, TypeAdapter
 
-from serving.edge import error_text, json_bytes
+from serving.edge import json_bytes
 from serving.errors import InvalidRequestError
 from serving.openapi import Document, example_features
 from serving.protocols import Answers, Reading, ScoringRoute, rows_from, scored
@@ -17,21 +17,8 @@ from serving.repository import Deployment
 from serving.schemas import FORBID, MAX_ROWS
 
 TAG = "MLflow"
-CODES = {
-    401: "UNAUTHENTICATED",
-    404: "RESOURCE_DOES_NOT_EXIST",
-    429: "REQUEST_LIMIT_EXCEEDED",
-    500: "INTERNAL_ERROR",
-    503: "TEMPORARILY_UNAVAILABLE",
-}
 FORMATS = "dataframe_records or dataframe_split"
 Many = Len(1, MAX_ROWS)
-
-
-def write_error(status: int, detail: Any) -> dict[str, str]:
-    """Write an error as MLflow's own server does."""
-    code = CODES.get(status, "BAD_REQUEST")
-    return {"error_code": code, "message": error_text(detail)}
 
 
 class Split(BaseModel):
