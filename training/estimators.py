@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from core.spec import InputType, ModelSpec
-from core.training_spec import ESTIMATORS, MOST_CATEGORIES, Task
+from core.training_spec import ESTIMATORS, MOST_CATEGORIES, Estimator
 from core.user_code import in_one_line, load_object
 
 PRESET: dict[str, dict[str, Any]] = {
@@ -42,31 +42,25 @@ NULL_AWARE = ("HistGradientBoosting", "LGBM", "XGB")
 
 
 def build_pipeline(
-    estimator_type: str,
-    parameters: Mapping[str, Any],
-    features: Mapping[str, InputType],
-    seed: int,
-    task: Task = "classification",
-    rows: pd.DataFrame | None = None,
+    spec: ModelSpec, estimator: Estimator, rows: pd.DataFrame | None = None
 ) -> Any:
-    """Return the unfitted model over a frame with the columns `features`, in that order.
+    """Return the unfitted model over a frame with the spec's features, in that order.
 
     Of `rows`, which it will be fitted on, come the categories of texts with many values.
 
     A Pipeline, and what has a `to_onnx` of its own, is taken as it is. Any other estimator gets
     the matrix of `columns`, with nulls filled by the median unless it sees them itself.
     """
-    estimator = make_estimator(estimator_type, parameters, features, seed, task)
-    if isinstance(estimator, Pipeline) or hasattr(estimator, "to_onnx"):
-        return estimator
-    steps: list[tuple[str, Any]] = [("columns", columns(features, rows))]
-    if not type(estimator).__name__.startswith(NULL_AWARE):
-        steps.append(
-            ("imputer", SimpleImputer(strategy="median", keep_empty_features=True))
-        )
-    if estimator_type in LINEAR:
+    model = make_estimator(spec, estimator)
+    if isinstance(model, Pipeline) or hasattr(model, "to_onnx"):
+        return model
+    steps: list[tuple[str, Any]] = [("columns", columns(spec.inputs, rows))]
+    if not type(model).__name__.startswith(NULL_AWARE):
+        imputer = SimpleImputer(strategy="median", keep_empty_features=True)
+        steps.append(("imputer", imputer))
+    if estimator.type in LINEAR:
         steps.append(("scaler", StandardScaler()))
-    return Pipeline([*steps, ("estimator", estimator)])
+    return Pipeline([*steps, ("estimator", model)])
 
 
 def columns(
@@ -117,16 +111,10 @@ def category_remarks(
             )
 
 
-def make_estimator(
-    estimator_type: str,
-    parameters: Mapping[str, Any],
-    features: Mapping[str, InputType],
-    seed: int,
-    task: Task,
-) -> Any:
-    """Call the factory with `parameters` and, if it takes them, features, random_state, seed.
+def make_estimator(spec: ModelSpec, estimator: Estimator) -> Any:
+    """Call the factory with its parameters and, if it takes them, features, random_state, seed.
 
-    Each random_state that is None afterwards becomes `seed`.
+    Each random_state that is None afterwards becomes the spec's seed.
 
     Raises:
         TypeError: A parameter is unknown, or the object cannot be fitted or asked.
@@ -134,28 +122,29 @@ def make_estimator(
         Exception: Whatever a factory raises.
 
     """
-    path = ESTIMATORS[task].get(estimator_type, estimator_type)
+    paths = ESTIMATORS[spec.task]
+    path = paths.get(estimator.type, estimator.type)
     factory = load_object(path)
-    if estimator_type in ESTIMATORS[task]:
+    if estimator.type in paths:
         parameter_names = factory().get_params().keys()
-        unknown_names = sorted(parameters.keys() - parameter_names)
+        unknown_names = sorted(estimator.parameters.keys() - parameter_names)
         if unknown_names:
             raise TypeError(
                 f"expected parameters out of {', '.join(parameter_names)}, found "
                 f"{unknown_names}; others only with type = {path!r}"
             )
-    arguments = {"features": features, "random_state": seed, "seed": seed}
+    seed = spec.seed
+    arguments = {"features": spec.inputs, "random_state": seed, "seed": seed}
     signature = inspect.signature(factory).parameters
     arguments = {name: arguments[name] for name in arguments.keys() & signature.keys()}
-    arguments |= PRESET.get(estimator_type, {})
-    arguments |= parameters
-    estimator = factory(**arguments)
-    require(estimator, "fit", ANSWERS[task])
-    if hasattr(estimator, "get_params"):
-        for name, value in estimator.get_params().items():
+    arguments |= PRESET.get(estimator.type, {})
+    model = factory(**arguments | estimator.parameters)
+    require(model, "fit", ANSWERS[spec.task])
+    if hasattr(model, "get_params"):
+        for name, value in model.get_params().items():
             if name.endswith("random_state") and value is None:
-                estimator.set_params(**{name: seed})
-    return estimator
+                model.set_params(**{name: seed})
+    return model
 
 
 def require(model: Any, *methods: str) -> None:
@@ -171,12 +160,11 @@ def require(model: Any, *methods: str) -> None:
 def estimator_problems(spec: ModelSpec) -> Iterator[str]:
     """Yield a line for each estimator that is refused before it is fitted."""
     for position, estimator in enumerate(spec.estimators):
-        parameters = dict(estimator.parameters)
-        for name, bounds in estimator.space.items():
-            parameters[name] = bounds.low
+        lowest = {name: bounds.low for name, bounds in estimator.space.items()}
+        parameters = estimator.parameters | lowest
         try:
             make_estimator(
-                estimator.type, parameters, spec.inputs, spec.seed, spec.task
+                spec, estimator.model_copy(update={"parameters": parameters})
             )
         except Exception as exc:  # noqa: BLE001  (whatever a factory raises)
             place = f"{spec.name}.toml: estimators.{position}"

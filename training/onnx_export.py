@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -87,56 +86,51 @@ def exported(
             one of NULL_TEXTS, is then scored as serving does, unless a row has that text.
 
     """
-    class_count = len(spec.classes)
     if spec.serving.format == "onnx":
-        graph = export(model, spec.inputs, class_count, rows)
+        graph = export(model, spec, rows)
         return ModelFile(graph.SerializeToString(deterministic=True))
-    _check_classes(model, spec.inputs, class_count)
-    if spec.task == "classification":
-        class_count = 2
+    _check_classes(model, spec)
+    class_count = 2 if spec.task == "classification" else len(spec.classes)
     return ModelFile.native(model, spec.serving.trusted_types, class_count)
 
 
 def export(
-    model: Any,
-    features: Mapping[str, InputType],
-    classes: int = 0,
-    rows: pd.DataFrame | None = None,
+    model: Any, spec: ModelSpec, rows: pd.DataFrame | None = None
 ) -> onnx.ModelProto:
     """Convert what was fitted: one rank-1 input per feature, one output `score` [N] float32.
 
     The same pipeline gives the same bytes in every process. A model's own `to_onnx()` returns one
-    input [N, 1] per feature, and as last output [N, 1] numbers or [N, 2] probabilities. classes: K
-    where there are many: then both outputs are [N, K]. rows: see `exported`.
+    input [N, 1] per feature, and as last output [N, 1] numbers or [N, 2] probabilities. Of K many
+    classes both outputs are [N, K]. rows: see `exported`.
 
     Raises:
         TrainingError: its classes are not 0 and 1 (0 to K - 1), or nothing can convert it.
 
     """
-    _check_classes(model, features, classes)
+    _check_classes(model, spec)
     try:
         is_own = hasattr(model, "to_onnx")
-        graph = model.to_onnx() if is_own else _converted(model, features)
-        return _with_columns(graph, features, classes, rows)
+        graph = model.to_onnx() if is_own else _converted(model, spec)
+        return _with_columns(graph, spec, rows)
     except Exception as exc:
         what = f"ONNX export of {type(_last(model)).__name__}"
         raise TrainingError(f"{what}: {reason(exc)}; {REMEDY}") from exc
 
 
-def _check_classes(model: Any, features: Mapping[str, InputType], classes: int) -> None:
-    expected = [*range(classes or 2)]
+def _check_classes(model: Any, spec: ModelSpec) -> None:
+    expected = [*range(len(spec.classes) or 2)]
     fitted_classes = expected
     if hasattr(model, "predict_proba"):
         fitted_classes = np.asarray(getattr(model, "classes_", expected)).tolist()
-    if fitted_classes != expected or SCORE in features:
+    if fitted_classes != expected or SCORE in spec.features:
         raise TrainingError(
             f"export: expected the classes {' and '.join(map(str, expected))} and no feature "
             f"named {SCORE!r}, found the classes {fitted_classes} and the features "
-            f"{', '.join(features)}"
+            f"{', '.join(spec.features)}"
         )
 
 
-def _converted(model: Any, features: Mapping[str, InputType]) -> onnx.ModelProto:
+def _converted(model: Any, spec: ModelSpec) -> onnx.ModelProto:
     for library in BOOSTING:
         if library in sys.modules:  # else no step of the model is of it
             _register(library)
@@ -146,7 +140,7 @@ def _converted(model: Any, features: Mapping[str, InputType]) -> onnx.ModelProto
     options: dict[Any, Any] = {id(scaler): {"div": "div"} for scaler in scalers}
     if hasattr(model, "predict_proba"):
         options[type(_last(model))] = {"zipmap": False}
-    inputs = [(name, TYPES[kind][0]([None, 1])) for name, kind in features.items()]
+    inputs = [(name, TYPES[kind][0]([None, 1])) for name, kind in spec.inputs.items()]
     with warnings.catch_warnings():
         # skl2onnx hands numpy's integers to protobuf, which will refuse them from 7 on.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -184,21 +178,18 @@ def _register(library: str) -> None:
 
 
 def _with_columns(
-    model: onnx.ModelProto,
-    features: Mapping[str, InputType],
-    classes: int,
-    rows: pd.DataFrame | None,
+    model: onnx.ModelProto, spec: ModelSpec, rows: pd.DataFrame | None
 ) -> onnx.ModelProto:
     """Put rank-1 inputs in front of the graph and the one output behind it.
 
     skl2onnx makes inputs [N, 1] and outputs [N, 1] or [N, K]; MLflow's ONNX flavour feeds columns.
-    classes, rows: as `export` has them.
+    rows: see `exported`.
     """
     constants: dict[str, Any] = {"/shape": np.array([-1, 1])}
     inputs = []
     nodes = []
     matrices = {}
-    for name, kind in features.items():
+    for name, kind in spec.inputs.items():
         matrices[name] = f"{name}/column"
         inputs.append(helper.make_tensor_value_info(name, TYPES[kind][1], ["N"]))
         values = name
@@ -219,8 +210,8 @@ def _with_columns(
         nodes.append(clip)
         last_output = "/clipped"
     shape: list[str | int] = ["N"]
-    if classes:
-        shape.append(classes)
+    if spec.classes:
+        shape.append(len(spec.classes))
         nodes.append(helper.make_node("Identity", [last_output], [SCORE]))
     else:  # of two probabilities the second column, of numbers the only one
         constants["/last"] = np.array(-1)
@@ -284,11 +275,9 @@ class Proof:
 def prove(
     pipeline: Any,
     model: ModelFile,
-    frame: pd.DataFrame,
-    seed: int,
-    *,
-    features: Mapping[str, InputType],
-    threshold: float | None = 0.5,
+    real: pd.DataFrame,
+    spec: ModelSpec,
+    threshold: float | None,
 ) -> Proof:
     """Score real and permuted rows with both and compare; never raises for a difference.
 
@@ -298,21 +287,19 @@ def prove(
     Args:
         pipeline: What was fitted.
         model: What is served of it.
-        frame: Real rows.
-        seed: Of the permutation.
-        features: Inputs of both by name.
+        real: Rows of the features.
+        spec: Of the model.
         threshold: Of two classes.
 
     """
-    real = frame[list(features)]
-    probes = {"real": real, "permuted": permuted_rows(real, features, seed)}
+    probes = {"real": real, "permuted": permuted_rows(real, spec)}
     reasons: list[str] = []
     largest = 0.0
     unit = 1.0
     try:
         for kind, rows in probes.items():
             expected = pipeline_scores(pipeline, rows)
-            scores = score(model, features, rows)
+            scores = score(model, spec.inputs, rows)
             is_number = threshold is None and expected.ndim == 1
             if is_number and kind == "real":
                 unit = float(np.abs(expected).mean()) or 1.0
@@ -337,13 +324,11 @@ def prove(
     return Proof(largest, tuple(reasons))
 
 
-def permuted_rows(
-    frame: pd.DataFrame, features: Mapping[str, InputType], seed: int
-) -> pd.DataFrame:
+def permuted_rows(frame: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
     """Draw each feature by itself; one value in a hundred is missing, or a text never seen."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(spec.seed)
     permuted = {}
-    for name, kind in features.items():
+    for name, kind in spec.inputs.items():
         values = pd.Series(random.choice(frame[name].to_numpy(), PERMUTED_ROWS))
         if kind in MISSING:
             is_missing = random.random(PERMUTED_ROWS) < MISSING_SHARE

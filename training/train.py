@@ -65,14 +65,7 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
             settings, spec, model, train_rows, threshold, as_of, folder
         )
         tracking.log_artifacts(run_id, name, CANDIDATE)
-    proof = prove(
-        model,
-        served,
-        features(spec, frame),
-        spec.seed,
-        features=spec.inputs,
-        threshold=threshold,
-    )
+    proof = prove(model, served, features(spec, frame), spec, threshold)
     tracking.log_dict(run_id, asdict(proof), PROOF)
     tracking.log_dict(run_id, chosen.model_dump(mode="json"), ESTIMATOR)
     params = {"estimator": chosen.name, "chosen_by": chosen_by, "seed": spec.seed}
@@ -213,14 +206,7 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
         )
     try:
         inputs = features(spec, rows)
-        pipeline = build_pipeline(
-            estimator.type,
-            estimator.parameters,
-            spec.inputs,
-            spec.seed,
-            spec.task,
-            inputs,
-        )
+        pipeline = build_pipeline(spec, estimator, inputs)
         # Boosting's threads wait for each other on busy cores.
         with threadpool_limits(1):
             pipeline.fit(inputs, y)

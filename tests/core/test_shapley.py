@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from core.shapley import COALITIONS, shapley_values
 from mlflow_server.pyfunc import ModelFile
-from tests.training.test_onnx_export import FEATURES, fitted
+from tests.training.test_onnx_export import FEATURES, fitted, spec_of
 from training.onnx_export import export
 from training.scoring import columns, open_session
 
@@ -22,7 +22,7 @@ from training.scoring import columns, open_session
 def scorer(kind, task):
     """A real model with a step before it, as it is served: columns [N] to scores [N] or [N, K]."""
     pipeline, _ = fitted(kind, task, 1e-3)
-    model = export(pipeline, FEATURES, 3 if task == "multiclass" else 0)
+    model = export(pipeline, spec_of(task))
     session = open_session(ModelFile(model.SerializeToString()))
     return lambda rows: session.run(["score"], dict(rows))[0]
 

@@ -14,7 +14,9 @@ FACTORIES = "tests.training.factories"
 
 
 def pipeline_of(kind, **parameters):
-    return build_pipeline(kind, parameters, FEATURES, 7, "classification")
+    estimator = Estimator(name=kind, type=kind, parameters=parameters)
+    spec = SHIPPED.model_copy(update={"features": FEATURES, "seed": 7})
+    return build_pipeline(spec, estimator)
 
 
 @pytest.mark.parametrize(

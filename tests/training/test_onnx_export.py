@@ -12,6 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
+from core.training_spec import Estimator
 from mlflow_server.pyfunc import ModelFile
 from tests.training.conftest import SHIPPED
 from training.estimators import build_pipeline, category_remarks
@@ -73,6 +74,18 @@ def one_thread():
         yield
 
 
+def spec_of(task="classification", features=FEATURES):
+    """The shipped spec with another task and other features."""
+    classes = ("few", "some", "many") if task == "multiclass" else ()
+    changes = {"task": task, "classes": classes, "features": features, "seed": 7}
+    return SHIPPED.model_copy(update=changes)
+
+
+def pipeline_of(kind, parameters, spec=None, rows=None):
+    estimator = Estimator(name=kind, type=kind, parameters=parameters)
+    return build_pipeline(spec or spec_of(), estimator, rows)
+
+
 @cache  # no test changes what it returns
 def fitted(kind, task="classification", unit=1):
     """Pipeline and rows: of classes, or of numbers in a unit."""
@@ -81,13 +94,13 @@ def fitted(kind, task="classification", unit=1):
         labels = np.digitize(frame.days - 10 * frame.orders, [30, 90])
     if task == "regression":
         labels = spending(frame) * unit
-    pipeline = build_pipeline(kind, PARAMETERS[kind], FEATURES, 7, task)
+    pipeline = pipeline_of(kind, PARAMETERS[kind], spec_of(task))
     return pipeline.fit(frame, labels), frame
 
 
-def proof_of(pipeline, model, frame, **options):
+def proof_of(pipeline, model, frame, threshold=0.5, spec=None):
     file = ModelFile(model.SerializeToString())
-    return prove(pipeline, file, frame, 7, **{"features": FEATURES, **options})
+    return prove(pipeline, file, frame, spec or spec_of(), threshold)
 
 
 def tree_attributes(model):
@@ -106,7 +119,7 @@ def test_the_served_file_scores_real_and_permuted_rows_like_the_fitted_model(
     kind, task, unit
 ):
     pipeline, frame = fitted(kind, task, unit)
-    model = export(pipeline, FEATURES, 3 if task == "multiclass" else 0)
+    model = export(pipeline, spec_of(task))
     threshold = 0.5 if task == "classification" else None
     assert proof_of(pipeline, model, frame, threshold=threshold).reasons == ()
 
@@ -124,14 +137,14 @@ def test_one_answer_in_ten_thousand_and_one_number_in_a_thousand_may_differ(
     task, moved_rows, passed
 ):
     frame = pd.DataFrame({"spend": np.arange(20_000.0)})
-    features = {"spend": "double"}
+    spec = spec_of(task, {"spend": "double"})
     stump = {"n_estimators": 1, "max_depth": 1, "bootstrap": False}
-    pipeline = build_pipeline("random_forest", stump, features, 7, task)
+    pipeline = pipeline_of("random_forest", stump, spec)
     pipeline.fit(frame, (frame.spend >= 10_000).astype(int))
-    model = export(pipeline, features)
+    model = export(pipeline, spec)
     tree_attributes(model)["nodes_values"].floats[0] += moved_rows
     threshold = 0.5 if task == "classification" else None
-    proof = proof_of(pipeline, model, frame, features=features, threshold=threshold)
+    proof = proof_of(pipeline, model, frame, threshold, spec)
     reasons = [reason for reason in proof.reasons if reason.startswith("real")]
     assert (reasons == []) is passed
     assert proof.largest_difference == 1
@@ -139,14 +152,14 @@ def test_one_answer_in_ten_thousand_and_one_number_in_a_thousand_may_differ(
 
 def test_an_altered_or_wrongly_exported_file_fails_the_proof():
     pipeline, frame = fitted("random_forest")
-    model = export(pipeline, FEATURES)
+    model = export(pipeline, spec_of())
     thresholds = tree_attributes(model)["nodes_values"].floats
     position = next(i for i, value in enumerate(thresholds) if value > 1)
     thresholds[position] -= 1
     assert proof_of(pipeline, model, frame).reasons
 
     pipeline, frame = fitted("random_forest", "regression", 1e6)
-    model = export(pipeline, FEATURES)
+    model = export(pipeline, spec_of())
     weights = tree_attributes(model)["target_weights"].floats
     for position, weight in enumerate(weights):
         weights[position] = weight * (1 + 5e-5)
@@ -154,18 +167,18 @@ def test_an_altered_or_wrongly_exported_file_fails_the_proof():
 
     poisson = {"loss": "poisson", "max_iter": 5}  # a link that the converter forgets
     kind = "hist_gradient_boosting"
-    pipeline = build_pipeline(kind, poisson, FEATURES, 7, "regression")
+    pipeline = pipeline_of(kind, poisson, spec_of("regression"))
     pipeline.fit(frame, spending(frame))
-    model = export(pipeline, FEATURES)
+    model = export(pipeline, spec_of())
     assert proof_of(pipeline, model, frame, threshold=None).reasons
 
 
 def test_a_model_that_cannot_be_exported_is_refused_by_name():
-    pipeline = build_pipeline(f"{FACTORIES}:Unknown", {}, FEATURES, 7)
+    pipeline = pipeline_of(f"{FACTORIES}:Unknown", {})
     pipeline.fit(*customers())
     message = r"ONNX export of Unknown: .*shape calculator.*own-mod"
     with pytest.raises(TrainingError, match=message):
-        export(pipeline, FEATURES)
+        export(pipeline, spec_of())
 
 
 @pytest.mark.parametrize("kind", ["hist_gradient_boosting", "xgboost", "lightgbm"])
@@ -174,9 +187,10 @@ def test_onnx_scores_nulls_like_the_pipeline_even_if_training_had_none(kind):
     features = {"spend": "double", "value": "double", "left": "double"}
     frame["left"] = frame.spend - 60  # also below 0, where LightGBM takes a null for 0
     frame = frame[[*features]]
-    pipeline = build_pipeline(kind, PARAMETERS[kind], features, 7).fit(frame, churned)
+    spec = spec_of(features=features)
+    pipeline = pipeline_of(kind, PARAMETERS[kind], spec).fit(frame, churned)
     rows = pd.concat([frame.assign(**{name: np.nan}) for name in features])
-    content = export(pipeline, features).SerializeToString()
+    content = export(pipeline, spec).SerializeToString()
     expected = pipeline.predict_proba(rows)[:, 1]
     scores = score(ModelFile(content), features, rows)
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -189,9 +203,9 @@ def test_a_model_with_onnx_of_its_own_passes_if_that_gives_the_same_scores(
 ):
     frame, churned = customers()
     parameters = {"feature": "days", "wrong": wrong}
-    model = build_pipeline(f"{FACTORIES}:Sigmoid", parameters, FEATURES, 7)
+    model = pipeline_of(f"{FACTORIES}:Sigmoid", parameters)
     model.fit(frame, churned)
-    proof = proof_of(model, export(model, FEATURES), frame)
+    proof = proof_of(model, export(model, spec_of()), frame)
     assert (proof.reasons == ()) is passed
 
 
@@ -208,14 +222,13 @@ def codes(count):
 @pytest.mark.parametrize("kind", ["logistic_regression", "hist_gradient_boosting"])
 def test_a_text_with_many_values_becomes_a_limited_number_of_columns(kind):
     frame, labels = codes(3_000)
-    parameters = (kind, PARAMETERS[kind], FEATURES, 7, "classification", frame)
-    pipeline = build_pipeline(*parameters).fit(frame, labels)
+    pipeline = pipeline_of(kind, PARAMETERS[kind], rows=frame).fit(frame, labels)
     matrix = pipeline[0].transform(frame)
     assert matrix.shape[1] == 4 + 255
     column_sums = matrix[:, 4:].sum(axis=0)
     rare = frame["segment"].value_counts().iloc[255:]
     assert column_sums.min() >= rare.max()
-    graph = export(pipeline, FEATURES)
+    graph = export(pipeline, spec_of())
     assert proof_of(pipeline, graph, frame).reasons == ()
     (remark,) = category_remarks(FEATURES, frame)
     assert remark.startswith("segment has 3,000 values in 4,000 rows, as a code has")
@@ -223,14 +236,16 @@ def test_a_text_with_many_values_becomes_a_limited_number_of_columns(kind):
 
 def test_few_values_are_encoded_as_before_and_columns_count_as_memory():
     frame, labels = codes(255)
-    parameters = ("random_forest", FEW_TREES, FEATURES, 7, "classification")
     graphs = [
-        export(build_pipeline(*parameters, rows).fit(frame, labels), FEATURES)
+        export(
+            pipeline_of("random_forest", FEW_TREES, rows=rows).fit(frame, labels),
+            spec_of(),
+        )
         for rows in (None, frame)
     ]
     assert graphs[0].SerializeToString() == graphs[1].SerializeToString()
     assert [*category_remarks(FEATURES, frame)] == []
-    spec = SHIPPED.model_copy(update={"features": FEATURES})
+    spec = spec_of()
     for values, columns in ((8_000, 255), (9, 9)):
         texts = [f"s{number % values}" for number in range(100_000)]
         rows = pa.table({"segment": texts, "at": texts})
@@ -245,12 +260,10 @@ def test_a_null_text_is_scored_by_mlflows_pyfunc_as_by_serving(tmp_path, real_te
     frame, labels = customers()
     if real_text:  # then it cannot be told from a null
         frame.loc[:99, "segment"] = real_text
-    pipeline = build_pipeline("random_forest", FEW_TREES, FEATURES, 7).fit(
-        frame, labels
-    )
-    spec = SHIPPED.model_copy(update={"features": FEATURES})
+    pipeline = pipeline_of("random_forest", FEW_TREES).fit(frame, labels)
+    spec = spec_of()
     served = exported(pipeline, spec, frame)
-    assert prove(pipeline, served, frame, 7, features=FEATURES).reasons == ()
+    assert prove(pipeline, served, frame, spec, 0.5).reasons == ()
     folder = str(tmp_path / "model")
     mlflow.onnx.save_model(onnx.load_from_string(served.content), folder)
     model = mlflow.pyfunc.load_model(folder)
