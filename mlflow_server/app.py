@@ -25,7 +25,7 @@ from core.errors import GyreError
 from core.settings import load_settings
 from mlflow_server.browser import preset_choices
 from mlflow_server.promotion import write_down
-from mlflow_server.stages import StageChange, change_stage
+from mlflow_server.stages import change_stage
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
 # `mlflow server` only looks what its app is.
@@ -71,9 +71,9 @@ def set_stage() -> Response:
     except (ParseError, ValueError) as exc:
         raise MlflowException(str(exc), INVALID_PARAMETER_VALUE) from exc
     stage = get_canonical_stage(body.stage)
-    change = StageChange(body.name, version, stage, user_of_mlflow())
+    change = (body.name, version, stage, user_of_mlflow())
     try:
-        answer: Response = change_stage(SETTINGS, change, SET_STAGE_IN_MLFLOW)
+        answer: Response = change_stage(SETTINGS, *change, SET_STAGE_IN_MLFLOW)
     except GyreError as exc:
         # MLflow's client repeats a request for minutes after a 5xx, and then hides its text.
         raise MlflowException(str(exc), RESOURCE_CONFLICT) from exc

@@ -110,7 +110,9 @@ class Pages:
         monitorings = self._newest(f"{experiment}_monitoring", key, NEWEST)
         reports = {}
         for run in monitorings:
-            for folder in self._artifacts(run, "reports"):
+            answer = self._ask("artifacts/list", run_id=run.run_id, path="reports")
+            for file in answer.get("files", []):
+                folder = file["path"].rpartition("/")[2]
                 moment = datetime.fromisoformat(folder).isoformat()
                 version = run.tags.get("version", "")
                 place = f"reports/{folder}/report.html"
@@ -157,11 +159,6 @@ class Pages:
         }
         answer = self._ask("runs/search", query)
         return [self._page(run) for run in answer.get("runs", [])]
-
-    def _artifacts(self, run: RunPage, folder: str) -> list[str]:
-        """Return the names of all in an artifact folder of the run."""
-        answer = self._ask("artifacts/list", run_id=run.run_id, path=folder)
-        return [file["path"].rpartition("/")[2] for file in answer.get("files", [])]
 
     def _ask(
         self, call: str, body: dict[str, Any] | None = None, **query: str

@@ -4,6 +4,7 @@ A process that dies on the way leaves a row without a stamp, the newest. The nex
 finishes it, unless somebody else has moved the alias or deleted the version: then it stays so.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +17,8 @@ from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, WHOLE, current
 
 UNSET = "*"
 """Default of `replaces`: whatever is in the role when the call starts."""
-
-
-@dataclass(frozen=True)
-class ManualChange:
-    """An alias that somebody has just set in MLflow; version None: deleted."""
-
-    role: str
-    version: str | None
-    author: str
+Authors = Mapping[tuple[str, str | None], str]
+"""Who has just set an alias in MLflow, by the alias and its version; None: deleted."""
 
 
 def promote(
@@ -143,16 +137,16 @@ def reconcile(
     registry: Registry,
     ledger: Ledger,
     model: str,
-    manual: ManualChange | None = None,
+    authors: Authors | None = None,
 ) -> list[LedgerRow]:
     """Make ledger and MLflow agree; return the ledger's rows, oldest first.
 
-    manual: a change just made past Gyre. What no row explains otherwise is written down as out of
-    band.
+    authors: of changes just made past Gyre. What no row explains otherwise is written down as out
+    of band.
     """
     with ledger.exclusive(model):
         transaction = _Transaction(registry, ledger, model, ledger.rows(model))
-        transaction.agree(manual)
+        transaction.agree(authors)
         return transaction.rows
 
 
@@ -168,8 +162,7 @@ def write_down(
     with Ledger(settings) as ledger:
         rows = [row for row in ledger.rows(model) if row.role == role]
         if not rows or rows[-1].to_version != version:
-            change = ManualChange(role, version, author)
-            reconcile(Registry(settings), ledger, model, change)
+            reconcile(Registry(settings), ledger, model, {(role, version): author})
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,7 @@ class _Transaction:
         sequence = len(self.rows) + 1
         return LedgerRow(model=self.model, sequence=sequence, time=now(), **change)
 
-    def agree(self, manual: ManualChange | None = None) -> None:
+    def agree(self, authors: Authors | None = None) -> None:
         """Finish the newest row, write down what no row explains, end roles that are over."""
         deployed = self.registry.deployed(self.model)
         if self.rows and roles.can_finish(self.rows[-1], deployed):
@@ -196,17 +189,16 @@ class _Transaction:
             if roles.explained(self.rows, deployed, role):
                 continue
             version = deployed.aliases.get(role)
-            author = "out of band"
+            author = (authors or {}).get((role, version))
             reason = f"{role} was changed outside Gyre"
-            if manual and manual.role == role and manual.version == version:
-                author = manual.author
+            if author:
                 reason = f"alias {role} {'set' if version else 'deleted'} in MLflow"
             row = self.new_row(
                 role=role,
                 percent=deployed.percent(role),
                 from_version=current(self.rows, role),
                 to_version=version,
-                who=author,
+                who=author or "out of band",
                 why=reason,
                 evidence=None,
                 action="by hand",

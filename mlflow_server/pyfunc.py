@@ -129,7 +129,7 @@ def read_version(
     with TemporaryDirectory(prefix="gyre-") as name:
         folder = Path(name)
         registry.download(version, folder)
-        damage = "; ".join(wrong_files(folder, version.tags))
+        damage = wrong_files(folder, version.tags)
         if damage:
             text = f"version {version.version} of {version.model} is damaged: {damage}"
             raise RegistryError(text)

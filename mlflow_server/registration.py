@@ -68,9 +68,12 @@ def register(
     if versions:
         version = versions[0]
     else:
-        logged, digests = _logged_model(
-            settings, run_id, exported, files, input_example, requirements
-        )
+        content = {
+            "conda_env": _conda_environment(requirements),
+            "input_example": input_example,
+            "signature": _signature(input_example),
+        }
+        logged, digests = _logged_model(settings, run_id, exported, files, content)
         version_tags = {**tags, **digests}
         version = _new_version(settings, model, logged, version_tags, description)
     damage = registry.damage(model, version.version)
@@ -86,8 +89,7 @@ def _logged_model(
     run_id: str,
     exported: ModelFile,
     files: Path,
-    input_example: pd.DataFrame,
-    requirements: Sequence[str],
+    content: dict[str, Any],
 ) -> tuple[LoggedModel, dict[str, str]]:
     """Return the run's logged model and its digests; one that a killed try began is filled."""
     exported.write(files)
@@ -107,13 +109,7 @@ def _logged_model(
     if logged.status != LoggedModelStatus.READY:
         served = MODEL_FILES[exported.loader]
         extras = [str(file) for file in sorted(files.iterdir()) if file.name != served]
-        content = {
-            "conda_env": _conda_environment(requirements),
-            "input_example": input_example,
-            "signature": _signature(input_example),
-            "extra_files": extras,
-        }
-        _fill(tracking, run, logged, exported, content)
+        _fill(tracking, run, logged, exported, {**content, "extra_files": extras})
     return logged, digests
 
 

@@ -55,11 +55,8 @@ class Registry:
     def deployed(self, model: str) -> Deployed:
         """Aliases and tags of the model; empty for one that does not exist."""
         # `registered-models/get` would load every version.
-        call = "registered-models/search"
-        answer = self._call(call, filter=f"name = '{model}'", max_results="1") or {}
-        for registered in answer.get("registered_models", []):
-            return _deployed(registered)
-        return Deployed({}, {})
+        answers = self._pages("registered_models", filter=f"name = '{model}'")
+        return next(map(_deployed, answers), Deployed({}, {}))
 
     def aliases(self, model: str) -> dict[str, str]:
         """Versions by alias; empty for a model that does not exist."""
@@ -71,10 +68,12 @@ class Registry:
     def versions(self, model: str) -> list[Version]:
         """Every version, oldest first; empty for a model that does not exist."""
         answers = self._pages(
-            "model_versions", filter=f"name = '{model}'", max_results=VERSIONS_A_PAGE
+            "model_versions",
+            filter=f"name = '{model}'",
+            order_by="version_number ASC",
+            max_results=VERSIONS_A_PAGE,
         )
-        versions = [_version(answer) for answer in answers]
-        return sorted(versions, key=lambda version: int(version.version))
+        return [_version(answer) for answer in answers]
 
     def version(self, model: str, number: str) -> Version:
         """Return one version; RegistryError where there is none."""
@@ -146,7 +145,7 @@ class Registry:
         version = self.version(model, number)
         with TemporaryDirectory(prefix="gyre-") as name:
             self.download(version, Path(name))
-            return "; ".join(wrong_files(Path(name), version.tags))
+            return wrong_files(Path(name), version.tags)
 
     def _pages(self, kind: str, **query: str) -> Iterator[dict[str, Any]]:
         """Yield all that MLflow's search has of a kind, over all pages of its answer."""

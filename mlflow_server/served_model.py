@@ -176,8 +176,8 @@ def served_files(tags: Mapping[str, str]) -> dict[str, str]:
     return places | {CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"}
 
 
-def wrong_files(folder: Path, tags: Mapping[str, str]) -> list[str]:
-    """Return one line per served file in `folder` whose bytes are not those registered."""
+def wrong_files(folder: Path, tags: Mapping[str, str]) -> str:
+    """Say which served files in `folder` have other bytes than those registered; empty: none."""
     wrong = []
     for name in served_files(tags):
         expected = tags.get(DIGEST_TAG + name, "no digest")
@@ -185,4 +185,4 @@ def wrong_files(folder: Path, tags: Mapping[str, str]) -> list[str]:
         if digest != expected:
             text = f"sha256 is {digest[:12]}, registered was {expected[:12]}"
             wrong.append(f"{name}: {text}")
-    return wrong
+    return "; ".join(wrong)

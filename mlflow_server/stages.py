@@ -1,7 +1,6 @@
 """A stage set in MLflow acts: Production promotes, and a version in a role keeps its stage."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from core.errors import PromotionRefusedError
@@ -16,24 +15,22 @@ PRODUCTION_STAGE = "Production"
 ARCHIVED = "Archived"
 
 
-@dataclass(frozen=True)
-class StageChange:
-    """A stage that somebody sets in MLflow; `stage` is spelt as MLflow spells it."""
-
-    model: str
-    version: str
-    stage: str
-    author: str
-
-
 def change_stage(
-    settings: Settings, change: StageChange, set_in_mlflow: Callable[[], Any]
+    settings: Settings,
+    model: str,
+    version: str,
+    stage: str,
+    author: str,
+    set_in_mlflow: Callable[[], Any],
 ) -> Any:
     """Promote what is to be in Production, refuse what contradicts a role, then set the stage.
 
     Args:
         settings: Settings of the installation.
-        change: The stage that is asked for.
+        model: Its name.
+        version: Whose stage somebody sets in MLflow.
+        stage: The stage, as MLflow spells it.
+        author: Who sets it.
         set_in_mlflow: Sets it in MLflow, and returns MLflow's answer.
 
     Returns:
@@ -45,26 +42,29 @@ def change_stage(
         RegistryError: There is no such version, or MLflow or the database do not answer.
 
     """
-    if change.stage == STAGING:
+    if stage == STAGING:
         return set_in_mlflow()
     registry = Registry(settings)
     with Ledger(settings) as ledger:
-        if is_by_gyre(ledger.rows(change.model), change):
+        if is_by_gyre(ledger.rows(model), version, stage):
             return set_in_mlflow()
-        if change.stage == PRODUCTION_STAGE:
-            _promote(registry, ledger, change)
+        if stage == PRODUCTION_STAGE and registry.production(model) != version:
+            _promote(registry, ledger, model, version, author)
         # A promotion between check and change would leave a stage that contradicts the alias.
-        with ledger.exclusive(change.model):
-            check_stage(registry.aliases(change.model), change)
+        with ledger.exclusive(model):
+            problem = contradiction(model, registry.aliases(model), version, stage)
+            if problem:
+                raise PromotionRefusedError(f"{model}: version {version} {problem}")
             return set_in_mlflow()
 
 
-def is_by_gyre(rows: Sequence[LedgerRow], change: StageChange) -> bool:
+def is_by_gyre(rows: Sequence[LedgerRow], version: str, stage: str) -> bool:
     """Whether a promotion sets the stage: its row has no stamp before MLflow is done.
 
     Args:
         rows: The model's ledger, oldest first.
-        change: The stage that is asked for.
+        version: Whose stage is set.
+        stage: The stage that is asked for.
 
     """
     if not rows:
@@ -73,52 +73,37 @@ def is_by_gyre(rows: Sequence[LedgerRow], change: StageChange) -> bool:
     if newest.role != PRODUCTION or newest.applied_at is not None:
         return False
     if newest.to_version is None:
-        return (change.version, change.stage) == (newest.from_version, ARCHIVED)
-    return (change.version, change.stage) == (newest.to_version, PRODUCTION_STAGE)
+        return (version, stage) == (newest.from_version, ARCHIVED)
+    return (version, stage) == (newest.to_version, PRODUCTION_STAGE)
 
 
-def check_stage(aliases: Mapping[str, str], change: StageChange) -> None:
-    """Refuse a stage that contradicts the roles of its version.
-
-    Args:
-        aliases: The model's versions by alias.
-        change: The stage that is asked for.
-
-    Raises:
-        PromotionRefusedError: It does; the message names the remedy.
-
-    """
-    roles = [role for role in ROLES if aliases.get(role) == change.version]
-    version = f"{change.model}: version {change.version}"
-    if change.stage == PRODUCTION_STAGE:
-        if PRODUCTION not in roles:
-            problem = "is not in production any more: set its stage again"
-            raise PromotionRefusedError(f"{version} {problem}")
-    elif roles:
-        role = roles[0]
-        remedy = f"gyre release {change.model} --role {role} --reason WHY"
-        if role == PRODUCTION:
-            remedy = f"gyre rollback {change.model} --reason WHY, or promote another"
-        problem = f"is {role}, so it cannot be in stage {change.stage}: {remedy}"
-        raise PromotionRefusedError(f"{version} {problem}")
+def contradiction(
+    model: str, aliases: Mapping[str, str], version: str, stage: str
+) -> str:
+    """Say how a stage contradicts the roles of its version, and the remedy; empty: it does not."""
+    roles = [role for role in ROLES if aliases.get(role) == version]
+    if stage == PRODUCTION_STAGE:
+        is_promoted = PRODUCTION in roles
+        return (
+            "" if is_promoted else "is not in production any more: set its stage again"
+        )
+    if not roles:
+        return ""
+    role = roles[0]
+    remedy = f"gyre release {model} --role {role} --reason WHY"
+    if role == PRODUCTION:
+        remedy = f"gyre rollback {model} --reason WHY, or promote another"
+    return f"is {role}, so it cannot be in stage {stage}: {remedy}"
 
 
-def _promote(registry: Registry, ledger: Ledger, change: StageChange) -> None:
-    """Do what `gyre promote` does, unless the version is in production."""
-    model = change.model
-    if registry.production(model) == change.version:
-        return
-    damage = registry.damage(model, change.version)
+def _promote(
+    registry: Registry, ledger: Ledger, model: str, version: str, author: str
+) -> None:
+    """Do what `gyre promote` does."""
+    damage = registry.damage(model, version)
     if damage:
-        problem = f"version {change.version} is damaged: {damage}"
+        problem = f"version {version} is damaged: {damage}"
         remedy = f"gyre train {model} registers another"
         raise PromotionRefusedError(f"{model}: {problem}: {remedy}")
-    promote(
-        registry,
-        ledger,
-        model,
-        change.version,
-        who=change.author,
-        why=f"stage {PRODUCTION_STAGE} set in MLflow",
-        action="by stage",
-    )
+    why = f"stage {PRODUCTION_STAGE} set in MLflow"
+    promote(registry, ledger, model, version, who=author, why=why, action="by stage")

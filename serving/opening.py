@@ -45,9 +45,9 @@ def open_version(
         Exception: Whatever onnxruntime and pydantic raise.
 
     """
-    file_problems = wrong_files(folder, digests)
-    if file_problems:
-        raise ModelRefusedError("; ".join(file_problems))
+    damage = wrong_files(folder, digests)
+    if damage:
+        raise ModelRefusedError(damage)
     contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
     store_type = (online_store or {}).get("type")
     problem = _model_problem(contract, spec) or _look_up_problem(contract, store_type)
