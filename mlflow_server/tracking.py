@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import (
@@ -105,8 +104,11 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             run_tags = {**tags, KEY_TAG: key}
             if parent:
                 run_tags[PARENT_TAG] = parent
-            experiment_id = self._experiment_id(experiment, about)
-            run = self.create_run(experiment_id, tags=run_tags, run_name=name)
+            with suppress(RegistryError):  # there is one already
+                about_tags = EXPERIMENT_KIND | {DESCRIPTION_TAG: about}
+                self.create_experiment(experiment, tags=about_tags)
+            entity = self.get_experiment_by_name(experiment)
+            run = self.create_run(entity.experiment_id, tags=run_tags, run_name=name)
             return str(run.info.run_id)
         oldest = runs[-1]
         if oldest.status != "FINISHED":
@@ -166,30 +168,30 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
         self.log_batch(run_id, points, texts, labels)
 
     def log_dataset(
-        self, run_id: str, parquet: Path, *, name: str, digest: str, target: str
+        self, run_id: str, file: str, table: pa.Table, *, name: str, digest: str
     ) -> None:
-        """Store the file under `data/` and name it as what the run was trained on.
+        """Name a table with a column `label` as what the run was trained on.
 
-        digest: the caller's hash of the content: MLflow's own covers the first 10,000 rows.
+        Args:
+            run_id: Of the run.
+            file: Name of the file in DATA_FOLDER that has the table.
+            table: Its rows.
+            name: What people see.
+            digest: The caller's hash of the content: MLflow's own covers the first 10,000 rows.
+
         """
-        self.log_artifact(run_id, str(parquet), DATA_FOLDER)
         # The address that the UI itself links to: proxied artifact URIs have no resolver.
-        path = f"path={DATA_FOLDER}/{parquet.name}&run_uuid={run_id}"
-        file = pq.ParquetFile(parquet)
-        head = next(file.iter_batches(SCHEMA_ROWS)).to_pandas()
+        path = f"path={DATA_FOLDER}/{file}&run_uuid={run_id}"
         dataset = from_pandas(
-            head,
+            table.slice(0, SCHEMA_ROWS).to_pandas(),
             source=f"{self.tracking_uri}/get-artifact?{path}",
-            targets=target,
+            targets="label",
             name=name,
             digest=digest[:DIGEST_LENGTH],
         )
         context = [InputTag("mlflow.data.context", "training")]
-        row_count = file.metadata.num_rows
-        profile = {
-            "num_rows": row_count,
-            "num_elements": row_count * file.metadata.num_columns,
-        }
+        value_count = table.num_rows * table.num_columns
+        profile = {"num_rows": table.num_rows, "num_elements": value_count}
         entity = Dataset(**dataset.to_dict() | {"profile": json.dumps(profile)})
         self.log_inputs(run_id, [DatasetInput(entity, context)])
 
@@ -218,12 +220,6 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             with suppress(RegistryError):
                 self.end(run_id, in_one_line(exc), "FAILED")
             raise
-
-    def _experiment_id(self, name: str, about: str) -> str:
-        tags = EXPERIMENT_KIND | {DESCRIPTION_TAG: about}
-        with suppress(RegistryError):  # there is one already
-            self.create_experiment(name, tags=tags)
-        return str(self.get_experiment_by_name(name).experiment_id)
 
 
 def tag_equals(name: str, value: str) -> str:

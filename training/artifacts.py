@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_server.tracking import Tracking
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_server.tracking import DATA_FOLDER, Tracking
 
 FRAME = "frame.parquet"
 PLAN = "plan.json"
@@ -35,3 +38,16 @@ def fetched(tracking: Tracking, run_id: str, path: str) -> Iterator[Path]:
 def read(tracking: Tracking, run_id: str, path: str) -> bytes:
     with fetched(tracking, run_id, path) as file:
         return file.read_bytes()
+
+
+def store_table(tracking: Tracking, run_id: str, name: str, table: pa.Table) -> None:
+    """Store a table where `gyre forget` finds the rows of an entity."""
+    with tempfile.TemporaryDirectory(prefix="gyre-") as folder:
+        file = Path(folder, name)
+        pq.write_table(table, file)
+        tracking.log_artifact(run_id, str(file), DATA_FOLDER)
+
+
+def load_table(tracking: Tracking, run_id: str, name: str) -> pa.Table:
+    with fetched(tracking, run_id, f"{DATA_FOLDER}/{name}") as file:
+        return pq.read_table(file)

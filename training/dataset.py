@@ -5,21 +5,18 @@ stored beside it; too many of them, or a frame that nothing can be learnt from, 
 """
 
 import logging
-import tempfile
 from datetime import datetime
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from core.errors import NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import FLOAT32, INPUTS, ModelSpec
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
-from mlflow_server.tracking import DATA_FOLDER, Tracking
-from training.artifacts import FRAME, PLAN, UNLABELLED, fetched, read
+from mlflow_server.tracking import Tracking
+from training.artifacts import FRAME, PLAN, UNLABELLED, load_table, read, store_table
 from training.frame import at, build_frame, content_hash, extent, population
 from training.lineage import PLANNED_TAG
 from training.snapshots import PLANS, Plan, dates
@@ -61,15 +58,9 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         raise TrainingError(f"{spec.name}: {'; '.join(problems)}")
     digest = content_hash(train)
     tracking.log_dict(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
-    with tempfile.TemporaryDirectory() as name:
-        frame_file = Path(name, FRAME)
-        unlabelled_file = Path(name, UNLABELLED)
-        pq.write_table(frame, frame_file)
-        pq.write_table(unlabelled, unlabelled_file)
-        tracking.log_artifact(run_id, str(unlabelled_file), DATA_FOLDER)
-        tracking.log_dataset(
-            run_id, frame_file, name=spec.label, digest=digest, target="label"
-        )
+    store_table(tracking, run_id, UNLABELLED, unlabelled)
+    store_table(tracking, run_id, FRAME, frame)
+    tracking.log_dataset(run_id, FRAME, frame, name=spec.label, digest=digest)
     params = {
         "train_snapshots": dates(planned.train),
         "test_snapshot": dates(planned.test),
@@ -206,12 +197,5 @@ def _has_two_values(values: pa.ChunkedArray) -> bool:
 
 def load_frame(tracking: Tracking, run_id: str) -> tuple[pa.Table, Plan]:
     """Return the frame and plan that `dataset` stored."""
-    with fetched(tracking, run_id, f"{DATA_FOLDER}/{FRAME}") as file:
-        frame = pq.read_table(file)
+    frame = load_table(tracking, run_id, FRAME)
     return frame, PLANS.validate_json(read(tracking, run_id, PLAN))
-
-
-def load_unlabelled(tracking: Tracking, run_id: str) -> pa.Table:
-    """Return the members of the test snapshots' population without a label; no column `label`."""
-    with fetched(tracking, run_id, f"{DATA_FOLDER}/{UNLABELLED}") as file:
-        return pq.read_table(file)

@@ -23,8 +23,19 @@ from mlflow_server.pyfunc import ModelFile, read_files
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import SCORE, ServedModel
 from mlflow_server.tracking import Tracking
-from training.artifacts import CANDIDATE, EVALUATION, PLOTS, PROOF, fetched, read
-from training.dataset import load_frame, load_unlabelled
+from training.artifacts import (
+    CANDIDATE,
+    EVALUATION,
+    PLOTS,
+    PROOF,
+    REFERENCE,
+    UNLABELLED,
+    fetched,
+    load_table,
+    read,
+    store_table,
+)
+from training.dataset import load_frame
 from training.estimators import category_remarks
 from training.frame import at, features
 from training.gate import EVALUATIONS, Evaluation
@@ -49,7 +60,6 @@ from training.psi import NEWEST_SNAPSHOTS
 from training.reference import (
     evaluated_members,
     measure_spread,
-    store_reference,
     with_scores,
 )
 from training.scoring import (
@@ -74,11 +84,11 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     inputs = features(spec, rows)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
         contract, model = read_files(candidate, spec.serving.trusted_types)
-    members = evaluated_members(spec, rows, load_unlabelled(tracking, run_id))
+    members = evaluated_members(spec, rows, load_table(tracking, run_id, UNLABELLED))
     member_scores = score(model, spec.inputs, features(spec, members))
     scored_members = Scored(member_scores, contract.threshold)
     reference = with_scores(spec, members, scored_members)
-    store_reference(tracking, run_id, reference)
+    store_table(tracking, run_id, REFERENCE, reference)
     challenger = scored_members.of(slice(len(y)))
 
     version = Registry(settings).production(spec.name)

@@ -6,19 +6,16 @@ reads them and scores nothing.
 
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.settings import Settings
 from core.spec import FeatureType, ModelSpec
 from mlflow_server.registry import Version
-from mlflow_server.tracking import DATA_FOLDER, Tracking
-from training.artifacts import PLAN, REFERENCE, SPEC, fetched, read
+from mlflow_server.tracking import Tracking
+from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read
 from training.frame import features
 from training.gate import load_evaluation
 from training.metrics import Scored, predict
@@ -72,14 +69,6 @@ def with_scores(spec: ModelSpec, members: pa.Table, scored: Scored) -> pa.Table:
     return table
 
 
-def store_reference(tracking: Tracking, run_id: str, reference: pa.Table) -> None:
-    """Store it where `gyre forget` finds the rows of an entity."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / REFERENCE
-        pq.write_table(reference, file)
-        tracking.log_artifact(run_id, str(file), DATA_FOLDER)
-
-
 def measure_spread(
     spec: ModelSpec, reference: pa.Table, snapshots: pa.Table
 ) -> UsualSpread:
@@ -100,8 +89,7 @@ def load_reference(settings: Settings, version: Version) -> Reference:
     """
     tracking = Tracking(settings)
     run_id = version.run_id
-    with fetched(tracking, run_id, f"{DATA_FOLDER}/{REFERENCE}") as file:
-        table = pq.read_table(file)
+    table = load_table(tracking, run_id, REFERENCE)
     spec = ModelSpec.model_validate_json(read(tracking, run_id, SPEC))
     plan = PLANS.validate_json(read(tracking, run_id, PLAN))
     evaluation = load_evaluation(tracking, run_id)
