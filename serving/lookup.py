@@ -175,22 +175,19 @@ class RowReader:
             DataError: They cannot be read.
 
         """
-        stored_names = {
-            feature.name for view in lookup.views for feature in view.features
+        self._long_names = {
+            f"{view.name}__{feature.name}": feature.name
+            for view in lookup.views
+            for feature in view.features
         }
-        names = stored_names.union(
-            *(function.outputs.keys() for function in lookup.functions)
+        names = {*self._long_names.values()}.union(
+            *(function.outputs for function in lookup.functions)
         )
         if not names.issuperset(features):
             missing = ", ".join(sorted({*features} - names))
             raise DataError(f"the look-up specification lacks {missing}")
         self._features = features
         self._views = [ViewReader(view) for view in lookup.views]
-        self._long_names = {
-            f"{view.name}__{feature.name}": feature.name
-            for view in lookup.views
-            for feature in view.features
-        }
         self._functions = []
         for function in lookup.functions:
             call = load_function(function.module, function.function, function.sha256)

@@ -109,7 +109,8 @@ class AppendLog:
         """Have rows on disk, and begin a file if this one is old or none is open."""
         with self._flush_lock:
             started_at = time.monotonic()
-            if self._is_due(started_at):
+            is_old = started_at - self._opened_at > FILE_SECONDS
+            if self._handle is None or (is_old and os.fstat(self._handle).st_size):
                 self.open()
             if self._handle is not None:
                 self._sync(self._handle)
@@ -144,12 +145,6 @@ class AppendLog:
             os.close(handle)
             raise
         return handle
-
-    def _is_due(self, now: float) -> bool:
-        if self._handle is None:
-            return True
-        is_old = now - self._opened_at > FILE_SECONDS
-        return is_old and os.fstat(self._handle).st_size > 0
 
     def _sync(self, handle: int) -> None:
         try:

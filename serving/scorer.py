@@ -264,25 +264,26 @@ class Scorer:
         """
         now = datetime.now(UTC)
         lines = list(trial_failures)
-        errors: list[Exception | None] = []
-        lines_by_request: list[list[Line]] = []
+        outcomes: list[list[Line] | Exception] = []
         remaining_results = iter(results)
         for request in requests:
             request_results = list(islice(remaining_results, len(request.rows)))
-            error = _first_error(request_results)
-            request_lines = _lines_to_log(request_results, error)
+            errors = [result.error for result in request_results if result.error]
+            request_lines = [
+                result.line
+                for result in request_results
+                if result.line is not None and (result.error or not errors)
+            ]
             if request_lines:
                 seconds = (now - request.received).total_seconds()
-                lines.append(request_lines[0] | {"seconds": seconds})
-                lines += request_lines[1:]
-            errors.append(error)
-            lines_by_request.append(request_lines)
+                request_lines[0]["seconds"] = seconds
+                lines += request_lines
+            outcomes.append(errors[0] if errors else request_lines)
         is_logged = await self._log_lines(lines)
-        outcomes: list[Outcome] = []
-        for error, request_lines in zip(errors, lines_by_request, strict=True):
-            answers = [Answer(line, is_logged) for line in request_lines]
-            outcomes.append(answers if error is None else error)
-        return outcomes
+        return [
+            outcome if isinstance(outcome, Exception) else _answers(outcome, is_logged)
+            for outcome in outcomes
+        ]
 
     async def _log_lines(self, lines: Sequence[Line]) -> bool:
         """Log and count lines; return whether they are on file."""
@@ -328,17 +329,5 @@ def _received_rows(rows: Sequence[Row], received: datetime) -> list[ReceivedRow]
     ]
 
 
-def _first_error(results: Sequence[Result]) -> Exception | None:
-    for result in results:
-        if result.error is not None:
-            return result.error
-    return None
-
-
-def _lines_to_log(results: Sequence[Result], error: Exception | None) -> list[Line]:
-    """Return the lines of a request: its predictions, or with an `error` what failed."""
-    return [
-        result.line
-        for result in results
-        if result.line is not None and (error is None or result.error is not None)
-    ]
+def _answers(lines: Sequence[Line], is_logged: bool) -> list[Answer]:  # noqa: FBT001
+    return [Answer(line, is_logged) for line in lines]

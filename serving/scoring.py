@@ -28,73 +28,55 @@ def score_rows(
         A result of each row.
 
     """
-    scorable = [
-        (row, features)
+    lines = [
+        _line(role, model, row, features)
         for row, features in zip(rows, completed, strict=True)
         if isinstance(features, Features)
     ]
-    scored = iter(_score_together(role, model, scorable))
+    scored = iter(_score_together(model, lines))
     return [
         next(scored) if isinstance(features, Features) else Result(None, features)
         for features in completed
     ]
 
 
-def _score_together(
-    role: Role, model: LoadedModel, rows: Sequence[tuple[ReceivedRow, Features]]
-) -> list[Result]:
+def _score_together(model: LoadedModel, lines: Sequence[Line]) -> list[Result]:
     """Score rows at once; where that fails one by one, so that a row fails alone."""
-    if not rows:
+    if not lines:
         return []
     try:
-        matrix = [features.values for _, features in rows]
+        matrix = [line["features"] for line in lines]
         scores = score(model.session, model.contract, matrix)
     except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
-        if len(rows) == 1:
-            row, features = rows[0]
-            return [_failure(role, model, row, features, exc)]
+        if len(lines) == 1:
+            return [_failure(lines[0], exc)]
         results = []
-        for pair in rows:
-            results += _score_together(role, model, [pair])
+        for line in lines:
+            results += _score_together(model, [line])
         return results
     return [
-        _result(role, model, row, features, row_score)
-        for (row, features), row_score in zip(rows, scores, strict=True)
+        _result(model, line, row_score)
+        for line, row_score in zip(lines, scores, strict=True)
     ]
 
 
-def _result(
-    role: Role,
-    model: LoadedModel,
-    row: ReceivedRow,
-    features: Features,
-    exact_score: Score,
-) -> Result:
+def _result(model: LoadedModel, line: Line, exact_score: Score) -> Result:
     contract = model.contract
     row_score = rounded_score(contract, exact_score)
     problem = wrong(contract, row_score)
     if problem:
-        text = f"version {model.version} gives the score {row_score}, {problem}"
-        if features.origin == "request":
-            return Result(line=None, error=InvalidRequestError(f"features: {text}"))
-        error = ModelFailedError(f"features: {text}")
-        return _failure(role, model, row, features, error)
-    line = _line(role, model, row, features)
+        scored = f"version {model.version} gives the score {row_score}"
+        text = f"features: {scored}, {problem}"
+        if line["features_from"] == "request":
+            return Result(line=None, error=InvalidRequestError(text))
+        return _failure(line, ModelFailedError(text))
     return Result(line | outcome(contract, row_score))
 
 
-def _failure(
-    role: Role,
-    model: LoadedModel,
-    row: ReceivedRow,
-    features: Features,
-    error: Exception,
-) -> Result:
-    line = _line(role, model, row, features)
-    line["probability"] = None
-    line["prediction"] = None
-    line["error"] = " ".join(str(error).split()) or type(error).__name__
-    return Result(line, error)
+def _failure(line: Line, error: Exception) -> Result:
+    text = " ".join(str(error).split()) or type(error).__name__
+    failed = {"probability": None, "prediction": None, "error": text}
+    return Result(line | failed, error)
 
 
 def _line(role: Role, model: LoadedModel, row: ReceivedRow, features: Features) -> Line:
