@@ -266,11 +266,7 @@ class Settings(BaseSettings):
     @property
     def airflow_roles(self) -> dict[str, str]:
         """Role of each name in `airflow_users`."""
-        roles: dict[str, str] = {}
-        for user in filter(None, self.airflow_users.split(",")):
-            name, _, role = user.partition(":")
-            roles[name] = role
-        return roles
+        return dict(re.findall(r"([^:,]+):(\w+)", self.airflow_users))
 
     @property
     def serving_addresses(self) -> list[str]:

@@ -22,7 +22,7 @@ from core.spec import ModelSpec
 from core.user_code import dataset_names, in_one_line
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.features import labels, raw_table
+from feature_repo.features import raw_table
 from feature_repo.ingest import whole_history
 from feature_repo.service import TYPES, PublishedService
 from feature_repo.source import place, require_source
@@ -32,7 +32,14 @@ from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from training.dataset import FEWEST, coverage, unlearnable, without_label
 from training.estimators import category_remarks, estimator_problems
-from training.frame import TIME, at, build_frame, extent, features
+from training.frame import (
+    TIME,
+    at,
+    build_frame,
+    extent,
+    features,
+    snapshot_labels,
+)
 from training.gate import UNPROVED, load_evaluation
 from training.leaks import leak_remarks
 from training.onnx_export import REMEDY, exported, prove
@@ -274,19 +281,15 @@ def label_problems(
 ) -> Iterator[str]:
     """An entity has one label at a time, and no row after its horizon changes it."""
     label = dataset.labels[spec.label]
-    times = rows[dataset.event_time]
-    moments = sorted({time for part in test for time in (part.start, part.last)})
-    horizon_end = pa.scalar(moments[-1] + label.horizon, TIME)
-    known_rows = rows.filter(pc.less_equal(times, horizon_end))
+    key = [*spec.entity_key, "event_timestamp"]
+    horizon_end = pa.scalar(test[-1].last + label.horizon, TIME)
+    known_rows = rows.filter(pc.field(dataset.event_time) <= horizon_end)
     tables = []
     for part in (rows, known_rows):
         raw = part.append_column("ingested_at", part[dataset.event_time])
-        own_rows = spec.snapshots.rows == "label"
-        label_rows = labels(ibis.memtable(raw), label, moments, own_rows=own_rows)
-        key = [*spec.entity_key, "event_timestamp"]
-        tables.append(label_rows.select(*key, "label"))
-    final_labels = tables[0].to_pyarrow().to_pandas()
-    known_labels = tables[1].to_pyarrow().to_pandas()
+        label_rows = snapshot_labels(spec, dataset, test, ibis.memtable(raw))
+        tables.append(label_rows.select(*key, "label").to_pyarrow().to_pandas())
+    final_labels, known_labels = tables
     repeated = final_labels[final_labels.duplicated(key)]
     if len(repeated):
         first = ", ".join(map(str, repeated[key].iloc[0]))
@@ -313,13 +316,7 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
         except TrainingError as exc:
             yield f"{place}: {exc}"
             continue
-        proof = prove(
-            model,
-            served,
-            features(spec, frame),
-            spec.seed,
-            features=spec.inputs,
-            threshold=spec.threshold,
-        )
+        rows = features(spec, frame)
+        proof = prove(model, served, rows, spec, spec.threshold)
         for reason in proof.reasons[:1]:
             yield f"{place}: {estimator.name}: {UNPROVED}: {reason}; {REMEDY}"

@@ -85,10 +85,7 @@ def labelled_rows(
         TrainingError: An entity has two labels at one time, or a label is no value of the task.
 
     """
-    moments = sorted({time for part in snapshots for time in (part.start, part.last)})
-    label = dataset.labels[spec.label]
-    own_rows = spec.snapshots.rows == "label"
-    label_rows = labels(raw, label, moments, own_rows=own_rows)
+    label_rows = snapshot_labels(spec, dataset, snapshots, raw)
     label_table = sampled(spec, label_rows).to_pyarrow()
     rows = typed(spec, at(label_table, snapshots))
     key = [*spec.entity_key, "event_timestamp"]
@@ -101,6 +98,15 @@ def labelled_rows(
             f"found several of {values}"
         )
     return rows
+
+
+def snapshot_labels(
+    spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
+) -> ir.Table:
+    """Return what the label's expression gives of raw rows from the first moment to the last."""
+    moments = sorted({time for part in snapshots for time in (part.start, part.last)})
+    own_rows = spec.snapshots.rows == "label"
+    return labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
 
 
 def sampled(spec: ModelSpec, rows: ir.Table) -> ir.Table:
@@ -215,14 +221,12 @@ def population(
     entity_count = known_entities.num_rows
     if entity_count:
         moments = pa.repeat(pa.scalar(moment, TIME), entity_count)
-        no_labels = pa.repeat(pa.scalar(0), entity_count)
         rows = known_entities.append_column("event_timestamp", moments)
-        rows = rows.append_column("label", no_labels)
         without_audit = spec.model_copy(update={"audit": {}})
         frame = with_features(settings, without_audit, rows)
         members = in_population(spec, frame)
         if members.num_rows:
-            return members.drop_columns("label")
+            return members
     bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
     raise DataError(
         f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {entity_count} "
@@ -321,14 +325,15 @@ def canonical(
 
     Args:
         spec: The model.
-        table: Rows with all columns of a frame.
+        table: Rows with all columns of a frame; a population's have no label.
         fields: Types of its request data.
 
     """
     types = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
     types["event_timestamp"] = TIME
     types |= {name: ARROW[kind] for name, kind in spec.features.items()}
-    types["label"] = LABEL_TYPES[spec.task]
+    if "label" in table.column_names:
+        types["label"] = LABEL_TYPES[spec.task]
     types |= dict.fromkeys(spec.audit, pa.string())
     types |= {name: ARROW[kind] for name, kind in fields.items()}
     columns = {name: table[name].cast(kind) for name, kind in types.items()}
@@ -345,12 +350,11 @@ def canonical(
 
 def at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
     """Return the rows of these snapshots, which do not overlap."""
-    times = frame["event_timestamp"]
-    is_inside = pa.repeat(pa.scalar(value=False), frame.num_rows)
+    time = pc.field("event_timestamp")
+    is_inside = pc.scalar(value=False)
     for snapshot in snapshots:
-        has_begun = pc.greater_equal(times, pa.scalar(snapshot.start, TIME))
-        has_not_ended = pc.less_equal(times, pa.scalar(snapshot.last, TIME))
-        is_inside = pc.or_(is_inside, pc.and_(has_begun, has_not_ended))
+        has_begun = time >= pa.scalar(snapshot.start, TIME)
+        is_inside |= has_begun & (time <= pa.scalar(snapshot.last, TIME))
     return frame.filter(is_inside)
 
 

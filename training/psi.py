@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from core.monitoring_spec import Monitoring
 from core.spec import MISSING
 
-Counts: TypeAlias = NDArray[np.int64]
+Bins: TypeAlias = NDArray[np.integer[Any]]
 DECILES = np.linspace(0.1, 0.9, 9)
 CATEGORY_BINS = 10
 """As many as of deciles: with more, a small window's PSI would be chance's."""
@@ -76,15 +76,16 @@ def psi(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> float:
     if reference_values.empty or current_values.empty:
         return math.nan
     if pd.api.types.is_numeric_dtype(reference):
-        reference_counts, current_counts = _counts_by_decile(
+        reference_bins, current_bins = _bins_by_decile(
             reference_values.to_numpy(float), current_values.to_numpy(float)
         )
     else:
-        reference_counts, current_counts = _counts_by_category(
+        reference_bins, current_bins = _bins_by_category(
             reference_values.astype(str), current_values.astype(str)
         )
-    reference_shares = _shares(reference_counts)
-    current_shares = _shares(current_counts)
+    bin_count = 1 + max(reference_bins.max(), current_bins.max())
+    reference_shares = _shares(reference_bins, bin_count)
+    current_shares = _shares(current_bins, bin_count)
     difference = current_shares - reference_shares
     return float(np.sum(difference * np.log(current_shares / reference_shares)))
 
@@ -163,26 +164,23 @@ def _smallest_steps(
     return smallest
 
 
-def _counts_by_decile(
+def _bins_by_decile(
     reference: NDArray[np.float64], current: NDArray[np.float64]
-) -> tuple[Counts, Counts]:
-    """Count values between the reference's deciles; of two values each has a bin.
+) -> tuple[Bins, Bins]:
+    """Return the bin of each value, between the reference's deciles; of two values each has one.
 
     Equal deciles are one cut. The end bins are open. A value that equals a cut is below it.
     """
     ends = [reference.min(), reference.max()]
     has_two_values = np.isin(reference, ends).all()
     cuts = np.unique(ends if has_two_values else np.quantile(reference, DECILES))
-    bin_count = len(cuts) + 1
-    reference_counts = np.bincount(np.searchsorted(cuts, reference), None, bin_count)
-    current_counts = np.bincount(np.searchsorted(cuts, current), None, bin_count)
-    return reference_counts, current_counts
+    return np.searchsorted(cuts, reference), np.searchsorted(cuts, current)
 
 
-def _counts_by_category(
+def _bins_by_category(
     reference: "pd.Series[str]", current: "pd.Series[str]"
-) -> tuple[Counts, Counts]:
-    """Count categories. Those that the reference lacks are in a bin of their own.
+) -> tuple[Bins, Bins]:
+    """Return the bin of each category. Those that the reference lacks are in a bin of their own.
 
     More than ten categories are sorted by frequency, and those that together make a tenth of the
     reference share a bin. Categories that it lacks are then in the bin of the rarest: some are to be
@@ -199,11 +197,9 @@ def _counts_by_category(
         bin_of_others = len(row_counts)
     reference_bins = reference.map(bin_of_category)
     current_bins = current.map(bin_of_category).fillna(bin_of_others).astype(np.int64)
-    reference_counts = np.bincount(reference_bins, None, bin_of_others + 1)
-    current_counts = np.bincount(current_bins, None, bin_of_others + 1)
-    return reference_counts, current_counts
+    return reference_bins.to_numpy(), current_bins.to_numpy()
 
 
-def _shares(counts: Counts) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = counts / counts.sum()
+def _shares(bins: Bins, bin_count: int) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.bincount(bins, minlength=bin_count) / len(bins)
     return shares.clip(min=SMALLEST_SHARE)

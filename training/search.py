@@ -35,9 +35,19 @@ def search(
     trials: list[tuple[float, Estimator]] = []
 
     def objective(trial: optuna.Trial) -> float:
+        """Return the loss of a trial's estimator, written to a run of its own."""
         estimator = _suggested(trial, spec)
         name = f"trial {trial.number + 1} {estimator.name}"
-        loss = _logged_loss(tracking, spec, run_id, name, estimator, loss_of)
+        params = {"estimator": estimator.name, **estimator.parameters}
+        # Hashed: a filter of MLflow takes no text with both kinds of quotes.
+        content = json.dumps(params, sort_keys=True).encode()
+        key = f"{run_id} {name} {hashlib.sha256(content).hexdigest()}"
+        trial_run = tracking.start_or_find_run(spec.experiment, key, name, {}, run_id)
+        with tracking.on_record(trial_run):
+            loss = loss_of(estimator)
+        tracking.log(trial_run, metrics={f"fold/{spec.loss}": loss}, params=params)
+        tracking.set_terminated(trial_run)
+        log.info("%s: %.4f  %s", name, loss, estimator.parameters)
         trials.append((loss, estimator))
         return loss
 
@@ -55,28 +65,6 @@ def search(
     if remaining_trials > 0 and remaining_seconds > 0:
         study.optimize(objective, n_trials=remaining_trials, timeout=remaining_seconds)
     return trials
-
-
-def _logged_loss(
-    tracking: Tracking,
-    spec: ModelSpec,
-    parent: str,
-    name: str,
-    estimator: Estimator,
-    loss_of: Callable[[Estimator], float],
-) -> float:
-    """Return an estimator's loss, written to a run of its own below the training run."""
-    params = {"estimator": estimator.name, **estimator.parameters}
-    # Hashed: a filter of MLflow takes no text with both kinds of quotes.
-    digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
-    key = f"{parent} {name} {digest}"
-    trial_run = tracking.start_or_find_run(spec.experiment, key, name, {}, parent)
-    with tracking.on_record(trial_run):
-        loss = loss_of(estimator)
-    tracking.log(trial_run, metrics={f"fold/{spec.loss}": loss}, params=params)
-    tracking.set_terminated(trial_run)
-    log.info("%s: %.4f  %s", name, loss, estimator.parameters)
-    return loss
 
 
 def _suggested(trial: optuna.Trial, spec: ModelSpec) -> Estimator:

@@ -89,10 +89,7 @@ def open_run(
     problems = [*mismatches(spec, dataset, service), *estimator_problems(spec)]
     if problems:
         raise SettingsError("\n".join(problems))
-    table_version = raw_table(settings, dataset).version
-    until = _planned_until(settings, spec, service, as_of)
-    planned = plan_run(settings, spec, dataset, until, table_version)
-    inputs = fingerprint(spec, planned.test[-1].start, definitions)
+    inputs, until, table_version = _inputs(settings, spec, service, as_of)
     same_runs = _finished_runs(tracking, spec, inputs)
     if not force and any(run.key != key for run in same_runs):
         return None
@@ -138,13 +135,21 @@ def _finished_runs(tracking: Tracking, spec: ModelSpec, inputs: str) -> list[Run
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     """Return whether a run at `as_of` would see anything that no finished run has seen."""
-    dataset = load_dataset(spec.dataset)
     service = PublishedService(settings, spec.feature_service)
-    until = _planned_until(settings, spec, service, as_of)
-    table_version = raw_table(settings, dataset).version
-    planned = plan_run(settings, spec, dataset, until, table_version)
-    inputs = fingerprint(spec, planned.test[-1].start, service.definitions())
+    inputs, _, _ = _inputs(settings, spec, service, as_of)
     return not _finished_runs(Tracking(settings), spec, inputs)
+
+
+def _inputs(
+    settings: Settings, spec: ModelSpec, service: PublishedService, as_of: datetime
+) -> tuple[str, datetime, int]:
+    """Return the fingerprint of a run, the moment it is planned for, and the raw version."""
+    dataset = load_dataset(spec.dataset)
+    until = _planned_until(settings, spec, service, as_of)
+    version = raw_table(settings, dataset).version
+    planned = plan_run(settings, spec, dataset, until, version)
+    inputs = fingerprint(spec, planned.test[-1].start, service.definitions())
+    return inputs, until, version
 
 
 def moment_of(run: Run) -> datetime:
