@@ -6,7 +6,6 @@ repeats all: what a killed one left is gone after the next.
 
 import re
 import shutil
-from datetime import UTC, datetime
 
 from core.errors import DataError, SettingsError
 from core.locks import one_writer
@@ -99,14 +98,11 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)
         search = Search(settings, key, erase=True)
         problems = search.problems
-        for place in PLACES:
+        for name, erase in PLACES.items():
             try:
-                if place.forget:
-                    place.forget(search)
-                if place.quotes and place.clean:
-                    place.clean(settings, datetime.max.replace(tzinfo=UTC))
+                erase(search)
             except Exception as exc:  # noqa: BLE001  (whatever it is, other places are searched)
-                problems.append(f"{place.name}: {in_one_line(exc)}")
+                problems.append(f"{name}: {in_one_line(exc)}")
     rows_left = {} if problems else count_rows(settings, key)
     if problems or rows_left:
         raise DataError(_left("forgotten", problems, rows_left))
@@ -127,5 +123,5 @@ def count_rows(settings: Settings, key: Key) -> dict[str, int]:
 
 
 def _counts(search: Search) -> dict[str, int]:
-    counts = {place.name: place.forget(search) for place in PLACES if place.forget}
+    counts = {name: count(search) for name, count in PLACES.items()}
     return {name: count for name, count in counts.items() if count}

@@ -1,13 +1,53 @@
 """`gyre maintain`: everything that grows is kept in bounds. Every part may be killed."""
 
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 
+import pyarrow as pa
+from upath import UPath
+
+from core.errors import SettingsError, StackError
 from core.locks import one_writer
 from core.settings import Settings
-from core.spec import load_specs
+from core.spec import broken_specs, load_specs
+from core.storage import Table
 from core.user_code import in_one_line
-from monitoring.places import PLACES, Place, judged_age, table_place
+from feature_repo.datasets import load_dataset
+from mlflow_server.alerts import Alerts
+from mlflow_server.tracking import Tracking
+from stack.environment import airflow_environment, process_environment
+
+YEAR = 400
+"""Days: of what a person may look up a year later."""
+JUDGED = timedelta(days=30)
+"""How long a prediction stays, at least, once its outcome can be known."""
+CLEAN_AIRFLOW = (
+    "db clean --skip-archive --yes --error-on-cleanup-failure --batch-size 1000 "
+    "--clean-before-timestamp"
+)
+"""In batches, as its SQLite has one writer. The file does not shrink; free pages are used again."""
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Something that Gyre keeps, and that grows.
+
+    Attributes:
+        name: What people read; of a table its name.
+        clean: Frees what is older than a time, and returns how many rows and files went.
+        days: How long rows and files stay.
+
+    """
+
+    name: str
+    clean: Callable[[Settings, datetime], tuple[int, int]]
+    days: int = YEAR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,36 +75,32 @@ def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
         DataError: Another maintenance, or a backup, goes on.
 
     """
+    growing = [*GROWING]
+    cleanups: list[Cleanup] = []
     with one_writer(settings, "maintain"):
         try:
-            places = _places(settings)
-            cleanups = []
+            growing += _other_tables(settings)
         except Exception as exc:  # noqa: BLE001  (S3 does not answer, or whatever it is)
-            places = [*PLACES]
-            cleanups = [Cleanup(what="list of tables", problem=in_one_line(exc))]
-        results = [_clean(place, settings, as_of) for place in places]
-    return [*cleanups, *filter(None, results)]
+            cleanups.append(Cleanup(what="list of tables", problem=in_one_line(exc)))
+        cleanups += [_clean(place, settings, as_of) for place in growing]
+    return cleanups
 
 
-def _places(settings: Settings) -> list[Place]:
-    """Return the places of the table, and one for each other table of the data."""
-    names = {place.name for place in PLACES}
+def _other_tables(settings: Settings) -> list[Growing]:
+    """Return the tables of the data that are not listed."""
+    names = {place.name for place in GROWING}
     logs = settings.data.glob("**/_delta_log")
     tables = sorted(log.parent.relative_to(settings.data).as_posix() for log in logs)
-    return [*PLACES, *[table_place(name) for name in tables if name not in names]]
+    return [table(name) for name in tables if name not in names]
 
 
-def _clean(place: Place, settings: Settings, as_of: datetime) -> Cleanup | None:
+def _clean(place: Growing, settings: Settings, as_of: datetime) -> Cleanup:
     """Clean a place; whatever goes wrong keeps no other from being cleaned."""
-    if place.clean is None:
-        return None
-    age = place.age
     note = None
     try:
-        if place.name in settings.keep_days:
-            age = timedelta(days=settings.keep_days[place.name])
+        age = timedelta(days=settings.keep_days.get(place.name, place.days))
         if place.name == "predictions":
-            least_age = judged_age(load_specs())
+            least_age = judged_age()
             if age < least_age:
                 note = f"kept for {least_age.days} days, not {age.days}, until labels mature"
                 age = least_age
@@ -72,3 +108,119 @@ def _clean(place: Place, settings: Settings, as_of: datetime) -> Cleanup | None:
     except Exception as exc:  # noqa: BLE001  (see above)
         return Cleanup(what=place.name, problem=in_one_line(exc))
     return Cleanup(what=place.name, rows=rows, files=files, note=note)
+
+
+def judged_age() -> timedelta:
+    """Return how long predictions have to stay until each can be judged.
+
+    Raises:
+        SettingsError: A spec is broken, or its dataset lacks its label.
+
+    """
+    problems = broken_specs()
+    longest_wait = timedelta()
+    for spec in load_specs():
+        label = load_dataset(spec.dataset).labels.get(spec.label)
+        if label:
+            longest_wait = max(longest_wait, label.horizon + label.lateness)
+        else:
+            problems.append(f"{spec.name}: {spec.dataset} has no label {spec.label}")
+    if problems:
+        raise SettingsError(f"left as it is: labels are unknown: {'; '.join(problems)}")
+    return longest_wait + JUDGED
+
+
+def table(name: str, time_column: str | None = None) -> Growing:
+    """Return a table; without a time of its rows they stay whatever their age."""
+    return Growing(name, partial(_clean_table, name, time_column))
+
+
+def _clean_table(
+    name: str, time_column: str | None, settings: Settings, before: datetime
+) -> tuple[int, int]:
+    stored_table = Table(settings, name, pa.schema([]))
+    if not stored_table.exists:
+        return 0, 0
+    return stored_table.clean_up(time_column, before)
+
+
+def _clean_files(pattern: str, settings: Settings, before: datetime) -> tuple[int, int]:
+    """Delete files, and empty folders of a disk, that were last changed before a time.
+
+    They are below the home or below the data.
+    """
+    file_count = 0
+    for folder in (UPath(settings.home), settings.data):
+        # The innermost first.
+        paths = sorted(folder.glob(pattern), reverse=True)
+        for path in [p for p in paths if p.stat().st_mtime < before.timestamp()]:
+            if path.is_file():
+                path.unlink(missing_ok=True)
+                file_count += 1
+            elif isinstance(path, Path):
+                with suppress(OSError):  # not empty
+                    path.rmdir()
+    return 0, file_count
+
+
+clean_data_docs = partial(_clean_files, "reports/data_docs/**/*.html")
+
+
+def clean_reports(settings: Settings, before: datetime) -> tuple[int, int]:
+    """Delete Evidently's reports on windows before a time; the figures of a run stay."""
+    tracking = Tracking(settings)
+    file_count = 0
+    for experiment in {f"{spec.experiment}_monitoring" for spec in load_specs()}:
+        for run in tracking.runs(experiment, deleted=True):
+            for folder in tracking.list_artifacts(run.run_id, "reports"):
+                if Path(folder.path).name < f"{before:%Y-%m-%dT%H%M%S}":
+                    file_count += len(tracking.list_artifacts(run.run_id, folder.path))
+                    tracking.delete_artifacts(run.run_id, folder.path)
+    return 0, file_count
+
+
+def _clean_alerts(settings: Settings, before: datetime) -> tuple[int, int]:
+    """Delete alerts last seen before a time."""
+    with Alerts(settings) as alerts:
+        return alerts.forget(before), 0
+
+
+def _clean_airflow(settings: Settings, before: datetime) -> tuple[int, int]:
+    """Have Airflow delete its rows of before a time."""
+    database = settings.home / "airflow" / "airflow.db"
+    if settings.database_url or database.exists():
+        airflow = str(Path(sys.executable).with_name("airflow"))
+        ended = subprocess.run(
+            [airflow, *CLEAN_AIRFLOW.split(), before.isoformat()],
+            env=process_environment(settings) | airflow_environment(settings),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ended.returncode:
+            output = ended.stderr or ended.stdout
+            raise StackError(" ".join(output.split())[-300:])
+    return 0, 0
+
+
+GROWING = (
+    table("outcomes", "received"),
+    table("predictions", "received"),
+    table("scores", "as_of"),
+    table("decisions", "as_of"),
+    table("checks", "as_of"),
+    Growing("drift reports", clean_reports, 90),
+    Growing("Data Docs", clean_data_docs, 90),
+    Growing(
+        "malformed lines set aside", partial(_clean_files, "serving/**/*.malformed")
+    ),
+    Growing(
+        "malformed lines of replicas", partial(_clean_files, "inbox/*/*.malformed")
+    ),
+    Growing("Airflow's task logs", partial(_clean_files, "airflow/logs/**/*"), 30),
+    Growing("copies of files on S3", partial(_clean_files, "cache/**/*"), 7),
+    Growing("rows that Spark left", partial(_clean_files, "scratch/**/*"), 1),
+    Growing("alerts", _clean_alerts),
+    Growing("Airflow's rows", _clean_airflow, 30),
+)
+"""Everything that has an age; other tables of the data are compacted alone."""

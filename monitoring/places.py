@@ -1,19 +1,16 @@
-"""Everything that Gyre keeps, in one table: `gyre forget` and `gyre maintain` go over it.
+"""Every place that may have rows of an entity, in one table: `gyre forget` goes over it.
 
 Every step can be repeated: what a killed process left is gone after the next call.
 """
 
 import json
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +19,7 @@ import pyarrow.parquet as pq
 from sqlglot import column, exp
 from upath import UPath
 
-from core.errors import DataError, SettingsError, StackError
+from core.errors import DataError
 from core.files import read_file
 from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
 from core.settings import Settings
@@ -31,7 +28,7 @@ from core.storage import Table
 from core.table_query import query_table
 from core.user_code import DATASETS, in_one_line
 from feature_repo.broker import rewrite_file, waiting
-from feature_repo.datasets import load_dataset, load_datasets
+from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import catch_up
@@ -41,27 +38,17 @@ from feature_repo.quarantine import quarantine_table
 from feature_repo.refresh import REDIS_SECONDS
 from feature_repo.store import open_store
 from feature_repo.views import view_table
-from mlflow_server.alerts import Alerts
 from mlflow_server.registry import FORGOTTEN_TAG, Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from monitoring.collect import collect, is_closed, outcomes, predictions, request_of_row
-from stack.environment import airflow_environment, process_environment
+from monitoring.maintain import clean_data_docs, clean_reports
 from training.artifacts import FRAME, fetched
 from training.batch import scores
 
 DAY = timedelta(days=1)
-YEAR = 400 * DAY
-"""Of what a person may look up a year later."""
-JUDGED = 30 * DAY
-"""How long a prediction stays, at least, once its outcome can be known."""
 WAIT_SECONDS = 12
 """How long serving and the consumer may take for what they have at hand: serving ends a file after
 9 seconds at the latest."""
-CLEAN_AIRFLOW = (
-    "db clean --skip-archive --yes --error-on-cleanup-failure --batch-size 1000 "
-    "--clean-before-timestamp"
-)
-"""In batches, as its SQLite has one writer. The file does not shrink; free pages are used again."""
 
 
 @dataclass(frozen=True)
@@ -174,64 +161,6 @@ class Search:
         return [spec for spec in load_specs() if self.key.column in spec.entity_key]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Something that Gyre keeps.
-
-    Attributes:
-        name: What people read; of a table its name.
-        forget: Counts the rows of an entity, and erases them if asked to; None: it has no key.
-        clean: Frees what is older than a time, and returns how many rows and files went; None:
-            nothing of it grows.
-        age: How long rows and files stay.
-        quotes: Whether it quotes values without a key: then all of it goes with an entity.
-
-    """
-
-    name: str
-    forget: Callable[[Search], int] | None = None
-    clean: Callable[[Settings, datetime], tuple[int, int]] | None = None
-    age: timedelta = YEAR
-    quotes: bool = False
-
-
-def table_place(
-    name: str,
-    time_column: str | None = None,
-    forget: Callable[[Search], int] | None = None,
-) -> Place:
-    """Return the place of a table; without a time of its rows they stay whatever their age."""
-    return Place(name, forget, partial(_clean_table, name, time_column))
-
-
-def file_place(
-    name: str, pattern: str, age: timedelta, *, quotes: bool = False
-) -> Place:
-    """Return the place of files below the home or below the data."""
-    return Place(name, None, partial(_clean_files, pattern), age, quotes)
-
-
-def judged_age(specs: Iterable[ModelSpec]) -> timedelta:
-    """Return how long predictions have to stay until each can be judged.
-
-    Raises:
-        SettingsError: A spec is broken, or its dataset lacks its label.
-
-    """
-    problems = broken_specs()
-    waits = [timedelta()]
-    for spec in specs:
-        labels = load_dataset(spec.dataset).labels
-        if spec.label in labels:
-            label = labels[spec.label]
-            waits.append(label.horizon + label.lateness)
-        else:
-            problems.append(f"{spec.name}: {spec.dataset} has no label {spec.label}")
-    if problems:
-        raise SettingsError(f"left as it is: labels are unknown: {'; '.join(problems)}")
-    return max(waits) + JUDGED
-
-
 def _in_datasets(forget: Callable[[Search, Dataset], int], search: Search) -> int:
     """Count in all datasets; one that fails holds up none of the others."""
     row_count = 0
@@ -338,8 +267,9 @@ def _forget_frames(search: Search) -> int:
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     count = 0
     names = {dataset.name for dataset in search.datasets}
-    other_specs = [spec for spec in load_specs() if spec.dataset in names]
-    for spec in {spec.name: spec for spec in (*search.specs, *other_specs)}.values():
+    for spec in load_specs():
+        if spec not in search.specs and spec.dataset not in names:
+            continue
         versions = {version.run_id: version for version in registry.versions(spec.name)}
         for run in tracking.runs(spec.experiment, deleted=True):
             for artifact in tracking.list_artifacts(run.run_id, DATA_FOLDER):
@@ -374,10 +304,8 @@ def _forget_log(search: Search) -> int:
             # Replicas on other hosts send what they have.
             time.sleep(WAIT_SECONDS)
         collect(settings)
-    files = [*UPath(folder).glob("predictions-*")]
-    if settings.data_url:
-        files += (settings.data / "inbox").glob("*/predictions-*")
-    for file in files:
+    sent_files = (settings.data / "inbox").glob("*/predictions-*")
+    for file in (*UPath(folder).glob("predictions-*"), *sent_files):
         lines = line.findall(read_file(file))
         count += len(lines)
         # Its good lines are in the tables.
@@ -421,66 +349,13 @@ def _forget_rows(search: Search, table: Table, where: str) -> int:
     return len(rows)
 
 
-def _clean_table(
-    name: str, time_column: str | None, settings: Settings, before: datetime
-) -> tuple[int, int]:
-    table = Table(settings, name, pa.schema([]))
-    return table.clean_up(time_column, before) if table.exists else (0, 0)
-
-
-def _clean_files(pattern: str, settings: Settings, before: datetime) -> tuple[int, int]:
-    """Delete files, and empty folders of a disk, that were last changed before a time."""
-    file_count = 0
-    for folder in (UPath(settings.home), settings.data):
-        # The innermost first.
-        paths = sorted(folder.glob(pattern), reverse=True)
-        for path in [p for p in paths if p.stat().st_mtime < before.timestamp()]:
-            if path.is_file():
-                path.unlink(missing_ok=True)
-                file_count += 1
-            elif isinstance(path, Path):
-                with suppress(OSError):  # not empty
-                    path.rmdir()
-    return 0, file_count
-
-
-def _clean_reports(settings: Settings, before: datetime) -> tuple[int, int]:
-    """Delete Evidently's reports on windows before a time; the figures of a run stay."""
-    tracking = Tracking(settings)
-    file_count = 0
-    for experiment in sorted(
-        {f"{spec.experiment}_monitoring" for spec in load_specs()}
-    ):
-        for run in tracking.runs(experiment, deleted=True):
-            for folder in tracking.list_artifacts(run.run_id, "reports"):
-                if Path(folder.path).name < f"{before:%Y-%m-%dT%H%M%S}":
-                    file_count += len(tracking.list_artifacts(run.run_id, folder.path))
-                    tracking.delete_artifacts(run.run_id, folder.path)
-    return 0, file_count
-
-
-def _clean_alerts(settings: Settings, before: datetime) -> tuple[int, int]:
-    """Delete alerts last seen before a time."""
-    with closing(Alerts(settings)) as alerts:
-        return alerts.forget(before), 0
-
-
-def _clean_airflow(settings: Settings, before: datetime) -> tuple[int, int]:
-    """Have Airflow delete its rows of before a time."""
-    database = settings.home / "airflow" / "airflow.db"
-    if settings.database_url or database.exists():
-        airflow = str(Path(sys.executable).with_name("airflow"))
-        ended = subprocess.run(
-            [airflow, *CLEAN_AIRFLOW.split(), before.isoformat()],
-            env=process_environment(settings) | airflow_environment(settings),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if ended.returncode:
-            output = ended.stderr or ended.stdout
-            raise StackError(" ".join(output.split())[-300:])
-    return 0, 0
+def _forget_quotations(
+    clean: Callable[[Settings, datetime], object], search: Search
+) -> int:
+    """Of a place that may quote values without a key all goes; its rows are not counted."""
+    if search.erase:
+        clean(search.settings, datetime.max.replace(tzinfo=UTC))
+    return 0
 
 
 def _wait(is_done: Callable[[], bool]) -> None:
@@ -489,27 +364,18 @@ def _wait(is_done: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-PLACES = (
-    Place("raw rows", partial(_in_datasets, _forget_raw)),
-    Place("features", partial(_in_datasets, _forget_features)),
-    Place("online values", partial(_in_datasets, _forget_online)),
-    Place("rows in quarantine", partial(_in_datasets, _forget_quarantine)),
-    Place("requests of events", _forget_streams),
-    Place("training frames", _forget_frames),
-    Place("prediction log", _forget_log),
-    table_place("outcomes", "received", _forget_outcomes),
-    table_place("predictions", "received", _forget_predictions),
-    table_place("scores", "as_of", _forget_scores),
-    table_place("decisions", "as_of"),
-    table_place("checks", "as_of"),
-    Place("drift reports", clean=_clean_reports, age=90 * DAY, quotes=True),
-    file_place("Data Docs", "reports/data_docs/**/*.html", 90 * DAY, quotes=True),
-    file_place("malformed lines set aside", "serving/**/*.malformed", YEAR),
-    file_place("malformed lines of replicas", "inbox/*/*.malformed", YEAR),
-    file_place("Airflow's task logs", "airflow/logs/**/*", 30 * DAY),
-    file_place("copies of files on S3", "cache/**/*", 7 * DAY),
-    file_place("rows that Spark left", "scratch/**/*", DAY),
-    Place("alerts", clean=_clean_alerts),
-    Place("Airflow's rows", clean=_clean_airflow, age=30 * DAY),
-)
-"""In the order of erasing."""
+PLACES: dict[str, Callable[[Search], int]] = {
+    "raw rows": partial(_in_datasets, _forget_raw),
+    "features": partial(_in_datasets, _forget_features),
+    "online values": partial(_in_datasets, _forget_online),
+    "rows in quarantine": partial(_in_datasets, _forget_quarantine),
+    "requests of events": _forget_streams,
+    "training frames": _forget_frames,
+    "prediction log": _forget_log,
+    "outcomes": _forget_outcomes,
+    "predictions": _forget_predictions,
+    "scores": _forget_scores,
+    "drift reports": partial(_forget_quotations, clean_reports),
+    "Data Docs": partial(_forget_quotations, clean_data_docs),
+}
+"""What counts the rows of an entity there, and erases them if asked to; in the order of erasing."""
