@@ -13,14 +13,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from cli.terminal import OUT, progress, tell
+from cli.up import ask_model
 from core.errors import MonitoringError
 from core.settings import Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
-from core.tokens import serving_headers
 from feature_repo.service import PublishedService
 from feature_repo.views import entities
 from mlflow_server.alerts import Alerts
@@ -31,6 +29,8 @@ from stack.environment import process_environment
 from stack.processes import end_stack
 
 EXAMPLE = "customer_churn_model"
+MONITOR = f"monitor_{EXAMPLE}"
+TRAIN = f"train_{EXAMPLE}"
 AGE = timedelta(days=180)
 UP_SECONDS = 400
 MONITOR_SECONDS = 120
@@ -74,12 +74,9 @@ class DemoRun:
     def __init__(self, settings: Settings, airflow: AirflowApi) -> None:
         self._settings = settings
         self._airflow = airflow
-        self._spec = load_spec(EXAMPLE)
-        self._monitor_dag = f"monitor_{EXAMPLE}"
-        self._train_dag = f"train_{EXAMPLE}"
-        views = PublishedService(settings, self._spec.feature_service).join_keys
-        keys = list(self._spec.entity_key)
-        rows = entities(settings, views, keys, datetime.now(UTC))
+        spec = load_spec(EXAMPLE)
+        views = PublishedService(settings, spec.feature_service).join_keys
+        rows = entities(settings, views, spec.entity_key, datetime.now(UTC))
         self._entities = rows.to_pylist()
         self._began = time.monotonic()
 
@@ -127,13 +124,7 @@ class DemoRun:
     def _predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Ask, again where features came too late: monitoring leaves out answers from defaults."""
         for _ in range(TRIES):
-            response = httpx.post(
-                f"{self._settings.serving_address}/models/{EXAMPLE}/predict/batch",
-                json=keys,
-                headers=serving_headers(self._settings),
-                timeout=60,
-                trust_env=False,
-            )
+            response = ask_model(self._settings, EXAMPLE, keys, "/batch", timeout=60)
             answers: list[dict[str, Any]] = response.raise_for_status().json()
             if all(answer["features_from"] == "online" for answer in answers):
                 break
@@ -145,7 +136,7 @@ class DemoRun:
 
     def _signalled_training(self) -> dict[str, Any] | None:
         """Return the newest training that a drift started, None before it runs."""
-        runs = self._airflow.last_runs(self._train_dag, run_type="asset_triggered")
+        runs = self._airflow.last_runs(TRAIN, run_type="asset_triggered")
         return next((run for run in runs if run["start_date"]), None)
 
     def _monitor_until_retraining(self) -> DecisionRow:
@@ -161,22 +152,19 @@ class DemoRun:
 
     def _monitor(self) -> DecisionRow:
         """Run the monitor in Airflow and return what it decided."""
-        dag = self._monitor_dag
-        run = self._airflow.follow(
-            dag, self._airflow.trigger(dag, {}), tell, MONITOR_SECONDS
-        )
+        run_id = self._airflow.trigger(MONITOR, {})
+        run = self._airflow.follow(MONITOR, run_id, tell, MONITOR_SECONDS)
         as_of = datetime.fromisoformat(run["start_date"])
         decisions = newest_decisions(self._settings, EXAMPLE)
         decision = next(row for row in decisions if row.as_of == as_of)
-        self._say(f"{dag}: {run['note']}")
+        self._say(f"{MONITOR}: {run['note']}")
         return decision
 
     def _time_of(self, decision: DecisionRow) -> datetime:
         """Return when the task ended that took a decision."""
-        dag = self._monitor_dag
-        for run in self._airflow.last_runs(dag, 10):
+        for run in self._airflow.last_runs(MONITOR, 10):
             if datetime.fromisoformat(run["start_date"]) == decision.as_of:
-                for task in self._airflow.tasks(dag, run["dag_run_id"]):
+                for task in self._airflow.tasks(MONITOR, run["dag_run_id"]):
                     if task["task_id"] == "monitor":
                         return datetime.fromisoformat(task["end_date"])
         return decision.as_of
@@ -187,7 +175,7 @@ class DemoRun:
         training = _wait_for("a training", self._signalled_training)
         run_id = training["dag_run_id"]
         self._say(f"training {run_id}, its cause: {cause}")
-        outcome = self._airflow.follow(self._train_dag, run_id, tell)["note"]
+        outcome = self._airflow.follow(TRAIN, run_id, tell)["note"]
         self._say(f"training ended: {outcome}")
         with Ledger(self._settings) as ledger:
             row = ledger.rows(EXAMPLE)[-1]

@@ -20,7 +20,15 @@ UNKNOWN = "-"
 
 def read_status(settings: Settings) -> dict[str, Any]:
     """Return the whole status as JSON-ready values; checks by model, and of serving."""
-    processes = [_process(row) for row in (states(settings) or {}).values()]
+    rows = states(settings) or {}
+    processes = [
+        {
+            "name": name,
+            "state": row["statename"],
+            "description": row["description"],
+        }
+        for name, row in rows.items()
+    ]
     are_running = all(process["state"] == "RUNNING" for process in processes)
     status: dict[str, Any] = {
         "up": False,
@@ -46,15 +54,6 @@ def read_status(settings: Settings) -> dict[str, Any]:
             }
             status["problems"].append(problem)
     return status
-
-
-def _process(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is shown of a supervisor's process."""
-    return {
-        "name": row["name"],
-        "state": row["statename"],
-        "description": row["description"],
-    }
 
 
 def _memory(settings: Settings) -> int:

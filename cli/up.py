@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -189,7 +189,7 @@ def _reconcile(settings: Settings, model: str) -> None:
     from mlflow_server.ledger import Ledger  # noqa: PLC0415  (seconds)
     from mlflow_server.promotion import reconcile  # noqa: PLC0415
 
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         reconcile(Registry(settings), ledger, model)
 
 
@@ -209,7 +209,7 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
     while time.monotonic() < deadline:
         for entity in newest:
             with suppress(httpx.HTTPError):
-                answer = _answer(settings, spec, entity)
+                answer = ask_model(settings, spec.name, entity)
                 if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
                     tell(f"    {more_fields(settings, answer)}")
                     return
@@ -224,14 +224,15 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
     )
 
 
-def _answer(
-    settings: Settings, spec: ModelSpec, entity: dict[str, object]
+def ask_model(
+    settings: Settings, model: str, rows: object, route: str = "", timeout: float = 5
 ) -> httpx.Response:
+    """Return serving's answer to one row, or by the route `/batch` to several."""
     return httpx.post(
-        f"{settings.serving_address}/models/{spec.name}/predict",
-        json=entity,
+        f"{settings.serving_address}/models/{model}/predict{route}",
+        json=rows,
         headers=serving_headers(settings),
-        timeout=5,
+        timeout=timeout,
         trust_env=False,
     )
 

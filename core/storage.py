@@ -554,6 +554,12 @@ def _add_action(file: AddedFile, partition: str, now: int) -> AddAction:
     )
 
 
+def table_names(settings: Settings) -> list[str]:
+    """Return the names of all tables of the data, such as `raw/orders`."""
+    logs = settings.data.glob("**/_delta_log")
+    return sorted(log.parent.relative_to(settings.data).as_posix() for log in logs)
+
+
 def files_at(address: str, cache: Path) -> list[str]:
     """Return the parquet files of the newest version of the table at `address`, on this disk.
 

@@ -9,7 +9,6 @@ from typing import Any
 from core.errors import GyreError
 from monitoring.check import CheckResult
 from monitoring.checks.online_store import online_store
-from monitoring.checks.performance import MeasuredMetric
 from monitoring.checks.report import report_results
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
 from monitoring.checks.skew import skew
@@ -49,9 +48,7 @@ def report(run: MonitoringRun, reference: Reference) -> Iterable[CheckResult]:
     rows = run.window.rows
     if len(rows) < limits.fewest:  # performance alone
         rows = rows[:0]
-    metrics: list[MeasuredMetric] = []
-    for judged in run.judged:
-        metrics += judged.metrics
+    metrics = [metric for judged in run.judged for metric in judged.metrics]
     if rows.empty and not metrics:
         return []
     return report_results(limits, reference, rows, metrics, run.folder)

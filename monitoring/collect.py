@@ -8,7 +8,7 @@ import fcntl
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -332,18 +332,19 @@ def is_closed(file: Path) -> bool:
     return True
 
 
-def _files(settings: Settings, kind: str) -> dict[Path, Path | UPath]:
+def _files(settings: Settings, kind: str) -> dict[Path, UPath]:
     """Files of a log on this disk, each with what it is a copy of: in the inbox, else itself."""
-    if not settings.data_url:
-        paths = sorted((settings.home / "serving" / "log").glob(f"{kind}-*.jsonl"))
-        return {path: path for path in paths}
-    inbox_paths = sorted((settings.data / "inbox").glob(f"*/{kind}-*.jsonl"))
-    copies = map(Path, local_copies(inbox_paths, settings.cache))
-    return dict(zip(copies, inbox_paths, strict=True))
+    if settings.data_url:
+        logs = (settings.data / "inbox").glob(f"*/{kind}-*.jsonl")
+    else:
+        logs = UPath(settings.home / "serving" / "log").glob(f"{kind}-*.jsonl")
+    paths = sorted(logs)
+    copies = map(Path, local_copies(paths, settings.cache))
+    return dict(zip(copies, paths, strict=True))
 
 
 def _take(
-    files: Mapping[Path, Path | UPath],
+    files: Mapping[Path, UPath],
     form: type[LogLine],
     table: Table,
     key: str,
@@ -357,10 +358,9 @@ def _take(
     # Before reading: nothing more comes.
     closed_files = {file for file in files if is_closed(file)}
     new_count = 0
-    malformed_count = 0
-    for group in _groups([*files]):
+    malformed = Counter[Path]()
+    for group in _groups(files):
         rows: dict[str, dict[str, Any]] = {}
-        malformed = dict.fromkeys(group, 0)
         for file in group:
             file_rows, malformed[file] = _rows(file, form, closed_files)
             for row in file_rows:
@@ -369,17 +369,16 @@ def _take(
             row_table = pa.Table.from_pylist([*rows.values()], schema=table.schema)
             # What has the same key was received at about the same time.
             new_count += table.insert(row_table, key, beside="received")
-        malformed_count += sum(malformed.values())
         for file in closed_files.intersection(group):
             origin = files[file]
             if malformed[file]:
                 replace_file(origin.with_suffix(".malformed"), file.read_bytes())
             origin.unlink(missing_ok=True)
             file.unlink(missing_ok=True)
-    return new_count, malformed_count
+    return new_count, malformed.total()
 
 
-def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
+def _groups(files: Iterable[Path]) -> Iterator[list[Path]]:
     """Files in their order, about as many at a time as have `BYTES_AT_ONCE` together."""
     group: list[Path] = []
     group_size = 0

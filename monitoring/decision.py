@@ -85,11 +85,15 @@ class Decision:
     reason: str
 
 
-def judge(results: Sequence[CheckResult]) -> Verdict:
-    """Return the verdict on a window from what its checks found."""
-    judged = [
+def _judged(results: Sequence[CheckResult]) -> list[CheckResult]:
+    return [
         result for result in results if result.acts and result.kind not in ALERT_ONLY
     ]
+
+
+def judge(results: Sequence[CheckResult]) -> Verdict:
+    """Return the verdict on a window from what its checks found."""
+    judged = _judged(results)
     unknown = [result.name for result in judged if result.status == "unknown"]
     if REFERENCE in unknown or has_too_few_entities(results):
         return "insufficient_data"
@@ -100,21 +104,17 @@ def judge(results: Sequence[CheckResult]) -> Verdict:
 
 def has_too_few_entities(results: Sequence[CheckResult]) -> bool:
     """Say whether a window is too small for a verdict."""
-    for result in results:
-        if result.name == ENTITIES:
-            return (result.value or 0) < (result.limit or 0)
-    return False
+    return any(
+        result.name == ENTITIES and (result.value or 0) < (result.limit or 0)
+        for result in results
+    )
 
 
 def find_reasons(verdict: Verdict, results: Sequence[CheckResult]) -> list[str]:
     """Return the words of the results that a verdict follows from."""
     statuses = {"bad": "bad", "unknown": "unknown", "insufficient_data": "unknown"}
     status = statuses.get(verdict)
-    return [
-        result.words
-        for result in results
-        if result.status == status and result.acts and result.kind not in ALERT_ONLY
-    ]
+    return [result.words for result in _judged(results) if result.status == status]
 
 
 def describe(verdict: Verdict, results: Sequence[CheckResult]) -> str:
@@ -166,13 +166,13 @@ def decide(seen: Inputs) -> Decision:
         return _decide_on_harm(seen.harm, seen.previous)
     verdict = seen.verdicts[-1]
     findings = "; ".join(seen.findings)
-    if verdict == "insufficient_data":
-        reason = findings or "too few entities for a verdict"
-        return Decision("nothing", verdict, reason)
-    if verdict == "unknown":
-        return Decision("nothing", verdict, findings)
-    if verdict == "ok":
-        return Decision("nothing", verdict, "no actionable drift, performance holds")
+    reasons = {
+        "insufficient_data": findings or "too few entities for a verdict",
+        "unknown": findings,
+        "ok": "no actionable drift, performance holds",
+    }
+    if verdict in reasons:
+        return Decision("nothing", verdict, reasons[verdict])
     return _decide_on_bad_window(seen, findings)
 
 

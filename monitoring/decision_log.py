@@ -73,13 +73,11 @@ def newest_decisions(
 
     """
     condition = f" AND action = '{action}'" if action else ""
-    rows = query_table(
-        settings,
-        DECISIONS,
+    query = (
         f"SELECT * FROM here WHERE model = '{model}'{condition} "  # noqa: S608  (ours)
-        f"ORDER BY as_of DESC LIMIT {limit}",
+        f"ORDER BY as_of DESC LIMIT {limit}"
     )
-    return [DecisionRow(**row) for row in reversed(rows)]
+    return _queried_decisions(settings, query)
 
 
 def sampled_decisions(

@@ -6,7 +6,7 @@ version gives that, so the two groups differ by nothing else. An interval holds 
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -29,7 +29,7 @@ from monitoring.collect import (
     join_outcomes,
     logged_scores,
 )
-from monitoring.harm import Variant, harm, measure_variants, rollout_limits
+from monitoring.harm import harm, measure_variants, rollout_limits
 from monitoring.outcomes import actuals
 from training.metrics import Scored, losses
 
@@ -95,7 +95,7 @@ class ExperimentReport:
     experiment: Experiment
     figure: str
     outcomes: dict[str, int]
-    means: dict[str, dict[str, float]]
+    means: Mapping[str, Mapping[Hashable, float]]
     effects: dict[str, Effect]
     conclusion: Conclusion
     harm: str | None = None
@@ -194,21 +194,17 @@ def evaluate(
     rows = answers.to_pandas().sort_values("received", kind="stable")
     first = rows.drop_duplicates("entity")
     table = pa.Table.from_pandas(first, answers.schema, preserve_index=False)
-    entities = pd.DataFrame(
-        {
-            "role": first["role"],
-            "label": actuals(settings, spec, table, known_outcomes, as_of),
-            "score": logged_scores(spec, table).tolist(),
-            "prediction": first["prediction"],
-        }
+    labels = actuals(settings, spec, table, known_outcomes, as_of)
+    entities = first[["role", "prediction"]].assign(
+        label=labels, score=logged_scores(spec, table).tolist()
     )
     report = compare(spec, experiment, entities.dropna(subset="label"), as_of)
     variants = measure_variants(settings, spec.name, experiment.start, until)
     return replace(
         report,
         harm=harm(
-            variants.get((CHALLENGER, experiment.challenger), Variant()),
-            variants.get((PRODUCTION, experiment.production), Variant()),
+            variants[CHALLENGER, experiment.challenger],
+            variants[PRODUCTION, experiment.production],
             rollout_limits(spec.rollout),
         ),
     )
@@ -254,7 +250,7 @@ def compare(
         experiment=experiment,
         figure=decisive,
         outcomes={role: len(group) for role, group in groups.items()},
-        means={role: _means(group) for role, group in groups.items()},
+        means={role: group.mean().dropna().to_dict() for role, group in groups.items()},
         effects=effects,
         conclusion=conclusion,
     )
@@ -288,8 +284,3 @@ def _figures(spec: ModelSpec, entities: pd.DataFrame) -> pd.DataFrame:
         cost = spec.costs.action * entities["prediction"] + spec.costs.loss * labels
         figures.insert(0, "cost", cost)
     return figures
-
-
-def _means(figures: pd.DataFrame) -> dict[str, float]:
-    means = figures.mean().dropna()
-    return {str(name): float(value) for name, value in means.items()}

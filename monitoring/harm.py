@@ -3,6 +3,7 @@
 Failures are of rows, latency is of requests: a request may have one row or thousands.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -92,8 +93,8 @@ def rollout_limits(policy: Rollout) -> HarmLimits:
 
 def measure_variants(
     settings: Settings, model: str, since: datetime, until: datetime
-) -> dict[tuple[str, str], Variant]:
-    """Measure by role and version what was logged in a span.
+) -> defaultdict[tuple[str, str], Variant]:
+    """Measure by role and version what was logged in a span, which may be nothing.
 
     Args:
         settings: Of the installation.
@@ -102,7 +103,7 @@ def measure_variants(
         until: End of the span.
 
     """
-    variants = {}
+    variants: defaultdict[tuple[str, str], Variant] = defaultdict(Variant)
     with query_log(settings, model, since, until) as connection:
         for measured in connection.execute(MEASURE).to_arrow_table().to_pylist():
             key = (measured.pop("role"), measured.pop("version"))
@@ -199,13 +200,10 @@ def collapse(
             return f"every one of {row_count} scores is {lowest:.6g}"
     if threshold is None or not len(usual_values):
         return None
-    is_positive = values >= threshold
-    if is_positive.all() or not is_positive.any():
-        share = np.mean((usual_values >= threshold) == is_positive[0])
-        if share**row_count < COLLAPSE_CHANCE:
-            side = "positive" if is_positive[0] else "negative"
-            return f"every one of {row_count} predictions is {side}"
-    return None
+    return collapsed_classes(
+        np.where(values >= threshold, "positive", "negative"),
+        np.where(usual_values >= threshold, "positive", "negative"),
+    )
 
 
 def collapsed_classes(classes: ArrayLike, usual_classes: ArrayLike) -> str | None:

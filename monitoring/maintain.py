@@ -16,7 +16,7 @@ from core.errors import SettingsError, StackError
 from core.locks import one_writer
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
-from core.storage import Table
+from core.storage import Table, table_names
 from core.user_code import in_one_line
 from feature_repo.datasets import load_dataset
 from mlflow_server.alerts import Alerts
@@ -27,6 +27,14 @@ YEAR = 400
 """Days: of what a person may look up a year later."""
 JUDGED = timedelta(days=30)
 """How long a prediction stays, at least, once its outcome can be known."""
+TIME_COLUMNS = {
+    "outcomes": "received",
+    "predictions": "received",
+    "scores": "as_of",
+    "decisions": "as_of",
+    "checks": "as_of",
+}
+"""By table the time of a row; rows of other tables stay whatever their age."""
 CLEAN_AIRFLOW = (
     "db clean --skip-archive --yes --error-on-cleanup-failure --batch-size 1000 "
     "--clean-before-timestamp"
@@ -75,30 +83,27 @@ def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
         DataError: Another maintenance, or a backup, goes on.
 
     """
-    growing = [*GROWING]
+    names = [*TIME_COLUMNS]
     cleanups: list[Cleanup] = []
     with one_writer(settings, "maintain"):
         try:
-            growing += _other_tables(settings)
+            names += table_names(settings)
         except Exception as exc:  # noqa: BLE001  (S3 does not answer, or whatever it is)
             cleanups.append(Cleanup(what="list of tables", problem=in_one_line(exc)))
-        cleanups += [_clean(place, settings, as_of) for place in growing]
+        tables = [
+            Growing(name, partial(_clean_table, name)) for name in dict.fromkeys(names)
+        ]
+        cleanups += [_clean(place, settings, as_of) for place in (*tables, *GROWING)]
     return cleanups
-
-
-def _other_tables(settings: Settings) -> list[Growing]:
-    """Return the tables of the data that are not listed."""
-    names = {place.name for place in GROWING}
-    logs = settings.data.glob("**/_delta_log")
-    tables = sorted(log.parent.relative_to(settings.data).as_posix() for log in logs)
-    return [table(name) for name in tables if name not in names]
 
 
 def _clean(place: Growing, settings: Settings, as_of: datetime) -> Cleanup:
     """Clean a place; whatever goes wrong keeps no other from being cleaned."""
     note = None
+    age = timedelta(days=place.days)
     try:
-        age = timedelta(days=settings.keep_days.get(place.name, place.days))
+        if place.name in settings.keep_days:
+            age = timedelta(days=settings.keep_days[place.name])
         if place.name == "predictions":
             least_age = judged_age()
             if age < least_age:
@@ -130,18 +135,10 @@ def judged_age() -> timedelta:
     return longest_wait + JUDGED
 
 
-def table(name: str, time_column: str | None = None) -> Growing:
-    """Return a table; without a time of its rows they stay whatever their age."""
-    return Growing(name, partial(_clean_table, name, time_column))
-
-
-def _clean_table(
-    name: str, time_column: str | None, settings: Settings, before: datetime
-) -> tuple[int, int]:
-    stored_table = Table(settings, name, pa.schema([]))
-    if not stored_table.exists:
-        return 0, 0
-    return stored_table.clean_up(time_column, before)
+def _clean_table(name: str, settings: Settings, before: datetime) -> tuple[int, int]:
+    table = Table(settings, name, pa.schema([]))
+    column = TIME_COLUMNS.get(name)
+    return table.clean_up(column, before) if table.exists else (0, 0)
 
 
 def _clean_files(pattern: str, settings: Settings, before: datetime) -> tuple[int, int]:
@@ -190,25 +187,20 @@ def _clean_airflow(settings: Settings, before: datetime) -> tuple[int, int]:
     database = settings.home / "airflow" / "airflow.db"
     if settings.database_url or database.exists():
         airflow = str(Path(sys.executable).with_name("airflow"))
-        ended = subprocess.run(
+        result = subprocess.run(
             [airflow, *CLEAN_AIRFLOW.split(), before.isoformat()],
             env=process_environment(settings) | airflow_environment(settings),
             capture_output=True,
             text=True,
             check=False,
         )
-        if ended.returncode:
-            output = ended.stderr or ended.stdout
+        if result.returncode:
+            output = result.stderr or result.stdout
             raise StackError(" ".join(output.split())[-300:])
     return 0, 0
 
 
 GROWING = (
-    table("outcomes", "received"),
-    table("predictions", "received"),
-    table("scores", "as_of"),
-    table("decisions", "as_of"),
-    table("checks", "as_of"),
     Growing("drift reports", clean_reports, 90),
     Growing("Data Docs", clean_data_docs, 90),
     Growing(
@@ -223,4 +215,4 @@ GROWING = (
     Growing("alerts", _clean_alerts),
     Growing("Airflow's rows", _clean_airflow, 30),
 )
-"""Everything that has an age; other tables of the data are compacted alone."""
+"""What grows beside the tables."""

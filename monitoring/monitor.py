@@ -7,7 +7,7 @@ Airflow by an Asset event): this process may not be Airflow's.
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from math import isfinite
@@ -115,11 +115,11 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     """
     collected = collect(settings)
     registry = Registry(settings)
-    with closing(Ledger(settings)) as ledger:
+    with Ledger(settings) as ledger:
         reconcile(registry, ledger, spec.name)
     version = registry.production(spec.name)
     if version is None:
-        with closing(Alerts(settings)) as alerts:
+        with Alerts(settings) as alerts:
             alerts.deliver(spec.name, as_of)
         reason = "nothing is in production"
         return MonitorReport(
@@ -156,15 +156,15 @@ def conclude(
     settings = run.settings
     model = run.spec.name
     problem: GyreError | None = None
-    with closing(Alerts(settings)) as alerts:
+    with Alerts(settings) as alerts:
         with ExitStack() as step:
             try:
                 step.enter_context(one_writer(settings, f"monitor_{model}"))
             except DataError as exc:
                 problem = exc
             past = load_past(settings, run.spec, run.version, run.as_of)
-            run = replace(run, past=past)
             problem = problem or past.problem
+            run = replace(run, past=past)
             inputs = decision_inputs(run, results)
             if problem and inputs.harm is None:
                 raise problem
@@ -194,16 +194,16 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
     past = run.past
     limits = run.spec.monitoring
     verdict = judge(results)
-    harm = [
+    harm = (
         result.words for result in results if result.status == "harmful" and result.acts
-    ]
+    )
     earlier = [row.verdict for row in past.own]
     return Inputs(
         as_of=run.as_of,
         version=run.version,
         verdicts=(*earlier, verdict),
         findings=tuple(find_reasons(verdict, results)),
-        harm=harm[0] if harm else None,
+        harm=next(harm, None),
         previous=past.previous,
         last_retraining=past.last_retraining,
         last_promotion=past.promotion.time if past.promotion else None,
@@ -219,9 +219,8 @@ def _report(
     decision = decide(inputs)
     verdict = inputs.verdicts[-1]
     cause = f"drift of version {run.version}"
-    if (
-        inputs.harm is not None
-    ):  # of the same version, put back since, it is another incident
+    if inputs.harm is not None:
+        # Of the same version, put back since, it is another incident.
         row = run.past.promotion.sequence if run.past.promotion else 0
         cause = f"harm of version {run.version} (ledger row {row})"
     return MonitorReport(
@@ -278,10 +277,12 @@ def act(
     if report.decision.action != "nothing" or goes_on:
         content = _decision_alert(report)
         alerts.note(model, incident, content, at)
-        if report.decision.action == "rollback":
-            problem = _go_back(settings, report, str(previous))
-        if problem:
-            message = f"{content.message}; the rollback failed: {problem}"
+        try:
+            if report.decision.action == "rollback":
+                _go_back(settings, report, str(previous))
+        except GyreError as exc:
+            problem = exc
+            message = f"{content.message}; the rollback failed: {exc}"
             alerts.note(model, incident, replace(content, message=message), at)
     for result in report.results:
         if result.acts and result.status in {"alert", "unknown"}:
@@ -307,13 +308,13 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
     decision = report.decision
     verdict = report.verdict.replace("_", " ")
     message = f"{verdict}: {decision.reason}; {decision.action}"
-    bad = [
-        result for result in report.results if result.status == "bad" and result.acts
-    ]
     is_harm = decision.rule == "harm"
-    worst = None
-    if bad and not is_harm:
-        worst = max(bad, key=lambda result: result.distance() or 0.0)
+    bad = [
+        result
+        for result in report.results
+        if result.status == "bad" and result.acts and not is_harm
+    ]
+    worst = max(bad, key=lambda result: result.distance() or 0.0, default=None)
     is_psi = worst is not None and worst.name.startswith("psi/")
     return DriftAlert(
         feature=worst.feature if worst else "predictions",
@@ -326,30 +327,30 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
     )
 
 
-def _go_back(
-    settings: Settings, report: MonitorReport, previous: str
-) -> GyreError | None:
-    """Put the version before into production if its files are as registered; or return why not."""
+def _go_back(settings: Settings, report: MonitorReport, previous: str) -> None:
+    """Put the version before into production.
+
+    Raises:
+        RegistryError: Its files are not those registered, or MLflow does not answer.
+        PromotionRefusedError: Another version has come into production since.
+
+    """
     registry = Registry(settings)
     model = report.model
-    try:
-        damage = registry.damage(model, previous)
-        if damage:
-            raise RegistryError(f"{model} version {previous} is damaged: {damage}")
-        with closing(Ledger(settings)) as ledger:
-            promote(
-                registry,
-                ledger,
-                model,
-                previous,
-                who=WHO,
-                why=report.decision.reason,
-                action="automatic rollback",
-                replaces=report.version,
-            )
-    except GyreError as exc:
-        return exc
-    return None
+    damage = registry.damage(model, previous)
+    if damage:
+        raise RegistryError(f"{model} version {previous} is damaged: {damage}")
+    with Ledger(settings) as ledger:
+        promote(
+            registry,
+            ledger,
+            model,
+            previous,
+            who=WHO,
+            why=report.decision.reason,
+            action="automatic rollback",
+            replaces=report.version,
+        )
 
 
 def _publish(

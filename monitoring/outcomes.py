@@ -106,8 +106,8 @@ def online_outcomes(
         actuals(settings, spec, answers, feedback, as_of), from_pandas=True
     )
     rows = answers.append_column("label", label).filter(pc.is_valid(label))
-    day = pc.floor_temporal(rows["as_of"], unit="day")
-    keys = pd.DataFrame({"entity": rows["entity"].to_pandas(), "day": day.to_pandas()})
+    keys = rows.select(["entity", "as_of"]).to_pandas()
+    keys["as_of"] = keys["as_of"].dt.floor("D")
     is_last = keys["entity"].isna() | ~keys.duplicated(keep="last")
     rows = rows.filter(pa.array(is_last, pa.bool_()))
     if not _is_telling(spec, rows):
@@ -169,41 +169,35 @@ def _matured_labels(
     day_values = np.full(answers.num_rows, np.nan)
     if spec.snapshots.rows == "label":
         return day_values
-    known_answers = pd.DataFrame(
-        {
-            "place": range(answers.num_rows),
-            "entity": answers["entity"].to_pandas(),
-            "at": answers["as_of"].to_pandas(),
-        }
-    )
-    matured_answers = known_answers[known_answers["at"] <= _latest(spec, as_of).as_py()]
+    known_answers = answers.select(["entity", "as_of"]).to_pandas()
+    known_answers["place"] = range(answers.num_rows)
+    is_matured = known_answers["as_of"] <= _latest(spec, as_of).as_py()
+    matured_answers = known_answers[is_matured]
     keys = _entity_keys(spec, matured_answers["entity"].dropna().unique())
     answers_with_keys = matured_answers.merge(keys, on="entity")
     if answers_with_keys.empty:
         return day_values
-    answers_with_keys[DAY] = answers_with_keys["at"].dt.floor("D")
-    day_labels, first_events = _labels_and_events(
-        settings, spec, answers_with_keys, as_of
-    )
+    answers_with_keys[DAY] = answers_with_keys["as_of"].dt.floor("D")
+    day_labels = _day_labels(settings, spec, answers_with_keys, as_of)
     labelled_answers = answers_with_keys.merge(day_labels, on=[*spec.entity_key, DAY])
-    owner = load_dataset(spec.dataset).entity
-    dated_answers = labelled_answers.merge(first_events, on=[owner, DAY], how="left")
-    has_no_event = dated_answers["time"].isna()
-    is_before_event = dated_answers["time"] > dated_answers["at"]
-    certain_answers = dated_answers[has_no_event | is_before_event]
+    is_after_event = labelled_answers["as_of"] >= labelled_answers["time"]
+    certain_answers = labelled_answers[~is_after_event]
     places = certain_answers["place"].to_numpy()
     day_values[places] = certain_answers["label"].to_numpy()
     return day_values
 
 
-def _labels_and_events(
+def _day_labels(
     settings: Settings, spec: ModelSpec, answers: pd.DataFrame, as_of: datetime
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the labels of the days of answers, and each entity's first event after a day began."""
+) -> pd.DataFrame:
+    """Return the labels of the days of answers, by entity.
+
+    `time` is that of the entity's first event after the day began, NaT if there was none.
+    """
     dataset = load_dataset(spec.dataset)
     owner = dataset.entity
     days = [day.to_pydatetime() for day in sorted(answers[DAY].unique())]
-    last = answers["at"].max().to_pydatetime()
+    last = answers["as_of"].max().to_pydatetime()
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
         label_rows = labels(raw, dataset.labels[spec.label], days)
@@ -216,7 +210,8 @@ def _labels_and_events(
     event_rows[DAY] = event_rows["time"].dt.floor("D")
     event_rows = event_rows[event_rows["time"] > event_rows[DAY]]
     first_events = event_rows.groupby([owner, DAY], as_index=False)["time"].min()
-    return day_labels[[*spec.entity_key, DAY, "label"]], first_events
+    labelled_days: pd.DataFrame = day_labels[[*spec.entity_key, DAY, "label"]]
+    return labelled_days.merge(first_events, on=[owner, DAY], how="left")
 
 
 def _latest(spec: ModelSpec, as_of: datetime) -> pa.Scalar:

@@ -187,37 +187,33 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         Ledger(settings) as ledger,
         Alerts(settings) as alerts,
     ):
-        rows = reconcile(registry, ledger, spec.name)
-        candidate = find_candidate(rows)
+        candidate = find_candidate(reconcile(registry, ledger, spec.name))
         if candidate is None:
+            alerts.deliver(spec.name, as_of)
             summary = f"{spec.name}: no rollout is in progress"
-            report = RolloutReport(spec.name, as_of, None, "nothing", summary)
-        else:
-            step, evidence = _judge(settings, spec, candidate, as_of)
-            if step.action == "abort":
-                # Before the step: a kill between both must not silence it.
-                rollout = f"rollout of version {candidate.version}"
-                row_number = candidate.row.sequence
-                incident = f"{rollout} stopped (ledger row {row_number})"
-                text = f"{incident}: {step.reason}"
-                alerts.note(spec.name, incident, text, as_of)
-            try:
-                if evidence:
-                    _take(registry, ledger, candidate, step, evidence)
-            except PromotionRefusedError as exc:  # a person was quicker
-                step = RolloutStep("hold", candidate.percent, str(exc))
-            effect = EFFECTS[step.action].format(step.percent)
-            version = f"{spec.name} version {candidate.version} {candidate.place}"
-            report = RolloutReport(
-                model=spec.name,
-                as_of=as_of,
-                version=candidate.version,
-                action=step.action,
-                summary=f"{version} {effect}: {step.reason}",
-                evidence=evidence,
-            )
+            return RolloutReport(spec.name, as_of, None, "nothing", summary)
+        step, evidence = _judge(settings, spec, candidate, as_of)
+        version = f"version {candidate.version}"
+        if step.action == "abort":
+            # Before the step: a kill between both must not silence it.
+            row_number = candidate.row.sequence
+            incident = f"rollout of {version} stopped (ledger row {row_number})"
+            alerts.note(spec.name, incident, f"{incident}: {step.reason}", as_of)
+        try:
+            if evidence:
+                _take(registry, ledger, candidate, step, evidence)
+        except PromotionRefusedError as exc:  # a person was quicker
+            step = RolloutStep("hold", candidate.percent, str(exc))
         alerts.deliver(spec.name, as_of)
-    return report
+    effect = EFFECTS[step.action].format(step.percent)
+    return RolloutReport(
+        model=spec.name,
+        as_of=as_of,
+        version=candidate.version,
+        action=step.action,
+        summary=f"{spec.name} {version} {candidate.place} {effect}: {step.reason}",
+        evidence=evidence,
+    )
 
 
 def _judge(
@@ -239,8 +235,8 @@ def _judge(
     evidence = Evidence(
         percent=candidate.percent,
         minutes=(as_of - candidate.start) / timedelta(minutes=1),
-        production=variants.get((PRODUCTION, candidate.production), Variant()),
-        challenger=variants.get((row.role, candidate.version), Variant()),
+        production=variants[PRODUCTION, candidate.production],
+        challenger=variants[row.role, candidate.version],
         previous_production=(
             EVIDENCE.validate_json(earlier).production if earlier else None
         ),

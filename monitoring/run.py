@@ -1,5 +1,6 @@
 """One monitoring run: everything that its checks look at, read once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -47,8 +48,8 @@ class MonitoringRun:
     outcomes: KnownOutcomes
     serving: dict[str, ServingCounts] | None
     folder: Path
-    judged: tuple[Judged, ...] = ()
-    unmeasured: tuple[str, ...] = ()
+    judged: Sequence[Judged]
+    unmeasured: Sequence[str]
 
 
 def prepare(
@@ -85,7 +86,7 @@ def prepare(
             try:
                 rows = read(settings, spec, version, as_of=as_of)
                 if rows:
-                    metrics = tuple(measure(spec, rows, reference.evaluated))
+                    metrics = [*measure(spec, rows, reference.evaluated)]
                     judged.append(Judged(rows, metrics))
             except Exception as exc:  # noqa: BLE001
                 unmeasured.append(in_one_line(exc))
@@ -106,7 +107,7 @@ def prepare(
         outcomes=outcomes,
         serving=serving_counts(settings),
         folder=folder,
-        judged=tuple(judged),
-        unmeasured=tuple(unmeasured),
+        judged=judged,
+        unmeasured=unmeasured,
     )
     return run, reference

@@ -22,6 +22,7 @@ from core.files import reached
 from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
 from core.settings import ENV_FILE, LAYOUT, PORTS, SCHEMAS, SHARED, Settings
 from core.spec import load_specs
+from core.storage import table_names
 from mlflow_server.ledger import Ledger
 from stack.machine import LAYOUT_FILE
 
@@ -135,8 +136,7 @@ def _part(path: Path) -> Iterator[Path]:
 @contextmanager
 def _writers_held(settings: Settings) -> Iterator[None]:
     """Hold every lock of what a backup has, the outermost first."""
-    logs = sorted(settings.data.glob("**/_delta_log"))
-    tables = [log.parent.relative_to(settings.data).as_posix() for log in logs]
+    tables = table_names(settings)
     datasets = [name.removeprefix("raw/") for name in tables if name.startswith("raw/")]
     ingests = map(INGEST_LOCK.format, datasets)
     online_writers = map(ONLINE_LOCK.format, datasets)

@@ -77,22 +77,25 @@ def child_environment(settings: Settings) -> dict[str, str]:
         environment[f"GYRE_{name.upper()}_PORT"] = str(port)
     programs = Path(sys.executable).parent
     path = os.environ.get("PATH", os.defpath)
-    environment |= UNREPORTED
-    return environment | {
-        "GYRE_HOME": str(home),
-        "GYRE_SECRETS_DIR": str(settings.secrets_dir),
-        "GYRE_SERVING_WORKERS": str(settings.serving_workers),
-        "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
-        "MLFLOW_TRACKING_URI": settings.mlflow_address,
-        "AIRFLOW_HOME": str(home / "airflow"),
-        "MPLCONFIGDIR": str(home / "matplotlib"),
-        "MPLBACKEND": "agg",
-        "PATH": f"{programs}{os.pathsep}{path}",
-        "HOME": os.environ.get("HOME") or str(home),
-        "GIT_PYTHON_REFRESH": "quiet",
-        # A process's title would overwrite the environment that `gyre down` reads.
-        "SPT_NOENV": "1",
-    }
+    return (
+        environment
+        | UNREPORTED
+        | {
+            "GYRE_HOME": str(home),
+            "GYRE_SECRETS_DIR": str(settings.secrets_dir),
+            "GYRE_SERVING_WORKERS": str(settings.serving_workers),
+            "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
+            "MLFLOW_TRACKING_URI": settings.mlflow_address,
+            "AIRFLOW_HOME": str(home / "airflow"),
+            "MPLCONFIGDIR": str(home / "matplotlib"),
+            "MPLBACKEND": "agg",
+            "PATH": f"{programs}{os.pathsep}{path}",
+            "HOME": os.environ.get("HOME") or str(home),
+            "GIT_PYTHON_REFRESH": "quiet",
+            # A process's title would overwrite the environment that `gyre down` reads.
+            "SPT_NOENV": "1",
+        }
+    )
 
 
 def process_environment(settings: Settings) -> dict[str, str]:

@@ -186,14 +186,15 @@ def wait_ready(
         problems = {}
         for program in waiting:
             row = rows.get(program.name, {"statename": "NOT SUPERVISED", "pid": 0})
-            problem = _problem(settings, program, row)
+            state = row["statename"]
+            problem = program.problem(settings) if state == "RUNNING" else state.lower()
             waited = time.monotonic() - began
             if problem is None:
                 say(f"  {program.name}: ready in {waited:.1f} s")
                 continue
             problems[program.name] = problem
             pids[program.name].add(row["pid"])
-            if row["statename"] == "FATAL" or len(pids[program.name]) > MOST_STARTS:
+            if state == "FATAL" or len(pids[program.name]) > MOST_STARTS:
                 raise _not_ready(settings, program, problem, "it ends each time")
             if waited > READY_SECONDS:
                 reason = f"after {waited:.0f} s; to wait longer: gyre up"
@@ -204,13 +205,6 @@ def wait_ready(
             waited = time.monotonic() - began
             say(f"  waiting for {', '.join(problems)}, {waited:.0f} s")
         time.sleep(0.25)
-
-
-def _problem(
-    settings: Settings, program: Program, row: Mapping[str, Any]
-) -> str | None:
-    state = str(row["statename"])
-    return program.problem(settings) if state == "RUNNING" else state.lower()
 
 
 def _not_ready(

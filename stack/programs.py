@@ -50,29 +50,28 @@ REDIS = (
 )
 
 
-def _answers(page: Page, path: str, component: str = "") -> Callable[..., str | None]:
-    return partial(_http_problem, page, path, component)
-
-
-def _http_problem(
-    page: Page, path: str, component: str, settings: Settings
-) -> str | None:
-    """Return None if a program answers with a 2xx status, else the problem.
+def _answers(
+    page: Page, path: str, component: str = ""
+) -> Callable[[Settings], str | None]:
+    """Return what tells why a program does not answer with a 2xx status, None if it does.
 
     Args:
         page: The program.
         path: Of its address.
         component: Of Airflow, which the answer must call healthy.
-        settings: Of the stack.
 
     """
-    url = getattr(settings, f"{page}_address") + path
-    try:
-        answer = httpx.get(url, timeout=3).raise_for_status()
-        state = answer.json()[component]["status"] if component else "healthy"
-    except (httpx.HTTPError, ValueError, KeyError) as exc:
-        return f"{url}: {type(exc).__name__} {exc}"
-    return None if state == "healthy" else f"{component} is {state}"
+
+    def problem(settings: Settings) -> str | None:
+        url = getattr(settings, f"{page}_address") + path
+        try:
+            answer = httpx.get(url, timeout=3).raise_for_status()
+            state = answer.json()[component]["status"] if component else "healthy"
+        except (httpx.HTTPError, ValueError, KeyError) as exc:
+            return f"{url}: {type(exc).__name__} {exc}"
+        return None if state == "healthy" else f"{component} is {state}"
+
+    return problem
 
 
 _airflow = partial(_answers, "airflow", "/api/v2/monitor/health")
@@ -108,6 +107,7 @@ SERVING = Program(
     problem=_answers("serving", "/health/live"),
     part="serving",
 )
+NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING)
 CONSUMER = Program(name="consumer", command="gyre consume", problem=consumer_problem)
 CONSOLE = Program(
     name="console",
@@ -116,7 +116,6 @@ CONSOLE = Program(
     reads_project=True,
 )
 SLOWEST = (MLFLOW_SERVER,)
-NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING)
 OTHERS = (CONSUMER, CONSOLE)
 PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *OTHERS)
 

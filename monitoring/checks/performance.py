@@ -1,6 +1,6 @@
 """Performance of a version on outcomes known by now, beside what it reached when evaluated."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan, nan, sqrt
 
@@ -73,7 +73,7 @@ class Judged:
     """Outcomes, and the metrics of the version on them."""
 
     outcomes: Outcomes
-    metrics: tuple[MeasuredMetric, ...]
+    metrics: Sequence[MeasuredMetric]
 
 
 def measure(

@@ -55,9 +55,9 @@ def serving(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckR
         before = measure_variants(
             run.settings, run.spec.name, day_before, promotion.time
         )
-        previous = before.get((PRODUCTION, run.past.previous or ""), previous)
+        previous = before[PRODUCTION, run.past.previous or ""]
     measured = measure_variants(run.settings, run.spec.name, start, run.as_of)
-    current = measured.get((PRODUCTION, run.version), Variant())
+    current = measured[PRODUCTION, run.version]
     minutes = (run.as_of - start) / timedelta(minutes=1)
     gap = log_gap(run.serving, run.past.serving)
     yield from judge_serving(run.spec.monitoring, current, previous, minutes, gap)
@@ -160,11 +160,11 @@ def previous_is_better(
             metrics=bad_metrics,
             costs=run.spec.costs,
         )
-        problem = None
-        if better:
-            problem = f"version {previous} is better on {outcomes.about}: {better}"
+        problem = f"version {previous} is better on {outcomes.about}: {better}"
         yield _harm_result(
-            "serving/previous_is_better", float(better is not None), problem
+            "serving/previous_is_better",
+            float(better is not None),
+            problem if better else None,
         )
 
 
@@ -211,7 +211,6 @@ def _harm_result(
     limit: float | None = None,
 ) -> CheckResult:
     """Return a result that is unknown with a gap in the log, and harmful with a problem."""
-    status: Status = "harmful" if problem else "ok"
     if gap:
         return CheckResult(
             name=name,
@@ -226,7 +225,7 @@ def _harm_result(
     return CheckResult(
         name=name,
         kind="harm",
-        status=status,
+        status="harmful" if problem else "ok",
         value=value,
         limit=limit,
         words=problem or "",

@@ -40,7 +40,6 @@ def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckRe
     has_collapsed = (
         usual >= run.spec.monitoring.fewest and count < COLLAPSED_SHARE * usual
     )
-    incident = f"too few predictions of version {run.version}"
     yield CheckResult(
         name=USUAL,
         kind="volume",
@@ -50,7 +49,7 @@ def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckRe
         remedy="Ask who calls the model; gyre status says whether serving answers"
         if has_collapsed
         else "",
-        incident=incident,
+        incident=f"too few predictions of version {run.version}",
     )
 
 

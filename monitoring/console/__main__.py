@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from mimetypes import guess_type
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -136,13 +137,12 @@ class Console:
         key = request.path_params["key"]
         documents = self._documents(kind, name)
         document = _known(documents, key, kind)
-        keys = [*documents]
-        place = keys.index(key)
         links = {}
-        if place:
-            links["previous"] = f"/{kind}/{name}/{keys[place - 1]}"
-        if key != keys[-1]:
-            links["next"] = f"/{kind}/{name}/{keys[place + 1]}"
+        for before, after in pairwise(documents):
+            if after == key:
+                links["previous"] = f"/{kind}/{name}/{before}"
+            if before == key:
+                links["next"] = f"/{kind}/{name}/{after}"
         links["open in MLflow"] = document.address
         subject = "model card" if kind == "card" else f"window up to {key}Z"
         return self._page(
@@ -194,11 +194,9 @@ class Console:
         text = loop_metrics(loop, [record for record in values if record])
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    def missing(self, _request: Request, exc: Exception) -> Response:
-        """Show why there is no such page, and the way back."""
-        code = exc.status_code if isinstance(exc, HTTPException) else 500
-        detail = exc.detail if isinstance(exc, HTTPException) else ""
-        return self._page("missing.html", code=code, detail=detail)
+    def missing(self, _request: Request, exc: Any) -> Response:
+        """Show why there is no such page, and the way back; `exc` is an HTTPException."""
+        return self._page("missing.html", code=exc.status_code, detail=exc.detail)
 
     def _page(
         self,

@@ -159,15 +159,15 @@ def late_events(dataset: str, lag: ConsumerLag, now: datetime) -> str | None:
 def of_model(status: ModelStatus, now: datetime) -> Iterator[CheckResult]:
     """Judge one model; a source that does not answer is a check of its own."""
     model = status.spec.name
-    if status.serving.value is None:
-        yield _silent("serving", status.serving, "serving")
-    for reading in (status.aliases, status.runs):
+    for program, reading, kind in (
+        ("serving", status.serving, "serving"),
+        ("mlflow", status.aliases, "mlflow"),
+        ("mlflow", status.runs, "mlflow"),
+        ("the database", status.rows, "database"),
+        ("ingest", status.freshness, "features"),
+    ):
         if reading.at is None:
-            yield _silent("mlflow", reading, "mlflow")
-    if status.rows.value is None:
-        yield _silent("the database", status.rows, "database")
-    if status.freshness.value is None:
-        yield _silent("ingest", status.freshness, "features")
+            yield _silent(program, reading, kind)
     yield from _roles(status)
     if status.rows.value:
         yield from _monitoring(model, status.rows.value, now)
@@ -267,12 +267,12 @@ def _roles(status: ModelStatus) -> Iterator[CheckResult]:
 
 def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckResult]:
     """Judge whether runs are in time, and pass on what the newest one says."""
-    decision = rows.decisions[-1] if rows.decisions else None
+    decision = rows.last_decision
     promotion = rows.newest(PRODUCTION)
     moments = [decision.as_of] if decision else []
     if promotion:
         moments.append(promotion.time)
-    is_late = bool(moments) and now - max(moments) > MONITORING_LATE
+    is_late = now - max(moments, default=now) > MONITORING_LATE
     status: Status = "ok" if decision else "unknown"
     remedy = f"It runs every hour. At once: `gyre monitor {model}`"
     yield CheckResult(
@@ -320,15 +320,19 @@ def _alerts(
     model = status.spec.name
     checked_causes = {EVENTS_WAIT, *(result.incident for result in rows.results)}
     checked_causes |= {*map(refusal_cause, status.refused_versions())}
-    if rows.decisions and rows.decisions[-1].verdict == "bad":
-        checked_causes.add(rows.decisions[-1].cause)
+    decision = rows.last_decision
+    if decision and decision.verdict == "bad":
+        checked_causes.add(decision.cause)
     open_alerts = rows.open_alerts(now)
-    count = 0
-    for alert in rows.alerts:
-        is_open = alert in open_alerts and alert["cause"] not in checked_causes
-        if not is_open and alert["delivered"]:
-            continue
-        count += 1
+    alerts = [
+        alert
+        for alert in rows.alerts
+        if not alert["delivered"]
+        or (alert in open_alerts and alert["cause"] not in checked_causes)
+    ]
+    if not alerts:
+        yield CheckResult(name="alerts", kind="alerts", words="none other")
+    for alert in alerts:
         task, failed, _ = alert["cause"].partition(FAILED)
         dag, _, _ = task.partition(".")
         details = alert_details(alert)
@@ -350,8 +354,6 @@ def _alerts(
             remedy=remedy,
             link=f"airflow/dags/{dag}/runs" if failed else f"/status/{model}#heard",
         )
-    if not count:
-        yield CheckResult(name="alerts", kind="alerts", words="none other")
 
 
 def _training(model: str, run: RunPage | None, now: datetime) -> CheckResult:

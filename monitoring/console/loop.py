@@ -67,7 +67,7 @@ def card_of(status: ModelStatus, checks: Sequence[CheckResult], now: datetime) -
     if rows is None:
         return Card(state)
     promotion = rows.newest(PRODUCTION)
-    decision = rows.decisions[-1] if rows.decisions else None
+    decision = rows.last_decision
     values = {result.name: result.value for result in rows.results}
     return Card(
         state=state,

@@ -95,8 +95,8 @@ def _add_rows(add: Add, rows: ModelRows, now: datetime) -> None:
     if promotion and promotion.to_version:
         add("last_promotion_timestamp_seconds", promotion.time.timestamp())
         add("production_version", 1, told_by="ledger", version=promotion.to_version)
-    if rows.decisions:
-        newest = rows.decisions[-1]
+    newest = rows.last_decision
+    if newest:
         add("last_monitoring_run_timestamp_seconds", newest.as_of.timestamp())
         add("verdict", 1, version=newest.version, verdict=newest.verdict)
     for result in rows.results:

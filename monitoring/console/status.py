@@ -66,6 +66,10 @@ class ModelRows:
         """Return the row that put into `role` what the ledger says is there."""
         return last_applied(self.ledger, role)
 
+    @property
+    def last_decision(self) -> DecisionRow | None:
+        return self.decisions[-1] if self.decisions else None
+
     def last_moments(self) -> dict[str, datetime]:
         """Return when each action was last decided, within a year."""
         rows = sorted([*self.notable, *self.decisions], key=lambda row: row.as_of)
