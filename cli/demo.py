@@ -61,9 +61,9 @@ def demo(home: Path | None, *, keep: bool) -> bool:
             if not keep:
                 end_stack(settings)
         if keep:
-            command_line = f"GYRE_HOME={settings.home} gyre down"
             tell(
-                f"It stays up, see {settings.console_address}/; to end it: {command_line}"
+                f"It stays up, see {settings.console_address}/; to end it: "
+                f"GYRE_HOME={settings.home} gyre down"
             )
     return is_closed
 
@@ -179,8 +179,10 @@ class DemoRun:
         self._say(f"training ended: {outcome}")
         with Ledger(self._settings) as ledger:
             row = ledger.rows(EXAMPLE)[-1]
-        change = f"{row.from_version} → {row.to_version}"
-        self._say(f"ledger {row.sequence}: {change} by {row.who}: {row.why}")
+        self._say(
+            f"ledger {row.sequence}: {row.from_version} → {row.to_version} "
+            f"by {row.who}: {row.why}"
+        )
         return training
 
 

@@ -97,8 +97,8 @@ def app() -> None:
         typer.echo(f"gyre: {exc}", err=True)
         sys.exit(exc.exit_code)
     except Exception as exc:  # noqa: BLE001  (mostly of a dataset module)
-        place = _keep_traceback(exc)
-        typer.echo(f"gyre: {in_one_line(exc)}\ntraceback: {place}", err=True)
+        lines = f"gyre: {in_one_line(exc)}\ntraceback: {_keep_traceback(exc)}"
+        typer.echo(lines, err=True)
         sys.exit(1)
 
 

@@ -205,8 +205,15 @@ def _table(*rows: LedgerRow) -> Table:
         change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
         if not row.applied_at:
             change += ", not applied"
-        role = f"{row.role}{share}"
         lines.append(
-            (row.sequence, row.time, row.action, role, change, row.who, row.why)
+            (
+                row.sequence,
+                row.time,
+                row.action,
+                f"{row.role}{share}",
+                change,
+                row.who,
+                row.why,
+            )
         )
     return table(("", "time", "action", "role", "change", "by", "why"), lines)

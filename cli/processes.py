@@ -39,8 +39,10 @@ def down() -> None:
         processes = end_stack(load_settings())
     for process in processes:
         typer.echo(f"ended {process}")
-    count = f"{len(processes)} processes ended"
-    typer.echo(count if processes else "nothing was running")
+    if processes:
+        typer.echo(f"{len(processes)} processes ended")
+    else:
+        typer.echo("nothing was running")
 
 
 def status(*, as_json: AsJson = False) -> None:

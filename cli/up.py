@@ -119,8 +119,8 @@ def _models(
             silent.append(f"{spec.name}: {exc}")
     if not answering:
         _addresses(settings)
-        then = "no model answers; the stack stays up: gyre status"
-        raise StackError("\n".join([*silent, then]))
+        silent.append("no model answers; the stack stays up: gyre status")
+        raise StackError("\n".join(silent))
     return answering + silent
 
 
@@ -163,9 +163,9 @@ def _production(
     if version:
         return version
     if not _has_rows(settings, spec):
-        then = f"gyre ingest {spec.dataset}; gyre train {name}"
         raise StackError(
-            f"not trained: {spec.dataset} has no rows, see ingest above; then: {then}"
+            f"not trained: {spec.dataset} has no rows, see ingest above; then: "
+            f"gyre ingest {spec.dataset}; gyre train {name}"
         )
     # Such as one that waits for approval.
     running = airflow.last_runs(dag, state="running")
@@ -218,9 +218,9 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
                     return
                 problem = answer.text[:200]
         time.sleep(0.5)
-    asked = f"the {len(newest)} entities with the newest features"
     raise StackError(
-        f"no member of the population got a prediction among {asked}: {problem}"
+        "no member of the population got a prediction among "
+        f"the {len(newest)} entities with the newest features: {problem}"
     )
 
 
@@ -240,8 +240,10 @@ def ask_model(
 def more_fields(settings: Settings, answer: httpx.Response) -> str:
     """Return what a request needs beside the key, as serving says it."""
     detail = str(answer.json()["detail"]).removesuffix(", found none")
-    page = f"{settings.serving_address}/docs"
-    return f"ready; a request needs more than the key, try one at {page}: {detail}"
+    return (
+        "ready; a request needs more than the key, try one at "
+        f"{settings.serving_address}/docs: {detail}"
+    )
 
 
 def _addresses(settings: Settings) -> None:

@@ -112,11 +112,14 @@ def experiment_lines(report: ExperimentReport) -> Iterator[str]:
         means = "".join(
             f", {name} {value:.4f}" for name, value in report.means[role].items()
         )
-        count = report.outcomes[role]
-        yield f"  {role:<10}  version {version}, {count:,} outcomes{means}"
+        yield (
+            f"  {role:<10}  version {version}, {report.outcomes[role]:,} outcomes{means}"
+        )
     for name, effect in report.effects.items():
-        interval = f"(95 %: {effect.low:+.4f} to {effect.high:+.4f})"
-        yield f"  difference  {name} {effect.difference:+.4f} {interval}"
+        yield (
+            f"  difference  {name} {effect.difference:+.4f} "
+            f"(95 %: {effect.low:+.4f} to {effect.high:+.4f})"
+        )
     if report.harm:
         yield f"  harm        {report.harm}"
 

@@ -51,8 +51,9 @@ def training_cause(
     newest = decisions[-1]
     moment = wanted_moment or moment_since_promotion(settings, spec.name, newest.as_of)
     reason = "; ".join(f"{row.cause}: {row.reason}" for row in decisions)
-    name = f"{newest.cause}, decided {newest.as_of:%Y-%m-%d %H:%M:%S}"
-    return TrainingCause(moment, reason, name)
+    return TrainingCause(
+        moment, reason, f"{newest.cause}, decided {newest.as_of:%Y-%m-%d %H:%M:%S}"
+    )
 
 
 def open_decisions(

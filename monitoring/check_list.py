@@ -99,8 +99,7 @@ def run_checks(
         results.append(missing)
     for check in chosen_checks:
         results += _results(check, run, known_reference)
-    passive = limits.monitor_only
-    named_results = name_performance(results, passive)
+    named_results = name_performance(results, limits.monitor_only)
     return [_completed(result, run) for result in named_results]
 
 

@@ -286,10 +286,11 @@ def join_outcomes(
     # Of the requests that lines name alone: there may be millions of predictions.
     is_named = pc.field("request_id").isin(feedback["request_id"].unique())
     answers = answered_rows(settings, is_named, ["request_id", "model", "received"])
-    answers = answers.rename_columns(["request_id", "model", "answered_at"])
-    lines = feedback.to_pandas().merge(answers.to_pandas(), how="left", on="request_id")
+    lines = feedback.to_pandas().merge(
+        answers.to_pandas(), "left", "request_id", suffixes=("", "_of_answer")
+    )
     lines = lines[lines["model"].isna() | (lines["model"] == spec.name)]
-    positions = {name: float(position) for position, name in enumerate(spec.classes)}
+    positions = {name: position for position, name in enumerate(spec.classes)}
     class_positions = lines["actual_class"].map(positions).astype(float)
     lines["actual"] = lines["actual"].fillna(class_positions)
     is_of_task = lines["actual"].isin(range(len(spec.classes) or 2))
@@ -298,18 +299,19 @@ def join_outcomes(
     is_binary = spec.task == "classification"
     reasons = {
         "of an unknown request": lines["model"].isna(),
-        "dated before the prediction": lines["received"] < lines["answered_at"],
+        "dated before the prediction": lines["received"] < lines["received_of_answer"],
         "neither 0 nor 1" if is_binary else "no outcome of its task": ~is_of_task,
     }
-    reason = np.select([*reasons.values()], [*reasons], "")
-    usable_lines = lines[reason == ""]
+    lines["reason"] = np.select([*reasons.values()], [*reasons], "")
+    usable_lines = lines[lines["reason"] == ""]
     first_lines = usable_lines.drop_duplicates("request_id")
-    actuals = dict(zip(first_lines["request_id"], first_lines["actual"], strict=True))
+    actuals = first_lines.set_index("request_id")["actual"].to_dict()
     later_lines = usable_lines.drop(first_lines.index)
     repeats = later_lines["actual"] == later_lines["request_id"].map(actuals)
-    later_reason = np.where(repeats, "repeated", "contradicting the first")
-    left_out = Counter([*reason[reason != ""].tolist(), *later_reason.tolist()])
-    return KnownOutcomes(actuals, dict(left_out))
+    later_reasons = np.where(repeats, "repeated", "contradicting the first")
+    lines.loc[later_lines.index, "reason"] = later_reasons
+    left_out = lines["reason"].drop(first_lines.index).value_counts()
+    return KnownOutcomes(actuals, left_out.to_dict())
 
 
 def logged_scores(spec: ModelSpec, answers: pa.Table) -> NDArray[np.float64]:

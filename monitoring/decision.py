@@ -134,26 +134,22 @@ def describe(verdict: Verdict, results: Sequence[CheckResult]) -> str:
 
 def _good_news(results: Sequence[CheckResult]) -> list[str]:
     news: list[str] = []
-    drifts = [
-        result
+    drifts = {
+        result.feature: result.value
         for result in results
         if result.name.startswith("psi/") and result.acts and result.value is not None
-    ]
+    }
     if drifts:
-        largest = max(drifts, key=lambda result: result.value or 0.0)
-        news.append(
-            f"no feature drifts (largest PSI {largest.value:.2f}, {largest.feature})"
-        )
+        feature = max(drifts, key=drifts.__getitem__)
+        news.append(f"no feature drifts (largest PSI {drifts[feature]:.2f}, {feature})")
     judged = [
-        result
+        result.words
         for result in results
         if result.name.startswith(("online/", "backfilled/")) and result.limit
     ]
     if judged:
-        news.append(f"performance holds: {judged[0].words}")
-    else:
-        news.append("performance is not known yet")
-    return news
+        return [*news, f"performance holds: {judged[0]}"]
+    return [*news, "performance is not known yet"]
 
 
 def decide(seen: Inputs) -> Decision:
@@ -162,8 +158,11 @@ def decide(seen: Inputs) -> Decision:
         promoted = f"{seen.last_promotion:%Y-%m-%d %H:%M:%S} UTC"
         reason = f"older than the newest promotion, of {promoted}"
         return Decision("nothing", STALE, reason)
+    if seen.harm is not None and seen.previous is None:
+        reason = f"{seen.harm}; there is no version to go back to"
+        return Decision("alert", "harm", reason)
     if seen.harm is not None:
-        return _decide_on_harm(seen.harm, seen.previous)
+        return Decision("rollback", "harm", seen.harm)
     verdict = seen.verdicts[-1]
     findings = "; ".join(seen.findings)
     reasons = {
@@ -174,12 +173,6 @@ def decide(seen: Inputs) -> Decision:
     if verdict in reasons:
         return Decision("nothing", verdict, reasons[verdict])
     return _decide_on_bad_window(seen, findings)
-
-
-def _decide_on_harm(harm: str, previous: str | None) -> Decision:
-    if previous is None:
-        return Decision("alert", "harm", f"{harm}; there is no version to go back to")
-    return Decision("rollback", "harm", harm)
 
 
 def _decide_on_bad_window(seen: Inputs, findings: str) -> Decision:

@@ -103,14 +103,16 @@ class ExperimentReport:
     @property
     def sentence(self) -> str:
         """Say the conclusion in one sentence."""
-        challenger = self.experiment.challenger
-        versions = f"version {challenger} against version {self.experiment.production}"
+        experiment = self.experiment
         outcomes = (
             f"{self.outcomes[CHALLENGER]:,} and {self.outcomes[PRODUCTION]:,} outcomes"
         )
         if min(self.outcomes.values()) < FEWEST_OUTCOMES:
             outcomes = f"{outcomes}; at least {FEWEST_OUTCOMES} of each are needed"
-        text = f"{self.model}: {self.conclusion}: {versions}: "
+        text = (
+            f"{self.model}: {self.conclusion}: version {experiment.challenger} "
+            f"against version {experiment.production}: "
+        )
         if self.figure in self.effects:
             effect = self.effects[self.figure]
             direction = "lower" if effect.difference < 0 else "higher"

@@ -113,8 +113,10 @@ def _left(done: str, problems: list[str], rows: dict[str, int]) -> str:
     """Say which rows, and which files with what problems, are left."""
     counts = [f"{name}: {count} rows" for name, count in rows.items()]
     lines = "; ".join(dict.fromkeys([*counts, *problems]))
-    remedy = "mend files that are named, check that serving and gyre consume run"
-    return f"not {done} yet: {lines}: {remedy}, then repeat gyre forget"
+    return (
+        f"not {done} yet: {lines}: mend files that are named, check that serving and "
+        "gyre consume run, then repeat gyre forget"
+    )
 
 
 def count_rows(settings: Settings, key: Key) -> dict[str, int]:

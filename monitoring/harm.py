@@ -136,8 +136,10 @@ def failure_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | 
     allowed = usual_share + limits.failures
     if variant.failed_rows <= allowed * max(variant.rows, limits.fewest):
         return None
-    failures = f"{variant.failed_rows} of {variant.rows} predictions failed"
-    return f"{failures}, at most {allowed:.1%} is allowed"
+    return (
+        f"{variant.failed_rows} of {variant.rows} predictions failed, "
+        f"at most {allowed:.1%} is allowed"
+    )
 
 
 def latency_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
@@ -151,10 +153,10 @@ def latency_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | 
         allowed = max(limits.latency * usual, usual + limits.latency_seconds)
         if seconds <= allowed:
             return None
-        share = (
-            f"{100 * QUANTILES[name]:.0f} % of requests within {milliseconds(seconds)}"
+        sentences.append(
+            f"{100 * QUANTILES[name]:.0f} % of requests within {milliseconds(seconds)}, "
+            f"at most {milliseconds(allowed)} is allowed"
         )
-        sentences.append(f"{share}, at most {milliseconds(allowed)} is allowed")
     return f"predictions are slow: {'; '.join(sentences)}"
 
 

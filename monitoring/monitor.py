@@ -38,8 +38,7 @@ from monitoring.decision import (
     judge,
 )
 from monitoring.decision_log import DecisionRow, store_checks, store_decision
-from monitoring.past import COUNTS, WHO, load_past
-from monitoring.run import MonitoringRun, prepare
+from monitoring.run import COUNTS, WHO, MonitoringRun, load_past, prepare
 
 log = logging.getLogger(__name__)
 ABOUT_EXPERIMENT = (
@@ -133,8 +132,7 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         folder = Path(name)
         run, reference = prepare(settings, spec, version, as_of, folder)
-        results = run_checks(run, reference)
-        report = conclude(run, results, collected.malformed)
+        report = conclude(run, run_checks(run, reference), collected.malformed)
         if report.decision.rule != STALE:
             _publish(settings, spec, report, folder)
     return report
@@ -182,8 +180,9 @@ def conclude(
         try:
             store_checks(settings, model, run.as_of, results)
         except DataError as exc:
-            text = f"{CHECKS_NOT_STORED}: {exc}"
-            alerts.note(model, CHECKS_NOT_STORED, text, run.as_of)
+            alerts.note(
+                model, CHECKS_NOT_STORED, f"{CHECKS_NOT_STORED}: {exc}", run.as_of
+            )
     if problem:
         raise problem
     return report
@@ -216,7 +215,6 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
 def _report(
     run: MonitoringRun, inputs: Inputs, results: Sequence[CheckResult], malformed: int
 ) -> MonitorReport:
-    decision = decide(inputs)
     verdict = inputs.verdicts[-1]
     cause = f"drift of version {run.version}"
     if inputs.harm is not None:
@@ -229,7 +227,7 @@ def _report(
         version=run.version,
         verdict=verdict,
         words=describe(verdict, results),
-        decision=decision,
+        decision=decide(inputs),
         cause=cause,
         entities=len(run.window.rows),
         results=tuple(results),
@@ -307,7 +305,6 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
     """Name the result that is furthest beyond its limit, and say what is done."""
     decision = report.decision
     verdict = report.verdict.replace("_", " ")
-    message = f"{verdict}: {decision.reason}; {decision.action}"
     is_harm = decision.rule == "harm"
     bad = [
         result
@@ -322,7 +319,7 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
         severity="critical" if is_harm else "significant",
         psi_score=worst.value if worst and is_psi else None,
         detected_at=report.as_of,
-        message=message,
+        message=f"{verdict}: {decision.reason}; {decision.action}",
         version=None if is_harm else report.version,
     )
 
@@ -358,11 +355,13 @@ def _publish(
 ) -> None:
     """Figures as metric series of the version's monitoring run; the report when news or daily."""
     tracking = Tracking(settings)
-    experiment = f"{spec.experiment}_monitoring"
     key = f"{spec.name} version {report.version}"
-    tags = {"version": str(report.version)}
     run_id = tracking.start_or_find_run(
-        experiment, key, key, tags, about=ABOUT_EXPERIMENT
+        f"{spec.experiment}_monitoring",
+        key,
+        key,
+        {"version": str(report.version)},
+        about=ABOUT_EXPERIMENT,
     )
     metrics = {
         NOT_IN_A_NAME.sub("_", name): value for name, value in report.figures.items()
@@ -380,8 +379,9 @@ def _publish(
     )
     stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
     if run.data.tags.get("reported") != stamp:
-        reports = f"reports/{report.as_of:%Y-%m-%dT%H%M%S}"
-        tracking.log_artifacts(run_id, str(folder), reports)
+        tracking.log_artifacts(
+            run_id, str(folder), f"reports/{report.as_of:%Y-%m-%dT%H%M%S}"
+        )
         tracking.log(run_id, tags={"reported": stamp})
     # Until the next monitoring run, which writes into the same run of MLflow.
     tracking.set_terminated(run_id)

@@ -182,8 +182,7 @@ def _matured_labels(
     labelled_answers = answers_with_keys.merge(day_labels, on=[*spec.entity_key, DAY])
     is_after_event = labelled_answers["as_of"] >= labelled_answers["time"]
     certain_answers = labelled_answers[~is_after_event]
-    places = certain_answers["place"].to_numpy()
-    day_values[places] = certain_answers["label"].to_numpy()
+    day_values[certain_answers["place"]] = certain_answers["label"]
     return day_values
 
 

@@ -322,12 +322,8 @@ def _forget_outcomes(search: Search) -> int:
     return _forget_rows(search, outcomes(search.settings), is_own)
 
 
-def _forget_predictions(search: Search) -> int:
-    return _forget_rows(search, predictions(search.settings), _is_about(search))
-
-
-def _forget_scores(search: Search) -> int:
-    return _forget_rows(search, scores(search.settings), _is_about(search))
+def _forget_answers(table: Callable[[Settings], Table], search: Search) -> int:
+    return _forget_rows(search, table(search.settings), _is_about(search))
 
 
 def _is_about(search: Search) -> str:
@@ -373,8 +369,8 @@ PLACES: dict[str, Callable[[Search], int]] = {
     "training frames": _forget_frames,
     "prediction log": _forget_log,
     "outcomes": _forget_outcomes,
-    "predictions": _forget_predictions,
-    "scores": _forget_scores,
+    "predictions": partial(_forget_answers, predictions),
+    "scores": partial(_forget_answers, scores),
     "drift reports": partial(_forget_quotations, clean_reports),
     "Data Docs": partial(_forget_quotations, clean_data_docs),
 }

@@ -149,8 +149,10 @@ def _missing_evidence(
     fewest = policy.requests
     for name, variant in (("it", challenger), ("production", production)):
         if variant.scored_rows < fewest:
-            count = f"{variant.scored_rows} of {fewest} rows"
-            return f"{name} has answered {count} of the population"
+            return (
+                f"{name} has answered {variant.scored_rows} of {fewest} rows "
+                "of the population"
+            )
         if variant.requests < fewest:
             return f"{name} has answered {variant.requests} of {fewest} requests"
     if minutes < policy.minutes:
@@ -196,8 +198,9 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         version = f"version {candidate.version}"
         if step.action == "abort":
             # Before the step: a kill between both must not silence it.
-            row_number = candidate.row.sequence
-            incident = f"rollout of {version} stopped (ledger row {row_number})"
+            incident = (
+                f"rollout of {version} stopped (ledger row {candidate.row.sequence})"
+            )
             alerts.note(spec.name, incident, f"{incident}: {step.reason}", as_of)
         try:
             if evidence:

@@ -1,23 +1,74 @@
 """One monitoring run: everything that its checks look at, read once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from core.errors import GyreError
+from pydantic import TypeAdapter
+
+from core.errors import DataError, GyreError
 from core.settings import Settings
 from core.spec import ModelSpec
+from core.timestamps import BEGINNING
 from core.user_code import in_one_line
+from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.registry import Registry
+from mlflow_server.roles import PRODUCTION, last_applied, ways_back
 from monitoring.checks.performance import Judged, measure
 from monitoring.collect import KnownOutcomes, join_outcomes
+from monitoring.decision_log import DecisionRow, newest_decisions
 from monitoring.outcomes import backfilled_outcomes, online_outcomes
-from monitoring.past import Past, load_past
 from monitoring.serving_status import ServingCounts, serving_counts
 from monitoring.window import Window, window
 from training.reference import Reference, load_reference
+
+COUNTS = TypeAdapter(dict[str, ServingCounts])
+"""What each replica had counted, in a decision's row."""
+WHO = "monitor"
+"""Who, in the ledger."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was before a monitoring run.
+
+    Attributes:
+        version: The version in production.
+        as_of: The moment of the run.
+        promotion: The ledger's row that put the version into production.
+        previous: The version to go back to.
+        decisions: The newest of the model before `as_of`, oldest first.
+        last_retraining: When a retraining was last decided.
+        problem: Why decisions cannot be read; there are none then.
+
+    """
+
+    version: str
+    as_of: datetime
+    promotion: LedgerRow | None
+    previous: str | None
+    decisions: list[DecisionRow]
+    last_retraining: datetime | None
+    problem: DataError | None = None
+
+    @property
+    def own(self) -> list[DecisionRow]:
+        """Decisions on this version since its promotion, oldest first."""
+        start = self.promotion.time if self.promotion else BEGINNING
+        return [
+            row
+            for row in self.decisions
+            if row.version == self.version and row.as_of >= start
+        ]
+
+    @property
+    def serving(self) -> dict[str, ServingCounts] | None:
+        """What serving had counted at the last run, by replica; None if that is unknown."""
+        if not self.decisions or self.decisions[-1].serving is None:
+            return None
+        return COUNTS.validate_json(self.decisions[-1].serving)
 
 
 @dataclass(frozen=True)
@@ -76,10 +127,11 @@ def prepare(
     judged: list[Judged] = []
     unmeasured: list[str] = []
     if isinstance(reference, Reference):
-        known = outcomes.known
         readers = [
             partial(backfilled_outcomes, evaluated_on=reference.snapshot),
-            partial(online_outcomes, feedback=known, threshold=reference.threshold),
+            partial(
+                online_outcomes, feedback=outcomes.known, threshold=reference.threshold
+            ),
         ]
         for read in readers:
             # What cannot be read must not keep a harmful version.
@@ -111,3 +163,55 @@ def prepare(
         unmeasured=unmeasured,
     )
     return run, reference
+
+
+def load_past(
+    settings: Settings, spec: ModelSpec, version: str, as_of: datetime
+) -> Past:
+    """Read what is known by now.
+
+    Raises:
+        RegistryError: MLflow or the ledger does not answer.
+
+    """
+    with Ledger(settings) as ledger:
+        rows = ledger.rows(spec.name)
+    registered = {row.version for row in Registry(settings).versions(spec.name)}
+    decisions: list[DecisionRow] = []
+    retrainings: list[DecisionRow] = []
+    problem: DataError | None = None
+    try:
+        decisions = newest_decisions(settings, spec.name)
+        retrainings = newest_decisions(settings, spec.name, action="retrain")
+    except DataError as exc:
+        problem = exc
+    times = [row.as_of for row in retrainings if row.as_of != as_of]
+    return Past(
+        version=version,
+        as_of=as_of,
+        promotion=last_applied(rows, PRODUCTION),
+        previous=previous_version(rows, registered),
+        decisions=[row for row in decisions if row.as_of < as_of],
+        last_retraining=max(times, default=None),
+        problem=problem,
+    )
+
+
+def previous_version(
+    rows: Sequence[LedgerRow], registered: Collection[str]
+) -> str | None:
+    """Return the registered version that was in production before that of today.
+
+    A version that a monitor rolled back is left out.
+    """
+    harmful = {
+        row.from_version
+        for row in rows
+        if row.role == PRODUCTION
+        and row.applied_at
+        and row.action == "automatic rollback"
+    }
+    for version in ways_back(rows):
+        if version in registered and version not in harmful:
+            return version
+    return None

@@ -117,9 +117,9 @@ class AirflowApi:
                     reported.add(name)
                     say(f"    {name}: {state}, {task['duration'] or 0:.1f} s")
                 if state == "awaiting_input":
-                    page = f"{self._http.base_url}/dags/{dag}/runs/{run}/tasks/{name}"
                     raise StackError(
-                        f"{dag} waits for your answer: {page}/required_actions"
+                        f"{dag} waits for your answer: {self._http.base_url}/dags/{dag}"
+                        f"/runs/{run}/tasks/{name}/required_actions"
                     )
             if row["state"] == "success":
                 note = (row["note"] or "").partition(f"{LINKS}[")[0]
@@ -178,18 +178,20 @@ class AirflowApi:
                 if time.monotonic() > until:
                     is_timeout = isinstance(exc, httpx.TimeoutException)
                     error = AirflowTimeoutError if is_timeout else StackError
-                    problem = f"Airflow at {self._http.base_url} does not answer: {exc}"
-                    raise error(problem) from exc
+                    raise error(
+                        f"Airflow at {self._http.base_url} does not answer: {exc}"
+                    ) from exc
             time.sleep(0.5)
 
     @staticmethod
     def _checked(answer: httpx.Response) -> dict[str, Any]:
         if answer.is_success:
             return dict[str, Any](answer.json())
-        line = (
-            f"{answer.request.method} {answer.request.url.path}: {answer.status_code}"
+        request = answer.request
+        raise StackError(
+            f"Airflow refused {request.method} {request.url.path}: "
+            f"{answer.status_code} {answer.text[:300]}"
         )
-        raise StackError(f"Airflow refused {line} {answer.text[:300]}")
 
 
 def error_of(entries: list[dict[str, Any]]) -> str:

@@ -94,8 +94,12 @@ def restore(settings: Settings, source: Path) -> Backup:
         with _part(home) as part:
             shutil.copytree(source, part, dirs_exist_ok=True)
             if settings.database_url:
-                dump = str(part / POSTGRES)
-                _postgres(settings, "pg_restore", "--single-transaction", dump)
+                _postgres(
+                    settings,
+                    "pg_restore",
+                    "--single-transaction",
+                    str(part / POSTGRES),
+                )
             for name in (SUMS, POSTGRES):
                 (part / name).unlink(missing_ok=True)
             part.rename(home)
@@ -153,8 +157,7 @@ def _stage(settings: Settings, staged: Path) -> None:
     home = settings.home
     if settings.database_url:
         schemas = [f"--schema={name}" for name in SCHEMAS]
-        dump = str(staged / POSTGRES)
-        _postgres(settings, "pg_dump", "-Fc", "-f", dump, *schemas)
+        _postgres(settings, "pg_dump", "-Fc", "-f", str(staged / POSTGRES), *schemas)
     else:
         for name in SQLITE:
             _put(home, staged, name, _dump)

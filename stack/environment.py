@@ -118,9 +118,11 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     folder = settings.home / "airflow"
     key = load_secrets(settings)
     shared = settings.schema_url("airflow")
+    roles = settings.airflow_roles | {LOGIN: "admin"}
+    users = [f"{name}:{role}" for name, role in roles.items()]
     options = AIRFLOW | {
         "CORE__FERNET_KEY": key["fernet"],
-        "CORE__SIMPLE_AUTH_MANAGER_USERS": _users(settings),
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(users),
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
         "CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_address}/execution/",
         "API__HOST": settings.airflow_host,
@@ -140,23 +142,6 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         elif name in os.environ:
             variables[name] = os.environ[name]
     return variables
-
-
-def _users(settings: Settings) -> str:
-    roles = settings.airflow_roles | {LOGIN: "admin"}
-    return ",".join(f"{name}:{role}" for name, role in roles.items())
-
-
-def _passwords(settings: Settings, password: str) -> dict[str, str]:
-    """Return the password of each user of Airflow.
-
-    All follow from `password`, Gyre's own, so that each container of a team has the same ones.
-    """
-    passwords = {
-        name: hmac.new(password.encode(), name.encode(), sha256).hexdigest()[:16]
-        for name in settings.airflow_roles
-    }
-    return passwords | {LOGIN: password}
 
 
 def load_secrets(settings: Settings) -> dict[str, str]:
@@ -184,8 +169,17 @@ def make_secrets(settings: Settings) -> None:
             "password": secrets.token_urlsafe(12),
         }
         replace_file(path, json.dumps(content), mode=0o600)
-    passwords = json.dumps(_passwords(settings, content["password"]))
-    replace_file(path.with_name("passwords.json"), passwords, mode=0o600)
+    password = content["password"]
+    # Those of Airflow's users follow from it: each container of a team has the same ones.
+    passwords = {
+        name: hmac.new(password.encode(), name.encode(), sha256).hexdigest()[:16]
+        for name in settings.airflow_roles
+    }
+    replace_file(
+        path.with_name("passwords.json"),
+        json.dumps(passwords | {LOGIN: password}),
+        mode=0o600,
+    )
 
 
 def _secrets(settings: Settings) -> Path:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ def problems(settings: Settings) -> list[str]:
     Nothing is changed, but that a database has its tables and a bucket an object `gyre`.
     """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
-    return of_home + port_problems(settings) + connection_problems(settings)
+    return [*of_home, *port_problems(settings), *connection_problems(settings)]
 
 
 def prepare(settings: Settings) -> None:
@@ -96,9 +97,8 @@ def connection_problems(settings: Settings) -> list[str]:
     return lines
 
 
-def port_problems(settings: Settings) -> list[str]:
+def port_problems(settings: Settings) -> Iterator[str]:
     """Ports for our processes: given twice, or held by somebody else."""
-    lines = []
     variables: dict[int, str] = {}
     is_up = bool(members(settings.home))
     for name in PORTS:
@@ -108,18 +108,18 @@ def port_problems(settings: Settings) -> list[str]:
         variable = f"GYRE_{name.upper()}_PORT"
         host = settings.listens_on(name)
         if port in variables:
-            both = f"{variable} and {variables[port]} are both {port}"
-            lines.append(f"{both}: give one another port")
+            yield (
+                f"{variable} and {variables[port]} are both {port}: "
+                "give one another port"
+            )
         elif not _is_free(host, 0):
-            address = f"{host} is no address of this machine"
-            lines.append(f"{address}: {name} cannot listen on it")
+            yield f"{host} is no address of this machine: {name} cannot listen on it"
         elif not is_up and not _is_free(host, port):
-            remedy = (
+            yield (
+                f"port {port} ({name}) is taken: "
                 f"stop the program that listens there, or set {variable} to a free port"
             )
-            lines.append(f"port {port} ({name}) is taken: {remedy}")
         variables.setdefault(port, variable)
-    return lines
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -156,8 +156,8 @@ def states(settings: Settings) -> dict[str, dict[str, Any]] | None:
 
 
 def _supervisor(settings: Settings) -> ServerProxy:
-    address = f"unix://{socket_path(settings.home)}"
-    return ServerProxy("http://supervisor", SupervisorTransport(serverurl=address))
+    transport = SupervisorTransport(serverurl=f"unix://{socket_path(settings.home)}")
+    return ServerProxy("http://supervisor", transport)
 
 
 def wait_ready(
@@ -197,8 +197,12 @@ def wait_ready(
             if state == "FATAL" or len(pids[program.name]) > MOST_STARTS:
                 raise _not_ready(settings, program, problem, "it ends each time")
             if waited > READY_SECONDS:
-                reason = f"after {waited:.0f} s; to wait longer: gyre up"
-                raise _not_ready(settings, program, problem, reason)
+                raise _not_ready(
+                    settings,
+                    program,
+                    problem,
+                    f"after {waited:.0f} s; to wait longer: gyre up",
+                )
         waiting = [program for program in waiting if program.name in problems]
         if waiting and time.monotonic() >= next_notice:
             next_notice += NOTICE_SECONDS
@@ -263,13 +267,14 @@ def end(processes: list[psutil.Process], patience: float) -> None:
 def members(home: Path) -> list[psutil.Process]:
     """Return the living processes of this home's stack, never this one or those above it."""
     above = [psutil.Process(), *psutil.Process().parents()]
-    processes = []
-    for process in psutil.process_iter(["name", "cmdline", "environ"]):
+    processes = psutil.process_iter(["name", "cmdline", "environ"])
+    marked_processes = [
+        process
+        for process in processes
         # None: gone, or somebody else's.
-        environment = process.info["environ"] or {}
-        if environment.get(MARK) == str(home) and process not in above:
-            processes.append(process)
-    return processes
+        if (process.info["environ"] or {}).get(MARK) == str(home)
+    ]
+    return [process for process in marked_processes if process not in above]
 
 
 def title(process: psutil.Process) -> str:

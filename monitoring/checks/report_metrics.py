@@ -140,8 +140,8 @@ class Column:
 
     @property
     def drift_kind(self) -> str:
-        predictions = (SCORE, PREDICTED_CLASS)
-        return "prediction_drift" if self.name in predictions else "data_drift"
+        is_of_model = self.name in (SCORE, PREDICTED_CLASS)
+        return "prediction_drift" if is_of_model else "data_drift"
 
     def lines(self) -> list[ReportLine]:
         if not self.value_count:  # Evidently's drift raises on a column without any
@@ -178,8 +178,7 @@ class Column:
             ),
         )
         if share == 1:
-            reason = f"{self.name}: the reference has no value"
-            return replace(line, unknown=reason)
+            return replace(line, unknown=f"{self.name}: the reference has no value")
         return line
 
     def drift(self) -> ReportLine:
@@ -307,8 +306,10 @@ def report_lines(
 def performance_line(measured: MeasuredMetric) -> ReportLine:
     better = lte if measured.lower_is_better else gte
     tests = [] if measured.limit is None else [better(measured.limit)]
-    interval = f"95 % interval {measured.low:.3f} to {measured.high:.3f}"
-    title = f"{measured.name} of {measured.rows:,} rows, {interval}"
+    title = (
+        f"{measured.name} of {measured.rows:,} rows, "
+        f"95 % interval {measured.low:.3f} to {measured.high:.3f}"
+    )
     return ReportLine(
         name=measured.name,
         kind="performance_drift",
@@ -350,11 +351,8 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
     figure = result.share if isinstance(result, CountValue) else result
     value = float(figure.value)
     test_statuses = {test.status for test in result.tests}
-    status: Status = "ok"
-    for test_status, meaning in STATUSES.items():  # the worst first
-        if test_status in test_statuses:
-            status = meaning
-            break
+    meanings = [STATUSES[status] for status in STATUSES if status in test_statuses]
+    status: Status = meanings[0] if meanings else "ok"  # the worst comes first
     # The limit that failed, else the farthest.
     failed = [test for test in result.tests if test.status == TestStatus.FAIL]
     limit_tests = failed or result.tests[-1:]
@@ -375,8 +373,10 @@ def _try(line: ReportLine, samples: Samples) -> ReportLine:
     try:
         _snapshot([line], samples)
     except Exception as exc:  # noqa: BLE001  (whatever a metric raises)
-        reason = f"{line.feature}: Evidently cannot measure it: {type(exc).__name__}"
-        return replace(line, unknown=reason)
+        error = type(exc).__name__
+        return replace(
+            line, unknown=f"{line.feature}: Evidently cannot measure it: {error}"
+        )
     return line
 
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from feature_repo.dataset_record import service_records
 from monitoring.check import CheckResult
 from monitoring.decision import ENTITIES
-from monitoring.past import Past
-from monitoring.run import MonitoringRun
+from monitoring.run import MonitoringRun, Past
 from monitoring.window import LENGTH
 from training.reference import Reference
 

@@ -221,8 +221,7 @@ class Console:
             problems=problems(checks or {}),
             **values,
         )
-        headers = {"Content-Security-Policy": PAGE_POLICY}
-        return HTMLResponse(text, code, headers)
+        return HTMLResponse(text, code, {"Content-Security-Policy": PAGE_POLICY})
 
 
 def create_app(settings: Settings) -> Starlette:

@@ -55,8 +55,7 @@ def state(result: CheckResult) -> str:
 
 def worst_state(results: Iterable[CheckResult]) -> str:
     """Return the worst of the states of some checks."""
-    states = [state(result) for result in results]
-    return min(states, key=STATES.index, default="ok")
+    return min(map(state, results), key=STATES.index, default="ok")
 
 
 def problems(
@@ -226,7 +225,6 @@ def _roles(status: ModelStatus) -> Iterator[CheckResult]:
     """Compare who says which version is in a role: production, and others that are taken."""
     model = status.spec.name
     rows = status.rows.value
-    refused_versions = status.refused_versions()
     for role in ROLES:
         row = rows.newest(role) if rows else None
         versions: dict[str, str | None] = {}
@@ -241,7 +239,7 @@ def _roles(status: ModelStatus) -> Iterator[CheckResult]:
             parts = [f"{source}: {version_text(v)}" for source, v in versions.items()]
             refused = [
                 f"Serving refuses version {version}: {reason}"
-                for version, reason in refused_versions.items()
+                for version, reason in status.refused_versions().items()
             ]
             remedy = f"`gyre ledger {model}` makes ledger and MLflow agree."
             if refused:

@@ -176,14 +176,14 @@ def picture_of(one: Series, span: Span) -> Picture:
     if low < high / 2:
         low = min(low, 0.0)
     pixels = (BOTTOM - TOP) / ((high - low) or 1.0)
-    marks: list[Mark] = []
-    for moment, (value, limit, status) in one.points.items():
-        mark = Mark(
+    marks = [
+        Mark(
             x=span.place(moment),
             y=round(BOTTOM - pixels * (value - low), 1),
             limit=None if limit is None else round(BOTTOM - pixels * (limit - low), 1),
             status=status,
             text=f"{moment:%Y-%m-%d %H:%M} UTC: {value:.4g}, {status}",
         )
-        marks.append(mark)
+        for moment, (value, limit, status) in one.points.items()
+    ]
     return Picture(marks=marks, ticks={TOP: high, BOTTOM: low})

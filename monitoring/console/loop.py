@@ -107,11 +107,8 @@ class LoopStatus:
 
     def promotion_times(self) -> list[datetime]:
         """Return when a version of any model was given a role."""
-        times: list[datetime] = []
-        for status in self.models.values():
-            if status.rows.value:
-                times += [row.time for row in status.rows.value.ledger]
-        return times
+        known_rows = [status.rows.value for status in self.models.values()]
+        return [row.time for rows in known_rows if rows for row in rows.ledger]
 
 
 class Loop:
@@ -119,17 +116,18 @@ class Loop:
 
     def __init__(self, settings: Settings) -> None:
         """Read the specs, and nothing else yet."""
-        statuses = partial(read_statuses, settings)
-        self._serving: CachedReader[ServingStatuses] = CachedReader(statuses)
+        self._serving: CachedReader[ServingStatuses] = CachedReader(
+            partial(read_statuses, settings)
+        )
         self._consumer = CachedReader(partial(consumer_problem, settings))
         self._lags = CachedReader(partial(consumer_lags, settings))
         self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)
         self._shared = (self._serving, self._consumer, self._lags, self._broken_specs)
         stores = cache(lambda: (Ledger(settings), Alerts(settings)))
-        self.models: dict[str, ModelReaders] = {}
-        for spec in load_specs():
-            readers = ModelReaders(settings, spec, self._serving, stores)
-            self.models[spec.name] = readers
+        self.models = {
+            spec.name: ModelReaders(settings, spec, self._serving, stores)
+            for spec in load_specs()
+        }
 
     def read(
         self, names: Iterable[str] | None = None, *more: CachedReader[Any]

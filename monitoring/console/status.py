@@ -12,12 +12,12 @@ from core.user_code import dataset_names
 from feature_repo.dataset_record import DatasetRecord, service_records
 from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.pages import ModelPages, Pages, RunPage
+from mlflow_server.pages import Pages, RunPage
 from mlflow_server.registry import Registry
 from mlflow_server.roles import ROLES, last_applied
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading
-from monitoring.console.history import Series, read_history
+from monitoring.console.history import read_history
 from monitoring.decision_log import (
     DecisionRow,
     newest_decisions,
@@ -78,12 +78,12 @@ class ModelRows:
     def open_alerts(self, now: datetime) -> list[Alert]:
         """Return alerts seen of late; one about a version is over with the version's role."""
         rows = [self.newest(role) for role in ROLES]
-        versions = {row.to_version for row in rows if row}
+        versions = {None, *(row.to_version for row in rows if row)}
         alerts: list[Alert] = []
         for alert in self.alerts:
             details = alert_details(alert)
             version = details.version if details else None
-            if is_open(alert, now) and (version is None or version in versions):
+            if is_open(alert, now) and version in versions:
                 alerts.append(alert)
         return alerts
 
@@ -167,10 +167,10 @@ class ModelReaders:
             "rows": CachedReader(partial(_model_rows, settings, stores, spec)),
             "runs": CachedReader(training, PAGES_SECONDS),
         }
-        self.pages: CachedReader[ModelPages] = CachedReader(
+        self.pages = CachedReader(
             partial(pages.pages, name, spec.experiment), PAGES_SECONDS
         )
-        self.history: CachedReader[list[Series]] = CachedReader(
+        self.history = CachedReader(
             partial(read_history, settings, name), PAGES_SECONDS
         )
 

@@ -8,7 +8,7 @@ import pytest
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
 from monitoring.decision import Inputs, decide, describe, judge
-from monitoring.past import Past
+from monitoring.run import Past
 from tests.console.year import decision_row
 from tests.monitoring.log import NOON
 

@@ -15,7 +15,7 @@ from monitoring.collect import collect
 from monitoring.decision import Decision
 from monitoring.harm import Variant, collapse, collapsed_classes, measure_variants
 from monitoring.monitor import MonitorReport, act
-from monitoring.past import previous_version
+from monitoring.run import previous_version
 from monitoring.serving_status import ServingCounts
 from tests.monitoring.conftest import alerts
 from tests.monitoring.log import FAILURE, NOON, answer, write
