@@ -259,16 +259,13 @@ def collect(settings: Settings) -> Collected:
     # One at a time: two would remove one file.
     with one_writer(settings, "collect"), reached("the prediction log"):
         prediction_count, malformed_predictions = _take(
-            files=_files(settings, "predictions"),
-            form=Prediction,
-            table=predictions(settings),
+            _files(settings, "predictions"),
+            Prediction,
+            predictions(settings),
             key="request_id",
         )
         outcome_count, malformed_outcomes = _take(
-            files=_files(settings, "feedback"),
-            form=Feedback,
-            table=outcomes(settings),
-            key="line",
+            _files(settings, "feedback"), Feedback, outcomes(settings), key="line"
         )
     malformed = malformed_predictions + malformed_outcomes
     return Collected(prediction_count, outcome_count, malformed)

@@ -178,10 +178,7 @@ def _store(settings: Settings, name: str, row: dict[str, Any]) -> None:
         columns["entities"] = pa.int64()
     schema = pa.schema(columns)
     table = Table(settings, name, schema)
-    table.merge(
-        rows=pa.Table.from_pylist([row], schema),
-        key=["model", "as_of"],
-        content=[*row],
-    )
+    rows = pa.Table.from_pylist([row], schema)
+    table.merge(rows, key=["model", "as_of"], content=[*row])
     if len(table.names()) > MAX_FILES:
         table.compact()

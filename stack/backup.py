@@ -264,4 +264,4 @@ def _run(folder: Path | None, *command: str, **environment: str) -> str:
 def _described(folder: Path) -> Backup:
     names = _names(folder)
     size = sum((folder / name).stat().st_size for name in names)
-    return Backup(folder=folder, files=len(names), size=size)
+    return Backup(folder, len(names), size)

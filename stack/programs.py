@@ -76,42 +76,42 @@ def _answers(
 
 _airflow = partial(_answers, "airflow", "/api/v2/monitor/health")
 MLFLOW_SERVER = Program(
-    name="mlflow",
-    command="python -m mlflow_server.server",
+    "mlflow",
+    "python -m mlflow_server.server",
     problem=_answers("mlflow", "/health"),
     part="mlflow",
 )
-REDIS_SERVER = Program(name="redis", command=REDIS, problem=redis_problem, part="redis")
+REDIS_SERVER = Program("redis", REDIS, problem=redis_problem, part="redis")
 AIRFLOW_API = Program(
-    name="airflow-api",
-    command="airflow api-server",
+    "airflow-api",
+    "airflow api-server",
     problem=_airflow("metadatabase"),
     part="airflow",
 )
 SCHEDULER = Program(
-    name="scheduler",
-    command="python -m stack.scheduler",
+    "scheduler",
+    "python -m stack.scheduler",
     problem=_airflow("scheduler"),
     part="airflow",
 )
 DAG_PROCESSOR = Program(
-    name="dag-processor",
-    command="airflow dag-processor",
+    "dag-processor",
+    "airflow dag-processor",
     problem=_airflow("dag_processor"),
     part="airflow",
     reads_project=True,
 )
 SERVING = Program(
-    name="serving",
-    command="python -m serving",
+    "serving",
+    "python -m serving",
     problem=_answers("serving", "/health/live"),
     part="serving",
 )
 NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING)
-CONSUMER = Program(name="consumer", command="gyre consume", problem=consumer_problem)
+CONSUMER = Program("consumer", "gyre consume", problem=consumer_problem)
 CONSOLE = Program(
-    name="console",
-    command="python -m monitoring.console",
+    "console",
+    "python -m monitoring.console",
     problem=_answers("console", "/health/live"),
     reads_project=True,
 )

@@ -186,4 +186,4 @@ def picture_of(one: Series, span: Span) -> Picture:
         )
         for moment, (value, limit, status) in one.points.items()
     ]
-    return Picture(marks=marks, ticks={TOP: high, BOTTOM: low})
+    return Picture(marks, {TOP: high, BOTTOM: low})

@@ -46,10 +46,7 @@ def loop_metrics(loop: LoopStatus, records: Sequence[DatasetRecord] = ()) -> byt
     def add(name: str, value: float, **labels: str) -> None:
         if name not in gauges:
             gauges[name] = Gauge(
-                name=f"gyre_{name}",
-                documentation=METRICS[name],
-                labelnames=[*labels],
-                registry=registry,
+                f"gyre_{name}", METRICS[name], [*labels], registry=registry
             )
         gauges[name].labels(**labels).set(value)
 
