@@ -368,14 +368,13 @@ def _publish(
     }
     # A step makes MLflow draw a line; without one it draws the last value.
     run = tracking.get_run(run_id)
-    started = run.info.start_time / 1000
-    hours = round((report.as_of.timestamp() - started) / 3600)
+    seconds = report.as_of.timestamp() - run.info.start_time / 1000
     tracking.log(
         run_id,
         metrics=metrics,
         tags={"verdict": report.verdict, "words": report.words},
         at=report.as_of,
-        step=hours,
+        step=round(seconds / 3600),
     )
     stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
     if run.data.tags.get("reported") != stamp:

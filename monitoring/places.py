@@ -209,10 +209,9 @@ def _forget_features(search: Search, dataset: Dataset) -> int:
     row_count = 0
     for name in dataset.views:
         view = view_table(search.settings, name)
-        if view.exists and search.key.column in view.stored_schema().names:
-            row_count += _forget_rows(search, view, search.key.equals)
-        elif view.exists and search.erase:
-            view.purge()
+        has_key = view.exists and search.key.column in view.stored_schema().names
+        is_own = search.key.equals if has_key else "FALSE"
+        row_count += _forget_rows(search, view, is_own)
     return row_count
 
 
@@ -228,13 +227,14 @@ def _forget_online(search: Search, dataset: Dataset) -> int:
     with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
         names = online.hashes_of(key.column, key.value)
         if search.erase:
-            # The consumer notes anew which windows end.
-            end_keys = (
-                ends_key(online.store.project, dataset.name),
-                loaded_ends_key(online.store.project, dataset.name),
-            )
+            project = online.store.project
             with online.lock():
-                online.redis.delete(*names, *end_keys)
+                # The consumer notes anew which windows end.
+                online.redis.delete(
+                    *names,
+                    ends_key(project, dataset.name),
+                    loaded_ends_key(project, dataset.name),
+                )
     return len(names)
 
 

@@ -234,15 +234,15 @@ def _judge(
         return RolloutStep("hold", candidate.percent, reason), None
     collect(settings)
     variants = measure_variants(settings, spec.name, candidate.start, as_of)
-    earlier = row.evidence if row.role == CHALLENGER else None
+    previous_production = None
+    if row.role == CHALLENGER and row.evidence:
+        previous_production = EVIDENCE.validate_json(row.evidence).production
     evidence = Evidence(
         percent=candidate.percent,
         minutes=(as_of - candidate.start) / timedelta(minutes=1),
         production=variants[PRODUCTION, candidate.production],
         challenger=variants[row.role, candidate.version],
-        previous_production=(
-            EVIDENCE.validate_json(earlier).production if earlier else None
-        ),
+        previous_production=previous_production,
     )
     return judge_step(spec.rollout, evidence), evidence
 

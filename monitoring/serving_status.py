@@ -33,22 +33,18 @@ def replicas_of(settings: Settings) -> dict[str, str]:
     """Return the URL of each replica: a DNS name may resolve to several of them."""
     replicas: dict[str, str] = {}
     for address in settings.serving_addresses:
-        replicas |= _replicas_at(address)
+        url = httpx.URL(address)
+        hosts: set[str] = set()
+        if url.scheme == "http":  # a certificate is of the name
+            with suppress(OSError):  # whoever asks the address says so
+                hosts = set(socket.gethostbyname_ex(url.host)[2])
+        for host in sorted(hosts):
+            own_url = str(url.copy_with(host=host))
+            asked_url = own_url if len(hosts) > 1 else address
+            replicas[f"{address} at {own_url}"] = asked_url
+        if not hosts:
+            replicas[address] = address
     return replicas
-
-
-def _replicas_at(address: str) -> dict[str, str]:
-    url = httpx.URL(address)
-    if url.scheme != "http":  # a certificate is of the name
-        return {address: address}
-    hosts: list[str] = []
-    with suppress(OSError):  # whoever asks the address says so
-        hosts = socket.gethostbyname_ex(url.host)[2]
-    urls = [str(url.copy_with(host=host)) for host in sorted(hosts)]
-    replicas = {f"{address} at {own_url}": own_url for own_url in urls}
-    if len(replicas) > 1:
-        return replicas
-    return dict.fromkeys(replicas, address) or {address: address}
 
 
 def read_statuses(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -182,8 +182,7 @@ def _put(
 
     Redis replaces the files of its log while it rewrites them, serving renames full ones of its own.
     """
-    is_settled = False
-    while not is_settled:
+    while True:
         target = staged / name
         shutil.rmtree(target, ignore_errors=True)
         target.unlink(missing_ok=True)
@@ -193,7 +192,8 @@ def _put(
             copy.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # it went
                 put(home / file, copy)
-        is_settled = _names(home, name) == before
+        if _names(home, name) == before:
+            return
 
 
 def _names(folder: Path, below: str = "") -> set[str]:
