@@ -88,7 +88,11 @@ class DemoRun:
             for alert in alerts.rows(EXAMPLE):
                 self._say(f"alert: {alert['message']} ({alert['cause']})")
         training = self._follow_training(decision.cause)
-        _wait_for("a new version", lambda: self._served_version() != old_version)
+        first = self._entities[:1]
+        _wait_for(
+            "a new version",
+            lambda: self._predict(first)[0]["model_version"] != old_version,
+        )
         served = datetime.now(UTC)
         answer = self._predict_all()
         last_decision = self._monitor()
@@ -130,9 +134,6 @@ class DemoRun:
                 break
             time.sleep(1)
         return answers
-
-    def _served_version(self) -> str:
-        return str(self._predict(self._entities[:1])[0]["model_version"])
 
     def _signalled_training(self) -> dict[str, Any] | None:
         """Return the newest training that a drift started, None before it runs."""

@@ -15,10 +15,9 @@ with new_dag("maintain", __doc__, "40 2 * * *"):
         from monitoring.maintain import maintain as clean_up  # noqa: PLC0415  (heavy)
 
         parts = clean_up(load_settings(), current_run().as_of)
-        lines = [part.line() for part in parts]
         failed = [part.line() for part in parts if part.problem]
         if failed:
             raise StackError("\n".join(failed))
-        return lines
+        return [part.line() for part in parts]
 
     maintain()
