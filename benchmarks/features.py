@@ -72,19 +72,20 @@ def write_rows(home: Path, customers: int, events: int) -> None:
 def write_view(settings: Settings) -> None:
     """Make a view's table of the rows, beside a raw table without rows."""
     from feature_repo.datasets.orders import ORDERS  # noqa: PLC0415  (not in what is measured)
-    from feature_repo.engines import DuckDBEngine  # noqa: PLC0415
+    from feature_repo.engines import engine_connection, write_files  # noqa: PLC0415
     from feature_repo.features import raw_table  # noqa: PLC0415
     from feature_repo.views import view_table  # noqa: PLC0415
 
     raw = raw_table(settings, ORDERS)
     raw.merge(raw.schema.empty_table(), ORDERS.key, ORDERS.schema.names)
     view = view_table(settings, VIEW)
-    engine = DuckDBEngine(Path(tempfile.mkdtemp(dir=settings.home)))
-    rows = engine.connection.read_parquet(settings.home / ROWS)
-    files = engine.write(rows, view, None)
-    schema = rows.schema().to_pyarrow().append(pa.field("period", pa.int64()))
+    folder = Path(tempfile.mkdtemp(dir=settings.home))
+    with engine_connection(settings, folder / "spill") as connection:
+        rows = connection.read_parquet(settings.home / ROWS)
+        files = write_files(connection, rows, view, None, folder / "rows")
+        columns = rows.schema().to_pyarrow()
     notes = {"definition": 1, "raw": raw.version}
-    view.commit(files, schema, "period", None, notes)
+    view.commit(files, columns, None, notes)
 
 
 def entity_frame(rows: int, customers: int) -> pd.DataFrame:

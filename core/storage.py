@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from deltalake import (
     CommitProperties,
     DeltaTable,
@@ -59,27 +58,10 @@ NEAR = timedelta(minutes=5)
 """Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
 EVENT_TIME = "event_timestamp"
 """The column whose span of times a commit of files notes for each file."""
-
-
-class AddedFile(NamedTuple):
-    """A parquet file that is to become part of a table.
-
-    Args:
-        path: Below the table's folder, such as `period=12/NAME.parquet`.
-        size: In bytes.
-        partition: Its value of the column that the table is partitioned by.
-        rows: How many there are.
-        earliest: Smallest time in the column `event_timestamp`.
-        latest: Largest time there.
-
-    """
-
-    path: str
-    size: int
-    partition: int
-    rows: int
-    earliest: datetime
-    latest: datetime
+PERIOD = "period"
+"""The column of integers that a table of such files is partitioned by."""
+AddedFile = AddAction
+"""A parquet file that is to become part of a table: see `added_file`."""
 
 
 class Table:
@@ -93,7 +75,6 @@ class Table:
         self.name = name
         self.schema = schema
         self.path = settings.data / name
-        self._options = S3 if settings.data_url else None
         self._newest: DeltaTable | None = None
 
     @property
@@ -106,19 +87,19 @@ class Table:
         if self._newest is not None:
             return True
         with self._reading():
-            return bool(DeltaTable.is_deltatable(str(self.path), self._options))
+            return bool(DeltaTable.is_deltatable(str(self.path), S3))
 
     @property
     def identity(self) -> str:
         """Id of the table; a table made later at its place has another."""
         return str(self._open().metadata().id)
 
-    def files(self, version: int | None = None, within: str | None = None) -> list[str]:
-        """Parquet files of a version (default: the newest), on disk: DuckDB and Spark read these.
+    def files(self, within: str | None = None) -> list[str]:
+        """Parquet files of the newest version, on disk: DuckDB reads these.
 
         within: SQL on columns; files that surely hold no such row are left out.
         """
-        return self.copies(self.names(version, within))
+        return self.copies(self.names(within=within))
 
     def noted(
         self, names: Sequence[str], version: int | None = None
@@ -263,23 +244,22 @@ class Table:
                 )
                 merger.when_matched_delete().execute()
 
-    def insert(self, rows: pa.Table, key: str, beside: str | None = None) -> int:
+    def insert(self, rows: pa.Table, key: str, time: str) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing.
 
-        beside: a column of times, which of one key are at most NEAR apart: only keys of about the
+        time: a column of times, which of one key are at most NEAR apart: only keys of about the
         times of `rows` are read.
         """
         rows = rows.cast(self.schema)
+        if not rows.num_rows:
+            return 0
+        span = pc.min_max(rows[time]).as_py()
+        is_late_enough = pc.field(time) >= span["min"] - NEAR
+        is_early_enough = pc.field(time) <= span["max"] + NEAR
         with self.writing():
-            if self.exists and rows.num_rows:
-                near = _near(rows, beside) if beside else None
-                stored = (
-                    self._open()
-                    .to_pyarrow_dataset()
-                    .to_table(columns=[key], filter=near)
-                )
-                is_stored = pc.is_in(rows[key], stored[key].combine_chunks())
-                rows = rows.filter(pc.invert(is_stored))
+            stored = self.read(columns=[key], where=is_late_enough & is_early_enough)
+            is_stored = pc.is_in(rows[key], stored[key].combine_chunks())
+            rows = rows.filter(pc.invert(is_stored))
             if rows.num_rows:
                 self._append(rows)
         return int(rows.num_rows)
@@ -301,14 +281,13 @@ class Table:
                 partition_by=list(partition),
                 predicate=same if self.exists else None,
                 configuration=RETENTION,
-                storage_options=self._options,
+                storage_options=S3,
             )
 
     def commit(
         self,
         files: Sequence[AddedFile],
-        schema: pa.Schema,
-        partition: str,
+        columns: pa.Schema,
         within: str | None,
         notes: Mapping[str, int],
     ) -> None:
@@ -320,32 +299,27 @@ class Table:
 
         Args:
             files: Files that no commit has named before.
-            schema: Columns of the files, then the column `partition`.
-            partition: Column of integers that the table is partitioned by.
-            within: SQL on `partition`; only files of such partitions go. None: all go.
+            columns: What the files hold; the table has PERIOD beside it.
+            within: SQL on PERIOD; only files of such periods go. None: all go.
             notes: Numbers that `noted` returns from now on, such as what the rows stand on.
 
         """
-        now = int(time.time() * 1000)
+        schema = Schema.from_arrow(columns.append(pa.field(PERIOD, pa.int64())))
         with self.writing():
             if not self.exists:
                 DeltaTable.create(
                     str(self.path),
-                    Schema.from_arrow(schema),
-                    partition_by=[partition],
+                    schema,
+                    partition_by=[PERIOD],
                     configuration=REPLACED,
-                    storage_options=self._options,
+                    storage_options=S3,
                 )
             removed_names = [] if within is None else self.names(within=within)
-            actions = [
-                *[_remove_action(name, partition, now) for name in removed_names],
-                *[_add_action(file, partition, now) for file in files],
-            ]
             self._open().create_write_transaction(
-                actions,
+                [*map(_remove_action, removed_names), *files],
                 mode="overwrite" if within is None else "append",
-                schema=Schema.from_arrow(schema),
-                partition_by=[partition],
+                schema=schema,
+                partition_by=[PERIOD],
                 commit_properties=CommitProperties(
                     app_transactions=[
                         Transaction(name, note) for name, note in notes.items()
@@ -353,28 +327,21 @@ class Table:
                 ),
             )
 
-    def take_in(self, folder: Path) -> list[AddedFile]:
-        """Move files such as `period=12/NAME.parquet` into the table's folder, within `writing`.
+    def take_in(self, folder: Path, names: Sequence[str]) -> None:
+        """Move files below `folder` into the table's folder, within `writing`.
 
         No reader sees them before `commit`.
 
         Of files that go to S3, this host keeps copies.
         """
-        files = sorted(folder.glob("*/*.parquet"))
-        added_files = [_added_file(folder, file) for file in files]
+        place = Path(str(self.path))
         if self._settings.data_url:
-            sources = [str(file) for file in files]
-            targets = [(self.path / file.relative_to(folder)).path for file in files]
+            sources = [str(folder / name) for name in names]
+            targets = [(self.path / name).path for name in names]
             with reached(self.name):
                 self.path.fs.put(sources, targets)
             place = self._settings.cache / self.path.path
-        else:
-            place = Path(str(self.path))
-        for file in files:
-            target = place / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(file, target)
-        return added_files
+        shutil.copytree(folder, place, copy_function=shutil.move, dirs_exist_ok=True)
 
     def compact(self) -> None:
         """Rewrite the small files together; rows and readers of older versions see no change."""
@@ -387,15 +354,13 @@ class Table:
         Those that no version of the last week needs, and those of killed writers. Returns how many
         rows and files went.
         """
-        rows = 0
+        row_count = 0
         with self.writing():
             table = self._open()
             if column:
-                past = pc.field(column) < oldest
-                rows = int(table.to_pyarrow_dataset().count_rows(filter=past))
-                if rows:
-                    moment = oldest.astimezone(UTC).isoformat()
-                    table.delete(f"{quoted(column)} < '{moment}'")
+                moment = oldest.astimezone(UTC).isoformat()
+                metrics = table.delete(f"{quoted(column)} < '{moment}'")
+                row_count = metrics["num_deleted_rows"]
             table.optimize.compact(target_size=COMPACTED_BYTES)
             # Of those that it names some went before.
             files = [
@@ -404,7 +369,7 @@ class Table:
             table.vacuum(dry_run=False, full=True)
             table.create_checkpoint()  # the log before a checkpoint can go
             table.cleanup_metadata()
-        return rows, len(files)
+        return row_count, len(files)
 
     def matching(self, where: str, column: str) -> list[Any]:
         """Values of `column` in the rows that the SQL condition holds for."""
@@ -449,7 +414,7 @@ class Table:
             mode="append",
             schema_mode="merge",
             configuration=RETENTION,
-            storage_options=self._options,
+            storage_options=S3,
             target_file_size=COMPACTED_BYTES,
         )
 
@@ -490,9 +455,9 @@ class Table:
         """
         try:
             if version is not None:
-                return DeltaTable(str(self.path), version, self._options)
+                return DeltaTable(str(self.path), version, S3)
             if self._newest is None:
-                self._newest = DeltaTable(str(self.path), storage_options=self._options)
+                self._newest = DeltaTable(str(self.path), storage_options=S3)
             else:
                 self._newest.update_incremental()
         except OSError as exc:
@@ -532,25 +497,47 @@ def _rows_of(
         return pa.concat_tables(tables).filter(where).select(names)
 
 
-def _remove_action(name: str, partition: str, now: int) -> RemoveAction:
-    """Say that a file such as `period=12/NAME.parquet` goes; `now` is in milliseconds."""
-    value = name.partition("/")[0].partition("=")[2]
+def _remove_action(name: str) -> RemoveAction:
+    """Say that a file such as `period=12/NAME.parquet` goes."""
+    period = name.partition("/")[0].partition("=")[2]
     return RemoveAction(
         path=name,
         data_change=True,
-        deletion_timestamp=now,
-        partition_values={partition: value},
+        deletion_timestamp=int(time.time() * 1000),
+        partition_values={PERIOD: period},
     )
 
 
-def _add_action(file: AddedFile, partition: str, now: int) -> AddAction:
+def added_file(
+    path: str, size: int, period: int, rows: int, earliest: datetime, latest: datetime
+) -> AddedFile:
+    """Describe a parquet file that is to become part of a table.
+
+    Readers can leave the file out by its times, which are milliseconds in Delta's log: the span
+    becomes wider by less than one at each end.
+
+    Args:
+        path: Below the table's folder, such as `period=12/NAME.parquet`.
+        size: In bytes.
+        period: Its value of PERIOD.
+        rows: How many there are.
+        earliest: Smallest time in the column EVENT_TIME.
+        latest: Largest time there.
+
+    """
+    upper_end = latest + timedelta(microseconds=999)
+    statistics = {
+        "numRecords": rows,
+        "minValues": {EVENT_TIME: _milliseconds(earliest)},
+        "maxValues": {EVENT_TIME: _milliseconds(upper_end)},
+    }
     return AddAction(
-        path=file.path,
-        size=file.size,
-        partition_values={partition: str(file.partition)},
-        modification_time=now,
+        path=path,
+        size=size,
+        partition_values={PERIOD: str(period)},
+        modification_time=int(time.time() * 1000),
         data_change=True,
-        stats=_statistics(file),
+        stats=json.dumps(statistics),
     )
 
 
@@ -581,9 +568,8 @@ def names_at(address: str) -> tuple[list[str], pa.Schema]:
         DataError: See `files_at`.
 
     """
-    options = S3 if "://" in address else None
     try:
-        table = DeltaTable(address, storage_options=options)
+        table = DeltaTable(address, storage_options=S3)
         return _file_names(table), _columns_of_files(table)
     except (DeltaError, OSError) as exc:
         raise DataError(f"table {address}: {short_text(exc)}") from exc
@@ -615,38 +601,6 @@ def rows_at(
     except (DeltaError, OSError) as exc:
         raise DataError(short_text(exc)) from exc
     return rows.cast(pa.schema(table.schema().to_arrow()))
-
-
-def _added_file(folder: Path, file: Path) -> AddedFile:
-    """Describe a parquet file of a partition's folder below `folder`."""
-    metadata = pq.read_metadata(file)
-    column = metadata.schema.names.index(EVENT_TIME)
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    spans = [group.column(column).statistics for group in groups]
-    earliest = min(span.min for span in spans)
-    latest = max(span.max for span in spans)
-    return AddedFile(
-        path=file.relative_to(folder).as_posix(),
-        size=file.stat().st_size,
-        partition=int(file.parent.name.partition("=")[2]),
-        rows=metadata.num_rows,
-        earliest=earliest,
-        latest=latest,
-    )
-
-
-def _statistics(file: AddedFile) -> str:
-    """Return what Delta's log says of a file, so that readers can leave the file out.
-
-    Its times are milliseconds: the span becomes wider by less than one at each end.
-    """
-    latest = file.latest + timedelta(microseconds=999)
-    statistics = {
-        "numRecords": file.rows,
-        "minValues": {EVENT_TIME: _milliseconds(file.earliest)},
-        "maxValues": {EVENT_TIME: _milliseconds(latest)},
-    }
-    return json.dumps(statistics)
 
 
 def _milliseconds(moment: datetime) -> str:
@@ -693,11 +647,3 @@ def _reader_in_schema(rows: ds.Dataset, schema: pa.Schema) -> pa.RecordBatchRead
             yield from table.to_batches()
 
     return pa.RecordBatchReader.from_batches(schema, batches())
-
-
-def _near(rows: pa.Table, column: str) -> pc.Expression:
-    """Rows of the table whose time in `column` lies in the span of `rows`, or NEAR to it."""
-    span = pc.min_max(rows[column]).as_py()
-    is_late_enough = pc.field(column) >= span["min"] - NEAR
-    is_early_enough = pc.field(column) <= span["max"] + NEAR
-    return is_late_enough & is_early_enough

@@ -5,24 +5,22 @@ views' expressions are computed again, for some entities, from the raw rows that
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
+from feature_repo.asof_join import asof_join, dated_rows
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import OWN_PREFIX
-from feature_repo.engines import connected
+from feature_repo.engines import connected, temporary_table
 from feature_repo.features import open_raw, raw_table
-from feature_repo.service import PublishedService, field_types
+from feature_repo.service import PublishedService
 
 KNOWN_AT = f"{OWN_PREFIX}known_at"
 NUMBER = f"{OWN_PREFIX}number"
 ARRIVAL = f"{OWN_PREFIX}arrival"
-TIME = f"{OWN_PREFIX}time"
 
 
 def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table:
@@ -45,11 +43,9 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
     for view in service.stored:
         answers = pa.concat_tables(_answers(service, view, questions))
         places = pc.index_in(numbers, answers[NUMBER].combine_chunks())
-        for name, kind in field_types(view.projection.features).items():
-            column = answers[name].take(places)
-            if kind == "timestamp":  # as Feast stores it
-                column = pc.floor_temporal(column, unit="second")
-            table = table.append_column(name, column)
+        for feature in view.projection.features:
+            column = answers[feature.name].take(places)
+            table = table.append_column(feature.name, column)
     for view in service.on_demand:
         outputs = view.transform_arrow(table)
         for feature in view.projection.features:
@@ -60,37 +56,26 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
 def _answers(
     service: PublishedService, view: FeatureView, questions: pa.Table
 ) -> Iterator[pa.Table]:
-    """Yield NUMBER and features of the questions to which a view has a row."""
+    """Yield questions, some rows of the dataset had arrived by, with a view's features."""
     dataset = dataset_of(view.name)
     assert dataset is not None  # noqa: S101  (see above)
     expression = dataset.views[view.name]
+    names = [feature.name for feature in view.projection.features]
     raw = raw_table(service.settings, dataset)
     with connected() as connection:
         # Ibis makes no table of an Arrow table itself, only of an expression.
         rows = ibis.memtable(questions)
-        asked = connection.create_table("asked", rows.select(rows.columns), temp=True)
+        asked = temporary_table(connection, rows.select(rows.columns))
         raw_rows = open_raw(raw, connection=connection)
         raw_rows = raw_rows.semi_join(asked, dataset.entity)
-        raw_rows = connection.create_table("own_rows", raw_rows, temp=True)
+        raw_rows = temporary_table(connection, raw_rows)
         arrivals = raw_rows.select(**{ARRIVAL: "ingested_at"}).distinct()
         asked = asked.asof_join(arrivals, asked[KNOWN_AT] >= arrivals[ARRIVAL])
-        asked = connection.create_table("dated", asked, temp=True)
+        asked = temporary_table(connection, asked)
         moments = connection.to_pyarrow(asked.select(ARRIVAL).distinct())
         for moment in moments[ARRIVAL].to_pylist():
             part = asked.filter(asked[ARRIVAL] == moment)
             arrived_rows = raw_rows.filter(raw_rows.ingested_at <= moment)
-            newest = _newest_rows(view, expression(arrived_rows), part)
-            yield connection.to_pyarrow(newest)
-
-
-def _newest_rows(view: FeatureView, rows: ir.Table, asked: ir.Table) -> ir.Table:
-    """Return the newest row at or before each question's time, if it is young enough."""
-    keys = list(view.join_keys)
-    names = [feature.name for feature in view.projection.features]
-    newest = rows.select(*keys, *names, **{TIME: rows.event_timestamp})
-    asked = asked.select(NUMBER, "event_timestamp", *keys)
-    joined: Any = asked.asof_join(newest, asked.event_timestamp >= newest[TIME], keys)
-    is_young = joined[TIME].notnull()
-    if view.ttl:
-        is_young &= joined[TIME] + ibis.literal(view.ttl) >= joined.event_timestamp
-    return joined.filter(is_young).select(NUMBER, *names)
+            view_rows = dated_rows(expression(arrived_rows), view, names)
+            answers = asof_join(part, "event_timestamp", view_rows, view)
+            yield connection.to_pyarrow(answers)

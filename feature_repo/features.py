@@ -52,7 +52,7 @@ def changed_rows(
     if files is None:
         return None
     added_files, removed_files = files
-    no_rows = open_raw(raw, new_version, connection=connection).limit(0)
+    no_rows = ibis.memtable(raw.schema.empty_table())
     added = read_files(connection, raw, added_files) if added_files else no_rows
     added = added.select(raw.schema.names)
     if not removed_files:

@@ -4,7 +4,6 @@ A Redis that evicts keys does, and so does one that is restored from an older fi
 """
 
 from contextlib import closing
-from typing import NamedTuple
 
 import ibis
 
@@ -23,15 +22,11 @@ KNOWN_KEYS = 700
 REDIS_SECONDS = 5.0
 
 
-class LostRows(NamedTuple):
-    """How many known keys were looked up, and how many have no row online."""
-
-    keys: int
-    lost: int
-
-
-def lost_rows(settings: Settings, dataset: Dataset, name: str) -> LostRows:
+def lost_rows(settings: Settings, dataset: Dataset, name: str) -> tuple[int, int]:
     """Look up a sample of the keys that a view's rows of now say are online.
+
+    Returns:
+        How many keys were looked up, and how many have no row online.
 
     Raises:
         DataError: No rows of the view's expression are online yet.
@@ -47,9 +42,9 @@ def lost_rows(settings: Settings, dataset: Dataset, name: str) -> LostRows:
     with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
         state = online.state(name)
         if state is None:  # with the note, all is lost
-            return LostRows(1, 1)
+            return 1, 1
         keys = _known_keys(settings, view, online, state)
-        return LostRows(len(keys), len(online.lost_keys(name, keys)))
+        return len(keys), len(online.lost_keys(name, keys))
 
 
 def _known_keys(

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from operator import itemgetter
 from typing import Any
 
 import feast
@@ -13,6 +12,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from core.settings import Settings
 from core.spec import Entity
 from core.timestamps import BEGINNING, microseconds
+from feature_repo.online_writer import entity_values
 from feature_repo.service import AS_OF, PublishedService
 from feature_repo.store import open_store
 
@@ -126,7 +126,7 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
             if is_present and table.ttl:
                 is_present = time >= self.as_of - table.ttl
             if is_present:
-                self.present.add((table.projection.name_to_use(), *_values(key)))
+                self.present.add((table.projection.name_to_use(), *entity_values(key)))
             rows.append((time, values) if is_present else (None, None))
         return rows
 
@@ -145,11 +145,3 @@ def has_row(time: datetime | None, values: Mapping[str, Any]) -> bool:
     if time is None or time > BEGINNING:
         return time is not None
     return any(value.WhichOneof("val") for value in values.values())
-
-
-def _values(key: EntityKey) -> list[Any]:
-    """Return the values of join keys, in the order of their sorted names."""
-    pairs = sorted(
-        zip(key.join_keys, key.entity_values, strict=True), key=itemgetter(0)
-    )
-    return [getattr(value, value.WhichOneof("val")) for _, value in pairs]

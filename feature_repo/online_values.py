@@ -172,7 +172,13 @@ class OnlineValues:
             for view_values in values:
                 if raw_version is not None:  # before: see `write_encoded_rows`
                     self._add_keys(pipe, view_values, raw_version)
-                self._add_values(pipe, view_values)
+                if self.is_redis:
+                    config = self.store.config
+                    view = view_values.view
+                    write_rows(pipe, config, view, view_values.rows)
+                    delete_rows(pipe, config, view, view_values.deleted)
+                else:
+                    self._write_by_feast(view_values)
             pipe.execute()
 
     def keys_ahead(
@@ -226,15 +232,6 @@ class OnlineValues:
 
     def close(self) -> None:
         self.redis.close()
-
-    def _add_values(self, pipe: Any, values: ViewValues) -> None:
-        view = values.view
-        config = self.store.config
-        if self.is_redis:
-            write_rows(pipe, config, view, values.rows)
-            delete_rows(pipe, config, view, hash_names(config, view, values.deleted))
-        else:
-            self._write_by_feast(values)
 
     def _add_keys(self, pipe: Any, values: ViewValues, raw_version: int) -> None:
         view = values.view

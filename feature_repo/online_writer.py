@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -145,15 +146,15 @@ def _hash_values(
 
 
 def delete_rows(
-    pipe: Any, config: RepoConfig, view: FeatureView, names: Iterable[bytes]
+    pipe: Any, config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]
 ) -> None:
-    """Add commands to a pipeline that delete a view's values from hashes.
+    """Add commands to a pipeline that delete the values of entities in a view.
 
     Redis deletes a hash with its last field.
     """
     features = [feature.name for feature in view.features]
     fields = hash_fields(config, view, features)
-    for name in names:
+    for name in hash_names(config, view, keys):
         pipe.hdel(name, *fields)
 
 
@@ -198,10 +199,14 @@ def scan_keys(
     for name in redis.scan_iter(b"*" + suffix, count=SCAN_COUNT):
         if name.startswith(prefix):
             entity = deserialize_entity_key(name.removesuffix(suffix))
-            values = [
-                getattr(each, each.WhichOneof("val")) for each in entity.entity_values
-            ]
-            yield name, tuple(values)
+            yield name, entity_values(entity)
+
+
+def entity_values(entity: EntityKey_pb2.EntityKey) -> KeyValues:
+    """Return the values of an entity's join keys."""
+    pairs = zip(entity.join_keys, entity.entity_values, strict=True)
+    values = dict(sorted(pairs, key=itemgetter(0))).values()
+    return tuple(getattr(value, value.WhichOneof("val")) for value in values)
 
 
 def hash_fields(

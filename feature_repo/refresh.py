@@ -134,11 +134,7 @@ class ViewRefresh:
             moment = max(moment, old.time)
         with engine_connection(self._settings) as connection:
             difference = ViewDifference(
-                connection=connection,
-                view=self._view,
-                keys=self._keys,
-                version=version,
-                moment=moment,
+                connection, self._view, self._keys, version, moment
             )
             changed_keys = self._changed_keys(difference, old, taken_keys)
             begun = _begun(old, version, is_whole=changed_keys is None)
@@ -222,10 +218,8 @@ class ViewRefresh:
             yield changed_keys
             return
         stored_keys = self._online.stored_keys(self._view.name)
-        keys = list(islice(stored_keys, STORED_KEYS))
-        while keys:
+        for keys in iter(lambda: list(islice(stored_keys, STORED_KEYS)), []):
             yield difference.key_table(keys)
-            keys = list(islice(stored_keys, STORED_KEYS))
 
     def _write(self, rows: pa.Table, deleted: Sequence[KeyValues] = ()) -> None:
         """Write rows and delete keys, but those that the consumer wrote meanwhile."""

@@ -7,7 +7,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-from feature_repo.engines import read_files
+from feature_repo.engines import read_files, temporary_table
 from feature_repo.entities import key_rows
 from feature_repo.features import changed_rows
 from feature_repo.online_writer import KeyValues
@@ -63,7 +63,7 @@ class ViewDifference:
             if keys is None:
                 return None
             parts.append(keys)
-        return self._hold(ibis.union(*parts, distinct=True))
+        return temporary_table(self._connection, ibis.union(*parts, distinct=True))
 
     def newest(self, keys: ir.Table | None) -> ir.Table:
         """Return the newest row of each of the keys (None: of all), by event_timestamp, created."""
@@ -71,7 +71,7 @@ class ViewDifference:
         if keys is not None:
             due = due.semi_join(keys, self._keys)
         latest = due.group_by(self._keys).agg(event_timestamp=due.event_timestamp.max())
-        self._latest = self._hold(latest)
+        self._latest = temporary_table(self._connection, latest)
         earliest = self._connection.to_pyarrow(
             self._latest.event_timestamp.min()
         ).as_py()
@@ -127,8 +127,3 @@ class ViewDifference:
 
     def _read(self, files: Sequence[str]) -> ir.Table:
         return read_files(self._connection, self._view.table, files)
-
-    def _hold(self, rows: ir.Table) -> ir.Table:
-        name = ibis.util.gen_name("keys")
-        table: ir.Table = self._connection.create_table(name, rows, temp=True)
-        return table

@@ -8,7 +8,6 @@ from the period of the earliest change on, and copies all others; files of earli
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -27,9 +26,10 @@ from feature_repo.engines import (
     PERIOD,
     VALUE_ERRORS,
     engine_connection,
-    open_engine,
     read_files,
+    temporary_table,
     value_error,
+    write_files,
 )
 from feature_repo.features import changed_rows, open_raw, raw_table
 
@@ -107,8 +107,7 @@ class ViewTable:
         shutil.rmtree(scratch, ignore_errors=True)  # left by a killed refresh
         scratch.mkdir(parents=True)
         first_period = None
-        with closing(open_engine(self._settings, scratch)) as engine:
-            connection = engine.connection
+        with engine_connection(self._settings, scratch / "spill") as connection:
             raw_rows = open_raw(self.raw, new_state.raw, connection=connection)
             changes = None
             if old_state is not None and old_state.definition == new_state.definition:
@@ -121,7 +120,7 @@ class ViewTable:
             if changes is None:
                 view_rows = self._expression(raw_rows)
             else:
-                changes = engine.temporary_table(changes)
+                changes = temporary_table(connection, changes)
                 first_period = self._first_period(changes)
                 view_rows = self._updated_rows(
                     connection=connection,
@@ -129,12 +128,13 @@ class ViewTable:
                     changes=changes,
                     first_period=first_period,
                 )
-            files = engine.write(view_rows, self.table, first_period)
+            files = write_files(
+                connection, view_rows, self.table, first_period, scratch / "rows"
+            )
             columns = view_rows.schema().to_pyarrow()
         self.table.commit(
             files,
-            schema=columns.append(pa.field("period", pa.int64())),
-            partition="period",
+            columns,
             within=None if first_period is None else f"period >= {first_period}",
             notes=new_state._asdict(),
         )

@@ -367,7 +367,7 @@ def _take(
         if rows:
             row_table = pa.Table.from_pylist([*rows.values()], schema=table.schema)
             # What has the same key was received at about the same time.
-            new_count += table.insert(row_table, key, beside="received")
+            new_count += table.insert(row_table, key, "received")
         for file in closed_files.intersection(group):
             origin = files[file]
             if malformed[file]:

@@ -8,10 +8,10 @@ event's entities.
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 import ibis
@@ -22,11 +22,8 @@ from sqlglot.expressions import convert
 from upath import UPath
 
 from core.settings import Settings
-from core.storage import AddedFile, Table
+from core.storage import AddedFile, Table, added_file
 from core.table_query import quoted
-
-if TYPE_CHECKING:
-    from feature_repo.engines.spark import SparkEngine
 
 PERIOD = timedelta(days=28)
 """Feature rows are cut into periods of event time."""
@@ -37,56 +34,56 @@ VALUE_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, pa.ArrowInvalid)
 """What an expression raises at a value that it cannot take."""
 
 
-class DuckDBEngine:
-    """Compute engine of one machine.
+def temporary_table(connection: Any, rows: ir.Table) -> ir.Table:
+    """Compute `rows` once, into a table that lasts until the connection is closed."""
+    name = ibis.util.gen_name("temporary")
+    table: ir.Table = connection.create_table(name, rows, temp=True)
+    return table
+
+
+def write_files(
+    connection: Any,
+    rows: ir.Table,
+    table: Table,
+    first_period: int | None,
+    folder: Path,
+) -> list[AddedFile]:
+    """Write feature rows as parquet files of a table, which is to commit them.
+
+    Column types are those that Ibis promises, and times are microseconds UTC.
 
     Args:
-        folder: An empty folder for what exceeds DuckDB's memory, and for files being written.
+        connection: Of the engine.
+        rows: Feature rows.
+        table: The table of the view, within `writing`.
+        first_period: Earliest period to write; None writes all of them.
+        folder: Where DuckDB writes them first; it is not there yet.
 
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.connection = ibis.duckdb.connect(
-            temp_directory=str(folder / "spill"),
-            memory_limit=MEMORY_LIMIT,
-            preserve_insertion_order=False,
-        )
-
-    def temporary_table(self, rows: ir.Table) -> ir.Table:
-        """Compute `rows` once, into a table that lasts until the engine is closed."""
-        name = ibis.util.gen_name("temporary")
-        return self.connection.create_table(name, rows, temp=True)
-
-    def write(
-        self, rows: ir.Table, table: Table, first_period: int | None
-    ) -> list[AddedFile]:
-        """Write feature rows as parquet files of a table, which is to commit them.
-
-        Column types are those that Ibis promises, and times are microseconds UTC.
-
-        Args:
-            rows: Feature rows.
-            table: The table of the view, within `writing`.
-            first_period: Earliest period to write; None writes all of them.
-
-        """
-        folder = self._folder / "rows"
-        folder.mkdir(parents=True)
-        period = f"epoch_us(event_timestamp) // {PERIOD_MICROSECONDS}"
-        condition = "true" if first_period is None else f"{period} >= {first_period}"
-        selection = f"SELECT {typed_columns(rows)}, {period} AS period"
-        source = f"FROM ({self.connection.compile(rows)}) WHERE {condition}"
-        options = (
-            "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}'"
-        )
-        place = convert(str(folder)).sql()
-        self.connection.raw_sql(f"COPY ({selection} {source}) TO {place} ({options})")
-        return table.take_in(folder)
-
-    def close(self) -> None:
-        """Close the connection and drop its temporary tables."""
-        self.connection.disconnect()
+    files: list[AddedFile] = []
+    if connection.name == "pyspark":
+        files += connection.write_files(rows, table, first_period)
+        return files
+    folder.mkdir()
+    period = f"epoch_us(event_timestamp) // {PERIOD_MICROSECONDS}"
+    condition = "true" if first_period is None else f"{period} >= {first_period}"
+    selection = f"SELECT {typed_columns(rows)}, {period} AS period"
+    source = f"FROM ({connection.compile(rows)}) WHERE {condition}"
+    options = (
+        "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}', "
+        "RETURN_STATS"
+    )
+    place = convert(str(folder)).sql()
+    copied = connection.raw_sql(f"COPY ({selection} {source}) TO {place} ({options})")
+    for file, row_count, size, _, columns, partition in copied.fetchall():
+        path = Path(file).relative_to(folder).as_posix()
+        file_period = int(partition["period"])
+        times = columns['"event_timestamp"']
+        earliest = datetime.fromisoformat(times["min"])
+        latest = datetime.fromisoformat(times["max"])
+        files.append(added_file(path, size, file_period, row_count, earliest, latest))
+    table.take_in(folder, [file.path for file in files])
+    return files
 
 
 def typed_columns(rows: ir.Table) -> str:
@@ -101,44 +98,41 @@ def typed_columns(rows: ir.Table) -> str:
     return ", ".join(columns)
 
 
-def open_engine(settings: Settings, folder: Path) -> "DuckDBEngine | SparkEngine":
-    """Open the engine that `settings` name.
+def spark_connection(master: str, scratch: UPath) -> Any:
+    """Connect to Spark; see `feature_repo.engines.spark`."""
+    from feature_repo.engines import spark  # noqa: PLC0415  (400 MB, a JVM)
+
+    return spark.connect(master, scratch)
+
+
+@contextmanager
+def engine_connection(settings: Settings, spill: Path | None = None) -> Iterator[Any]:
+    """Connect to the engine that `settings` name.
 
     Args:
-        settings: Settings of the installation.
-        folder: See `DuckDBEngine`.
+        settings: Of the installation.
+        spill: An empty folder for what exceeds DuckDB's memory, to write a view. Default: none, to
+            read tables.
 
     Raises:
         DataError: PySpark or Java is missing, or Spark does not start.
 
     """
-    if settings.engine == "duckdb":
-        return DuckDBEngine(folder)
-    return spark_engine(settings.spark_master, settings.scratch)
-
-
-def spark_engine(master: str, scratch: UPath) -> "SparkEngine":
-    """Open Spark; see `SparkEngine`."""
-    from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (400 MB, a JVM)
-
-    return SparkEngine(master, scratch)
-
-
-@contextmanager
-def engine_connection(settings: Settings) -> Iterator[Any]:
-    """Connect to the engine that `settings` name, to read tables.
-
-    Raises:
-        DataError: See `open_engine`.
-
-    """
-    if settings.engine == "duckdb":
-        with connected() as connection:
+    if settings.engine == "spark":
+        with closing(
+            spark_connection(settings.spark_master, settings.scratch)
+        ) as connection:
             yield connection
-    else:
-        engine = spark_engine(settings.spark_master, settings.scratch)
-        with closing(engine):
-            yield engine.connection
+        return
+    options: dict[str, Any] = {}
+    if spill is not None:
+        options = {
+            "temp_directory": str(spill),
+            "memory_limit": MEMORY_LIMIT,
+            "preserve_insertion_order": False,
+        }
+    with connected(**options) as connection:
+        yield connection
 
 
 def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:

@@ -52,19 +52,14 @@ def write_waves(
 
     """
     cloudpickle.register_pickle_by_value(online_writer)
-    with connection.scratch_folder(f"online-{view}") as folder, one_line_errors():
+    with connection.scratch_folder(f"online-{view}") as address, one_line_errors():
+        folder = executors.filesystem(address, S3)
         frame = connection.frame(rows)
-        files = executors.write_rows(
-            frame, folder, S3, file_rows=FILE_ROWS, encode=encode
-        )
+        files = executors.write_rows(frame, folder, FILE_ROWS, encode)
         for paths in _waves(files):
             with lock():
                 replies = executors.for_each_file(
-                    session=frame.sparkSession,
-                    address=folder,
-                    paths=paths,
-                    storage_options=S3,
-                    use=write,
+                    frame.sparkSession, folder, paths, use=write
                 )
             problems = [reply for reply in replies if reply]
             if problems:

@@ -20,13 +20,14 @@ from ibis.expr.operations import DatabaseTable
 from upath import UPath
 
 from core.errors import DataError
-from core.storage import AddedFile, Table
+from core.storage import AddedFile, Table, added_file
 from core.table_query import S3
 from feature_repo.engines import PERIOD_MICROSECONDS
 
 try:
     from ibis.backends.pyspark import Backend
     from py4j.protocol import Py4JJavaError
+    from pyspark import cloudpickle
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
@@ -56,8 +57,8 @@ WORKER_SECONDS = 300
 """How long a first job waits for a worker."""
 
 
-class SparkEngine:
-    """Compute engine on Spark; see `DuckDBEngine`.
+def connect(master: str, scratch: UPath) -> "_Connection":
+    """Connect to Spark.
 
     A process has one session, and so one JVM, which ends with the process.
 
@@ -70,63 +71,59 @@ class SparkEngine:
         DataError: Spark does not start, or no worker of the master is free.
 
     """
-
-    def __init__(self, master: str, scratch: UPath) -> None:
-        options = dict(OPTIONS)
-        if master.startswith("local"):
-            options |= LOCAL_OPTIONS
-        # Spark plans the data source with the `python3` of PATH.
-        programs = str(Path(sys.executable).parent)
-        path = os.environ.get("PATH", "")
-        if not path.startswith(programs):
-            os.environ["PATH"] = os.pathsep.join((programs, path))
-        is_first = SparkSession.getActiveSession() is None
-        builder = SparkSession.builder.master(master).appName("gyre")
-        try:
-            self._session = builder.config(map=options).getOrCreate()
-        except (PySparkException, Py4JJavaError) as exc:
-            remedy = "it needs Java 17 or 21 (make spark) and a master that answers"
-            raise DataError(
-                f"Spark did not start at {master}; {remedy}; Spark's lines say more"
-            ) from exc
-        if is_first:
-            _wait_for_worker(self._session, master)
-        executors.register(self._session)
-        self.connection = _Connection()
-        self.connection.scratch = scratch
-        self.connection.register_options()
-        self.connection.do_connect(self._session)
-
-    def temporary_table(self, rows: ir.Table) -> ir.Table:
-        """Return `rows`, which Spark computes wherever they are used."""
-        return rows
-
-    def write(
-        self, rows: ir.Table, table: Table, first_period: int | None
-    ) -> list[AddedFile]:
-        period = f"unix_micros(event_timestamp) div {PERIOD_MICROSECONDS}"
-        frame = self.connection.frame(rows).selectExpr("*", f"{period} AS period")
-        if first_period is not None:
-            frame = frame.where(f"period >= {first_period}")
-        table.path.mkdir(parents=True, exist_ok=True)
-        with one_line_errors():
-            files = executors.write_frame(frame, str(table.path), S3)
-        return [AddedFile(**file) for file in files]
-
-    def close(self) -> None:
-        """Drop temporary tables; leave the session to the next engine."""
-        self._session.catalog.clearCache()
+    options = dict(OPTIONS)
+    if master.startswith("local"):
+        options |= LOCAL_OPTIONS
+    # Executors on this machine run the `python3` of PATH.
+    programs = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if not path.startswith(programs):
+        os.environ["PATH"] = os.pathsep.join((programs, path))
+    is_first = SparkSession.getActiveSession() is None
+    builder = SparkSession.builder.master(master).appName("gyre")
+    try:
+        session = builder.config(map=options).getOrCreate()
+    except (PySparkException, Py4JJavaError) as exc:
+        remedy = "it needs Java 17 or 21 (make spark) and a master that answers"
+        raise DataError(
+            f"Spark did not start at {master}; {remedy}; Spark's lines say more"
+        ) from exc
+    if is_first:
+        _wait_for_worker(session, master)
+    cloudpickle.register_pickle_by_value(executors)
+    connection = _Connection()
+    connection.scratch = scratch
+    connection.register_options()
+    connection.do_connect(session)
+    return connection
 
 
 class _Connection(Backend):  # type: ignore[misc]
     """Ibis's backend, whose executors read the files of tables.
 
     Attributes:
-        scratch: See `SparkEngine`.
+        scratch: See `connect`.
 
     """
 
     scratch: UPath
+
+    def close(self) -> None:
+        """Drop temporary tables; leave the session to the next connection."""
+        self._session.catalog.clearCache()
+
+    def write_files(
+        self, rows: ir.Table, table: Table, first_period: int | None
+    ) -> list[AddedFile]:
+        """Write feature rows: see `feature_repo.engines.write_files`."""
+        period = f"unix_micros(event_timestamp) div {PERIOD_MICROSECONDS}"
+        frame = self.frame(rows).selectExpr("*", f"{period} AS period")
+        if first_period is not None:
+            frame = frame.where(f"period >= {first_period}")
+        table.path.mkdir(parents=True, exist_ok=True)
+        with one_line_errors():
+            files = executors.write_frame(frame, _folder(str(table.path)))
+        return [added_file(**file) for file in files]
 
     def read_files(self, table: Table, names: Sequence[str]) -> ir.Table:
         """Open some files of a table; times are instants."""
@@ -137,18 +134,14 @@ class _Connection(Backend):  # type: ignore[misc]
     ) -> ir.Table:
         """Open some files of the table at an address, with columns of a schema."""
         frame = executors.frame_of_files(
-            session=SparkSession.active(),
-            address=address,
-            files=names,
-            schema=schema,
-            storage_options=S3,
+            SparkSession.active(), _folder(address), names, schema
         )
         view = ibis.util.gen_name("files")
         frame.createOrReplaceTempView(view)
         return self._view(view, ibis.Schema.from_pyarrow(schema))
 
     def create_table(self, name: str, /, obj: ir.Table, **_options: Any) -> ir.Table:
-        """Have the executors keep rows, once computed, until the engine is closed."""
+        """Have the executors keep rows, once computed, until the connection is closed."""
         self.create_view(name, obj)
         self._session.catalog.cacheTable(name)
         return self._view(name, obj.schema())
@@ -175,9 +168,10 @@ class _Connection(Backend):  # type: ignore[misc]
         Spark's driver would have to fit into its Java memory.
         """
         columns = expr.schema().to_pyarrow()
-        with self.scratch_folder(str(uuid4())) as folder, one_line_errors():
-            for file in executors.write_rows(self.frame(expr), folder, S3):
-                rows = executors.read_rows(folder, file["path"], S3)
+        with self.scratch_folder(str(uuid4())) as address, one_line_errors():
+            folder = _folder(address)
+            for file in executors.write_rows(self.frame(expr), folder):
+                rows = executors.read_rows(folder, file["path"])
                 yield from rows.cast(columns).to_batches()
 
     @contextmanager
@@ -186,9 +180,13 @@ class _Connection(Backend):  # type: ignore[misc]
 
         `ibis.memtable` holds rows in the Java memory of Spark's driver.
         """
-        with self.scratch_folder(str(uuid4())) as folder:
-            names = executors.save_rows(rows, folder, S3)
-            yield self.read_table(folder, names, rows.schema)
+        with self.scratch_folder(str(uuid4())) as address:
+            folder = _folder(address)
+            names = [
+                executors.save_rows(pa.Table.from_batches([batch]), folder)
+                for batch in rows.to_batches(executors.BATCH_ROWS)
+            ]
+            yield self.read_table(address, names, rows.schema)
 
     @contextmanager
     def scratch_folder(self, name: str) -> Iterator[str]:
@@ -209,6 +207,10 @@ class _Connection(Backend):  # type: ignore[misc]
         rows = op.data.to_pyarrow(op.schema)
         frame = SparkSession.active().createDataFrame(rows)
         frame.createOrReplaceTempView(op.name)
+
+
+def _folder(address: str) -> Any:
+    return executors.filesystem(address, S3)
 
 
 def _remove(folder: UPath) -> None:

@@ -2,16 +2,15 @@
 
 With `spark_master`, Spark's executors join instead of DuckDB.
 
-Feast's own join pairs every earlier feature row with every entity row and keeps the newest pair,
-which is quadratic in rows per entity. It still joins views with an alias, a join key map or a
-field mapping, and frames cut by created time. The list of a table's files is read at every call.
+Feast's own join, which is quadratic in rows per entity, still joins views with an alias, a join key
+map or a field mapping, and frames cut by created time. The list of a table's files is read at every
+call.
 Where no view is a Delta table, Feast does it all.
 """
 
 import copy
 from collections import UserDict
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,17 @@ from feast.transformation.python_transformation import PythonTransformation
 from core.errors import DataError
 from core.files import location
 from core.storage import files_at, names_at
-from feature_repo.engines import spark_engine
+from feature_repo.asof_join import (
+    LATEST,
+    ORDER,
+    TIME,
+    UTC_TIME,
+    asof_join,
+    dated_rows,
+    living,
+)
+from feature_repo.engines import spark_connection
 
-UTC_TIME = "timestamp('UTC')"
-EARLIEST = ibis.literal(datetime.min.replace(tzinfo=UTC))
-LATEST = ibis.literal(datetime.max.replace(tzinfo=UTC))
-MICROSECOND = timedelta(microseconds=1)
-TIME = ibis.util.gen_name("time")
-ORDER = ibis.util.gen_name("order")
 NUMBER = ibis.util.gen_name("number")
 ROW = ibis.util.gen_name("row")
 """Columns of the join; no column of a team has a name of 26 random letters."""
@@ -94,15 +96,17 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         event_time = infer_event_timestamp_from_entity_df(column_types)
         uses_spark = bool(config.offline_store.spark_master)
         read = _read_on_spark if uses_spark else _read
-        join = _join_on_spark if uses_spark else _asof_join
+        join = _join_on_spark if uses_spark else asof_join
         # The job's table lacks a column `entity_row_id`; it has made the frame's times UTC.
         entity_rows = ibis.memtable(options["entity_df"])
         job.table = entity_rows
         entity_count = len(options["entity_df"])
         for view in feature_views:
             rows = read(config, view.batch_source)
-            view_rows = _view_rows(rows, view, options)
-            keys = [column.name for column in view.entity_columns]
+            names = _feature_names(view, options["feature_refs"])
+            prefix = f"{view.name}__" if options.get("full_feature_names") else ""
+            view_rows = dated_rows(rows, view, names, prefix)
+            keys = view.join_keys
             if keys and not uses_spark and _is_large(rows, entity_count):
                 view_rows = view_rows.semi_join(entity_rows, keys)
             job.table = join(job.table, event_time, view_rows, view)
@@ -192,58 +196,19 @@ def _read_on_spark(config: RepoConfig, source: FileSource) -> ir.Table:
     if not names:
         raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
     options = config.offline_store
-    engine = spark_engine(options.spark_master, location(options.scratch))
-    return engine.connection.read_table(source.path, names, columns)
+    connection = spark_connection(options.spark_master, location(options.scratch))
+    rows: ir.Table = connection.read_table(source.path, names, columns)
+    return rows
 
 
-def _view_rows(
-    rows: ir.Table,
-    view: Any,
-    options: Mapping[str, Any],
-) -> ir.Table:
-    """Return the keys and requested features of a view, with TIME and ORDER."""
-    source = view.batch_source
-    time = rows[source.timestamp_field].cast(UTC_TIME)
-    created: Any = EARLIEST
-    if source.created_timestamp_column:
-        created_time = rows[source.created_timestamp_column].cast(UTC_TIME)
-        created = ibis.coalesce(created_time, EARLIEST)
+def _feature_names(view: Any, feature_refs: Sequence[str]) -> list[str]:
+    """Return the requested features of a view."""
     view_prefix = f"{view.projection.name_to_use()}:"
-    prefix = f"{view.name}__" if options.get("full_feature_names") else ""
-    features = {}
-    for feature_ref in options["feature_refs"]:
-        if feature_ref.startswith(view_prefix):
-            name = feature_ref.removeprefix(view_prefix)
-            value = rows[name]
-            if value.type().is_timestamp():  # Feast stores whole seconds online
-                value = value.truncate("s").cast(value.type())
-            features[prefix + name] = value
-    # Equal event times are told apart inside the join: doing it before costs a sort.
-    order = ibis.struct({"time": time, "created": created})
-    keys = [column.name for column in view.entity_columns]
-    return rows.select(*keys, **{TIME: time, ORDER: order}, **features)
-
-
-def _asof_join(
-    entities: ir.Table,
-    event_time: str,
-    rows: ir.Table,
-    view: Any,
-) -> ir.Table:
-    """Give each entity row the newest row of a view at or before it.
-
-    Of rows of the same event time, the one that was created last counts. Features are null where
-    the view has no row, or one older than its time to live.
-    """
-    keys = [column.name for column in view.entity_columns]
-    moment = entities[event_time].cast(UTC_TIME)
-    order = ibis.struct({"time": moment, "created": LATEST})
-    left = entities.mutate(**{ORDER: order})
-    joined = left.asof_join(rows, left[ORDER] >= rows[ORDER], keys)
-    names = rows.drop(*keys, TIME, ORDER).columns
-    values = {name: joined[name] for name in names}
-    values = _living(values, joined[TIME], joined[event_time], view)
-    return joined.select(*entities.columns, **values)
+    return [
+        feature_ref.removeprefix(view_prefix)
+        for feature_ref in feature_refs
+        if feature_ref.startswith(view_prefix)
+    ]
 
 
 def _join_on_spark(
@@ -252,12 +217,12 @@ def _join_on_spark(
     rows: ir.Table,
     view: Any,
 ) -> ir.Table:
-    """Do what `_asof_join` does, on Spark's executors.
+    """Do what `asof_join` does, on Spark's executors.
 
     The entity rows stay here. Their keys and times go to Spark with a number, by which the
     features come back.
     """
-    keys = [column.name for column in view.entity_columns]
+    keys = view.join_keys
     entity_rows = entities.to_pyarrow()
     numbers = pa.array(range(entity_rows.num_rows), pa.int64())
     key_rows = entity_rows.select([*keys, event_time])
@@ -276,11 +241,11 @@ def _last_features(
     rows: ir.Table,
     view: Any,
 ) -> ir.Table:
-    """Return the features of `_asof_join` and each question's NUMBER.
+    """Return the features of `asof_join` and each question's NUMBER.
 
     Spark has no ASOF join: questions and rows of the view are put into one order of time.
     """
-    keys = [column.name for column in view.entity_columns]
+    keys = view.join_keys
     names = rows.drop(*keys, TIME, ORDER).columns
     # Spark puts a null time before all others.
     feature_rows = rows.drop_null([*keys, TIME]).select(
@@ -306,19 +271,8 @@ def _last_features(
     answers = ordered_rows.select(NUMBER, ORDER, **{ROW: last_row})
     answers = answers.filter(answers[NUMBER].notnull())
     values = {name: answers[ROW][name] for name in names}
-    values = _living(values, answers[ROW][TIME], answers[ORDER]["time"], view)
+    values = living(values, answers[ROW][TIME], answers[ORDER]["time"], view)
     return answers.select(NUMBER, **values)
-
-
-def _living(
-    values: dict[str, ir.Value], time: ir.Value, moment: ir.Value, view: Any
-) -> dict[str, ir.Value]:
-    """Return values, null where a moment is null or past the view's time to live."""
-    is_alive = moment.notnull()  # databases put a null after or before all times
-    if view.ttl:
-        lifetime = ibis.interval(microseconds=view.ttl // MICROSECOND)
-        is_alive = time + lifetime >= moment
-    return {name: is_alive.ifelse(value, None) for name, value in values.items()}
 
 
 class _Columns(UserDict[str, Any]):

@@ -130,7 +130,7 @@ def compare_offline(
     moments = pd.Series([vector.moment for vector in vectors])
     for delay in DELAYS:
         frame = keys.assign(event_timestamp=moments - delay)
-        offline = service.historical(frame).sort_by("position")
+        offline = service.historical(frame)
         _remove_equal(differing_features, vectors, offline)
     is_open = pd.Series([bool(features) for features in differing_features])
     has_foreign_view = None in map(dataset_of, service.join_keys)

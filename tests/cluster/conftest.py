@@ -207,6 +207,7 @@ def spark_defaults(folder):
 
 
 def spark_session(master):
+    from pyspark import cloudpickle  # noqa: PLC0415
     from pyspark.sql import SparkSession  # noqa: PLC0415
 
     from feature_repo.engines import executors  # noqa: PLC0415
@@ -215,7 +216,7 @@ def spark_session(master):
     options = OPTIONS | {batch_rows: str(executors.BATCH_ROWS)}
     builder = SparkSession.builder.master(master).appName("gyre")
     session = builder.config(map=options).getOrCreate()
-    executors.register(session)
+    cloudpickle.register_pickle_by_value(executors)
     return session
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import DataError
 from core.settings import PROJECT
-from core.storage import S3, AddedFile, Table
+from core.storage import S3, Table, added_file
 from tests.cluster.conftest import MARKS, PACKAGES
 from tests.conftest import new_settings, wait_until
 from tests.faults.conftest import standing_still
@@ -46,7 +46,6 @@ COLUMNS = pa.schema(
         "event_timestamp": TIME,
         "orders": pa.int64(),
         "spent": pa.int64(),
-        "period": pa.int64(),
     }
 )
 START = datetime(2023, 1, 1, tzinfo=UTC)
@@ -88,19 +87,19 @@ class Shop:
         return rows.order("event_timestamp").to_arrow_table()
 
     def read(self, spark):
-        return executors.frame_of_files(
-            spark, str(self.raw.path), self.raw.names(), ORDERS, S3
-        )
+        folder = executors.filesystem(str(self.raw.path), S3)
+        return executors.frame_of_files(spark, folder, self.raw.names(), ORDERS)
 
     def write(self, spark):
         """Compute the features on the cluster and write their files."""
         self.read(spark).createOrReplaceTempView("orders")
         rows = spark.sql(FEATURES).selectExpr("*", PERIOD)
-        files = executors.write_frame(rows, str(self.view.path), S3)
-        return [AddedFile(**file) for file in files]
+        folder = executors.filesystem(str(self.view.path), S3)
+        files = executors.write_frame(rows, folder)
+        return [added_file(**file) for file in files]
 
     def commit(self, files):
-        self.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 1})
+        self.view.commit(files, COLUMNS, within=None, notes={"raw": 1})
 
     def objects(self):
         """Paths of all parquet files in the folder of the features, whether committed or not."""

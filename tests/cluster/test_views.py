@@ -62,7 +62,7 @@ from core.errors import DataError
 from feature_repo.engines import spark
 spark.WORKER_SECONDS = 5
 try:
-    spark.SparkEngine(sys.argv[1], UPath("scratch"))
+    spark.connect(sys.argv[1], UPath("scratch"))
 except DataError as exc:
     print(exc)
 """

@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 
 from core.errors import DataError
 from core.settings import PROJECT
-from core.storage import RETENTION, AddedFile, Table
+from core.storage import RETENTION, Table, added_file
 from core.table_query import quoted
 from tests.conftest import new_settings
 from tests.names import NAMES
@@ -25,7 +25,7 @@ from tests.s3 import s3_server
 
 TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema({"id": pa.string(), "value": pa.int64(), "received": TIME})
-VIEW_SCHEMA = pa.schema({"event_timestamp": TIME, "period": pa.int64()})
+VIEW_SCHEMA = pa.schema({"event_timestamp": TIME})
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
 DAY = 86_400_000_000
 """In microseconds."""
@@ -38,7 +38,7 @@ from core.storage import Table
 from tests.core.test_storage import SCHEMA, rows
 first = int(sys.argv[1])
 for n in range(first, first + 12):
-    Table(load_settings(), "raw/t", SCHEMA).insert(rows(0, n), "id")
+    Table(load_settings(), "raw/t", SCHEMA).insert(rows(0, n), "id", "received")
 """
 
 
@@ -55,12 +55,12 @@ def rows(*numbers, value=0):
 def test_a_repeated_row_is_found_by_its_time_without_files_of_other_times(tmp_path):
     table = Table(new_settings(tmp_path), "table", SCHEMA)
     for number in (0, 1, 500, 999, 1_001, 999_999, DAY):
-        counts = [table.insert(rows(number), "id", beside="received") for _ in range(2)]
+        counts = [table.insert(rows(number), "id", "received") for _ in range(2)]
         assert counts == [1, 0]
     next_day = BEGAN + timedelta(days=1)
     for file in table.files(within=f"received < '{next_day.isoformat()}'"):
         Path(file).unlink()
-    assert table.insert(rows(DAY, 3 * DAY), "id", beside="received") == 1
+    assert table.insert(rows(DAY, 3 * DAY), "id", "received") == 1
 
 
 def test_files_are_found_in_folders_with_any_name(tmp_path):
@@ -129,20 +129,20 @@ def add_file(table):
     path.parent.mkdir(parents=True)
     pq.write_table(pa.table({"event_timestamp": pa.array([BEGAN], TIME)}), path)
     size = path.stat().st_size
-    return AddedFile(name, size, 1, rows=1, earliest=BEGAN, latest=BEGAN)
+    return added_file(name, size, 1, rows=1, earliest=BEGAN, latest=BEGAN)
 
 
 def test_a_purge_waits_for_writers_of_uncommitted_files(tmp_path):
     settings = new_settings(tmp_path)
     table = Table(settings, "view", pa.schema({"event_timestamp": TIME}))
-    table.commit([], VIEW_SCHEMA, "period", within=None, notes={})
+    table.commit([], VIEW_SCHEMA, within=None, notes={})
     with ThreadPoolExecutor() as threads:
         with table.writing():
             file = add_file(table)
             purge = threads.submit(Table(settings, "view", table.schema).purge)
             with pytest.raises(TimeoutError):
                 purge.result(timeout=0.5)
-            table.commit([file], VIEW_SCHEMA, "period", within=None, notes={})
+            table.commit([file], VIEW_SCHEMA, within=None, notes={})
         purge.result()
     assert table.read()["event_timestamp"].to_pylist() == [BEGAN]
 
@@ -185,7 +185,7 @@ def test_a_clean_up_during_writes_loses_no_row(worn):
 
     def write():
         for number in numbers:
-            worn.insert(rows(number), "id")
+            worn.insert(rows(number), "id", "received")
 
     writer = threading.Thread(target=write)
     writer.start()

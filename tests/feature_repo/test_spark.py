@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 from redis import Redis
+from upath import UPath
 
 from core.settings import PROJECT
-from feature_repo.engines import open_engine
+from feature_repo.engines import spark_connection
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.refresh import refresh_online
 from feature_repo.views import write_views
-from tests.conftest import AS_OF, new_settings
+from tests.conftest import AS_OF
 from tests.feature_repo.test_incremental import land
 from tests.feature_repo.test_ingest import ORDERS
 from tests.feature_repo.test_offline_store import (
@@ -53,9 +54,9 @@ def spark(tmp_path_factory):
     # A JVM of minutes: what its second compiler wins, it does not live to see.
     os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
     folder = tmp_path_factory.mktemp("spark")
-    engine = open_engine(with_engine("spark", new_settings(folder)), folder)
-    yield engine
-    engine.connection.disconnect()
+    connection = spark_connection("local[2]", UPath(folder / "scratch"))
+    yield connection
+    connection.disconnect()
     gc.collect()  # here, where it is excused, not in some later test
 
 
@@ -118,20 +119,19 @@ def test_executors_join_odd_frames_as_feasts_own_store_does(tmp_path, ttl):
 PATH = os.environ["PATH"]
 START = """
 import sys
-from pathlib import Path
 import ibis
 import psutil
+from upath import UPath
 from core.errors import DataError
-from core.settings import Settings
-from feature_repo.engines import open_engine
+from feature_repo.engines import spark_connection
 sys.modules |= dict.fromkeys(sys.argv[1:])
 try:
-    engine = open_engine(Settings(engine="spark", spark_master="local[1]"), Path("spill"))
+    connection = spark_connection("local[1]", UPath("scratch"))
     children = psutil.Process().children(True)
     (java,) = [child for child in children if child.name() == "java"]
     java.kill()
     java.wait()
-    engine.connection.to_pyarrow(ibis.range(3).unnest().as_table())
+    connection.to_pyarrow(ibis.range(3).unnest().as_table())
 except DataError as exc:
     print(exc)
 """
