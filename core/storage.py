@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import duckdb
@@ -28,7 +28,9 @@ from deltalake import (
     write_deltalake,
 )
 from deltalake.exceptions import DeltaError
+from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, RemoveAction
+from pyarrow.fs import PyFileSystem
 from sqlglot import exp
 from upath import UPath
 
@@ -60,7 +62,7 @@ EVENT_TIME = "event_timestamp"
 """The column whose span of times a commit of files notes for each file."""
 PERIOD = "period"
 """The column of integers that a table of such files is partitioned by."""
-AddedFile = AddAction
+AddedFile: TypeAlias = AddAction
 """A parquet file that is to become part of a table: see `added_file`."""
 
 
@@ -101,20 +103,19 @@ class Table:
         """
         return self.copies(self.names(within=within))
 
-    def noted(
-        self, names: Sequence[str], version: int | None = None
-    ) -> dict[str, int | None]:
-        """Return the numbers that `commit` noted, as of a version (default: the newest).
+    def noted(self, names: Sequence[str], version: int | None) -> dict[str, int] | None:
+        """Return the numbers that `commit` noted, as of a version (None: the newest).
 
-        None where it never did, or where the version is no longer known.
+        None where it never noted one of them, or where the version is no longer known.
         """
         if not self.exists:
-            return dict.fromkeys(names)
+            return None
         try:
             table = self._open(version)
         except DeltaError:
-            return dict.fromkeys(names)
-        return {name: table.transaction_version(name) for name in names}
+            return None
+        notes = {name: table.transaction_version(name) for name in names}
+        return None if None in notes.values() else notes
 
     def changed_files(
         self, since: int, version: int
@@ -573,6 +574,14 @@ def names_at(address: str) -> tuple[list[str], pa.Schema]:
         return _file_names(table), _columns_of_files(table)
     except (DeltaError, OSError) as exc:
         raise DataError(f"table {address}: {short_text(exc)}") from exc
+
+
+def files_below(address: str) -> PyFileSystem:
+    """Reach files below an address, `s3://…` or a folder; Spark sends what is returned to executors.
+
+    There their own environment says how S3 is reached: no credentials travel.
+    """
+    return PyFileSystem(DeltaStorageHandler(address, S3))
 
 
 def rows_at(

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -299,13 +299,10 @@ class EventConsumer:
             if self._supersedes(row, rows_by_key.get(row_key)):
                 rows_by_key[row_key] = row
                 rows_to_merge[row_key] = row
-        changed_rows = list(rows_to_merge.values())
+        new_rows = self._raw_rows(rows_to_merge.values())
         values: list[ViewValues] = []
         problem = self._online.problem()
-        if problem:
-            logger.warning("%s: events are not online yet: %s", self.name, problem)
-        else:
-            new_rows = self._raw_rows(changed_rows)
+        if problem is None:
             former_rows = pa.concat_tables([replaced_rows, self._raw_rows(rows)])
             entity_keys = [
                 (value,) for value in former_rows[entity].unique().to_pylist()
@@ -324,10 +321,10 @@ class EventConsumer:
                 problem = self._stored_problem(kept_rows, moment)
                 if problem is None:
                     raise
-                logger.warning("%s: events are not online yet: %s", self.name, problem)
-        if changed_rows:
-            columns = self._dataset.schema.names
-            self._raw.merge(self._raw_rows(changed_rows), key, columns, "ingested_at")
+        if problem:
+            logger.warning("%s: events are not online yet: %s", self.name, problem)
+        columns = self._dataset.schema.names
+        self._raw.merge(new_rows, key, columns, "ingested_at")
         return values
 
     def _stored_problem(self, rows: pa.Table, moment: datetime) -> str | None:
@@ -348,10 +345,10 @@ class EventConsumer:
         row["superseded"] = old["superseded"] or as_json(self._source_rows([old]))[0]
         return True
 
-    def _source_rows(self, rows: Sequence[Row]) -> pa.Table:
+    def _source_rows(self, rows: Iterable[Row]) -> pa.Table:
         return pa.Table.from_pylist(list(rows), schema=self._dataset.schema)
 
-    def _raw_rows(self, rows: Sequence[Row]) -> pa.Table:
+    def _raw_rows(self, rows: Iterable[Row]) -> pa.Table:
         return pa.Table.from_pylist(list(rows), schema=self._raw.schema)
 
     def _set_aside(self, texts: list[str], at: datetime, exc: Exception) -> None:

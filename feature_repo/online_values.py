@@ -170,7 +170,7 @@ class OnlineValues:
         """
         with self.redis.pipeline(transaction=False) as pipe:
             for view_values in values:
-                if raw_version is not None:  # before: see `write_encoded_rows`
+                if raw_version is not None:  # before: see `write_behind`
                     self._add_keys(pipe, view_values, raw_version)
                 if self.is_redis:
                     config = self.store.config
@@ -205,9 +205,8 @@ class OnlineValues:
         ]
         store = self.store.provider.online_store
         rows = store.online_read(config, feast_view, entities)
-        are_rows = [has_row(time, values) for time, values in rows]
         lost_keys = {
-            key for key, is_row in zip(keys, are_rows, strict=True) if not is_row
+            key for key, row in zip(keys, rows, strict=True) if not has_row(*row)
         }
         # The consumer may have deleted a key that the table still has.
         return lost_keys - self.keys_ahead(view, sorted(lost_keys), 0)

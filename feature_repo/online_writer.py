@@ -46,9 +46,7 @@ NO_TIME = -(2**63)
 SCAN_COUNT = 10_000
 """Keys that Redis looks at in one step of a scan."""
 BATCH_ROWS = 1_000
-"""Rows of one pipeline of a refresh."""
-ENCODED_ROWS = pa.schema({"key": pa.string(), "values": pa.list_(pa.binary())})
-"""A row's keys as `key_text`, and what HSET takes: a hash, then fields and values in turn."""
+"""Rows of one pipeline, or transaction, of a refresh."""
 
 
 def connect_redis(address: str, timeout_seconds: float) -> Any:
@@ -88,26 +86,26 @@ def write_rows(
         pipe.execute_command("HSET", *values)
 
 
-def encode_rows(config: RepoConfig, view: FeatureView, rows: pa.Table) -> pa.Table:
-    """Return rows of a view as ENCODED_ROWS, for `write_encoded_rows`."""
-    keys = [key_text(key) for key in key_values(view, rows)]
-    values = list(_hash_values(config, view, rows))
-    return pa.table({"key": keys, "values": values}, ENCODED_ROWS)
-
-
-def write_encoded_rows(
-    address: str, timeout_seconds: float, ahead: str, rows: pa.Table
+def write_behind(
+    config: RepoConfig,
+    view: FeatureView,
+    address: str,
+    timeout_seconds: float,
+    ahead: str,
+    rows: pa.Table,
 ) -> str:
-    """Write encoded rows, but those whose keys the event consumer wrote.
+    """Write rows of a view, but those whose keys the event consumer wrote.
 
-    It is right without the feature lock, too: an executor may go on when the driver, which holds
-    it, is gone. A transaction begins anew where a key comes into the sorted set meanwhile.
+    It is right without the feature lock: a transaction begins anew where a key comes into the
+    sorted set meanwhile, and the consumer adds a key there before it writes the key's value.
 
     Args:
+        config: Of `format_config`.
+        view: Feast's view.
         address: Redis' address.
         timeout_seconds: What Redis may take for a command.
         ahead: Redis key of the sorted set of the keys that the consumer wrote.
-        rows: See ENCODED_ROWS.
+        rows: Join keys, event time and features.
 
     Returns:
         Why Redis did not take the rows; empty if it did.
@@ -117,19 +115,23 @@ def write_encoded_rows(
         with closing(connect_redis(address, timeout_seconds)) as redis:
             for start in range(0, rows.num_rows, BATCH_ROWS):
                 batch = rows.slice(start, BATCH_ROWS)
-                redis.transaction(partial(_write_behind, ahead, batch), ahead)
+                keys = [key_text(key) for key in key_values(view, batch)]
+                values = list(_hash_values(config, view, batch))
+                redis.transaction(partial(_write_new, ahead, keys, values), ahead)
     except RedisError as exc:
         return str(exc)
     return ""
 
 
-def _write_behind(ahead: str, rows: pa.Table, pipe: Any) -> None:
-    """Add commands to a transaction, which watches the sorted set, that write encoded rows."""
-    scores = pipe.zmscore(ahead, rows["key"].to_pylist())
+def _write_new(
+    ahead: str, keys: Sequence[str], values: Sequence[tuple[bytes, ...]], pipe: Any
+) -> None:
+    """Add commands to a transaction that write what is not in the sorted set, which it watches."""
+    scores = pipe.zmscore(ahead, keys)
     pipe.multi()
-    for score, values in zip(scores, rows["values"].to_pylist(), strict=True):
+    for score, row_values in zip(scores, values, strict=True):
         if score is None:
-            pipe.execute_command("HSET", *values)
+            pipe.execute_command("HSET", *row_values)
 
 
 def _hash_values(

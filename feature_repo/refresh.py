@@ -3,7 +3,8 @@
 Online is the newest row of each entity at or before now. A refresh compares the version of the
 view's table that Redis holds with the newest version, and adds the keys that the event consumer
 wrote since. It writes in batches under the dataset's feature lock; between two of them the consumer
-goes on. What the consumer writes meanwhile is newer, and stays. So no value ever goes back.
+goes on. Spark's executors need no lock, see `write_behind`. What the consumer writes meanwhile is
+newer, and stays. So no value ever goes back.
 """
 
 import json
@@ -35,10 +36,9 @@ from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import (
     BATCH_ROWS,
     KeyValues,
-    encode_rows,
     format_config,
     key_values,
-    write_encoded_rows,
+    write_behind,
 )
 from feature_repo.view_difference import ViewDifference
 from feature_repo.views import ViewTable, view_tables
@@ -197,18 +197,19 @@ class ViewRefresh:
             for batch in _batches(connection, rows):
                 self._write(batch)
             return
-        from feature_repo.engines.online_waves import write_waves  # noqa: PLC0415
-
-        config = format_config(self._online.store.config)
-        address = self._settings.redis_address
-        write_waves(
-            connection=connection,
-            view=self._view.name,
-            rows=rows,
-            encode=partial(encode_rows, config, self._feast_view),
-            write=partial(write_encoded_rows, address, REDIS_SECONDS, self._ahead_key),
-            lock=self._online.lock,
+        write = partial(
+            write_behind,
+            format_config(self._online.store.config),
+            self._feast_view,
+            self._settings.redis_address,
+            REDIS_SECONDS,
+            self._ahead_key,
         )
+        problems = connection.use_rows(rows, write)
+        if problems:
+            raise FeaturesUnavailableError(
+                f"Redis, from a worker of Spark: {problems[0]}"
+            )
 
     def _stored_keys(
         self, difference: ViewDifference, changed_keys: ir.Table | None

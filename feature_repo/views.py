@@ -74,11 +74,7 @@ class ViewTable:
     def state(self, version: int | None = None) -> ViewState | None:
         """Return what the rows of a version (default: the newest) stand on; None: not known."""
         notes = self.table.noted(ViewState._fields, version)
-        definition = notes["definition"]
-        raw_version = notes["raw"]
-        if definition is None or raw_version is None:
-            return None
-        return ViewState(definition=definition, raw=raw_version)
+        return ViewState(**notes) if notes else None
 
     def state_in_code(self) -> ViewState:
         """Return what the rows would stand on if they were computed now."""

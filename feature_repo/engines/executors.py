@@ -5,7 +5,7 @@ nothing of Gyre, so it imports nothing of Gyre. Each worker's own environment sa
 (`AWS_*`): no credentials are part of a job. Delta's log is the business of the driver.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
@@ -15,26 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import PyFileSystem
 from pyspark.sql.pandas.types import from_arrow_schema
 
 BATCH_ROWS = 131_072
-"""Rows of an Arrow batch and of a row group: what an executor's Python holds at a time."""
+"""Rows of an Arrow batch, of a row group and of a file of rows that are on their way: what an
+executor's Python holds at a time."""
 ADDED_FILE = """path string, size long, period long, rows long,
     earliest timestamp, latest timestamp"""
 """What `write_frame` returns of a file: the arguments of `core.storage.added_file`."""
-
-
-def filesystem(address: str, storage_options: Mapping[str, str]) -> PyFileSystem:
-    """Reach files below an address; what is returned travels to executors without credentials.
-
-    Args:
-        address: `s3://…`, or a folder that every executor sees.
-        storage_options: deltalake's, such as retries, never credentials: Spark shows them.
-
-    """
-    return PyFileSystem(DeltaStorageHandler(address, dict(storage_options)))
 
 
 def frame_of_files(
@@ -44,17 +33,23 @@ def frame_of_files(
 
     Args:
         session: Spark's session.
-        folder: Of a Delta table: see `filesystem`.
+        folder: Of a Delta table: see `files_below`.
         files: Paths of its parquet files.
         schema: The columns to read; those that a file lacks are null.
 
     """
 
-    def read(path: str) -> Iterator[pa.RecordBatch]:
-        file = ds.dataset(path, schema, format="parquet", filesystem=folder)
-        yield from file.to_batches(batch_size=BATCH_ROWS, batch_readahead=2)
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch["id"].to_pylist():
+                file = ds.dataset(
+                    files[number], schema, format="parquet", filesystem=folder
+                )
+                yield from file.to_batches(batch_size=BATCH_ROWS, batch_readahead=2)
 
-    return _use_files(session, files, len(files), read, from_arrow_schema(schema))
+    # Without files, too, Spark wants one partition.
+    numbers = session.range(0, len(files), numPartitions=max(len(files), 1))
+    return numbers.mapInArrow(read, from_arrow_schema(schema))
 
 
 def write_frame(frame: Any, folder: PyFileSystem) -> list[dict[str, Any]]:
@@ -63,7 +58,7 @@ def write_frame(frame: Any, folder: PyFileSystem) -> list[dict[str, Any]]:
     Args:
         frame: Rows with the columns `event_timestamp` and `period`, an integer; the files lack the
             latter.
-        folder: Of the table: see `filesystem`.
+        folder: Of the table: see `files_below`.
 
     Returns:
         The arguments of `core.storage.added_file` of each file. Files of a task that was lost and
@@ -83,83 +78,61 @@ def write_frame(frame: Any, folder: PyFileSystem) -> list[dict[str, Any]]:
     return list(added_files.to_pylist())
 
 
-def write_rows(
-    frame: Any,
-    folder: PyFileSystem,
-    file_rows: int = BATCH_ROWS,
-    encode: Callable[[pa.Table], pa.Table] = lambda rows: rows,
-) -> list[dict[str, Any]]:
+def write_rows(frame: Any, folder: PyFileSystem) -> list[str]:
     """Write a DataFrame's rows as parquet files; executors do it.
 
     Args:
         frame: Any rows.
-        folder: See `filesystem`.
-        file_rows: Most rows of a file.
-        encode: Makes of rows what is written, as many rows.
+        folder: See `core.storage.files_below`.
 
     Returns:
-        Of each file its `path` and how many `rows` it has, in the order of rows.
+        Paths of the files, in the order of rows.
 
     """
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for start in range(0, batch.num_rows, file_rows):
-                rows = pa.Table.from_batches([batch.slice(start, file_rows)])
-                path = save_rows(encode(rows), folder)
-                yield pa.RecordBatch.from_pylist([{"path": path, "rows": len(rows)}])
+            path = save_rows(batch, folder)
+            yield pa.RecordBatch.from_pydict({"path": [path]})
 
-    files = frame.mapInArrow(write, "path string, rows long").toArrow()
-    return list(files.to_pylist())
+    paths = frame.mapInArrow(write, "path string").toArrow()["path"]
+    return list(paths.to_pylist())
 
 
-def save_rows(rows: pa.Table, folder: PyFileSystem) -> str:
+def save_rows(rows: pa.RecordBatch, folder: PyFileSystem) -> str:
     """Write rows of this process as a file; return its path."""
     path = f"{uuid4()}.parquet"
     with folder.open_output_stream(path) as stream:
-        pq.write_table(rows, stream)
+        pq.write_table(pa.Table.from_batches([rows]), stream)
     return path
 
 
-def read_rows(folder: PyFileSystem, path: str) -> pa.Table:
+def read_rows(path: str, folder: PyFileSystem) -> pa.Table:
     """Read a file that `write_rows` wrote, in this process."""
     with folder.open_input_file(path) as file:
         return pq.read_table(file)
 
 
-def for_each_file(
-    session: Any,
-    folder: PyFileSystem,
-    paths: Sequence[str],
-    use: Callable[[pa.Table], str],
-) -> list[str]:
-    """Have executors read files that `write_rows` wrote; return what `use` returns for each."""
+def use_rows(frame: Any, use: Callable[[pa.Table], str]) -> list[str]:
+    """Have executors use a DataFrame's rows, some at a time.
 
-    def use_rows(path: str) -> Iterator[pa.RecordBatch]:
-        yield pa.RecordBatch.from_pydict({"text": [use(read_rows(folder, path))]})
+    Args:
+        frame: Any rows.
+        use: Returns a problem, after which a task uses no more rows; empty if there is none.
 
-    task_count = min(len(paths), session.sparkContext.defaultParallelism)
-    texts = _use_files(session, paths, task_count, use_rows, "text string").toArrow()
-    return list(texts["text"].to_pylist())
+    Returns:
+        The problems.
 
+    """
 
-def _use_files(
-    session: Any,
-    paths: Sequence[str],
-    task_count: int,
-    use: Callable[[str], Iterator[pa.RecordBatch]],
-    columns: Any,
-) -> Any:
-    """Return a DataFrame of what executors make of each file."""
-
-    def use_files(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def use_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        problem = ""
         for batch in batches:
-            for number in batch["id"].to_pylist():
-                yield from use(paths[number])
+            problem = problem or use(pa.Table.from_batches([batch]))
+        yield pa.RecordBatch.from_pydict({"problem": [problem]})
 
-    # Without files, too, Spark wants one partition.
-    numbers = session.range(0, len(paths), numPartitions=max(task_count, 1))
-    return numbers.mapInArrow(use_files, columns)
+    problems = frame.mapInArrow(use_batches, "problem string").toArrow()["problem"]
+    return [problem for problem in problems.to_pylist() if problem]
 
 
 def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:

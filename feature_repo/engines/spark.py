@@ -7,9 +7,8 @@ says how S3 is reached (`AWS_*`). The executors read and write the tables' files
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -20,8 +19,8 @@ from ibis.expr.operations import DatabaseTable
 from upath import UPath
 
 from core.errors import DataError
-from core.storage import AddedFile, Table, added_file
-from core.table_query import S3
+from core.storage import AddedFile, Table, added_file, files_below
+from feature_repo import online_writer
 from feature_repo.engines import PERIOD_MICROSECONDS
 
 try:
@@ -74,11 +73,8 @@ def connect(master: str, scratch: UPath) -> "_Connection":
     options = dict(OPTIONS)
     if master.startswith("local"):
         options |= LOCAL_OPTIONS
-    # Executors on this machine run the `python3` of PATH.
-    programs = str(Path(sys.executable).parent)
-    path = os.environ.get("PATH", "")
-    if not path.startswith(programs):
-        os.environ["PATH"] = os.pathsep.join((programs, path))
+        # Executors elsewhere run the `python3` of their PATH.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     is_first = SparkSession.getActiveSession() is None
     builder = SparkSession.builder.master(master).appName("gyre")
     try:
@@ -91,6 +87,7 @@ def connect(master: str, scratch: UPath) -> "_Connection":
     if is_first:
         _wait_for_worker(session, master)
     cloudpickle.register_pickle_by_value(executors)
+    cloudpickle.register_pickle_by_value(online_writer)
     connection = _Connection()
     connection.scratch = scratch
     connection.register_options()
@@ -122,7 +119,7 @@ class _Connection(Backend):  # type: ignore[misc]
             frame = frame.where(f"period >= {first_period}")
         table.path.mkdir(parents=True, exist_ok=True)
         with one_line_errors():
-            files = executors.write_frame(frame, _folder(str(table.path)))
+            files = executors.write_frame(frame, files_below(str(table.path)))
         return [added_file(**file) for file in files]
 
     def read_files(self, table: Table, names: Sequence[str]) -> ir.Table:
@@ -134,7 +131,7 @@ class _Connection(Backend):  # type: ignore[misc]
     ) -> ir.Table:
         """Open some files of the table at an address, with columns of a schema."""
         frame = executors.frame_of_files(
-            SparkSession.active(), _folder(address), names, schema
+            SparkSession.active(), files_below(address), names, schema
         )
         view = ibis.util.gen_name("files")
         frame.createOrReplaceTempView(view)
@@ -168,11 +165,16 @@ class _Connection(Backend):  # type: ignore[misc]
         Spark's driver would have to fit into its Java memory.
         """
         columns = expr.schema().to_pyarrow()
-        with self.scratch_folder(str(uuid4())) as address, one_line_errors():
-            folder = _folder(address)
-            for file in executors.write_rows(self.frame(expr), folder):
-                rows = executors.read_rows(folder, file["path"])
+        with self.scratchfiles_below(str(uuid4())) as address, one_line_errors():
+            folder = files_below(address)
+            for path in executors.write_rows(self.frame(expr), folder):
+                rows = executors.read_rows(path, folder)
                 yield from rows.cast(columns).to_batches()
+
+    def use_rows(self, rows: ir.Table, use: Callable[[pa.Table], str]) -> list[str]:
+        """Have the executors use rows, some at a time: see `executors.use_rows`."""
+        with one_line_errors():
+            return executors.use_rows(self.frame(rows), use)
 
     @contextmanager
     def opened(self, rows: pa.Table) -> Iterator[ir.Table]:
@@ -180,16 +182,16 @@ class _Connection(Backend):  # type: ignore[misc]
 
         `ibis.memtable` holds rows in the Java memory of Spark's driver.
         """
-        with self.scratch_folder(str(uuid4())) as address:
-            folder = _folder(address)
+        with self.scratchfiles_below(str(uuid4())) as address:
+            folder = files_below(address)
             names = [
-                executors.save_rows(pa.Table.from_batches([batch]), folder)
+                executors.save_rows(batch, folder)
                 for batch in rows.to_batches(executors.BATCH_ROWS)
             ]
             yield self.read_table(address, names, rows.schema)
 
     @contextmanager
-    def scratch_folder(self, name: str) -> Iterator[str]:
+    def scratchfiles_below(self, name: str) -> Iterator[str]:
         """Give the address of an empty folder, which goes in the end."""
         folder = self.scratch / name
         _remove(folder)
@@ -207,10 +209,6 @@ class _Connection(Backend):  # type: ignore[misc]
         rows = op.data.to_pyarrow(op.schema)
         frame = SparkSession.active().createDataFrame(rows)
         frame.createOrReplaceTempView(op.name)
-
-
-def _folder(address: str) -> Any:
-    return executors.filesystem(address, S3)
 
 
 def _remove(folder: UPath) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import DataError
 from core.settings import PROJECT
-from core.storage import S3, Table, added_file
+from core.storage import Table, added_file, files_below
 from tests.cluster.conftest import MARKS, PACKAGES
 from tests.conftest import new_settings, wait_until
 from tests.faults.conftest import standing_still
@@ -87,14 +87,14 @@ class Shop:
         return rows.order("event_timestamp").to_arrow_table()
 
     def read(self, spark):
-        folder = executors.filesystem(str(self.raw.path), S3)
+        folder = files_below(str(self.raw.path))
         return executors.frame_of_files(spark, folder, self.raw.names(), ORDERS)
 
     def write(self, spark):
         """Compute the features on the cluster and write their files."""
         self.read(spark).createOrReplaceTempView("orders")
         rows = spark.sql(FEATURES).selectExpr("*", PERIOD)
-        folder = executors.filesystem(str(self.view.path), S3)
+        folder = files_below(str(self.view.path))
         files = executors.write_frame(rows, folder)
         return [added_file(**file) for file in files]
 

@@ -89,7 +89,7 @@ def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_
 ):
     folder = tmp_path / "source"
     folder.mkdir()
-    # More customers than in a wave.
+    # More customers than in a transaction.
     shop = BigShop(settings, folder, 120_000)
     complete_a_killed_refresh(shop, delivery=1)
     refresh_while_events_arrive(shop, delivery=2)

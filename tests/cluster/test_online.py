@@ -22,7 +22,7 @@ pytestmark = [
 ]
 PASSWORD = "known-to-executors-alone"
 CUSTOMERS = 120_000
-"""More than a wave."""
+"""More than one transaction of each executor."""
 
 
 @pytest.fixture
