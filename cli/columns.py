@@ -72,12 +72,8 @@ def in_types(rows: pa.Table) -> pa.Table:
     return _distinct(rows)
 
 
-def _in_type(
-    column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType
-) -> pa.ChunkedArray:
-    values = pa.chunked_array(
-        [exact_values(chunk, kind) for chunk in column.chunks], kind
-    )
+def _in_type(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.Array:
+    values = exact_values(column.combine_chunks(), kind)
     if values.null_count > column.null_count:
         is_lost = pc.and_(column.is_valid(), values.is_null())
         example = column.filter(is_lost).to_numpy()[0]  # of any year
@@ -202,8 +198,9 @@ def _distinct(rows: pa.Table) -> pa.Table:
 
 def _is_code(kind: str, values: pa.ChunkedArray) -> bool:
     """Whether a column is of texts that look like whole numbers."""
-    if kind != "string" or values.null_count == len(values):
+    if kind != "string":
         return False
+    # Of nulls alone it is null.
     return bool(pc.all(pc.match_substring_regex(values, r"^[+-]?\d+$")).as_py())
 
 

@@ -6,7 +6,7 @@ A type holds a value if no other value of the source becomes the same one in it.
 import json
 import re
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import ibis
 import pyarrow as pa
@@ -29,24 +29,16 @@ EXACT_DOUBLE = 2.0**53
 UNREADABLE = pa.field(
     "unreadable row", pa.struct({"row": pa.string(), "problem": pa.string()})
 )
-"""The last column of a batch: an UnreadableRow, or null."""
+"""The last column of a batch; null in most rows.
+
+row: JSON of a row with a value that the type of its column does not hold; such values are texts of
+what the source has.
+problem: the columns, with what was expected and found.
+"""
 
 
-class UnreadableRow(NamedTuple):
-    """A row with a value that the type of its column does not hold.
-
-    Args:
-        row: JSON; such values are texts of what the source has.
-        problem: The columns, with what was expected and found.
-
-    """
-
-    row: str
-    problem: str
-
-
-def type_of(source_type: pa.DataType) -> pa.DataType | None:
-    """Return the type that a dataset gives to a column of a source; None if it can take none."""
+def type_of(source_type: Any) -> pa.DataType | None:
+    """Return the type that a dataset gives to a column of a source, in Arrow or Ibis; None: none."""
     try:
         kind: Any = ibis.dtype(source_type)
     except (KeyError, ValueError):  # Ibis has no such type
@@ -102,7 +94,7 @@ def _where(condition: Any, values: pa.Array) -> pa.Array:
     """Return values, null where the condition is false."""
     if pc.all(condition).as_py():  # mostly; it saves a copy
         return values
-    return pc.if_else(condition, values, pa.scalar(None, values.type))
+    return pc.if_else(condition, values, None)
 
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -119,24 +111,21 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def inferred(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of CSVs in the first type that holds all its texts; a code stays a text."""
-    is_code = pc.match_substring_regex(texts, CODE)
-    numbers = [] if pc.any(is_code).as_py() else [pa.int64(), pa.float64()]
-    is_whole = pc.match_substring_regex(texts, WHOLE_NUMBER)
     if texts.null_count == len(texts):
         return texts
-    for kind in (*numbers, pa.bool_(), UTC_TIME):
+    is_code = pc.match_substring_regex(texts, CODE)
+    is_whole = pc.match_substring_regex(texts, WHOLE_NUMBER)
+    number = pa.int64() if pc.all(is_whole).as_py() else pa.float64()
+    for kind in (number, pa.bool_(), UTC_TIME):
         try:
             values = _with_offsets(texts, kind).cast(kind)
         except pa.ArrowInvalid:
             continue
-        is_exact = pa.scalar(True)  # noqa: FBT003
-        if kind == pa.int64():
-            is_exact = is_whole
-        elif kind == pa.float64():  # of a whole number that int64 does not hold
-            is_exact = pc.invert(is_whole)
-            is_exact = pc.or_(is_exact, pc.less(pc.abs(values), EXACT_DOUBLE))
-        if pc.all(is_exact).as_py():
-            return values
+        if kind == pa.float64():
+            is_large = pc.greater_equal(pc.abs(values), EXACT_DOUBLE)
+            is_other = pc.or_(is_code, pc.and_(is_whole, is_large))
+            return texts if pc.any(is_other).as_py() else values
+        return values
     return texts
 
 
@@ -171,14 +160,9 @@ def in_schema(
         columns.append(values)
         if typed_values.null_count < len(batch):
             problems[field.name] = None
-        if values.null_count == column.null_count:
-            continue
         is_unreadable = pc.and_(column.is_valid(), values.is_null())
-        positions = pc.indices_nonzero(is_unreadable)
-        unreadable_values = column.take(positions).to_numpy(zero_copy_only=False)
-        for position, value in zip(
-            positions.to_pylist(), unreadable_values, strict=True
-        ):
+        for position in pc.indices_nonzero(is_unreadable).to_pylist():
+            (value,) = column.slice(position, 1).to_numpy(zero_copy_only=False)
             text = str(value)  # of any year
             problem = f"{type_problem(field, column.type)}: {text!r}"
             if typed_values[position].is_valid:

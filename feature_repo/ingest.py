@@ -24,7 +24,6 @@ from feature_repo.dataset_record import read_record, write_record
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.definition_check import check_definitions
-from feature_repo.exact_types import UnreadableRow
 from feature_repo.features import raw_table
 from feature_repo.landing import IngestReport, land, stop_if_many
 from feature_repo.materialization import (
@@ -71,7 +70,7 @@ def ingest(
     with one_writer(settings, INGEST_LOCK.format(name)):
         raw = raw_table(settings, dataset)
         since = None if full else _read_from(settings, dataset, raw, as_of)
-        unreadable: list[UnreadableRow] = []
+        unreadable: dict[str, str] = {}
         delivery = pull(settings, dataset, as_of, since, unreadable)
         try:
             report = land(settings, dataset, delivery, as_of, unreadable)
@@ -122,11 +121,10 @@ def whole_history(
         publish_beside(history, label)
         service = PublishedService(history, spec.feature_service)
         for dataset in ({label.name: label} | service.datasets()).values():
-            unreadable: list[UnreadableRow] = []
+            unreadable: dict[str, str] = {}
             delivery = pull(settings, dataset, FAR_FUTURE, unreadable=unreadable)
             all_rows = delivery.read_all()
-            problems = [row.problem for row in unreadable]
-            stop_if_many(settings, dataset, problems, all_rows.num_rows + len(problems))
+            stop_if_many(settings, dataset, unreadable, all_rows.num_rows)
             rows = part(dataset, all_rows)
             until = as_of
             if dataset.source_name not in settings.sources:

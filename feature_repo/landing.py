@@ -7,19 +7,19 @@ the delivery.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from ibis.backends.sql.datatypes import DuckDBType
@@ -31,10 +31,10 @@ from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 from feature_repo.engines import connected, read_files
-from feature_repo.exact_types import UnreadableRow
 from feature_repo.features import open_raw, raw_table
 from feature_repo.quarantine import (
     as_json,
+    held_rows,
     leave_quarantine,
     quarantine,
     quarantine_entries,
@@ -42,7 +42,7 @@ from feature_repo.quarantine import (
     quarantine_table,
 )
 from feature_repo.source import place
-from feature_repo.validation import SINGLE_ROWS, DatasetRules, suite_file
+from feature_repo.validation import SINGLE_ROWS, DatasetRules, Validation, suite_file
 from feature_repo.value_faults import find_faults
 
 BATCH_ROWS = 500_000
@@ -53,8 +53,8 @@ MEMORY_LIMIT = "250MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
 FAR = timedelta(days=1)
 """How far after `as_of` a row is dated where a clock is rather wrong than fast."""
-COPIES = f"{OWN_PREFIX}copies"
-"""Column of how many rows, or contents, a key has."""
+LAST = f"{OWN_PREFIX}last"
+"""Column of the position of a key's last row."""
 TEXT = f"{OWN_PREFIX}text"
 """Column of a row as quarantine has it."""
 SET_ASIDE_AT = f"{OWN_PREFIX}quarantined_at"
@@ -96,7 +96,7 @@ def land(
     dataset: Dataset,
     delivery: pa.RecordBatchReader,
     as_of: datetime,
-    unreadable: Sequence[UnreadableRow] = (),
+    unreadable: Mapping[str, str] = MappingProxyType({}),
 ) -> IngestReport:
     """Validate the new rows of a delivery; merge the good ones, set the bad ones aside.
 
@@ -112,7 +112,8 @@ def land(
         delivery: Rows in the order of the source; of one key the last one counts.
         as_of: When the rows became known; those of the first delivery, at their event time. Rows
             of a later event time are left for a later delivery.
-        unreadable: Rows to set aside, once the delivery was read.
+        unreadable: Rows (JSON) to set aside, with what keeps them from being read; complete once the
+            delivery was read.
 
     Raises:
         BatchRejectedError: A rule failed as a whole, or many rows are unreadable; nothing was
@@ -120,104 +121,89 @@ def land(
         DataError: The source cannot be read; nothing was changed.
 
     """
-    raw = raw_table(settings, dataset)
-    aside = quarantine_table(settings, dataset)
-    with _scratch(settings, dataset) as scratch:
-        received = scratch.save_delivery(delivery)
-        is_ahead = received[dataset.event_time] > ibis.literal(as_of)
-        ahead = received.filter(is_ahead)
+    with _landing(settings, dataset, as_of) as landing:
+        received = landing.receive(delivery)
+        ahead = received.filter(received[dataset.event_time] > ibis.literal(as_of))
         delivered = received.anti_join(ahead, POSITION)
-        repeated_keys = scratch.save("repeated", _repeated_keys(dataset, delivered))
-        earlier_rows = _earlier_rows(dataset, delivered, repeated_keys)
-        earlier_rows = scratch.save("earlier", earlier_rows)
+        earlier_rows = landing.save("earlier", _earlier_rows(dataset, delivered))
+        entries = landing.save("entries", landing.entries())
         new_rows = delivered.anti_join(earlier_rows, POSITION)
-        entries = scratch.save("entries", _entries(dataset, aside, scratch.connection))
-        if raw.exists:
-            stored = open_raw(raw, connection=scratch.connection)
-            new_rows = _unseen_rows(dataset, stored, entries, new_rows)
-        new_rows = scratch.save("unseen", new_rows)
+        new_rows = landing.save("unseen", landing.unseen_rows(new_rows, entries))
         is_same = _same(new_rows, entries, dataset.schema.names)
-        again = scratch.save("again", new_rows.semi_join(entries, is_same)).to_pyarrow()
+        again = landing.save("again", new_rows.semi_join(entries, is_same)).to_pyarrow()
         still_bad = _still_bad_positions(dataset, again, as_of)
-        again_positions = set(again[POSITION].to_pylist()) - still_bad
-        new_rows = new_rows.filter(~new_rows[POSITION].isin([*still_bad]))
-        new_rows = scratch.save("new", new_rows)
-        row_count = _count(new_rows)
-        unread = _unread_entries(
-            settings, dataset, unreadable, _count(delivered), as_of
-        )
+        new_rows = new_rows.filter(~new_rows[POSITION].isin(still_bad))
+        new_rows = landing.save("new", new_rows)
+        unread = landing.unread_entries(unreadable, _count(delivered))
         is_empty = not (unreadable or _count(received))
-        warnings = _remarks(settings, dataset, ahead, as_of, is_empty=is_empty)
-        bad_file = scratch.file("bad")
-        with pq.ParquetWriter(bad_file, _numbered(aside.schema)) as bad_rows:
-            if row_count:
-                warnings += _validate(
-                    settings=settings,
-                    dataset=dataset,
-                    batches=_batches(dataset, new_rows, row_count),
-                    as_of=as_of,
-                    bad_rows=bad_rows,
-                )
-        warnings += _contradictions(dataset, delivered, repeated_keys, new_rows)
-        bad_positions = scratch.connection.read_parquet(bad_file)
-        good_rows = new_rows.anti_join(bad_positions, POSITION)
-        arrival = as_of if raw.exists else None
-        good_rows = _arrived_rows(dataset, good_rows, arrival)
-        # An event that lands meanwhile would be a row that these were not tried with.
-        with one_writer(settings, raw.name):
-            faults = find_faults(
-                dataset=dataset,
-                connection=scratch.connection,
-                rows=good_rows,
-                raw=raw,
-                exempt_count=len(again_positions),
-            )
-            is_at_fault = good_rows[POSITION].isin([*faults])
-            scratch.save("good", good_rows.filter(~is_at_fault))
-            # In this order: after a kill in between the good rows come alone, and not the bad ones.
-            quarantine(aside, scratch.dataset("bad"))
-            quarantine(aside, unread)
-            rows_at_fault = good_rows.filter(is_at_fault).to_pyarrow()
-            quarantine_faults(settings, dataset, rows_at_fault, faults, as_of)
-            counts = raw.merge(
-                scratch.dataset("good"),
-                key=dataset.key,
-                content=dataset.schema.names,
-                arrival="ingested_at",
-            )
-            _leave_quarantine(dataset, raw, aside, entries, scratch.connection)
-        bad_count = pq.read_metadata(bad_file).num_rows + unread.num_rows
-        ahead_count = _count(ahead)
-    return IngestReport(
-        dataset=dataset.name,
-        as_of=as_of,
-        **counts,
-        quarantined=bad_count + len(faults.keys() - again_positions),
-        ahead=ahead_count,
-        table_version=raw.version,
-        warnings=tuple(warnings),
-    )
+        warnings = landing.remarks(ahead, is_empty=is_empty)
+        warnings += landing.validate(new_rows)
+        warnings += _contradictions(dataset, earlier_rows, new_rows)
+        counts = landing.commit(
+            new_rows, entries, unread, again_count=again.num_rows - len(still_bad)
+        )
+        return IngestReport(
+            dataset=dataset.name,
+            as_of=as_of,
+            **counts,
+            ahead=_count(ahead),
+            table_version=landing.raw.version,
+            warnings=tuple(warnings),
+        )
 
 
-class _Scratch:
-    """Rows on their way: parquet files in a folder, which DuckDB reads and writes."""
+def stop_if_many(
+    settings: Settings,
+    dataset: Dataset,
+    unreadable: Mapping[str, str],
+    readable_count: int,
+) -> None:
+    """Raise a BatchRejectedError if more rows than single ones cannot be read."""
+    count = len(unreadable)
+    row_count = readable_count + count
+    if count >= SINGLE_ROWS and count > MOST_UNREADABLE * row_count:
+        examples = "; ".join([*unreadable.values()][:3])
+        text = f"{count} of {row_count} rows cannot be read, such as: {examples}"
+        raise _rejection(settings, dataset, text)
 
-    def __init__(self, folder: Path, connection: Any) -> None:
-        self.connection = connection
-        self._folder = folder
+
+def _rejection(settings: Settings, dataset: Dataset, text: str) -> BatchRejectedError:
+    head = f"{dataset.name}: the batch of {place(settings, dataset)} was stopped"
+    return BatchRejectedError(f"{head}, nothing was changed: {text}")
+
+
+@dataclass(frozen=True)
+class _Landing:
+    """The steps of a delivery, which share its tables and a scratch folder.
+
+    Attributes:
+        settings: See `land`.
+        dataset: See `land`.
+        as_of: See `land`.
+        raw: The table that rows land in.
+        aside: Quarantine.
+        connection: To DuckDB.
+        folder: Of parquet files, which DuckDB reads and writes: rows on their way.
+
+    """
+
+    settings: Settings
+    dataset: Dataset
+    as_of: datetime
+    raw: Table
+    aside: Table
+    connection: Any
+    folder: Path
 
     def file(self, name: str) -> Path:
-        return self._folder / f"{name}.parquet"
-
-    def dataset(self, name: str) -> ds.Dataset:
-        return ds.dataset(self.file(name), format=PARQUET)
+        return self.folder / f"{name}.parquet"
 
     def save(self, name: str, rows: ir.Table) -> ir.Table:
         """Compute rows once, into a file."""
         self.connection.to_parquet(rows, self.file(name))
         return self.connection.read_parquet(self.file(name))
 
-    def save_delivery(self, delivery: pa.RecordBatchReader) -> ir.Table:
+    def receive(self, delivery: pa.RecordBatchReader) -> ir.Table:
         """Write a delivery to a file; its rows get their position."""
         file = self.file("delivered")
         start = 0
@@ -229,90 +215,191 @@ class _Scratch:
                 start = end
         return self.connection.read_parquet(file)
 
+    def entries(self) -> ir.Table:
+        """Return what quarantine holds: its JSON as TEXT, and the columns of the row."""
+        entries = ibis.memtable(self.aside.schema.empty_table())
+        files = self.aside.names()
+        if files:
+            entries = read_files(self.connection, self.aside, files)
+        columns = {TEXT: "row", SET_ASIDE_AT: "quarantined_at"}
+        return _unpacked(self.dataset, entries.select(columns))
+
+    def unseen_rows(self, rows: ir.Table, entries: ir.Table) -> ir.Table:
+        """Return the rows whose content the table does not hold: new keys and corrections.
+
+        A row that an event corrected was delivered before, into the table or into quarantine.
+        """
+        if not self.raw.exists:
+            return rows
+        stored = open_raw(self.raw, connection=self.connection)
+        by_events = stored.filter(stored.superseded.notnull())
+        texts = by_events.filter(by_events.superseded != "")
+        superseded = _unpacked(self.dataset, texts.select({TEXT: "superseded"}))
+        is_later = by_events.ingested_at > entries[SET_ASIDE_AT]
+        is_same_key = _same(entries, by_events, self.dataset.key)
+        corrected = entries.semi_join(by_events, [is_later, *is_same_key])
+        for others in (stored, superseded, corrected):
+            rows = rows.anti_join(
+                others, _same(rows, others, self.dataset.schema.names)
+            )
+        return rows
+
+    def unread_entries(
+        self, unreadable: Mapping[str, str], readable_count: int
+    ) -> pa.Table:
+        """Return entries of quarantine for the unreadable rows that it does not hold.
+
+        Raises:
+            BatchRejectedError: They are many.
+
+        """
+        problems = dict(unreadable)
+        if problems:
+            for row in held_rows(self.aside, list(problems))["row"].to_pylist():
+                del problems[row]
+        stop_if_many(self.settings, self.dataset, problems, readable_count)
+        return quarantine_entries(list(problems), list(problems.values()), self.as_of)
+
+    def remarks(self, ahead: ir.Table, *, is_empty: bool) -> list[str]:
+        """Return a warning about a delivery that is empty, or about rows of a wrong clock."""
+        if is_empty:
+            return [f"{place(self.settings, self.dataset)} delivered no rows"]
+        limit = ibis.literal(self.as_of + FAR)
+        count = _count(ahead.filter(ahead[self.dataset.event_time] > limit))
+        if not count:
+            return []
+        return [f"rows dated more than a day ahead: {count}; check the source's clock"]
+
+    def validate(self, rows: ir.Table) -> list[str]:
+        """Validate rows, write the bad ones with their positions, and return warnings.
+
+        Raises:
+            BatchRejectedError: See `land`.
+
+        """
+        page = self.settings.data_docs / self.dataset.name / "index.html"
+        warnings: dict[str, str] = {}
+        with pq.ParquetWriter(self.file("bad"), _numbered(self.aside.schema)) as bad:
+            for number, (batch, validation) in enumerate(self._validations(rows)):
+                is_first_warning = bool(validation.warnings) and not warnings
+                if number == 0 or validation.rejections or is_first_warning:
+                    replace_file(page, validation.page())
+                if validation.rejections:
+                    suite = f"Rules: {suite_file(self.dataset)}"
+                    text = f"{'; '.join(validation.rejections)}. {suite}"
+                    raise _rejection(self.settings, self.dataset, text)
+                for text in validation.warnings:
+                    rule_name = text.partition(": ")[0]
+                    warnings.setdefault(rule_name, text)
+                broken_rules = list(validation.bad_rows.values())
+                bad_rows = batch.take(pa.array(validation.bad_rows, pa.int64()))
+                texts = as_json(bad_rows.drop_columns([POSITION]))
+                entries = quarantine_entries(texts, broken_rules, self.as_of)
+                bad.write_table(entries.append_column(POSITION, bad_rows[POSITION]))
+        return list(warnings.values())
+
+    def _validations(self, rows: ir.Table) -> Iterator[tuple[pa.Table, Validation]]:
+        """Cut rows by a hash of their key, and validate each batch.
+
+        It is a sample of all rows, and rows of one key are together: a rule over many rows means
+        for a batch what it means for all.
+        """
+        row_count = _count(rows)
+        if not row_count:
+            return
+        rules = DatasetRules(self.dataset)
+        batch_count = ceil(row_count / BATCH_ROWS)
+        key = self.dataset.key
+        has_key = ibis.and_(*(rows[name].notnull() for name in key))
+        key_hash = ibis.struct({name: rows[name] for name in key}).hash()
+        number = has_key.ifelse(key_hash, rows[POSITION].hash())
+        # Half of the hashes are negative, and so are their remainders.
+        batch_number = (number % batch_count).abs()
+        for batch in range(batch_count):
+            table = rows.filter(batch_number == batch).order_by(POSITION).to_pyarrow()
+            if table.num_rows:
+                content = table.select(self.dataset.schema.names)
+                yield table, rules.validate(content, self.as_of)
+
+    def commit(
+        self, new_rows: ir.Table, entries: ir.Table, unread: pa.Table, again_count: int
+    ) -> dict[str, int]:
+        """Set rows aside, merge the others, and count what became of them.
+
+        Args:
+            new_rows: Rows that were validated.
+            entries: What quarantine holds.
+            unread: Entries that it is to hold.
+            again_count: How many of the rows it holds.
+
+        """
+        bad_positions = self.connection.read_parquet(self.file("bad"))
+        rows = new_rows.anti_join(bad_positions, POSITION)
+        is_first = not self.raw.exists
+        event_times = rows[self.dataset.event_time]
+        rows = rows.mutate(
+            ingested_at=event_times if is_first else ibis.literal(self.as_of)
+        )
+        # An event that lands meanwhile would be a row that these were not tried with.
+        with one_writer(self.settings, self.raw.name):
+            faults = find_faults(
+                self.dataset, self.connection, rows, self.raw, again_count
+            )
+            is_at_fault = rows[POSITION].isin([*faults])
+            self.save("good", rows.filter(~is_at_fault))
+            # In this order: after a kill in between the good rows come alone, and not the bad ones.
+            bad_count = quarantine(self.aside, self._dataset("bad"))
+            bad_count += quarantine(self.aside, unread)
+            rows_at_fault = rows.filter(is_at_fault).to_pyarrow()
+            bad_count += quarantine_faults(
+                self.aside, self.dataset, rows_at_fault, faults, self.as_of
+            )
+            counts = self.raw.merge(
+                self._dataset("good"),
+                key=self.dataset.key,
+                content=self.dataset.schema.names,
+                arrival="ingested_at",
+            )
+            self._leave_quarantine(entries)
+        return counts | {"quarantined": bad_count}
+
+    def _dataset(self, name: str) -> ds.Dataset:
+        return ds.dataset(self.file(name), format=PARQUET)
+
+    def _leave_quarantine(self, entries: ir.Table) -> None:
+        """Remove entries of rows that the table has now, also of those that landed before a kill."""
+        if self.raw.exists and _count(entries):
+            stored = open_raw(self.raw, connection=self.connection)
+            is_same = _same(entries, stored, self.dataset.schema.names)
+            landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
+            leave_quarantine(self.aside, landed.to_pylist())
+
 
 @contextmanager
-def _scratch(settings: Settings, dataset: Dataset) -> Iterator[_Scratch]:
+def _landing(
+    settings: Settings, dataset: Dataset, as_of: datetime
+) -> Iterator[_Landing]:
     folder = settings.cache / f"{dataset.name}.ingest"
     shutil.rmtree(folder, ignore_errors=True)  # left by a killed ingest
     folder.mkdir(parents=True)
     spill = str(folder / "spill")
     try:
         with connected(memory_limit=MEMORY_LIMIT, temp_directory=spill) as connection:
-            yield _Scratch(folder, connection)
+            yield _Landing(
+                settings=settings,
+                dataset=dataset,
+                as_of=as_of,
+                raw=raw_table(settings, dataset),
+                aside=quarantine_table(settings, dataset),
+                connection=connection,
+                folder=folder,
+            )
     finally:
         shutil.rmtree(folder)
 
 
-def stop_if_many(
-    settings: Settings, dataset: Dataset, problems: Sequence[str], row_count: int
-) -> None:
-    """Raise a BatchRejectedError if more of `row_count` rows cannot be read than single ones."""
-    count = len(problems)
-    if count < SINGLE_ROWS or count <= MOST_UNREADABLE * row_count:
-        return
-    head = f"{dataset.name}: the batch of {place(settings, dataset)} was stopped"
-    text = f"{count} of {row_count} rows cannot be read, such as"
-    examples = "; ".join(problems[:3])
-    raise BatchRejectedError(f"{head}, nothing was changed: {text}: {examples}")
-
-
-def _unread_entries(
-    settings: Settings,
-    dataset: Dataset,
-    unreadable: Sequence[UnreadableRow],
-    readable_count: int,
-    as_of: datetime,
-) -> pa.Table:
-    """Return entries of quarantine for the unreadable rows that it does not hold.
-
-    Raises:
-        BatchRejectedError: They are many.
-
-    """
-    problems = {row.row: row.problem for row in unreadable}
-    aside = quarantine_table(settings, dataset)
-    if problems:
-        is_known = pc.field("row").isin(list(problems))
-        for row in aside.read(columns=["row"], where=is_known)["row"].to_pylist():
-            del problems[row]
-    texts = list(problems.values())
-    stop_if_many(settings, dataset, texts, readable_count + len(texts))
-    return quarantine_entries(list(problems), texts, as_of)
-
-
 def _numbered(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field(POSITION, pa.int64()))
-
-
-def _has_key(dataset: Dataset, rows: ir.Table) -> ir.BooleanValue:
-    return ibis.and_(*(rows[name].notnull() for name in dataset.key))
-
-
-def _repeated_keys(dataset: Dataset, delivered: ir.Table) -> ir.Table:
-    """Return the keys that several rows have, each with the position of the last one."""
-    rows = delivered.filter(_has_key(dataset, delivered))
-    keys = rows.group_by(dataset.key)
-    counts = keys.agg({POSITION: rows[POSITION].max(), COPIES: rows.count()})
-    return counts.filter(counts[COPIES] > 1)
-
-
-def _earlier_rows(
-    dataset: Dataset, delivered: ir.Table, repeated_keys: ir.Table
-) -> ir.Table:
-    """Return the positions of rows that do not count, as a later one has their key."""
-    rows = delivered.semi_join(repeated_keys, dataset.key)
-    return rows.anti_join(repeated_keys, POSITION).select(POSITION)
-
-
-def _entries(dataset: Dataset, aside: Table, connection: Any) -> ir.Table:
-    """Return what quarantine holds: its JSON as TEXT, and the columns of the row."""
-    entries = ibis.memtable(aside.schema.empty_table())
-    aside_files = aside.names()
-    if aside_files:
-        entries = read_files(connection, aside, aside_files)
-    return _unpacked(
-        dataset, entries.select({TEXT: "row", SET_ASIDE_AT: "quarantined_at"})
-    )
 
 
 def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
@@ -324,38 +411,15 @@ def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
         name="json_transform",
         signature=(("string", "string"), schema.as_struct()),
     )
-    rows = texts.mutate({ROW: unpack(texts[TEXT], json.dumps(types))})
-    return rows.mutate({name: rows[ROW][name] for name in schema.names}).drop(ROW)
+    return texts.mutate({ROW: unpack(texts[TEXT], json.dumps(types))}).unpack(ROW)
 
 
-def _unseen_rows(
-    dataset: Dataset, stored: ir.Table, entries: ir.Table, rows: ir.Table
-) -> ir.Table:
-    """Return the rows whose content the table does not hold: new keys and corrections.
-
-    A row that an event corrected was delivered before, into the table or into quarantine.
-    """
-    names = dataset.schema.names
-    by_events = stored.filter(stored.superseded.notnull())
-    texts = by_events.filter(by_events.superseded != "")
-    superseded = _unpacked(dataset, texts.select({TEXT: "superseded"}))
-    is_later = by_events.ingested_at > entries[SET_ASIDE_AT]
-    is_same_key = _same(entries, by_events, dataset.key)
-    corrected = entries.semi_join(by_events, [is_later, *is_same_key])
-    for others in (stored, superseded, corrected):
-        rows = rows.anti_join(others, _same(rows, others, names))
-    return rows
-
-
-def _leave_quarantine(
-    dataset: Dataset, raw: Table, aside: Table, entries: ir.Table, connection: Any
-) -> None:
-    """Remove the entries of rows that the table has now, also of those that landed before a kill."""
-    if raw.exists and _count(entries):
-        stored = open_raw(raw, connection=connection)
-        is_same = _same(entries, stored, dataset.schema.names)
-        landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
-        leave_quarantine(aside, landed.to_pylist())
+def _earlier_rows(dataset: Dataset, delivered: ir.Table) -> ir.Table:
+    """Return the rows that do not count, as a later one has their key."""
+    keys = delivered.group_by(dataset.key).having(lambda rows: rows.count() > 1)
+    last_rows = keys.agg({LAST: delivered[POSITION].max()})
+    is_earlier = delivered[POSITION] < last_rows[LAST]
+    return delivered.semi_join(last_rows, [*dataset.key, is_earlier])
 
 
 def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
@@ -363,107 +427,27 @@ def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
     return [rows[name].identical_to(others[name]) for name in names]
 
 
-def _still_bad_positions(dataset: Dataset, rows: pa.Table, as_of: datetime) -> set[int]:
+def _still_bad_positions(
+    dataset: Dataset, rows: pa.Table, as_of: datetime
+) -> list[int]:
     """Return the positions of rows that break a rule of single rows."""
     if not rows.num_rows:
-        return set()
-    content = rows.select(dataset.schema.names).cast(dataset.schema)
-    rules = DatasetRules(dataset, for_events=True)
-    numbers = pa.array(rules.validate(content, as_of).bad_rows, pa.int64())
-    return set(rows[POSITION].take(numbers).to_pylist())
-
-
-def _remarks(
-    settings: Settings,
-    dataset: Dataset,
-    ahead: ir.Table,
-    as_of: datetime,
-    *,
-    is_empty: bool,
-) -> list[str]:
-    """Return a warning about a delivery that is empty, or about rows of a wrong clock."""
-    if is_empty:
-        return [f"{place(settings, dataset)} delivered no rows"]
-    far_ahead = ahead.filter(ahead[dataset.event_time] > ibis.literal(as_of + FAR))
-    count = _count(far_ahead)
-    if not count:
         return []
-    return [f"rows dated more than a day ahead: {count}; check the source's clock"]
-
-
-def _batches(dataset: Dataset, rows: ir.Table, row_count: int) -> Iterator[pa.Table]:
-    """Cut rows by a hash of their key.
-
-    Each batch is a sample of all rows, and rows of one key are together: a rule over many rows
-    means for a batch what it means for all.
-    """
-    batch_count = ceil(row_count / BATCH_ROWS)
-    key_hash = ibis.struct({name: rows[name] for name in dataset.key}).hash()
-    number = _has_key(dataset, rows).ifelse(key_hash, rows[POSITION].hash())
-    # Half of the hashes are negative, and so are their remainders.
-    batch_number = (number % batch_count).abs()
-    for batch in range(batch_count):
-        table = rows.filter(batch_number == batch).order_by(POSITION).to_pyarrow()
-        if table.num_rows:
-            yield table
-
-
-def _validate(
-    settings: Settings,
-    dataset: Dataset,
-    batches: Iterator[pa.Table],
-    as_of: datetime,
-    bad_rows: pq.ParquetWriter,
-) -> list[str]:
-    """Validate batches of rows, write the bad rows with their positions, and return warnings.
-
-    Raises:
-        BatchRejectedError: See `land`.
-
-    """
-    rules = DatasetRules(dataset)
-    page = settings.data_docs / dataset.name / "index.html"
-    warnings: dict[str, str] = {}
-    for number, batch in enumerate(batches):
-        rows = batch.select(dataset.schema.names).cast(dataset.schema)
-        validation = rules.validate(rows, as_of)
-        is_first_warning = bool(validation.warnings) and not warnings
-        if number == 0 or validation.rejections or is_first_warning:
-            replace_file(page, validation.page())
-        if validation.rejections:
-            source = place(settings, dataset)
-            head = f"{dataset.name}: the batch of {source} was stopped, nothing was changed"
-            text = f"{head}: {'; '.join(validation.rejections)}. Rules: {suite_file(dataset)}"
-            raise BatchRejectedError(text)
-        for text in validation.warnings:
-            rule_name = text.partition(": ")[0]
-            warnings.setdefault(rule_name, text)
-        numbers = pa.array(validation.bad_rows, pa.int64())
-        rules_broken = list(validation.bad_rows.values())
-        entries = quarantine_entries(as_json(rows.take(numbers)), rules_broken, as_of)
-        positions = batch[POSITION].take(numbers)
-        bad_rows.write_table(entries.append_column(POSITION, positions))
-    return list(warnings.values())
-
-
-def _arrived_rows(
-    dataset: Dataset, rows: ir.Table, arrival: datetime | None
-) -> ir.Table:
-    """Return rows of the raw table that arrived at a moment; None: at their event time."""
-    event_times = rows[dataset.event_time]
-    arrivals = event_times if arrival is None else ibis.literal(arrival)
-    return rows.mutate(ingested_at=arrivals)
+    rules = DatasetRules(dataset, for_events=True)
+    validation = rules.validate(rows.select(dataset.schema.names), as_of)
+    bad_rows = rows.take(pa.array(validation.bad_rows, pa.int64()))
+    positions: list[int] = bad_rows[POSITION].to_pylist()
+    return positions
 
 
 def _contradictions(
-    dataset: Dataset, delivered: ir.Table, repeated_keys: ir.Table, new_rows: ir.Table
+    dataset: Dataset, earlier_rows: ir.Table, new_rows: ir.Table
 ) -> list[str]:
     """Return a warning if a delivery holds new keys with several contents."""
     key = list(dataset.key)
-    new_keys = repeated_keys.semi_join(new_rows, key)
-    contents = delivered.semi_join(new_keys, key).drop(POSITION).distinct()
-    content_counts = contents.group_by(key).agg({COPIES: contents.count()})
-    keys = content_counts.filter(content_counts[COPIES] > 1).select(key)
+    is_same = _same(earlier_rows, new_rows, dataset.schema.names)
+    others = earlier_rows.anti_join(new_rows, is_same).semi_join(new_rows, key)
+    keys = others.select(key).distinct()
     key_count = _count(keys)
     if not key_count:
         return []

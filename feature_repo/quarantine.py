@@ -65,29 +65,33 @@ def quarantine_entries(
     return pa.table(columns)
 
 
-def quarantine(table: Table, entries: pa.Table | ds.Dataset) -> None:
-    """Write entries to quarantine, once: a row that is there already stays."""
-    table.merge(entries, key=["row"], content=["rules"])
+def quarantine(table: Table, entries: pa.Table | ds.Dataset) -> int:
+    """Write entries to quarantine, once: a row that is there already stays. Return how many are new."""
+    return table.merge(entries, key=["row"], content=["rules"])["inserted"]
 
 
 def quarantine_faults(
-    settings: Settings,
+    table: Table,
     dataset: Dataset,
     rows: pa.Table,
     faults: Mapping[int, str],
     at: datetime,
-) -> None:
-    """Write rows, numbered by POSITION, to quarantine for their faults."""
-    content = rows.select(dataset.schema.names).cast(dataset.schema)
+) -> int:
+    """Write rows, numbered by POSITION, to quarantine for their faults; see `quarantine`."""
+    texts = as_json(rows.select(dataset.schema.names))
     reasons = [faults[position] for position in rows[POSITION].to_pylist()]
-    entries = quarantine_entries(as_json(content), reasons, at)
-    quarantine(quarantine_table(settings, dataset), entries)
+    return quarantine(table, quarantine_entries(texts, reasons, at))
+
+
+def held_rows(table: Table, rows: Sequence[str]) -> pa.Table:
+    """Return those of some rows (JSON) that quarantine holds, as its column `row`."""
+    is_row = pc.field("row").isin(pa.array(rows, pa.string()))
+    return table.read(columns=["row"], where=is_row)
 
 
 def leave_quarantine(table: Table, rows: Sequence[str]) -> None:
     """Remove the entries of rows (JSON) that the raw table has now."""
-    is_row = pc.field("row").isin(pa.array(rows, pa.string()))
-    table.remove(table.read(columns=["row"], where=is_row), ["row"])
+    table.remove(held_rows(table, rows), ["row"])
 
 
 def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
@@ -110,7 +114,8 @@ def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
         faults = find_faults(dataset, connection, rows)
         rows_at_fault = rows.filter(rows[POSITION].isin([*faults])).to_pyarrow()
         # In this order: a kill in between loses no row.
-        quarantine_faults(settings, dataset, rows_at_fault, faults, as_of)
+        aside = quarantine_table(settings, dataset)
+        quarantine_faults(aside, dataset, rows_at_fault, faults, as_of)
         raw.remove(rows_at_fault, dataset.key)
     return len(faults)
 
@@ -144,10 +149,12 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
         tables = [_as_table(entry["row"], dataset.schema) for entry in entries]
         rows = pa.concat_tables([dataset.schema.empty_table(), *tables])
         rules = DatasetRules(dataset, for_events=True)
-        good_table = rules.validate(rows, as_of).good(rows)
-        good_rows = good_table.to_pylist()
+        bad_rows = rules.validate(rows, as_of).bad_rows
+        good_rows = [
+            row for number, row in enumerate(rows.to_pylist()) if number not in bad_rows
+        ]
         first_key = dataset.key[0]
-        has_key = pc.field(first_key).isin(good_table[first_key])
+        has_key = pc.field(first_key).isin(rows[first_key])
         stored_rows = raw.read(columns=names, where=has_key).to_pylist()
         rows_by_key = {key_of(row): row for row in [*good_rows, *stored_rows]}
         released_rows = []
@@ -160,11 +167,12 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
                 conflicts.append((row, standing_row))
         arrivals = pa.Table.from_pylist(released_rows, raw.schema)
         positions = pa.array(range(len(arrivals)), pa.int64())
-        rows = ibis.memtable(arrivals.append_column(POSITION, positions))
+        arrivals = arrivals.append_column(POSITION, positions)
         with connected() as connection:
-            faults = find_faults(dataset, connection, rows, raw, len(arrivals))
-        is_at_fault = pc.is_in(positions, pa.array(faults, pa.int64()))
-        arrivals = arrivals.filter(pc.invert(is_at_fault))
+            rows = ibis.memtable(arrivals)
+            faults = find_faults(dataset, connection, rows, raw, len(positions))
+        is_at_fault = pc.field(POSITION).isin(pa.array(faults, pa.int64()))
+        arrivals = arrivals.filter(~is_at_fault)
         raw.merge(arrivals, dataset.key, names)
         texts = as_json(arrivals.select(names))
         leave_quarantine(quarantine_table(settings, dataset), texts)

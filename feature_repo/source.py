@@ -27,7 +27,6 @@ from core.storage import rows_at
 from feature_repo.definition import Dataset
 from feature_repo.exact_types import (
     UTC_TIME,
-    UnreadableRow,
     in_schema,
     inferred,
     type_of,
@@ -62,7 +61,7 @@ def pull(
     dataset: Dataset,
     as_of: datetime,
     since: datetime | None = None,
-    unreadable: list[UnreadableRow] | None = None,
+    unreadable: dict[str, str] | None = None,
 ) -> pa.RecordBatchReader:
     """Read the rows that the source holds at `as_of`, without those of forgotten entities.
 
@@ -71,7 +70,8 @@ def pull(
         dataset: Whose rows to read.
         as_of: The demo delivers what is due at this moment; other sources all that they hold.
         since: Read only rows with a later event time.
-        unreadable: Gets the rows that the columns do not hold, while the others are read.
+        unreadable: Gets the rows (JSON) that the columns do not hold, with the reason, while the
+            others are read.
 
     Returns:
         Batches of rows in the source's own order and the dataset's types. Reading one raises a
@@ -141,7 +141,7 @@ def _readable_batches(
     dataset: Dataset,
     batches: Iterator[pa.RecordBatch],
     since: datetime | None,
-    unreadable: list[UnreadableRow] | None,
+    unreadable: dict[str, str] | None,
 ) -> Iterator[pa.RecordBatch]:
     """Leave out rows up to `since`, and those of forgotten entities; set the unreadable aside.
 
@@ -158,7 +158,7 @@ def _readable_batches(
             if unreadable is None or len(unreadable) == MOST_UNREADABLE:
                 problem = f"rows cannot be read, such as {mark['problem']}"
                 raise DataError(f"{dataset.name}: nothing was changed: {problem}")
-            unreadable.append(UnreadableRow(**mark))
+            unreadable[mark["row"]] = mark["problem"]
         readable_rows = pa.RecordBatch.from_arrays(columns, schema=dataset.schema)
         yield readable_rows.filter(marks.is_null())
 
@@ -277,8 +277,8 @@ def _open_database(
         times = []
         if connection.name == "postgres":  # its client fails at years above 9999
             connection.con.execute("SET TIME ZONE 'UTC'")
-            kinds = rows.schema().to_pyarrow()
-            times = [field.name for field in kinds if type_of(field.type) == UTC_TIME]
+            kinds = rows.schema().items()
+            times = [name for name, kind in kinds if type_of(kind) == UTC_TIME]
             rows = rows.mutate({name: rows[name].cast("string") for name in times})
         yield _Source(connection.to_pyarrow_batches(rows, chunk_size=BATCH_ROWS), times)
     finally:

@@ -59,11 +59,12 @@ def publish_beside(settings: Settings, *datasets: Dataset) -> None:
     for module in dataset_modules(*names):
         path = module.relative_to(DATASETS).with_suffix("")
         names.append(".".join(path.parts).removesuffix(".__init__"))
-    objects_by_name: dict[tuple[str, str], Any] = {}
-    for name in names:
-        for kind in KINDS:
-            for value in defined(name, kind):
-                objects_by_name[kind, value.name] = value
+    objects_by_name = {
+        (kind, value.name): value
+        for name in names
+        for kind in KINDS
+        for value in defined(name, kind)
+    }
     objects = copy.deepcopy(list(objects_by_name.values()))
     for value in objects:
         if isinstance(value, feast.FeatureView):

@@ -60,11 +60,6 @@ class Validation:
     bad_rows: dict[int, str]
     report: dict[str, Any]
 
-    def good(self, rows: pa.Table) -> pa.Table:
-        """Return those of the validated rows that are not set aside."""
-        is_good = [position not in self.bad_rows for position in range(rows.num_rows)]
-        return rows.filter(pa.array(is_good, pa.bool_()))
-
     def page(self) -> str:
         """Return GX's Data Docs of the rows."""
         from great_expectations.core import expectation_validation_result  # noqa: PLC0415

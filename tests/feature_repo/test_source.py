@@ -343,7 +343,7 @@ def deliver(home, name, values, good=1):
 
 
 def landed(settings, **more):
-    unreadable = []
+    unreadable = {}
     rows = pull(settings, ORDERS, AS_OF, unreadable=unreadable, **more)
     return land(settings, ORDERS, rows, AS_OF, unreadable)
 
