@@ -151,12 +151,13 @@ def describe(
     if outcome and not pa.types.is_boolean(rows[outcome].type):
         limit = pc.mean(rows[outcome]).as_py()
     types = {field.name: str(field.type) for field in rows.schema}
-    roles = {*key, entity, time, outcome}
+    required = {*key, entity, time}
+    roles = {*required, outcome}
     amounts = [
         name for name in types if name not in roles and _is_amount(name, rows[name])
     ]
     codes = [name for name, kind in types.items() if _is_code(kind, rows[name])]
-    without_null = [name for name in types if not rows[name].null_count]
+    filled = [name for name in types if name in required or not rows[name].null_count]
     span = pc.min_max(rows[time]).as_py()
     return {
         "columns": {name: WRITTEN[kind] for name, kind in types.items()},
@@ -167,7 +168,7 @@ def describe(
         "outcome": outcome,
         "limit": limit,
         "label": _label_name(outcome) if outcome else f"silent_{days}d",
-        "filled": sorted({*key, entity, time, *without_null}, key=list(types).index),
+        "filled": filled,
         "amounts": amounts[:MOST_AMOUNTS],
         "codes": codes,
         "largest": LARGEST_AMOUNT,

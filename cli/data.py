@@ -16,6 +16,7 @@ MONTH = timedelta(days=31)
 MODULE = "A module of feature_repo/datasets/."
 KEY = re.compile(r"--([^\0]+?)(?:\0(?!--)|=(?=.))([^\0]*)", re.DOTALL)
 """Of the words of a shell, with \\0 between them: --COLUMN VALUE, or --COLUMN=VALUE."""
+OfDataset = Annotated[str, typer.Option("--dataset", help=MODULE)]
 quarantine = typer.Typer(no_args_is_help=True, help="Rows that were set aside.")
 
 
@@ -152,7 +153,7 @@ def forget(
 
 @quarantine.command("list")
 def list_quarantined(
-    dataset: Annotated[str, typer.Option("--dataset", help=MODULE)] = "orders",
+    dataset: OfDataset = "orders",
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -168,7 +169,7 @@ def list_quarantined(
 
 @quarantine.command("release")
 def release_quarantined(
-    dataset: Annotated[str, typer.Option("--dataset", help=MODULE)] = "orders",
+    dataset: OfDataset = "orders",
     *,
     as_json: AsJson = False,
 ) -> None:

@@ -59,8 +59,8 @@ def dataset_modules(*names: str) -> list[Path]:
         for module in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
             if module.exists() and module not in modules:
                 modules.append(module)
-                tree = _parsed(module.read_text("utf-8", "replace"))
-                for name in _origins(module, tree).values():
+                _, origins = _read(module)
+                for name in origins.values():
                     imported = PROJECT.joinpath(*name.split("."))
                     # The last parts may be names in a module.
                     remaining += [imported, *imported.parents]
@@ -79,20 +79,19 @@ def makes_dataset(module: Path) -> bool:
 
     A dataset's calls Dataset, or gives its own name to a function of the folder or of dataclasses.
     """
-    tree = _parsed(module.read_text("utf-8", "replace"))
-    origins = _origins(module, tree)
-    for statement in tree.body:
-        is_definition = isinstance(statement, (ast.FunctionDef, ast.ClassDef))
-        for call in () if is_definition else ast.walk(statement):
-            if isinstance(call, ast.Call):
-                root, _, rest = ast.unparse(call.func).partition(".")
-                function = f"{origins.get(root, root)}.{rest}".strip(".")
-                if function == "feature_repo.definition.Dataset":
-                    return True
-                arguments = [*call.args, *(option.value for option in call.keywords)]
-                is_named = repr(module.stem) in map(ast.unparse, arguments)
-                if is_named and function.startswith(("dataclasses.", FOLDER)):
-                    return True
+    tree, origins = _read(module)
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    tree.body = [part for part in tree.body if not isinstance(part, definitions)]
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            root, _, rest = ast.unparse(call.func).partition(".")
+            function = f"{origins.get(root, root)}.{rest}".strip(".")
+            if function == "feature_repo.definition.Dataset":
+                return True
+            arguments = [*call.args, *(option.value for option in call.keywords)]
+            is_named = repr(module.stem) in map(ast.unparse, arguments)
+            if is_named and function.startswith(("dataclasses.", FOLDER)):
+                return True
     return False
 
 
@@ -114,8 +113,14 @@ def _parsed(text: str) -> ast.Module:
         return tree
 
 
-def _origins(module: Path, tree: ast.Module) -> dict[str, str]:
-    """Return the dotted names of what a module imports, and of its functions, by local name."""
+def _read(module: Path) -> tuple[ast.Module, dict[str, str]]:
+    """Parse a module.
+
+    Returns:
+        Its tree, and the dotted names of what it imports, and of its functions, by local name.
+
+    """
+    tree = _parsed(module.read_text("utf-8", "replace"))
     package = module.relative_to(PROJECT).parts
     origins = {}
     for node in ast.walk(tree):
@@ -128,7 +133,7 @@ def _origins(module: Path, tree: ast.Module) -> dict[str, str]:
             for alias in node.names:
                 parts = filter(None, [*folder, node.module, alias.name])
                 origins[alias.asname or alias.name] = ".".join(parts)
-    return origins
+    return tree, origins
 
 
 def change_times() -> dict[Path, int]:

@@ -136,8 +136,8 @@ def name_problems(names: Iterable[str], own_names: Collection[str]) -> list[str]
 
 def raw_schema(dataset: Dataset) -> pa.Schema:
     """Return the columns of the dataset's raw table, see `feature_repo.features.raw_table`."""
-    arrival = pa.field("ingested_at", pa.timestamp("us", tz="UTC"))
-    return pa.schema([*dataset.schema, arrival, pa.field("superseded", pa.string())])
+    arrival = ("ingested_at", pa.timestamp("us", tz="UTC"))
+    return pa.schema([*dataset.schema, arrival, ("superseded", pa.string())])
 
 
 def table_versions(tags: Mapping[str, str]) -> dict[str, int]:

@@ -68,7 +68,6 @@ def exact_values(
     """
     is_text = pa.types.is_string(column.type)
     values = _cast(_with_offsets(column, kind) if is_text else column, kind)
-    is_exact = pa.scalar(True)  # noqa: FBT003
     if is_identity and is_text and pa.types.is_integer(kind):
         is_exact = pc.match_substring_regex(column, WHOLE_NUMBER)
     elif pa.types.is_floating(column.type) and pa.types.is_integer(kind):
@@ -76,18 +75,21 @@ def exact_values(
         is_exact = pc.less(pc.abs(column), largest)
     elif is_identity and pa.types.is_floating(kind):
         is_exact = pc.less(pc.abs(values), EXACT_DOUBLE)
+    else:
+        return values
     return _where(is_exact, values)
 
 
 def within_limits(values: pa.Array) -> pa.Array:
     """Return values, null where a number is not finite or a time not within YEARS."""
     if pa.types.is_floating(values.type):
-        return _where(pc.is_finite(values), values)
-    if pa.types.is_timestamp(values.type):
-        is_late_enough = pc.greater_equal(values, pa.scalar(EARLIEST))
-        is_early_enough = pc.less(values, pa.scalar(LATEST))
-        return _where(pc.and_(is_late_enough, is_early_enough), values)
-    return values
+        is_within = pc.is_finite(values)
+    elif pa.types.is_timestamp(values.type):
+        is_late_enough = pc.greater_equal(values, EARLIEST)
+        is_within = pc.and_(is_late_enough, pc.less(values, LATEST))
+    else:
+        return values
+    return _where(is_within, values)
 
 
 def _where(condition: Any, values: pa.Array) -> pa.Array:

@@ -41,7 +41,7 @@ from feature_repo.quarantine import (
     quarantine_faults,
     quarantine_table,
 )
-from feature_repo.source import place
+from feature_repo.source import PARQUET, place
 from feature_repo.validation import SINGLE_ROWS, DatasetRules, Validation, suite_file
 from feature_repo.value_faults import find_faults
 
@@ -59,8 +59,6 @@ TEXT = f"{OWN_PREFIX}text"
 """Column of a row as quarantine has it."""
 SET_ASIDE_AT = f"{OWN_PREFIX}quarantined_at"
 ROW = f"{OWN_PREFIX}row"
-PARQUET = ds.ParquetFileFormat(pre_buffer=False)
-"""Reads a file row group by row group, not all of it ahead."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def land(
         new_rows = delivered.anti_join(earlier_rows, POSITION)
         new_rows = landing.save("unseen", landing.unseen_rows(new_rows, entries))
         is_same = _same(new_rows, entries, dataset.schema.names)
-        again = landing.save("again", new_rows.semi_join(entries, is_same)).to_pyarrow()
+        again = new_rows.semi_join(entries, is_same).to_pyarrow()
         still_bad = _still_bad_positions(dataset, again, as_of)
         new_rows = new_rows.filter(~new_rows[POSITION].isin(still_bad))
         new_rows = landing.save("new", new_rows)

@@ -26,6 +26,7 @@ from feature_repo.validation import DatasetRules
 from feature_repo.value_faults import find_faults
 
 Row = dict[str, Any]
+ENTRY = pa.schema({"quarantined_at": TIME, "rules": pa.string(), "row": pa.string()})
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,15 @@ class Release:
 
 def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
     """Rows set aside: when, by which rules, and the row as JSON (its types may be the fault)."""
-    columns = {
-        "quarantined_at": TIME,
-        "rules": pa.string(),
-        "row": pa.string(),
-    }
-    return Table(settings, f"quarantine/{dataset.name}", pa.schema(columns))
+    return Table(settings, f"quarantine/{dataset.name}", ENTRY)
 
 
 def quarantine_entries(
     rows: Sequence[str], rules: Sequence[str], at: datetime
 ) -> pa.Table:
     """Return rows (JSON), each with the rules that it broke, as entries of quarantine."""
-    columns = {
-        "quarantined_at": pa.array([at] * len(rows), TIME),
-        "rules": pa.array(rules, pa.string()),
-        "row": pa.array(rows, pa.string()),
-    }
-    return pa.table(columns)
+    columns = {"quarantined_at": [at] * len(rows), "rules": rules, "row": rows}
+    return pa.table(columns, ENTRY)
 
 
 def quarantine(table: Table, entries: pa.Table | ds.Dataset) -> int:
@@ -110,7 +102,6 @@ def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
         rows = open_raw(raw, connection=connection)
         order = ["ingested_at", dataset.event_time, *dataset.key]
         rows = rows.mutate({POSITION: ibis.row_number().over(order_by=order)})
-        rows = connection.create_table("numbered_rows", rows, temp=True)
         faults = find_faults(dataset, connection, rows)
         rows_at_fault = rows.filter(rows[POSITION].isin([*faults])).to_pyarrow()
         # In this order: a kill in between loses no row.

@@ -25,6 +25,7 @@ from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
 from core.storage import rows_at
 from feature_repo.definition import Dataset
+from feature_repo.engines import value_error
 from feature_repo.exact_types import (
     UTC_TIME,
     in_schema,
@@ -151,7 +152,7 @@ def _readable_batches(
     for batch in batches:
         rows = forgotten_entities.without(batch)
         if since:
-            is_later = pc.greater(rows[dataset.event_time], pa.scalar(since))
+            is_later = pc.greater(rows[dataset.event_time], since)
             rows = rows.filter(pc.fill_null(is_later, fill_value=True))
         *columns, marks = rows.columns
         for mark in marks.drop_null().to_pylist():
@@ -186,11 +187,11 @@ def _demo_batches(
     as_of: datetime,
 ) -> Iterator[pa.RecordBatch]:
     """Read the shipped rows that are due, with their times moved."""
-    shift = pa.scalar(_demo_shift(settings, dataset))
+    shift = _demo_shift(settings, dataset)
     position = dataset.schema.get_field_index(dataset.event_time)
     for batch in _batches([str(dataset.shipped)], dataset):
         times = pc.add(batch[dataset.event_time], shift)
-        is_due = pc.less_equal(times, pa.scalar(as_of))
+        is_due = pc.less_equal(times, as_of)
         rows = batch.set_column(position, dataset.event_time, times)
         yield rows.filter(pc.fill_null(is_due, fill_value=True))
 
@@ -229,8 +230,7 @@ def _reading(address: str) -> Iterator[None]:
     try:
         yield
     except Exception as exc:  # every reader fails in its own way
-        message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
-        text = " ".join(message.split())
+        text = value_error(exc)
         if is_url(address):
             for secret in re.findall(SECRETS, address):
                 text = text.replace(secret, "…")
