@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.prompt import Prompt
@@ -69,7 +70,7 @@ def in_types(rows: pa.Table) -> pa.Table:
     for name in rows.column_names:
         is_readable = pc.or_(rows[name].is_null(), within_limits(rows[name]).is_valid())
         rows = rows.filter(is_readable)
-    return _distinct(rows)
+    return rows.filter(pa.array(~_is_repeated(rows)))
 
 
 def _in_type(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.Array:
@@ -141,7 +142,7 @@ def describe(
         SettingsError: Rows share a key.
 
     """
-    repeated_count = rows.num_rows - _distinct(rows.select(key)).num_rows
+    repeated_count = _is_repeated(rows.select(key)).sum()
     if repeated_count:
         raise SettingsError(
             f"--key: {repeated_count} of {rows.num_rows} rows share {', '.join(key)} "
@@ -190,11 +191,9 @@ def _is_plain(name: str) -> bool:
     return name.lower() not in TAKEN and is_word is not None
 
 
-def _distinct(rows: pa.Table) -> pa.Table:
-    """Return each row once; Arrow would read a name such as .x as a path."""
-    numbers = [f"{number}" for number in range(rows.num_columns)]
-    distinct_rows = rows.rename_columns(numbers).group_by(numbers).aggregate([])
-    return distinct_rows.rename_columns(rows.column_names)
+def _is_repeated(rows: pa.Table) -> Any:
+    """Say of each row whether one before it is the same."""
+    return rows.to_pandas(types_mapper=pd.ArrowDtype).duplicated()
 
 
 def _is_code(kind: str, values: pa.ChunkedArray) -> bool:
@@ -209,8 +208,5 @@ def _is_amount(name: str, values: pa.ChunkedArray) -> bool:
     """Whether a column can be added up exactly."""
     if str(values.type) not in {"int64", "double"} or not _is_plain(name):
         return False
-    span = pc.min_max(values).as_py()
-    if span["min"] is None:
-        return False
-    # Python's: abs of int64's smallest value is no int64.
-    return bool(0 < max(abs(span["min"]), abs(span["max"])) < LARGEST_AMOUNT)
+    largest = pc.max(pc.abs(values.cast(pa.float64(), safe=False))).as_py()
+    return 0 < (largest or 0) < LARGEST_AMOUNT

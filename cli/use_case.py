@@ -7,9 +7,8 @@ import re
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -40,19 +39,14 @@ EXAMPLE_ROWS = {
     "amount": [1.0, 2.0],
 }
 """Rows of a use case whose source is not there yet."""
+LabelKind = Literal["silence", "event"]
+"""What a model learns: silence of an entity, or an outcome of each event."""
 NEXT = """next:
   gyre check {name}
   (eval "$(gyre env)"; cd {project}/feature_repo && feast apply)
   gyre ingest {name}
   gyre train {name}{as_of}
   gyre up  # where a stack runs: its DAGs, routes and monitor"""
-
-
-class LabelKind(StrEnum):
-    """What a model learns: silence of an entity, or an outcome of each event."""
-
-    silence = "silence"
-    event = "event"
 
 
 def new(
@@ -101,8 +95,8 @@ def new(
             path = Path(source).absolute()  # a link stays one
             source = str(path.resolve() if ".." in path.parts else path)
         rows = in_types(read(source))
-        label = label or LabelKind(ask("--label", "kind of label", list(LabelKind)))
-        is_of_events = label == LabelKind.event
+        kind = label or ask("--label", "kind of label", get_args(LabelKind))
+        is_of_events = kind == "event"
         if outcome and not is_of_events:
             raise SettingsError("--outcome: expected --label event beside it")
         columns = describe(
@@ -192,15 +186,18 @@ def write_use_case(
 
     columns: see `describe`. shipped: the file in the project that stands in for a source.
     """
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
 
-    environment = Environment(keep_trailing_newline=True, undefined=StrictUndefined)  # noqa: S701  (no HTML)
+    environment = Environment(  # noqa: S701  (no HTML)
+        loader=FileSystemLoader(TEMPLATES),
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
     # Python reads no surrogates, as which JSON would write an emoji.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     title = name.replace("_", " ").capitalize()
     for template, place in FILES.items():
-        template_text = (TEMPLATES / f"{template}.jinja").read_text("utf-8")
-        rendered = environment.from_string(template_text)
+        rendered = environment.get_template(f"{template}.jinja")
         path = folder / place.format(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

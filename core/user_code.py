@@ -139,8 +139,12 @@ def _read(module: Path) -> tuple[ast.Module, dict[str, str]]:
 def change_times() -> dict[Path, int]:
     """Return when each file was changed, in nanoseconds, that makes a program of the project."""
     folder = DATASETS.parent
-    files = [*DATASETS.rglob("*.py"), *folder.glob("expectations/*.json")]
-    files += [*PROJECT.glob("*.py"), *PROJECT.glob("*/*.py")]
+    files = [
+        *DATASETS.rglob("*.py"),
+        *folder.glob("expectations/*.json"),
+        *PROJECT.glob("*.py"),
+        *PROJECT.glob("*/*.py"),
+    ]
     times = {}
     for file in files:
         with suppress(OSError):  # an editor has just replaced it

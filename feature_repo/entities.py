@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Any
 
 import ibis
-import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
 from core.storage import Table
-from feature_repo.definition import POSITION, Dataset
+from feature_repo.definition import Dataset
 from feature_repo.engines import row_connection
 from feature_repo.features import open_raw
 from feature_repo.online_writer import KeyValues, key_values
@@ -103,10 +103,9 @@ def newest_of_key(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     """Return the newest row of each key, by event_timestamp, then created."""
     order = [("event_timestamp", "ascending"), ("created", "ascending")]
     sorted_rows = rows.sort_by(order)
-    positions = pa.array(np.arange(rows.num_rows))
-    numbered_keys = sorted_rows.select(key).append_column(POSITION, positions)
-    last = numbered_keys.group_by(list(key)).aggregate([(POSITION, "max")])
-    return sorted_rows.take(last[f"{POSITION}_max"].combine_chunks().sort())
+    keys = sorted_rows.select(key).to_pandas(types_mapper=pd.ArrowDtype)
+    is_older = keys.duplicated(keep="last")
+    return sorted_rows.filter(pa.array(~is_older))
 
 
 def key_of(row: Row, columns: Sequence[str]) -> tuple[Any, ...]:
@@ -118,9 +117,7 @@ def key_rows(
 ) -> pa.Table:
     """Return keys as rows of the columns `names`, in the types of a schema."""
     rows = [dict(zip(names, key, strict=True)) for key in keys]
-    return pa.Table.from_pylist(
-        rows, schema=pa.schema([schema.field(name) for name in names])
-    )
+    return pa.Table.from_pylist(rows, schema).select(names)
 
 
 def raw_rows(

@@ -41,9 +41,9 @@ class Forgotten(BaseModel):
         """Return the rows that are of none of them."""
         for column in self.keys.keys() & set(rows.schema.names):
             values = rows[column].unique()
-            is_forgotten = [self.has({column: value}) for value in values.to_pylist()]
-            forgotten_values = values.filter(pa.array(is_forgotten, pa.bool_()))
-            rows = rows.filter(pc.invert(pc.is_in(rows[column], forgotten_values)))
+            is_kept = [not self.has({column: value}) for value in values.to_pylist()]
+            kept_values = values.filter(pa.array(is_kept, pa.bool_()))
+            rows = rows.filter(pc.is_in(rows[column], kept_values))
         return rows
 
 

@@ -5,7 +5,6 @@ and Great Expectations judges one batch of rows after the other, so that memory 
 the delivery.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +17,9 @@ from typing import Any
 
 import ibis
 import ibis.expr.types as ir
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from ibis.backends.sql.datatypes import DuckDBType
 
 from core.errors import BatchRejectedError
 from core.files import replace_file
@@ -127,9 +124,7 @@ def land(
         entries = landing.save("entries", landing.entries())
         new_rows = delivered.anti_join(earlier_rows, POSITION)
         new_rows = landing.save("unseen", landing.unseen_rows(new_rows, entries))
-        is_same = _same(new_rows, entries, dataset.schema.names)
-        again = new_rows.semi_join(entries, is_same).to_pyarrow()
-        still_bad = _still_bad_positions(dataset, again, as_of)
+        still_bad, again_count = landing.judge_again(new_rows, entries)
         new_rows = new_rows.filter(~new_rows[POSITION].isin(still_bad))
         new_rows = landing.save("new", new_rows)
         unread = landing.unread_entries(unreadable, _count(delivered))
@@ -137,9 +132,7 @@ def land(
         warnings = landing.remarks(ahead, is_empty=is_empty)
         warnings += landing.validate(new_rows)
         warnings += _contradictions(dataset, earlier_rows, new_rows)
-        counts = landing.commit(
-            new_rows, entries, unread, again_count=again.num_rows - len(still_bad)
-        )
+        counts = landing.commit(new_rows, entries, unread, again_count)
         return IngestReport(
             dataset=dataset.name,
             as_of=as_of,
@@ -208,7 +201,7 @@ class _Landing:
         with pq.ParquetWriter(file, _numbered(delivery.schema)) as writer:
             for batch in delivery:
                 end = start + batch.num_rows
-                positions = pa.array(np.arange(start, end))
+                positions = pa.arange(start, end)
                 writer.write_batch(batch.append_column(POSITION, positions))
                 start = end
         return self.connection.read_parquet(file)
@@ -236,11 +229,26 @@ class _Landing:
         is_later = by_events.ingested_at > entries[SET_ASIDE_AT]
         is_same_key = _same(entries, by_events, self.dataset.key)
         corrected = entries.semi_join(by_events, [is_later, *is_same_key])
-        for others in (stored, superseded, corrected):
-            rows = rows.anti_join(
-                others, _same(rows, others, self.dataset.schema.names)
-            )
+        names = self.dataset.schema.names
+        for former_rows in (stored, superseded, corrected):
+            rows = rows.anti_join(former_rows, _same(rows, former_rows, names))
         return rows
+
+    def judge_again(self, rows: ir.Table, entries: ir.Table) -> tuple[list[int], int]:
+        """Judge rows that quarantine holds by the rules of single rows.
+
+        Returns:
+            The positions of those that stay there, and how many do not.
+
+        """
+        names = self.dataset.schema.names
+        again = rows.semi_join(entries, _same(rows, entries, names)).to_pyarrow()
+        if not again.num_rows:
+            return [], 0
+        rules = DatasetRules(self.dataset, for_events=True)
+        validation = rules.validate(again.select(names), self.as_of)
+        bad_rows = again.take(pa.array(validation.bad_rows, pa.int64()))
+        return bad_rows[POSITION].to_pylist(), again.num_rows - bad_rows.num_rows
 
     def unread_entries(
         self, unreadable: Mapping[str, str], readable_count: int
@@ -358,19 +366,16 @@ class _Landing:
                 content=self.dataset.schema.names,
                 arrival="ingested_at",
             )
-            self._leave_quarantine(entries)
+            # Also what landed before a kill.
+            if self.raw.exists and _count(entries):
+                stored = open_raw(self.raw, connection=self.connection)
+                is_same = _same(entries, stored, self.dataset.schema.names)
+                landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
+                leave_quarantine(self.aside, landed.to_pylist())
         return counts | {"quarantined": bad_count}
 
     def _dataset(self, name: str) -> ds.Dataset:
         return ds.dataset(self.file(name), format=PARQUET)
-
-    def _leave_quarantine(self, entries: ir.Table) -> None:
-        """Remove entries of rows that the table has now, also of those that landed before a kill."""
-        if self.raw.exists and _count(entries):
-            stored = open_raw(self.raw, connection=self.connection)
-            is_same = _same(entries, stored, self.dataset.schema.names)
-            landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
-            leave_quarantine(self.aside, landed.to_pylist())
 
 
 @contextmanager
@@ -402,14 +407,9 @@ def _numbered(schema: pa.Schema) -> pa.Schema:
 
 def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
     """Add the columns of the rows that TEXT has as JSON; null is what does not fit."""
-    schema = ibis.Schema.from_pyarrow(dataset.schema)
-    types = {name: DuckDBType.to_string(kind) for name, kind in schema.items()}
-    unpack = ibis.udf.scalar.builtin(
-        lambda _text, _types: None,
-        name="json_transform",
-        signature=(("string", "string"), schema.as_struct()),
-    )
-    return texts.mutate({ROW: unpack(texts[TEXT], json.dumps(types))}).unpack(ROW)
+    row_type = ibis.Schema.from_pyarrow(dataset.schema).as_struct()
+    rows = texts[TEXT].cast("json").try_cast(row_type)
+    return texts.mutate({ROW: rows}).unpack(ROW)
 
 
 def _earlier_rows(dataset: Dataset, delivered: ir.Table) -> ir.Table:
@@ -425,27 +425,14 @@ def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
     return [rows[name].identical_to(others[name]) for name in names]
 
 
-def _still_bad_positions(
-    dataset: Dataset, rows: pa.Table, as_of: datetime
-) -> list[int]:
-    """Return the positions of rows that break a rule of single rows."""
-    if not rows.num_rows:
-        return []
-    rules = DatasetRules(dataset, for_events=True)
-    validation = rules.validate(rows.select(dataset.schema.names), as_of)
-    bad_rows = rows.take(pa.array(validation.bad_rows, pa.int64()))
-    positions: list[int] = bad_rows[POSITION].to_pylist()
-    return positions
-
-
 def _contradictions(
     dataset: Dataset, earlier_rows: ir.Table, new_rows: ir.Table
 ) -> list[str]:
     """Return a warning if a delivery holds new keys with several contents."""
     key = list(dataset.key)
     is_same = _same(earlier_rows, new_rows, dataset.schema.names)
-    others = earlier_rows.anti_join(new_rows, is_same).semi_join(new_rows, key)
-    keys = others.select(key).distinct()
+    other_rows = earlier_rows.anti_join(new_rows, is_same).semi_join(new_rows, key)
+    keys = other_rows.select(key).distinct()
     key_count = _count(keys)
     if not key_count:
         return []
@@ -455,4 +442,4 @@ def _contradictions(
 
 
 def _count(rows: ir.Table) -> int:
-    return int(rows.count().to_pyarrow().as_py())
+    return int(rows.count().execute())

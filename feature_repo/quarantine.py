@@ -157,11 +157,11 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
             else:
                 conflicts.append((row, standing_row))
         arrivals = pa.Table.from_pylist(released_rows, raw.schema)
-        positions = pa.array(range(len(arrivals)), pa.int64())
-        arrivals = arrivals.append_column(POSITION, positions)
+        count = len(arrivals)
+        arrivals = arrivals.append_column(POSITION, pa.arange(0, count))
         with connected() as connection:
             rows = ibis.memtable(arrivals)
-            faults = find_faults(dataset, connection, rows, raw, len(positions))
+            faults = find_faults(dataset, connection, rows, raw, count)
         is_at_fault = pc.field(POSITION).isin(pa.array(faults, pa.int64()))
         arrivals = arrivals.filter(~is_at_fault)
         raw.merge(arrivals, dataset.key, names)

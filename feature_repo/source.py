@@ -119,16 +119,21 @@ def read(address: str) -> pa.Table:
     """
     typed_tables: list[pa.Table] = []
     text_tables: list[pa.Table] = []
+    text_names: set[str] = set()
     for file in _files(address):
         with _reading(file), _open(file) as source:
             _require_names(source.rows.schema.names)
             rows = source.rows.read_all()
         (text_tables if source.texts else typed_tables).append(rows)
+        text_names.update(source.texts)
     with _reading(address):
         if text_tables:
             texts = pa.concat_tables(text_tables, promote_options="permissive")
-            columns = [inferred(column) for column in texts.columns]
-            typed_tables.append(pa.table(columns, texts.column_names))
+            columns = {
+                name: inferred(texts[name]) if name in text_names else texts[name]
+                for name in texts.column_names
+            }
+            typed_tables.append(pa.table(columns))
         return pa.concat_tables(typed_tables, promote_options="permissive")
 
 
@@ -357,9 +362,9 @@ def _require_names(names: Sequence[str]) -> None:
     """Raise a DataError where a column has no name, or two have the same."""
     for number, name in enumerate(names, 1):
         if not name:
-            problem = f"column {number} of {len(names)} has no name"
             raise DataError(
-                f"{problem}: name it, or remove the comma at the header's end"
+                f"column {number} of {len(names)} has no name: name it, or remove the comma at "
+                "the header's end"
             )
         if names.index(name) + 1 < number:
             raise DataError(f"two columns are called {name}: rename one")

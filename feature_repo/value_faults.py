@@ -47,7 +47,7 @@ def find_faults(
         BatchRejectedError: At least 20 rows, and more than 1 % of them or 1,000, are at fault.
 
     """
-    row_count = rows.count().to_pyarrow().as_py()
+    row_count = rows.count().execute()
     if not row_count:
         return {}
     limit = exempt_count + min(max(19, row_count // 100), MOST_FAULTS)

@@ -52,5 +52,5 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
 
 
 def _dataset_names() -> list[str]:
-    modules = filter(makes_dataset, DATASETS.glob("*.py"))
-    return sorted(module.stem for module in modules)
+    modules = DATASETS.glob("*.py")
+    return sorted(module.stem for module in modules if makes_dataset(module))

@@ -3,6 +3,7 @@
 import psycopg
 
 from feature_repo.ingest import ingest, raw_table
+from feature_repo.source import read
 from tests.conftest import AS_OF
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS
 from tests.postgres import postgres_server
@@ -41,5 +42,10 @@ def test_ingest_reads_the_newest_rows_and_all_rows_once_a_day_or_with_full(
         sell({102: 30})
         assert changes(AS_OF + 3 * HOUR) == (0, 0)
         assert changes(AS_OF + DAY) == (1, 0)
+        columns = {
+            field.name: str(field.type) for field in read(*sources.values()).schema
+        }
+        assert columns["order_ts"] == "timestamp[us, tz=UTC]"
+        assert columns["number_of_cds"] == "int16"
     amounts = raw_table(settings, ORDERS).read()["dollar_value"].to_pylist()
     assert sorted(amounts) == [5.0] * 2 + [9.99] * 40
