@@ -538,7 +538,8 @@ class Expected:
 
     def ingest(self, as_of, *, full):
         source = self.source
-        rows = source.rows
+        # Those dated later wait, good or bad.
+        rows = [row for row in source.rows if (row[source.time] or as_of) <= as_of]
         is_first = not self.table
         if not full and not is_first:
             newest = max(row[source.time] for row, _ in self.table.values())
@@ -552,7 +553,7 @@ class Expected:
         for key, row in last_rows.items():
             stored, _ = self.table.get(key, (None, 0))
             is_known = row in (stored, self.superseded.get(key))
-            if self._is_good(row) and row[source.time] <= as_of and not is_known:
+            if self._is_good(row) and not is_known:
                 self.table[key] = (row, row[source.time] if is_first else as_of)
                 self.superseded.pop(key, None)
 
