@@ -46,8 +46,11 @@ BATCH_ROWS = 500_000
 """Rows that Great Expectations judges at a time, about: it holds them in memory."""
 MOST_UNREADABLE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
-MEMORY_LIMIT = "250MB"
-"""Memory of DuckDB; beyond it, DuckDB spills to disk."""
+MEMORY_LIMIT = "500MB"
+"""Memory of DuckDB; beyond it, DuckDB spills to disk.
+
+With 250 MB a full delivery of two million rows failed beside the many small files of events.
+"""
 FAR = timedelta(days=1)
 """How far after `as_of` a row is dated where a clock is rather wrong than fast."""
 LAST = f"{OWN_PREFIX}last"
