@@ -57,7 +57,9 @@ def fill(settings):
     for name in ("mlflow/artifacts/1/uv.lock", "logs/serving.log"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(os.urandom(5000))
-    Table(settings, "raw/orders", SCHEMA).insert(pa.table({"n": [0]}, SCHEMA), "n")
+    Table(settings, "raw/orders", SCHEMA).merge(
+        pa.table({"n": [0]}, SCHEMA), ["n"], ["n"]
+    )
     (home / "serving" / "log").mkdir()
     line = json.dumps(FEEDBACK) + "\n"
     (home / "serving" / "log" / "feedback-1.jsonl").write_text(line + line[:20])
@@ -196,7 +198,7 @@ def test_a_backup_during_writes_has_the_state_of_one_moment(settings, tmp_path):
 
     def write_row():
         n = next(numbers)
-        table.insert(pa.table({"n": [n]}, SCHEMA), "n")
+        table.merge(pa.table({"n": [n]}, SCHEMA), ["n"], ["n"])
         with closing(Ledger(settings)) as ledger, ledger.exclusive(MODEL):
             ledger.insert(replace(ROW, sequence=n))
         with log.open("a") as file:
