@@ -157,6 +157,8 @@ def write_features(home: str, port: str) -> dict[str, float]:
 
 
 def ingest_new(home: str, port: str) -> dict[str, float]:
+    import great_expectations  # noqa: F401, PLC0415  (validation imports it late)
+
     from feature_repo import ingest  # noqa: PLC0415  (heavy)
 
     settings = at_home(home, port)

@@ -30,7 +30,7 @@ class BatchRejectedError(DataError):
 
 
 class UncomputableError(DataError):
-    """A view cannot be computed from a row that is in the raw table."""
+    """An expression cannot take a value, such as that of a row in the raw table."""
 
 
 class TrainingError(GyreError):

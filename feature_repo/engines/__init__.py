@@ -21,6 +21,7 @@ from ibis.backends.sql.datatypes import DuckDBType
 from sqlglot.expressions import convert
 from upath import UPath
 
+from core.errors import UncomputableError
 from core.settings import Settings
 from core.storage import AddedFile, Table, added_file
 from core.table_query import quoted
@@ -30,8 +31,13 @@ PERIOD = timedelta(days=28)
 PERIOD_MICROSECONDS = PERIOD // timedelta(microseconds=1)
 MEMORY_LIMIT = "4GB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
-VALUE_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, pa.ArrowInvalid)
-"""What an expression raises at a value that it cannot take."""
+VALUE_ERRORS = (
+    duckdb.DataError,
+    duckdb.InvalidInputException,
+    pa.ArrowInvalid,
+    UncomputableError,
+)
+"""What an expression raises at a value that it cannot take: the last one on Spark."""
 
 
 def temporary_table(connection: Any, rows: ir.Table) -> ir.Table:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException, PythonException
 
-from core.errors import DataError
+from core.errors import DataError, UncomputableError
 
 WORKER = re.compile(r"\((\S+) executor \S+\)")
 """How Spark names the host of a task that failed."""
+OF_A_VALUE = re.compile("SQLSTATE: 22")
+"""Class 22 of the SQL standard: an error of the data, such as a number beyond its type."""
 PACKAGE = re.compile(r"No module named '?([\w.]+)")
 LONGEST = 300
 
@@ -20,12 +22,15 @@ def one_line_errors() -> Iterator[None]:
     """Turn the failure of a job into one line that names the worker.
 
     Raises:
-        DataError: The job failed.
+        UncomputableError: An expression cannot take a value.
+        DataError: The job failed for another reason.
 
     """
     try:
         yield
     except (PySparkException, Py4JJavaError) as exc:
+        if OF_A_VALUE.search(str(exc)):
+            raise UncomputableError(_line(exc)) from exc
         raise DataError(_line(exc)) from exc
     except (Py4JError, ConnectionError) as exc:
         remedy = "a larger spark.driver.memory helps if it had too little"

@@ -7,19 +7,22 @@ from datetime import timedelta
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 from redis import Redis
 from upath import UPath
 
+from core.errors import UncomputableError
 from core.settings import PROJECT
 from feature_repo.engines import spark_connection
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.refresh import refresh_online
 from feature_repo.views import write_views
 from tests.conftest import AS_OF
+from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_incremental import land
-from tests.feature_repo.test_ingest import ORDERS
+from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, order_table
 from tests.feature_repo.test_offline_store import (
     FOREVER,
     OURS,
@@ -103,6 +106,20 @@ def test_executors_write_the_online_values_of_duckdb_to_the_byte(applied):
     assert len(duckdb_hashes) == 39
     assert spark_hashes == duckdb_hashes
     assert not [*applied.scratch.glob("**/*.parquet")]
+
+
+def test_a_row_that_spark_cannot_compute_from_is_moved_to_quarantine(applied, tmp_path):
+    settings = with_engine("spark", applied)
+    settings.sources["orders"] = str(tmp_path / "*.parquet")
+    good = [order(number, number, AS_OF - HOUR) for number in range(2, 9)]
+    pq.write_table(order_table(*good), tmp_path / "orders.parquet")
+    land_orders(applied, ORDERS, [order(1, 1, AS_OF - DAY, 1e13)], AS_OF - DAY)
+    remedy = "Spark.*10000000000000.*gyre ingest orders --full"
+    with pytest.raises(UncomputableError, match=remedy):
+        ingest(settings, "orders", AS_OF)
+    assert ingest(settings, "orders", AS_OF + HOUR, full=True).quarantined == 1
+    rows = raw_table(applied, ORDERS).read().to_pylist()
+    assert sorted(row["order_id"] for row in rows) == [*range(2, 9)]
 
 
 @pytest.mark.parametrize("ttl", [FOREVER, timedelta(days=3)])
