@@ -309,7 +309,14 @@ def _open_parquet(
     _require_names(schema.names)
     condition = None
     kind = schema.field(event_time).type if event_time in schema.names else None
-    if since and type_of(kind) == UTC_TIME and pa.types.is_timestamp(kind):
+    # Arrow 25 cannot filter columns of such texts.
+    can_filter = pa.string_view() not in schema.types
+    if (
+        since
+        and can_filter
+        and type_of(kind) == UTC_TIME
+        and pa.types.is_timestamp(kind)
+    ):
         earlier = pa.scalar(since - timedelta(seconds=1))  # the type may be of seconds
         time = pc.field(event_time)
         condition = (time > earlier.cast(kind, safe=False)) | time.is_null()

@@ -62,7 +62,7 @@ NAMES = (
     "Order ID", "ev.id", "it's", 'say "x"', "a%", "_id", "_batch", "_position", "_copies", "_at",
     "_age", "_text", "_contents", "_order", "_is_last", "Period", "file_row_number", "filename",
     "created", "event_timestamp", "select", "Größe", "数量", "c;d", "x--y", "label", "score", "rules",
-    "as_of", "old.x", "{}", "${HOME}", "a\\b", "a,b", "1st", "t\tab", "true", "null", "schema", "dict",
+    "as_of", "old.x", "{}", "${HOME}", "a\\b", "a,b", "1st", "true", "null", "schema", "dict",
     "copy", "json", "days", "events", "(x)", "a=b", "/x", "#", "$1", "?",
 )
 ENTITIES = (

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -441,6 +442,23 @@ def test_a_type_that_no_dataset_has_is_named_with_its_column(tmp_path, values):
         DataError, match=r"a.parquet: column dollar_value: expected double, found"
     ):
         numbers_from(tmp_path, file)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
+)
+def test_texts_of_any_type_are_read_from_a_moment_on(tmp_path, kind):
+    dataset = replace(
+        ORDERS, schema=ORDERS.schema.append(pa.field("note", pa.string()))
+    )
+    orders = order_table(order(1, 1, AS_OF - DAY), order(2, 1, AS_OF))
+    notes = pa.array(["a", None]).cast(kind)
+    pq.write_table(orders.append_column("note", notes), tmp_path / "a.parquet")
+    settings = with_source(tmp_path, tmp_path / "a.parquet")
+    for since, expected in ((None, ["a", None]), (AS_OF - DAY / 2, [None])):
+        rows = pull(settings, dataset, AS_OF, since).read_all()
+        assert rows["note"].to_pylist() == expected
 
 
 HOLD = """
