@@ -13,7 +13,7 @@ from cli.verbs import AsJson, AsOf, Reason, begin, log_to_stderr, say, signal, w
 from core.errors import PromotionRefusedError, RegistryError, SettingsError
 from core.settings import load_settings
 from core.spec import load_spec
-from mlflow_server.roles import CHALLENGER
+from mlflow_server.roles import CHALLENGER, SHADOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow_server.registry import Registry
 
 REPLACES = "The version expected in the role now; `none` for none."
+ROLLOUT = "Make it the shadow, from where rollout_MODEL goes on by itself."
 PERCENT = "How many of a hundred entities a challenger answers."
 
 
@@ -109,6 +110,7 @@ def promote(
     ] = "production",
     percent: Annotated[int | None, typer.Option(min=1, max=100, help=PERCENT)] = None,
     *,
+    rollout: Annotated[bool, typer.Option("--rollout", help=ROLLOUT)] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a version into a role: one ledger row, or a refusal that says who won.
@@ -116,6 +118,8 @@ def promote(
     A challenger answers --percent of the entities, the same ones each time; a shadow scores
     every request and answers none. Both end by gyre release, and a challenger with production.
     """
+    if rollout:
+        role = SHADOW
     if role == CHALLENGER and percent is None:
         raise SettingsError(
             "--percent: expected how many entities of a hundred, such as --percent 10"
@@ -139,6 +143,7 @@ def promote(
             role=role,
             replaces=expected,
             percent=percent or 100,
+            action="rollout" if rollout else "promote",
         )
     if role == "production":
         signal(load_settings(), f"promoted/{model}")

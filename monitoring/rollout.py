@@ -17,6 +17,7 @@ from core.monitoring_spec import Rollout
 from core.settings import Settings
 from core.spec import ModelSpec
 from mlflow_server.alerts import Alerts
+from mlflow_server.ledger import Action as LedgerAction
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote, reconcile, release
 from mlflow_server.registry import Registry
@@ -33,7 +34,10 @@ from monitoring.harm import (
 
 Action = Literal["hold", "advance", "abort", "done"]
 AUTHOR = "rollout"
-"""Of rows in the ledger: a challenger that anybody else put there is theirs to move."""
+"""Of rows in the ledger."""
+STEP: LedgerAction = "rollout"
+"""What a row of the ledger says of a version in a rollout: any other is of somebody who put the
+version into its role, and theirs to move."""
 EFFECTS = {
     "hold": "holds",
     "advance": "goes on to {} %",
@@ -227,9 +231,10 @@ def _judge(
 ) -> tuple[RolloutStep, Evidence | None]:
     """Return the step, and what it depends on; None: nothing was measured."""
     row = candidate.row
-    if row.role == CHALLENGER and row.who != AUTHOR:
+    if row.action != STEP:
         reason = (
-            f"{row.who} set this challenger: promote it, or end it with gyre release"
+            f"{row.who} set this {row.role}: promote it, or end it with gyre release, after which "
+            f"gyre promote {row.model} {candidate.version} --rollout begins its rollout"
         )
         return RolloutStep("hold", candidate.percent, reason), None
     collect(settings)
@@ -274,4 +279,4 @@ def _take(
         change["replaces"] = candidate.production
     else:
         return
-    promote(registry, ledger, model, version, action="rollout", **change)
+    promote(registry, ledger, model, version, action=STEP, **change)

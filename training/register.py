@@ -210,7 +210,7 @@ def wait_in_shell(
     tracking = Tracking(settings)
     champion = load_evaluation(tracking, run_id).champion_version
     replaces = f"--replaces {champion or 'none'}"
-    where = "--role shadow" if _begins_rollout(spec, champion) else replaces
+    where = "--rollout" if _begins_rollout(spec, champion) else replaces
     outcome = (
         f"version {version} is registered and waits for approval: gyre promote {spec.name} "
         f"{version} {where} --reason … (what train_{spec.name} trains is approved in Airflow)"

@@ -39,7 +39,10 @@ class World(Roles):
         self.spec = spec
         self.ids = count()
         self.promote("1")
-        self.promote("2", role="shadow")
+        self.begin()
+
+    def begin(self):
+        self.promote("2", role="shadow", action="rollout")
 
     def answers(self, role, version, number, **change):
         """Log so many rows."""
@@ -114,7 +117,7 @@ def test_a_challenger_that_fails_is_stopped_with_one_alert_and_may_be_tried_agai
     assert alert["cause"] == cause
     assert "8 of 18 predictions failed" in alert["message"]
 
-    world.promote("2", role="shadow")
+    world.begin()
     world.to_25_percent()  # what failed before is not held against it
     assert world.alerts == [alert]
 
@@ -134,6 +137,27 @@ def test_a_rollout_waits_for_a_challenger_set_by_hand_and_ends_with_a_new_produc
     assert world.run().action == "nothing"
     assert world.aliases == {"production": "3"}
     assert world.alerts == []
+
+
+@pytest.mark.parametrize("role", ["shadow", "challenger"])
+def test_a_version_that_a_person_put_into_a_role_is_never_moved(world, role):
+    """Such as one that did harm, and is looked at again."""
+    world.promote("2")
+    world.rollback()
+    world.promote("2", role=role, percent=100)
+    world.answers("production", "1", 300)
+    world.answers(role, "2", 300)
+    held = world.run()
+    assert held.action == "hold"
+    assert (
+        f"ann set this {role}: promote it, or end it with gyre release" in held.summary
+    )
+    assert world.aliases == {"production": "1", role: "2"}
+    world.release(role)
+    world.begin()
+    world.answers("production", "1", 300)
+    world.answers("shadow", "2", 300)
+    assert world.run().action == "advance"
 
 
 def variant(seconds=0.010, **change):

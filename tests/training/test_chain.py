@@ -269,7 +269,7 @@ def test_a_canary_starts_as_shadow(tracked, approval):
     canary = spec.model_copy(update={"rollout": Rollout(policy="canary")})
     version = report.version
     candidate = (tracked, canary, report.run_id, version)
-    assert "--role shadow --reason" in wait_in_shell(*candidate)
+    assert "--rollout --reason" in wait_in_shell(*candidate)
     subject = f"Begin the rollout of version {version} of {SPEC.name} beside 2?"
     assert ask(*candidate)[0] == subject
     for _ in range(2):
