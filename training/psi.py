@@ -17,6 +17,8 @@ Bins: TypeAlias = NDArray[np.integer[Any]]
 DECILES = np.linspace(0.1, 0.9, 9)
 CATEGORY_BINS = 10
 """As many as of deciles: with more, a small window's PSI would be chance's."""
+LARGEST = 1e300
+"""A number beyond it, or infinite, counts as this: between two such no decile can be computed."""
 SMALLEST_SHARE = 1e-4
 """Stands for an empty bin, whose logarithm is not finite."""
 FEWEST_VALUES = 200
@@ -77,7 +79,8 @@ def psi(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> float:
         return math.nan
     if pd.api.types.is_numeric_dtype(reference):
         reference_bins, current_bins = _bins_by_decile(
-            reference_values.to_numpy(float), current_values.to_numpy(float)
+            reference_values.to_numpy(float).clip(-LARGEST, LARGEST),
+            current_values.to_numpy(float).clip(-LARGEST, LARGEST),
         )
     else:
         reference_bins, current_bins = _bins_by_category(

@@ -1,5 +1,6 @@
 """Evidently's report of a monitoring run. Its tests decide: nothing here computes a figure."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from monitoring.checks.performance import MeasuredMetric
 from training.psi import with_nulls
 from training.reference import LABEL, Reference
 
+log = logging.getLogger(__name__)
 MOST_ROWS = 200_000
 """Rows of a sample of fixed seed, of the window as of the reference."""
 
@@ -55,9 +57,24 @@ def report_results(
         # Evidently's own, on libraries that it uses.
         warnings.simplefilter("ignore")
         snapshot, lines = report_metrics.run_report(lines, samples)
-        snapshot.save_html(str(folder / "report.html"))
-        snapshot.save_json(str(folder / "report.json"))
-    return [report_metrics.check_result(line, snapshot) for line in lines]
+        results = [report_metrics.check_result(line, snapshot) for line in lines]
+        try:
+            snapshot.save_html(str(folder / "report.html"))
+            snapshot.save_json(str(folder / "report.json"))
+        except Exception as exc:
+            log.exception("Evidently's report")
+            words = f"the report has no page: {type(exc).__name__}"
+            remedy = "The log of the monitoring run says more."
+            results.append(
+                CheckResult(
+                    name="report",
+                    kind="report",
+                    status="alert",
+                    words=words,
+                    remedy=remedy,
+                )
+            )
+    return results
 
 
 def _sample(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Importing this module imports Evidently, which takes 5 s.
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -87,6 +88,8 @@ class ReportLine:
         feature: See `name`.
         metric: With the tests that decide. Without tests it is shown alone.
         words: Says the figure in a sentence.
+        figure: Computes the figure without Evidently, which raises where it cannot draw a column.
+            None: the figure decides nothing.
         unknown: Why the figure is not known; empty where it is.
 
     """
@@ -96,7 +99,14 @@ class ReportLine:
     feature: str
     metric: Metric
     words: Callable[[float], str]
+    figure: Callable[[], float] | None = None
     unknown: str = ""
+
+    @property
+    def tests(self) -> list[GenericTest]:
+        """The tests of the figure."""
+        share_tests = getattr(self.metric, "share_tests", None)
+        return list(share_tests or self.metric.tests or [])
 
 
 class GivenValue(SingleValueMetric):  # type: ignore[misc]  # Evidently has no types
@@ -151,7 +161,12 @@ class Column:
         return [self.missing(), self.drift(), self.p_value(), last_line()]
 
     def line(
-        self, group: str, kind: str, metric: Metric, words: Callable[[float], str]
+        self,
+        group: str,
+        kind: str,
+        metric: Metric,
+        words: Callable[[float], str],
+        figure: Callable[[], float] | None = None,
     ) -> ReportLine:
         return ReportLine(
             name=f"{group}/{self.name}",
@@ -159,6 +174,7 @@ class Column:
             feature=self.name,
             metric=metric,
             words=lambda value: f"{self.name}: {words(value)}",
+            figure=figure,
         )
 
     def missing(self) -> ReportLine:
@@ -176,6 +192,7 @@ class Column:
                 f"{value:.0%} missing, {share:.0%} in the reference; "
                 f"bad from {most:.0%}"
             ),
+            figure=lambda: self.window.isna().mean(),
         )
         if share == 1:
             return replace(line, unknown=f"{self.name}: the reference has no value")
@@ -200,6 +217,7 @@ class Column:
                 column=self.name, method=PSI_METHOD, threshold=significant, tests=tests
             ),
             lambda value: f"PSI {value:.2f}, {meaning}",
+            figure=lambda: psi(self.reference, self.window),
         )
 
     def p_value(self) -> ReportLine:
@@ -238,13 +256,17 @@ class Column:
                 f"mean {value:.3g}, {mean:.3g} in the reference; "
                 f"a change of more than {allowed:.2g} counts"
             ),
+            figure=self.window.mean,
         )
 
     def out_of_range(self) -> ReportLine:
+        least = float(self.reference.min())
+        most = float(self.reference.max())
+        values = self.window.dropna()
         metric = OutRangeValueCount(
             column=self.name,
-            left=float(self.reference.min()),
-            right=float(self.reference.max()),
+            left=least,
+            right=most,
             tests=[],
             share_tests=self.unseen_tests(usual_share=0.0),
         )
@@ -253,11 +275,13 @@ class Column:
             "out_of_range",
             metric,
             lambda value: f"{value:.1%} out of the reference's range",
+            figure=lambda: 1 - values.between(least, most).mean(),
         )
 
     def new_categories(self) -> ReportLine:
         row_counts = self.reference.value_counts()
-        new = set(self.window.dropna()) - {*row_counts.index}
+        values = self.window.dropna()
+        new = set(values) - {*row_counts.index}
         # As many are new as there were of one row each (Good, Biometrika 40, 1953).
         usual_share = float((row_counts == 1).sum() / row_counts.sum())
         metric = InListValueCount(
@@ -271,6 +295,7 @@ class Column:
             "new_categories",
             metric,
             lambda value: f"{value:.1%} of categories that are not in the reference",
+            figure=lambda: values.isin(new).mean(),
         )
 
     def unseen_tests(self, usual_share: float) -> list[GenericTest]:
@@ -322,7 +347,7 @@ def performance_line(measured: MeasuredMetric) -> ReportLine:
 def run_report(
     lines: Sequence[ReportLine], samples: Samples
 ) -> tuple[Snapshot, list[ReportLine]]:
-    """Run one report of all lines, once more without those that raise.
+    """Run one report of all lines, once more without the drawings that raise.
 
     Returns:
         Evidently's snapshot, and the lines: those that are not in it are unknown.
@@ -342,7 +367,7 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
         return CheckResult(
             name=line.name,
             kind=line.kind,
-            status="unknown",
+            status="unknown" if line.figure else "note",
             words=line.unknown,
             remedy="The log of the monitoring run says more.",
             feature=line.feature,
@@ -369,14 +394,24 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
 
 
 def _try(line: ReportLine, samples: Samples) -> ReportLine:
-    """Report the line alone: the error of a report does not say which metric raised it."""
+    """Report the line alone: the error of a report does not say which metric raised it.
+
+    Returns:
+        The line; with its figure alone where Evidently raises; unknown where that is not known.
+
+    """
     try:
         _snapshot([line], samples)
     except Exception as exc:  # noqa: BLE001  (whatever a metric raises)
+        if line.figure is not None:
+            with suppress(Exception):
+                title = f"{line.name}, which Evidently cannot draw"
+                value = line.figure()
+                metric = GivenValue(title=title, value=value, tests=line.tests)
+                return replace(line, metric=metric)
         error = type(exc).__name__
-        return replace(
-            line, unknown=f"{line.feature}: Evidently cannot measure it: {error}"
-        )
+        unknown = f"{line.feature}: Evidently cannot measure it: {error}"
+        return replace(line, unknown=unknown)
     return line
 
 
