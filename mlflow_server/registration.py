@@ -23,6 +23,7 @@ from mlflow.models import Model, ModelSignature, infer_signature
 
 from core.errors import RegistryError
 from core.settings import Settings
+from core.text_limits import DESCRIPTION, cut
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.registry import Registry, Version, packed
 from mlflow_server.served_model import (
@@ -211,7 +212,7 @@ def _new_version(
         run_id=logged.source_run_id,
         model_id=logged.model_id,
         tags=packed(tags),
-        description=description,
+        description=cut(description, DESCRIPTION),
         await_creation_for=0,  # the SQL store has made it by the time it answers
     )
     return Version(model, str(version.version), str(logged.source_run_id), tags)

@@ -18,6 +18,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LifecycleStage,
     Metric,
     Param,
     RunTag,
@@ -28,6 +29,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from core.errors import RegistryError
 from core.settings import Settings
+from core.text_limits import RUN_NAME, RUN_TAG, cut
 from core.user_code import in_one_line
 from mlflow_server.connection import translated
 from mlflow_server.pages import KEY_TAG
@@ -40,7 +42,6 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow's UI takes an experiment for one about chat models."""
 DATA_FOLDER = "data"
 DIGEST_LENGTH = 36
-TAG_LENGTH = 5_000
 SCHEMA_ROWS = 1_000
 """MLflow infers the schema of a dataset from these rows, value by value."""
 PAGE_SIZE = 100
@@ -98,6 +99,9 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             parent: Id of the run that a new run stands below.
             about: Description of a new experiment, in Markdown.
 
+        Raises:
+            RegistryError: Somebody deleted the experiment in MLflow.
+
         """
         runs = self.runs(experiment, tag_equals(KEY_TAG, key))
         if not runs:
@@ -108,7 +112,18 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
                 about_tags = EXPERIMENT_KIND | {DESCRIPTION_TAG: about}
                 self.create_experiment(experiment, tags=about_tags)
             entity = self.get_experiment_by_name(experiment)
-            run = self.create_run(entity.experiment_id, tags=run_tags, run_name=name)
+            if entity.lifecycle_stage == LifecycleStage.DELETED:
+                number = entity.experiment_id
+                raise RegistryError(
+                    f"the experiment {experiment} was deleted in MLflow; to restore it: mlflow "
+                    f"experiments restore --experiment-id {number}; to begin anew: mlflow gc "
+                    f"--experiment-ids {number}"
+                )
+            run = self.create_run(
+                entity.experiment_id,
+                tags={name: cut(text, RUN_TAG) for name, text in run_tags.items()},
+                run_name=cut(name, RUN_NAME),
+            )
             return str(run.info.run_id)
         oldest = runs[-1]
         if oldest.status != "FINISHED":
@@ -164,7 +179,9 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             for name, value in (metrics or {}).items()
         ]
         texts = [Param(name, str(value)) for name, value in (params or {}).items()]
-        labels = [RunTag(name, value) for name, value in (tags or {}).items()]
+        labels = [
+            RunTag(name, cut(text, RUN_TAG)) for name, text in (tags or {}).items()
+        ]
         self.log_batch(run_id, points, texts, labels)
 
     def log_dataset(
@@ -207,7 +224,7 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
         status: Literal["FINISHED", "FAILED"] = "FINISHED",
     ) -> None:
         """End the run; its outcome is a tag, and its description in MLflow's UI."""
-        self.log(run_id, tags=dict.fromkeys(OUTCOME_TAGS, outcome[:TAG_LENGTH]))
+        self.log(run_id, tags=dict.fromkeys(OUTCOME_TAGS, outcome))
         self.set_terminated(run_id, status)
 
     @contextmanager

@@ -18,6 +18,7 @@ from core.errors import DataError, GyreError, RegistryError
 from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
+from core.user_code import in_one_line
 from mlflow_server.alerts import Alerts, DriftAlert, is_open
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, reconcile
@@ -49,6 +50,7 @@ ABOUT_EXPERIMENT = (
 """What MLflow's page of the experiment says above its runs."""
 NOT_STORED = "decisions cannot be stored"
 CHECKS_NOT_STORED = "what the checks found cannot be stored"
+NOT_PUBLISHED = "what the checks found is not in MLflow"
 NOT_IN_A_NAME = re.compile(r"[^\w./ -]")
 """MLflow refuses such a character in the name of a metric; a segment's value may have any."""
 
@@ -134,7 +136,7 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         run, reference = prepare(settings, spec, version, as_of, folder)
         report = conclude(run, run_checks(run, reference), collected.malformed)
         if report.decision.rule != STALE:
-            _publish(settings, spec, report, folder)
+            _publish_or_tell(settings, spec, report, folder)
     return report
 
 
@@ -348,6 +350,19 @@ def _go_back(settings: Settings, report: MonitorReport, previous: str) -> None:
             action="automatic rollback",
             replaces=report.version,
         )
+
+
+def _publish_or_tell(
+    settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path
+) -> None:
+    """Publish; a failure is alerted of, and ends nothing that was decided."""
+    try:
+        _publish(settings, spec, report, folder)
+    except Exception as exc:
+        log.exception(NOT_PUBLISHED)
+        words = f"{NOT_PUBLISHED}: {in_one_line(exc)}"
+        with Alerts(settings) as alerts:
+            alerts.alert(spec.name, NOT_PUBLISHED, words, report.as_of)
 
 
 def _publish(

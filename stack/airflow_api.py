@@ -10,11 +10,10 @@ import httpx
 from core.errors import StackError
 from core.settings import Settings
 from core.spec import ModelSpec
+from core.text_limits import AIRFLOW_NOTE, cut
 from stack.environment import LOGIN, load_secrets
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
-NOTE_LIMIT = 1000
-"""Characters of a note."""
 LINKS = " · "
 """What stands before the links of a note, as Airflow shows its first line at once."""
 PARSE_SECONDS = 300.0
@@ -144,7 +143,7 @@ class AirflowApi:
     def note(self, dag: str, run: str, text: str, links: str = "") -> None:
         """Put a note on the run, for whoever looks at it in Airflow; `links` are its end."""
         end = f"{LINKS}{links}" if links else ""
-        body = {"note": text[: NOTE_LIMIT - len(end)] + end}
+        body = {"note": cut(text, AIRFLOW_NOTE - len(end)) + end}
         self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))
 
     def emit(self, asset: str) -> None:

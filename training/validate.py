@@ -33,8 +33,6 @@ from training.lineage import (
 from training.snapshots import Plan, plan
 
 log = logging.getLogger(__name__)
-RUN_NAME_LIMIT = 250
-"""Of MLflow's table; SQLite does not hold to it, Postgres does."""
 LONGEST = timedelta(hours=12)
 """A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
 ABOUT_EXPERIMENT = (
@@ -106,7 +104,7 @@ def open_run(
         is_own = read_dataset.name == dataset.name
         pinned_version = table_version if is_own else table.version
         tags |= table_tags(read_dataset.name, table, pinned_version)
-    name = f"{as_of:%Y-%m-%d} {reason}"[:RUN_NAME_LIMIT]
+    name = f"{as_of:%Y-%m-%d} {reason}"
     run_id = tracking.start_or_find_run(
         spec.experiment, key, name, tags, about=ABOUT_EXPERIMENT
     )

@@ -11,7 +11,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from tests.conftest import at_most, unused_port
+from tests.conftest import at_most, mlflow_server, unused_port
 
 
 @pytest.fixture
@@ -22,6 +22,34 @@ def tracking(settings):
 @pytest.fixture
 def experiment():
     return f"experiment {uuid.uuid4().hex[:8]}"
+
+
+def test_texts_of_any_length_are_kept_as_far_as_there_is_room(empty_database):
+    reason = "drift of version 1; " * 1_000
+    with mlflow_server(empty_database):
+        tracking = Tracking(empty_database)
+        run_id = tracking.start_or_find_run("e", "k", reason, {"reason": reason})
+        tracking.end(run_id, reason)
+        run = tracking.get_run(run_id)
+    texts = {"name": (run.info.run_name, 250)}
+    for name in ("reason", "outcome", "mlflow.note.content"):
+        texts[name] = (run.data.tags[name], 8_000)
+    for text, longest in texts.values():
+        assert len(text) == longest
+        assert text.startswith(reason[:200])
+        assert text.endswith(" … (cut)")
+
+
+def test_a_deleted_experiment_is_named_with_what_brings_it_back(tracking, experiment):
+    tracking.start_or_find_run(experiment, "k", "first", {})
+    number = tracking.get_experiment_by_name(experiment).experiment_id
+    tracking.delete_experiment(number)
+    remedy = f"{experiment} was deleted.* restore --experiment-id {number};"
+    with pytest.raises(RegistryError, match=remedy):
+        tracking.start_or_find_run(experiment, "k", "second", {})
+    tracking.restore_experiment(number)
+    tracking.start_or_find_run(experiment, "k", "third", {})
+    assert len(tracking.runs(experiment)) == 1
 
 
 def test_all_runs_of_an_experiment_are_read(tracking, experiment):

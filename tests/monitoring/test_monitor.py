@@ -198,7 +198,7 @@ def the_alert_names_the_worst_finding(settings, report):
 def a_version_of_today_is_ok(settings, frame):
     version = train(settings, AS_OF + 5 * HOUR, "drift")
     log_answers(settings, frame, version, AS_OF + 7 * HOUR, "new")
-    calm = monitor(settings, SPEC, AS_OF + 8 * HOUR)
+    calm = a_deleted_experiment_ends_nothing(settings, AS_OF + 8 * HOUR)
     assert (calm.version, calm.verdict) == (version, "ok")
     row = newest_decisions(settings, SPEC.name)[-1]
     inputs = INPUTS.validate_json(row.inputs)
@@ -207,6 +207,19 @@ def a_version_of_today_is_ok(settings, frame):
     assert (tenure.status, tenure.acts) == ("bad", False)
     assert "monitor-only findings: " in calm.words
     return version
+
+
+def a_deleted_experiment_ends_nothing(settings, as_of):
+    """The decision stands; that its figures are not in MLflow is told."""
+    tracking = Tracking(settings)
+    experiment = tracking.get_experiment_by_name(f"{SPEC.experiment}_monitoring")
+    tracking.delete_experiment(experiment.experiment_id)
+    report = monitor(settings, SPEC, as_of)
+    (told,) = alerts(settings, SPEC.name, "what the checks found is not in MLflow")
+    restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    assert restore in told["message"]
+    tracking.restore_experiment(experiment.experiment_id)
+    return report
 
 
 def a_run_for_a_moment_before_the_newest_promotion_changes_nothing(roles, drifted):
