@@ -67,6 +67,7 @@ EntityKey = Annotated[
 """The columns that name an entity, and their types; a name alone is an int64."""
 Entity = Mapping[str, int | str]
 """One entity: the value of each of these columns."""
+CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
 MISSING = "__missing__"
 """What a text that is null is to a model, in frames, serving and logs: ONNX would read "None"."""
 OURS = frozenset(
@@ -153,11 +154,23 @@ class ModelSpec(Strict):
     @field_validator("schedule")
     @classmethod
     def _known_to_airflow(cls, schedule: str) -> str:
-        from croniter import croniter  # noqa: PLC0415  (0.1 s; Airflow reads schedules with it)
+        # 0.1 s; Airflow reads schedules with it.
+        from croniter import CroniterBadDateError, CroniterError, croniter  # noqa: PLC0415
 
-        if schedule != "@quarterly" and not croniter.is_valid(schedule):
-            names = "@hourly, @daily, @weekly, @monthly, @quarterly or @yearly"
-            raise ValueError(f"expected a cron expression, {names}; found {schedule!r}")
+        if schedule == "@quarterly":  # Airflow's own
+            return schedule
+        names = "@hourly, @daily, @weekly, @monthly, @quarterly or @yearly"
+        expected = f"expected a cron expression of five fields, {names}"
+        try:
+            dates = croniter(schedule)
+            dates.get_next()
+        except CroniterBadDateError as exc:
+            raise ValueError(f"{expected}; {schedule!r} never comes") from exc
+        except CroniterError as exc:
+            raise ValueError(f"{expected}; found {schedule!r}") from exc
+        if len(dates.expanded) > len(CRON_FIELDS):
+            fields = ", ".join(CRON_FIELDS)
+            raise ValueError(f"{expected} ({fields}); found {schedule!r}")
         return schedule
 
     @model_validator(mode="after")
