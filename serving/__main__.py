@@ -11,6 +11,7 @@ from uvicorn.supervisors import Multiprocess
 from core.errors import GyreError
 from core.settings import Settings, load_settings
 from core.tokens import serving_headers
+from serving.http1 import Http1Protocol
 from serving.logs import log_to_stdout
 from serving.worker import worker
 
@@ -25,6 +26,7 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.serving_port,
         workers=settings.serving_workers,
+        http=Http1Protocol,
         ws="none",
         access_log=False,
         log_config=None,

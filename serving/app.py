@@ -98,7 +98,13 @@ def create_app(settings: Settings) -> RequestMiddleware:
             await intake.close()
             await repository.close()
 
-    app = FastAPIOffline(title="Gyre", version="1", redoc_url=None, lifespan=lifespan)
+    app = FastAPIOffline(
+        title="Gyre",
+        version="1",
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
     app.router.routes += [events_route(intake), feedback.feedback_route(feedback_log)]
     add_status(app.router, repository, log, watcher, settings.link("console"))
     return add_routes(app, settings, repository, intake)
@@ -166,6 +172,7 @@ def _scoring_operations(repository: ModelRepository) -> list[Operation]:
         Operation(path, names, route.tag, route.document, route.document(model))
         for route in SCORING
         for path in route.paths
+        if "{version}" not in path
     ]
 
 

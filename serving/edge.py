@@ -17,6 +17,8 @@ from serving import errors
 
 T = TypeVar("T")
 JSON = "application/json"
+JSON_TYPES = {JSON, "application/octet-stream"}
+"""Content types of JSON. Triton's client sends its own JSON as the second one."""
 HEADERS = "gyre.headers"
 """Key of a request's scope: its headers by name, which the middleware puts there."""
 MAX_FIELD_ERRORS = 20
@@ -131,13 +133,13 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     headers = scope[HEADERS]
     content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
     kind = content_type.partition(";")[0].strip().lower()
-    if kind != JSON:
-        raise HTTPException(415, f"content-type: expected {JSON}, found {kind!r}")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise HTTPException(415, "content-encoding: expected an uncompressed body")
     # What Triton calls binary tensors.
     if b"inference-header-content-length" in headers:
         raise HTTPException(415, "expected tensors in JSON, such as binary_data=False")
+    if kind not in JSON_TYPES:
+        raise HTTPException(415, f"content-type: expected {JSON}, found {kind!r}")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise HTTPException(415, "content-encoding: expected an uncompressed body")
     size = int(headers.get(b"content-length", 0))
     body = bytearray()
     more = True

@@ -37,7 +37,8 @@ EXAMPLES: Mapping[str, Any] = {
     "string": "a",
     "timestamp[us, tz=UTC]": "2026-01-01T00:00:00Z",
 }
-BODY = TypeAdapter[Any](dict[str, Any] | list[dict[str, Any]])
+EVENT_LIST = Annotated[list[dict[str, Any]], Len(1, MAX_EVENTS)]
+BODY = TypeAdapter[Any](dict[str, Any] | EVENT_LIST)
 NOBODY = -1
 """Of integers, an example that is nobody's key, so that it changes nobody's features."""
 

@@ -101,7 +101,10 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"]
+        # A slash at the end means nothing here, and HEAD means GET: uvicorn leaves out the body.
+        path = scope["path"].rstrip("/") or "/"
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        scope = {**scope, "path": path, "method": method}
         headers: dict[bytes, bytes] = dict(scope["headers"])
         scope[HEADERS] = headers
         request_id = self._request_id(headers)

@@ -18,12 +18,14 @@ class Row(NamedTuple):
         key: The entity; None: the request gives the features alone.
         given: Features by name, which replace the look-up.
         request_data: What on-demand features take from the request beside the key.
+        is_pinned: Whether the request names the version in production: no challenger answers it.
 
     """
 
     key: Entity | None
     given: Values
     request_data: Values
+    is_pinned: bool = False
 
 
 class ReceivedRow(NamedTuple):

@@ -219,7 +219,7 @@ class Scorer:
         trial_positions = [
             position
             for position, row in enumerate(rows)
-            if roles.asks_challenger(row.row.key)
+            if not row.row.is_pinned and roles.asks_challenger(row.row.key)
         ]
         trial_rows = [rows[position] for position in trial_positions]
         trials = await self._score("challenger", roles.challenger, trial_rows)

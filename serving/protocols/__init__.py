@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serving.edge import read_body, run_by_size, send_json
-from serving.errors import InvalidRequestError, NoModelError
+from serving.errors import InvalidRequestError, NoModelError, NotFoundError
 from serving.openapi import Document
 from serving.repository import Deployment, ModelRepository
 from serving.rows import Answer, Row
@@ -60,13 +60,17 @@ class ScoringEndpoint:
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
         route = self._route
-        name = scope.get("path_params", {}).get("name")
-        model = self._repository.find(name)
+        parameters = scope.get("path_params", {})
+        model = self._repository.find(parameters.get("name"))
         scope["model"] = model.spec.name
+        is_pinned = "version" in parameters
+        if is_pinned:
+            check_version(model, parameters["version"])
         with model.scorer.admitted():
             body = await read_body(scope, receive, route.limit)
             received = datetime.now(UTC)
             rows, write = await run_by_size(len(body), route.read, model, body)
+            rows = [row._replace(is_pinned=is_pinned) for row in rows]
             answers = await route.answer(model.scorer, rows, received)
             content = await run_by_size(len(body), write, answers)
         await send_json(send, content)
@@ -78,6 +82,14 @@ def version_of(model: Deployment) -> str:
     if current is None or model.problem:
         raise NoModelError(model.state)
     return current.version
+
+
+def check_version(model: Deployment, version: str) -> None:
+    """Raise NotFoundError unless the version is the one in production."""
+    current = version_of(model)
+    if version != current:
+        name = model.spec.name
+        raise NotFoundError(f"{name} answers by version {current}, not {version}")
 
 
 def row_from(

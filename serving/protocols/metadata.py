@@ -7,7 +7,13 @@ from fastapi.responses import PlainTextResponse
 
 from core.packages import package_version
 from serving.edge import ERROR_RESPONSES
-from serving.protocols import kserve_v1, mlflow_scoring, open_inference, version_of
+from serving.protocols import (
+    check_version,
+    kserve_v1,
+    mlflow_scoring,
+    open_inference,
+    version_of,
+)
 from serving.repository import ModelRepository
 
 MLFLOW_VERSION = package_version("mlflow")
@@ -30,6 +36,12 @@ def add_metadata(router: APIRouter, repository: ModelRepository) -> None:
         version_of(repository.find(name))
         return {"name": name, "ready": True}
 
+    @router.get("/v2/models/{name}/versions/{version}/ready", **inference)
+    async def version_ready(name: str, version: str) -> dict[str, Any]:
+        """Say that a version of the model answers; 404 for any but that in production."""
+        check_version(repository.find(name), version)
+        return {"name": name, "ready": True}
+
     @router.get("/v2", **inference)
     async def server() -> dict[str, Any]:
         """Name this server; it has no extensions."""
@@ -39,8 +51,18 @@ def add_metadata(router: APIRouter, repository: ModelRepository) -> None:
     async def metadata(name: str) -> dict[str, Any]:
         """Name the tensors that the model takes and gives."""
         model = repository.find(name)
-        versions = [version_of(model)]
-        return {"name": name, "versions": versions, **open_inference.tensors(model)}
+        return {
+            "name": name,
+            "versions": [version_of(model)],
+            "platform": f"gyre_{model.spec.serving.format}",
+            **open_inference.tensors(model),
+        }
+
+    @router.get("/v2/models/{name}/versions/{version}", **inference)
+    async def version_metadata(name: str, version: str) -> dict[str, Any]:
+        """Name the tensors of a version."""
+        check_version(repository.find(name), version)
+        return await metadata(name)
 
     @router.get("/version", tags=[mlflow_scoring.TAG], response_class=PlainTextResponse)
     async def mlflow_version() -> str:

@@ -46,7 +46,7 @@ class Invocation(BaseModel):
     model_config = FORBID
     dataframe_records: Annotated[list[dict[str, Any]], Many] | None = None
     dataframe_split: Split | None = None
-    params: None = None
+    params: Annotated[dict[str, Any], Len(0, 0)] | None = None
 
 
 BODY = TypeAdapter(Invocation)

@@ -54,7 +54,7 @@ class Inference(BaseModel):
 
     id: str | None = None
     inputs: Annotated[list[Input], Len(1)]
-    outputs: list[Output] = []
+    outputs: list[Output] | None = None
 
 
 BODY = TypeAdapter(Inference)
@@ -81,16 +81,19 @@ def _columns(
     """Return the values of each input by its name.
 
     Raises:
-        InvalidRequestError: An input is there twice, or has another size or type than expected.
+        InvalidRequestError: An input is unknown, is there twice, or has another size or type than
+            expected.
 
     """
     columns: dict[str, list[Any]] = {}
     count = len(_flat(inputs[0].data))
     for tensor in inputs:
-        expected = datatypes.get(tensor.name, tensor.datatype)
+        expected = datatypes.get(tensor.name)
         values = _flat(tensor.data) if len(tensor.shape) > 1 else tensor.data
         problem = ""
-        if tensor.name in columns:
+        if expected is None:
+            problem = f"no such input, expected some of {', '.join(datatypes)}"
+        elif tensor.name in columns:
             problem = "is there twice"
         elif tensor.datatype != expected:
             problem = f"datatype {tensor.datatype}, expected {expected}"
@@ -118,7 +121,7 @@ def _content(
     model: Deployment, request: Inference, contents: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the answer: of each output its values over the rows."""
-    names = [output.name for output in request.outputs] or OUTPUTS
+    names = [output.name for output in request.outputs or []] or OUTPUTS
     outputs = []
     for tensor in _outputs(model):
         name = tensor["name"]
@@ -126,11 +129,13 @@ def _content(
             shape = [len(contents), *tensor["shape"][1:]]
             data = _flat([content[name] for content in contents])
             outputs.append({**tensor, "shape": shape, "data": data})
-    return {
-        "model_name": model.spec.name,
-        "model_version": contents[0]["model_version"],
-        "outputs": outputs,
-    }
+    answer: dict[str, Any] = {"model_name": model.spec.name, "outputs": outputs}
+    versions = {content["model_version"] for content in contents}
+    if (
+        len(versions) == 1
+    ):  # of several, the output `model_version` has that of each row
+        answer["model_version"] = versions.pop()
+    return answer
 
 
 def infer(model: Deployment) -> Document:
@@ -171,4 +176,5 @@ def _described(datatypes: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-ROUTE = ScoringRoute(TAG, ("/v2/models/{name}/infer",), read, infer)
+PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
+ROUTE = ScoringRoute(TAG, PATHS, read, infer)

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import pytest
 
@@ -213,3 +214,55 @@ def test_a_feature_that_was_null_in_training_may_be_null(rig, served):
             features = rig.row_of(answer)["features"]
             assert features["avg_order_value"] is None
             assert features["customer_segment"] == MISSING
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_an_offer_of_http_2_is_ignored_and_the_body_is_read(rig, served, parts):
+    """As a JDK's HttpClient and Spring's RestClient send it with each request."""
+    url = served.client.base_url
+    body = json.dumps({"customer_id": 8, "features": rig.features}).encode()
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    framings = (
+        (b"Content-Length: %d" % len(body), body),
+        (b"Transfer-Encoding: chunked", chunks),
+    )
+    with socket.create_connection((url.host, url.port), 10) as connection:
+        answers = connection.makefile("rb")
+        for header, content in (*framings, *framings):
+            head = b"POST /predict HTTP/1.1\r\nHost: a\r\n%s\r\n" % header
+            request = head + H2C + b"\r\n" + content
+            size = -(-len(request) // parts)
+            for start in range(0, len(request), size):
+                connection.sendall(request[start : start + size])
+                time.sleep(0.01)
+            assert b"200" in answers.readline()
+            headers = dict(
+                line.lower().split(b": ") for line in iter(answers.readline, b"\r\n")
+            )
+            answer = json.loads(answers.read(int(headers[b"content-length"])))
+            assert answer["customer_id"] == 8
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/health/live", "/health/ready", "/ping", "/v2/health/ready", "/metrics", "/docs"],
+)
+def test_head_is_answered_as_get_without_a_body(served, path):
+    for form in (path, f"{path}/"):
+        answer = served.client.head(form)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert served.client.get(form).status_code == 200
+
+
+@every_protocol
+def test_a_slash_at_the_end_changes_nothing(rig, served, protocol):
+    body = body_of(protocol, {"customer_id": 8})
+    path = f"{PATHS[protocol]}/"
+    answer = rig.online(lambda: served.client.post(path, json=body))
+    assert answer.status_code == 200
+    unknown = served.client.post(f"{NO_MODEL[protocol]}/", json=body)
+    assert unknown.status_code == 404
+    assert "nobody" in error_of(unknown, protocol)

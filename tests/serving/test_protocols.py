@@ -1,5 +1,6 @@
 """Each protocol with the client of its users; all of them give one score."""
 
+import asyncio
 import warnings
 
 import mlflow
@@ -7,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from tritonclient.utils import InferenceServerException
 
 from tests.serving.conftest import DATATYPES
 
@@ -33,6 +36,10 @@ def test_a_triton_client_reads_the_inputs_of_a_model(rig, served, client):
     assert client.get_server_metadata()["extensions"] == []
     metadata = client.get_model_metadata(NAME)
     assert (metadata["name"], metadata["versions"]) == (NAME, [served.first])
+    assert metadata["platform"] == "gyre_onnx"
+    assert client.is_model_ready(NAME, served.first)
+    assert client.get_model_metadata(NAME, served.first) == metadata
+    assert not client.is_model_ready(NAME, "99")
     types = {tensor["name"]: tensor["datatype"] for tensor in metadata["inputs"]}
     kinds = {"customer_id": "int64"} | rig.spec.features
     assert types == {column: DATATYPES[kind] for column, kind in kinds.items()}
@@ -50,11 +57,32 @@ def test_a_triton_client_gets_scores_by_key(rig, served, client):
     assert (response["id"], response["model_version"]) == ("mine", served.first)
     assert part.as_numpy("score").tolist() == expected
     assert part.as_numpy("logged") is None
-    answer = client.infer(NAME, [keys])
+    answer = client.infer(NAME, [keys], model_version=served.first)
     assert answer.as_numpy("score").tolist() == expected
     assert answer.as_numpy("logged").tolist() == [True] * 3
     ids = {*answer.as_numpy("request_id").tolist()}
     assert ids <= {row["request_id"] for row in rig.rows()}
+
+
+def test_tritons_client_for_asyncio_gets_the_same_scores(rig, served, client):
+    """It sends JSON as octet-stream."""
+    keys = triton.InferInput("customer_id", [len(KEYS)], "INT64")
+    keys.set_data_from_numpy(np.array(KEYS), binary_data=False)
+
+    async def ask():
+        address = served.client.base_url.netloc.decode()
+        async with triton_aio.InferenceServerClient(address) as other:
+            return await other.infer(NAME, [keys])
+
+    scores = asyncio.run(ask()).as_numpy("score").tolist()
+    assert scores == client.infer(NAME, [keys]).as_numpy("score").tolist()
+
+
+def test_tritons_binary_tensors_are_refused_with_what_to_set(client):
+    keys = triton.InferInput("customer_id", [1], "INT64")
+    keys.set_data_from_numpy(np.array([4]))
+    with pytest.raises(InferenceServerException, match="binary_data=False"):
+        client.infer(NAME, [keys])
 
 
 def test_kserves_protocol_lists_the_models_and_takes_keys_and_features(rig, served):
@@ -108,10 +136,12 @@ def test_every_protocol_and_format_gives_the_same_score(rig, served):
         # With the name in the body, as KServe's client sends it.
         request = {"model_name": NAME, "inputs": inputs, "outputs": [{"name": "score"}]}
         (output,) = post(INFER, request)["outputs"]
+        every_output = post(INFER, request | {"outputs": None})["outputs"]
+        assert output == every_output[0]
         assert output["data"] == expected
     values = [list(row.values()) for row in rows]
     split = {"index": [0, 1], "columns": list(rows[0]), "data": values}
-    records = {"dataframe_records": rows, "params": None}
+    records = {"dataframe_records": rows, "params": {}}
     frame = post(f"/models/{NAME}/invocations", records)
     assert scores(frame["predictions"]) == expected
     frame = post("/invocations", {"dataframe_split": split})
@@ -136,6 +166,7 @@ TENSORS = [
     ([tensor(datatype="FP64")], "expected INT64"),
     ([tensor(data=[None])], "customer_id"),
     ([tensor(), tensor()], "twice"),
+    ([tensor(name="shoe_size", shape=[2])], "shoe_size: no such input, expected some of customer_"),
     ([tensor(), tensor(name="lifetime_orders", shape=[2], data=[1, 2])], "expected [1]"),
 ]  # fmt: skip
 FRAMES = [

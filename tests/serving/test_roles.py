@@ -61,6 +61,21 @@ def test_a_challenger_always_answers_the_same_share_of_the_customers(
     answer = workers.post("/predict", json=body)
     assert answer.json()["model_version"] == served.second
     assert rig.row_of(answer)["role"] == "challenger"
+    # A request that names the version in production is answered by it.
+    key = {
+        "name": "customer_id",
+        "shape": [1],
+        "datatype": "INT64",
+        "data": [min(customers)],
+    }
+    path = f"/v2/models/{rig.spec.name}/versions/{{}}/infer"
+    for version, status in ((served.first, 200), (served.second, 404)):
+        pinned = workers.post(path.format(version), json={"inputs": [key]})
+        assert pinned.status_code == status
+        assert pinned.json().get("model_version") in (served.first, None)
+    keys = key | {"shape": [len(CUSTOMERS)], "data": [*CUSTOMERS]}
+    path = f"/v2/models/{rig.spec.name}/infer"
+    assert "model_version" not in workers.post(path, json={"inputs": [keys]}).json()
     rig.promote(served.second, role="challenger", percent=50)
     wait_until("half", lambda: len(challenged()) > 400)
     assert customers < challenged()
