@@ -107,7 +107,7 @@ def parity(
 ) -> None:
     """Compare a model's features offline and online, every entity; exit code 1 if any differ.
 
-    At the newest starts of a day, week or month, as in the spec's [snapshots].
+    At the newest starts of a day, week or month, as `snapshots.every` of the spec says.
     """
     settings, spec, time = begin(model, as_of)
     with progress(f"parity {model}"):

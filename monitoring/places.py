@@ -293,7 +293,8 @@ def _forget_log(search: Search) -> int:
     names = "|".join(spec.name for spec in search.specs)
     text = re.escape(json.dumps(str(search.key.value), ensure_ascii=False))
     entity = f"{text}|.*{search.key.pattern}"
-    line = re.compile(rf'"model":"({names})".*"entity":({entity})'.encode())
+    is_of_model = rf'(?=.*"model":"({names})")'
+    line = re.compile(rf'^{is_of_model}.*"entity":({entity})'.encode(), re.MULTILINE)
     folder = settings.home / "serving" / "log"
     written_files = [file for file in folder.glob("*.jsonl") if file.stat().st_size]
     count = 0
