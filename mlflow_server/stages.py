@@ -5,10 +5,12 @@ from typing import Any
 
 from core.errors import PromotionRefusedError
 from core.settings import Settings
+from core.spec import MODELS
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
 from mlflow_server.roles import PRODUCTION, ROLES
+from mlflow_server.served_model import CONTRACT_FILE, DIGEST_TAG
 
 STAGING = "Staging"
 PRODUCTION_STAGE = "Production"
@@ -42,9 +44,9 @@ def change_stage(
         RegistryError: There is no such version, or MLflow or the database do not answer.
 
     """
-    if stage == STAGING:
-        return set_in_mlflow()
     registry = Registry(settings)
+    if stage == STAGING or not is_ours(registry, model, version):
+        return set_in_mlflow()
     with Ledger(settings) as ledger:
         if is_by_gyre(ledger.rows(model), version, stage):
             return set_in_mlflow()
@@ -56,6 +58,13 @@ def change_stage(
             if problem:
                 raise PromotionRefusedError(f"{model}: version {version} {problem}")
             return set_in_mlflow()
+
+
+def is_ours(registry: Registry, model: str, version: str) -> bool:
+    """Whether the model has a spec, or the version is of a training; others are MLflow's alone."""
+    has_spec = (MODELS / f"{model}.toml").is_file()
+    contract = DIGEST_TAG + CONTRACT_FILE
+    return has_spec or contract in registry.version(model, version).tags
 
 
 def is_by_gyre(rows: Sequence[LedgerRow], version: str, stage: str) -> bool:

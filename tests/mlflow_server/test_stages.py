@@ -125,10 +125,17 @@ def test_a_version_that_cannot_be_promoted_gets_no_stage(roles):
     assert answer.status_code == httpx.codes.BAD_REQUEST
     assert len(roles.reconcile()) == 1
     assert roles.stages == {"1": "Production"}
+
+
+def test_a_model_that_is_not_gyres_has_its_stages_as_in_stock_mlflow(roles):
     foreign = Roles(
-        roles.settings, roles.registry, roles.ledger, new_model(roles.settings, 1)
+        roles.settings, roles.registry, roles.ledger, new_model(roles.settings, 2)
     )
-    refusal(foreign, "1", "Production")
+    by_client(foreign, "1", "Production")
+    by_rest(foreign, "2", "Production", archive_existing_versions=True)
+    assert foreign.stages == {"1": "Archived", "2": "Production"}
+    by_client(foreign, "2", "None")
+    assert foreign.stages == {"1": "Archived"}
     assert foreign.reconcile() == []
 
 
