@@ -24,6 +24,7 @@ from core.errors import SettingsError
 from core.monitoring_spec import KINDS, Monitoring, Promotion, Rollout
 from core.settings import PROJECT, Settings
 from core.training_spec import (
+    ERRORS,
     ESTIMATORS,
     FACTORY,
     METRICS_OF_OTHER_TASKS,
@@ -143,8 +144,14 @@ class ModelSpec(Strict):
 
     @property
     def loss(self) -> Metric:
-        """What estimators and their parameters are chosen by, on the forward folds."""
-        return "rmse" if self.task == "regression" else "log_loss"
+        """What estimators and their parameters are chosen by, and versions are compared by.
+
+        Of numbers it is the error of the first gate that has one.
+        """
+        if self.task != "regression":
+            return "log_loss"
+        errors = [gate.metric for gate in self.gates if gate.metric in ERRORS]
+        return "mae" if errors[:1] == ["mae"] else "rmse"
 
     @property
     def inputs(self) -> dict[str, InputType]:

@@ -20,6 +20,7 @@ from scipy.stats import ttest_ind
 from core.errors import MonitoringError
 from core.settings import Settings
 from core.spec import ModelSpec
+from core.training_spec import Metric
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE
 from monitoring.collect import (
@@ -37,10 +38,17 @@ Conclusion = Literal["better", "worse", "not yet known"]
 FEWEST_OUTCOMES = 100
 """Of each version, below which nothing is concluded: means are not yet normal."""
 LEVEL = 0.05
+FIGURES: dict[Metric, str] = {
+    "log_loss": "log_loss",
+    "rmse": "squared_error",
+    "mae": "absolute_error",
+}
+"""What one row has of a loss."""
 UNITS = {
     "cost": "cost per entity",
     "log_loss": "log loss",
     "squared_error": "squared error",
+    "absolute_error": "absolute error",
 }
 
 
@@ -277,8 +285,8 @@ def _figures(spec: ModelSpec, entities: pd.DataFrame) -> pd.DataFrame:
     """One value per entity of each figure, the decisive one first; positions have no rate."""
     labels = entities["label"]
     scored = Scored(np.array(entities["score"].tolist()), spec.threshold)
-    loss = "squared_error" if spec.task == "regression" else "log_loss"
-    figures = pd.DataFrame({loss: losses(labels.to_numpy(), scored)}, entities.index)
+    values = losses(labels.to_numpy(), scored, spec.loss)
+    figures = pd.DataFrame({FIGURES[spec.loss]: values}, entities.index)
     if spec.classes:
         return figures
     figures["rate"] = labels

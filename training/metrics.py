@@ -27,7 +27,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from core.training_spec import LOWER_IS_BETTER, Costs, Task
+from core.training_spec import LOWER_IS_BETTER, Costs, Metric, Task
 from mlflow_server.served_model import SCORE_DIGITS, rounded_one
 
 Labels: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
@@ -92,10 +92,14 @@ class Segment:
     metrics: dict[str, float]
 
 
-def losses(y: Labels, model: Scored) -> Scores:
-    """Return each row's squared error, of classes its -log(probability of what happened)."""
+def losses(y: Labels, model: Scored, loss: Metric = "rmse") -> Scores:
+    """Return each row's squared error, of classes its -log(probability of what happened).
+
+    loss: of numbers; "mae" gives the absolute errors.
+    """
     if model.task == "regression":
-        return (y - model.scores) ** 2
+        errors = y - model.scores
+        return np.abs(errors) if loss == "mae" else errors**2
     clipped = np.clip(model.scores, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     if model.task == "multiclass":
         return -np.log(clipped[np.arange(len(y)), y.astype(np.int64)])

@@ -25,14 +25,14 @@ def search(
     spec: ModelSpec,
     budget: Search,
     run_id: str,
-    loss_of: Callable[[Estimator], float],
-) -> list[tuple[float, Estimator]]:
-    """Try estimators until the budget is spent; return each trial's loss and estimator, in order.
+    metrics_of: Callable[[Estimator], dict[str, float]],
+) -> list[tuple[dict[str, float], Estimator]]:
+    """Try estimators until the budget is spent; return each one's metrics and itself, in order.
 
     The spec's own parameters are tried whatever the budget. The seed makes a repeated search ask
     for the same trials, whose runs it finds.
     """
-    trials: list[tuple[float, Estimator]] = []
+    trials: list[tuple[dict[str, float], Estimator]] = []
 
     def objective(trial: optuna.Trial) -> float:
         """Return the loss of a trial's estimator, written to a run of its own."""
@@ -44,11 +44,13 @@ def search(
         key = f"{run_id} {name} {hashlib.sha256(content).hexdigest()}"
         trial_run = tracking.start_or_find_run(spec.experiment, key, name, {}, run_id)
         with tracking.on_record(trial_run):
-            loss = loss_of(estimator)
-        tracking.log(trial_run, metrics={f"fold/{spec.loss}": loss}, params=params)
+            metrics = metrics_of(estimator)
+        figures = {f"fold/{name}": value for name, value in metrics.items()}
+        tracking.log(trial_run, metrics=figures, params=params)
         tracking.set_terminated(trial_run)
+        loss = metrics[spec.loss]
         log.info("%s: %.4f  %s", name, loss, estimator.parameters)
-        trials.append((loss, estimator))
+        trials.append((metrics, estimator))
         return loss
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

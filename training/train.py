@@ -6,6 +6,7 @@ An estimator is chosen by its loss on forward folds, a threshold by the costs on
 
 import logging
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -53,8 +54,10 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         return
     frame, plan = load_frame(tracking, run_id)
     plan = with_usable_folds(frame, plan)
-    chosen, losses, chosen_by = choose(tracking, spec, run_id, frame, plan)
-    mean_losses = [f"{name} {loss:.4f}" for name, loss in losses.items()]
+    chosen, candidates, chosen_by = choose(tracking, spec, run_id, frame, plan)
+    mean_losses = [
+        f"{name} {metrics[spec.loss]:.4f}" for name, metrics in candidates.items()
+    ]
     log.info("chosen: %s", "; ".join([chosen.name, chosen_by, *mean_losses]))
     model, threshold, figures = train_model(spec, chosen, frame, plan)
     with tempfile.TemporaryDirectory() as name:
@@ -77,8 +80,10 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         params["threshold_by"] = (
             "its figures, or the spec" if spec.training else by_cost
         )
-    metrics = {f"fold/{spec.loss}_{name}": loss for name, loss in losses.items()}
-    tracking.log(run_id, metrics=metrics | figures, params=params)
+    for name, metrics in candidates.items():
+        for metric, value in metrics.items():
+            figures[f"fold/{metric}_{name}"] = value
+    tracking.log(run_id, metrics=figures, params=params)
 
 
 def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
@@ -97,8 +102,8 @@ def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
 
 def choose(
     tracking: Tracking, spec: ModelSpec, run_id: str, frame: pa.Table, plan: Plan
-) -> tuple[Estimator, dict[str, float], str]:
-    """Return the estimator to fit, the mean loss of each one's best, and how it was chosen."""
+) -> tuple[Estimator, dict[str, dict[str, float]], str]:
+    """Return the estimator to fit, the metrics of each one's best, and how it was chosen."""
     if spec.training:
         function = spec.training.function
         parameters = spec.training.parameters
@@ -111,31 +116,35 @@ def choose(
     if spec.search:
         from training.search import search  # Optuna takes 0.5 s
 
-        loss_of = partial(fold_loss, spec, frame=frame, plan=plan)
-        trials = search(tracking, spec, spec.search, run_id, loss_of)
+        metrics_of = partial(fold_metrics, spec, frame=frame, plan=plan)
+        trials = search(tracking, spec, spec.search, run_id, metrics_of)
         chosen_by = f"search of {len(trials)} trials on {chosen_by}"
     else:
         trials = [
-            (fold_loss(spec, estimator, frame, plan), estimator)
+            (fold_metrics(spec, estimator, frame, plan), estimator)
             for estimator in spec.estimators
         ]
-    trials.sort(key=lambda trial: trial[0])
-    best_losses: dict[str, float] = {}
-    for loss, estimator in trials:
-        best_losses.setdefault(estimator.name, loss)
-    return trials[0][1], best_losses, chosen_by
+    trials.sort(key=lambda trial: trial[0][spec.loss])
+    best_metrics: dict[str, dict[str, float]] = {}
+    for metrics, estimator in trials:
+        best_metrics.setdefault(estimator.name, metrics)
+    return trials[0][1], best_metrics, chosen_by
 
 
-def fold_loss(
+def fold_metrics(
     spec: ModelSpec, estimator: Estimator, frame: pa.Table, plan: Plan
-) -> float:
-    """Return the mean of the task's loss on the validation snapshots of the forward folds."""
-    losses = []
+) -> dict[str, float]:
+    """Return the means of the loss and the gates' metrics on the forward folds' validation rows."""
+    names = {spec.loss, *(gate.metric for gate in spec.gates)}
+    values: dict[str, list[float]] = defaultdict(list)
     for fold in plan.folds:
         y, scores = fold_scores(spec, estimator, frame, fold)
         metrics = all_metrics(y, Scored(scores, spec.threshold), costs=None)
-        losses.append(metrics[spec.loss])
-    return float(np.mean(losses))
+        for name in (
+            names & metrics.keys()
+        ):  # costs follow from the threshold, chosen later
+            values[name].append(metrics[name])
+    return {name: float(np.mean(values[name])) for name in sorted(values)}
 
 
 def fold_scores(

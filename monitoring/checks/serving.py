@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 from core.monitoring_spec import Monitoring
-from core.training_spec import LOWER_IS_BETTER, Costs
+from core.training_spec import LOWER_IS_BETTER, Costs, Metric
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult, Status
 from monitoring.harm import (
@@ -159,6 +159,7 @@ def previous_is_better(
             current=outcomes.scored,
             metrics=bad_metrics,
             costs=run.spec.costs,
+            loss=run.spec.loss,
         )
         problem = f"version {previous} is better on {outcomes.about}: {better}"
         yield _harm_result(
@@ -174,6 +175,7 @@ def surely_better(
     current: Scored,
     metrics: Sequence[str],
     costs: Costs | None,
+    loss: Metric,
 ) -> str | None:
     """Say by how much another version is better by each metric, if it surely is by its loss.
 
@@ -183,9 +185,12 @@ def surely_better(
         current: The scores of the version in production, of the same rows.
         metrics: Names of metrics.
         costs: Of the spec.
+        loss: Of the spec.
 
     """
-    test = ttest_rel(losses(y, other), losses(y, current), alternative="less")
+    test = ttest_rel(
+        losses(y, other, loss), losses(y, current, loss), alternative="less"
+    )
     if not test.pvalue < SIGNIFICANCE:
         return None
     current_metrics = all_metrics(y, current, costs)

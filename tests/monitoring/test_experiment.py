@@ -12,6 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from cli.watch import experiment_lines
 from core.errors import MonitoringError
+from core.training_spec import BetterThanBaseline
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.experiment import (
     Experiment,
@@ -25,6 +26,7 @@ from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, SPEC, order
 from tests.monitoring.log import FAILURE, answer, feedback, write
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
+RULE = "better_than_baseline"
 
 
 def compared(random, size, share, rates, spec=SPEC):
@@ -74,8 +76,14 @@ def test_an_experiment_concludes_better_worse_or_not_yet_known():
     assert few.sentence.endswith("outcomes; at least 100 of each are needed")
     alone = compared(random, 400, 1.0, (0.3, 0.3))
     assert (alone.conclusion, alone.effects) == ("not yet known", {})
-    spend = SPEC.model_copy(update={"task": "regression", "costs": None})
-    assert compared(random, 400, 0.5, (0.3, 0.3), spend).figure == "squared_error"
+    for metric, figure in (("rmse", "squared_error"), ("mae", "absolute_error")):
+        gates = [
+            BetterThanBaseline(metric=name, rule=RULE)
+            for name in ("r2", metric, "rmse")
+        ]
+        change = {"task": "regression", "costs": None, "gates": gates}
+        spend = SPEC.model_copy(update=change)
+        assert compared(random, 400, 0.5, (0.3, 0.3), spend).figure == figure
 
 
 def row(at, role, old, new, days, percent=100, *, applied=True):

@@ -38,6 +38,7 @@ def test_a_model_of_numbers_is_chosen_by_rmse_and_replaces_the_old_one_by_its_ga
     metrics = results["metrics"]
     losses = [metrics[f"fold/rmse_{n}"] for n in ("ridge", "hist_gradient_boosting")]
     assert metrics[f"fold/rmse_{params['estimator']}"] == min(losses)
+    assert {"fold/mae_ridge", "fold/mae_hist_gradient_boosting"} < metrics.keys()
     assert metrics["test/rmse"] < metrics["baseline/rmse"] < metrics["champion/rmse"]
     assert metrics["minus_champion/rmse_upper"] < 0
     assert {"test/mae", "test/r2", "test/ece"} < metrics.keys()
@@ -47,7 +48,7 @@ def test_a_model_of_numbers_is_chosen_by_rmse_and_replaces_the_old_one_by_its_ga
 def test_the_model_card_of_numbers_has_no_words_of_classes(results):
     card = re.sub(r"base64,[^\"]+", "", results["card"])
     expected = (
-        "All 3 gates passed", "the number that <code>spend_90d</code> will be", "version 1",
+        "All 4 gates passed", "the number that <code>spend_90d</code> will be", "version 1",
         "mean prediction",
     )  # fmt: skip
     assert [text for text in expected if text not in card] == []
