@@ -69,7 +69,7 @@ def _answers(
         raw_rows = open_raw(raw, connection=connection)
         raw_rows = raw_rows.semi_join(asked, dataset.entity)
         raw_rows = temporary_table(connection, raw_rows)
-        arrivals = raw_rows.select(**{ARRIVAL: "ingested_at"}).distinct()
+        arrivals = raw_rows.select({ARRIVAL: "ingested_at"}).distinct()
         asked = asked.asof_join(arrivals, asked[KNOWN_AT] >= arrivals[ARRIVAL])
         asked = temporary_table(connection, asked)
         moments = connection.to_pyarrow(asked.select(ARRIVAL).distinct())

@@ -46,7 +46,8 @@ def dated_rows(
         features[prefix + name] = value
     # Equal event times are told apart inside the join: doing it before costs a sort.
     order = ibis.struct({"time": time, "created": created})
-    return rows.select(*view.join_keys, **{TIME: time, ORDER: order}, **features)
+    keys = {name: rows[name] for name in view.join_keys}
+    return rows.select({**keys, TIME: time, ORDER: order, **features})
 
 
 def asof_join(
@@ -70,12 +71,13 @@ def asof_join(
     keys = view.join_keys
     moment = entities[event_time].cast(UTC_TIME)
     order = ibis.struct({"time": moment, "created": LATEST})
-    left = entities.mutate(**{ORDER: order})
+    left = entities.mutate({ORDER: order})
     joined = left.asof_join(rows, left[ORDER] >= rows[ORDER], keys)
     names = rows.drop(*keys, TIME, ORDER).columns
     values = {name: joined[name] for name in names}
     values = living(values, joined[TIME], joined[event_time], view)
-    return joined.select(*entities.columns, **values)
+    asked = {name: joined[name] for name in entities.columns}
+    return joined.select(asked | values)
 
 
 def living(

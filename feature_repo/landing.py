@@ -412,7 +412,9 @@ def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
     """Add the columns of the rows that TEXT has as JSON; null is what does not fit."""
     row_type = ibis.Schema.from_pyarrow(dataset.schema).as_struct()
     rows = texts[TEXT].cast("json").try_cast(row_type)
-    return texts.mutate({ROW: rows}).unpack(ROW)
+    texts = texts.mutate({ROW: rows})
+    values = {name: texts[ROW][name] for name in dataset.schema.names}
+    return texts.mutate(values).drop(ROW)
 
 
 def _earlier_rows(dataset: Dataset, delivered: ir.Table) -> ir.Table:

@@ -249,15 +249,16 @@ class Windows:
             features[window.name] = window.feature(points, self.entity)
         # Rows of one instant see the same window, so any of them is the value at that instant.
         is_last = instant != instant.lead().over(history)
-        columns = {**features, IS_LAST: is_last.fill_null(True)}  # noqa: FBT003
-        view = points.select(
-            self.entity,
-            event_timestamp=self._known_from(instant),
-            created=created.over(history),
-            **columns,
-        )
+        columns = {
+            self.entity: points[self.entity],
+            "event_timestamp": self._known_from(instant),
+            "created": created.over(history),
+            **features,
+            IS_LAST: is_last.fill_null(True),  # noqa: FBT003
+        }
+        view = points.select(columns)
         view = view.filter(view[IS_LAST]).drop(IS_LAST)
-        return view.mutate(**self.derived)
+        return view.mutate(dict(self.derived))
 
     def around(self, rows: ir.Table, until: datetime) -> ir.Table:
         """Return of each entity the newest of the view's rows at or before `until` (aware UTC).
@@ -282,11 +283,11 @@ class Windows:
         features = {}
         for window in self.windows:
             features[window.name] = window.feature(due_points, self.entity, moment)
-        columns = {AT: ibis.array([last, following]), **features}
-        view = due_points.group_by(self.entity).agg(created=created, **columns)
+        columns = {"created": created, AT: ibis.array([last, following]), **features}
+        view = due_points.group_by(self.entity).agg(columns)
         view = view.mutate(event_timestamp=self._known_from(view[AT].unnest()))
         view = view.filter(view.event_timestamp.notnull()).drop(AT)
-        return view.mutate(**self.derived)
+        return view.mutate(dict(self.derived))
 
     def _known_from(self, instants: Any) -> Any:
         """Return the times from which on the values of some instants are known."""

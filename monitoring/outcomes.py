@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from core.settings import Settings
 from core.spec import ModelSpec, entity_of
 from feature_repo.datasets import load_dataset
+from feature_repo.definition import OWN_PREFIX
 from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW
@@ -28,6 +29,8 @@ from training.scoring import version_scores
 from training.snapshots import dates, matured
 
 DAY = "event_timestamp"
+FIRST = f"{OWN_PREFIX}first"
+"""Column of the time of an entity's first event of a day."""
 """The column of a label's moment; here it is the beginning of a day."""
 
 
@@ -180,7 +183,7 @@ def _matured_labels(
     answers_with_keys[DAY] = answers_with_keys["as_of"].dt.floor("D")
     day_labels = _day_labels(settings, spec, answers_with_keys, as_of)
     labelled_answers = answers_with_keys.merge(day_labels, on=[*spec.entity_key, DAY])
-    is_after_event = labelled_answers["as_of"] >= labelled_answers["time"]
+    is_after_event = labelled_answers["as_of"] >= labelled_answers[FIRST]
     certain_answers = labelled_answers[~is_after_event]
     day_values[certain_answers["place"]] = certain_answers["label"]
     return day_values
@@ -204,11 +207,11 @@ def _day_labels(
         time = raw[dataset.event_time]
         within = raw.filter(time.between(days[0], last))
         key = within[owner].cast(spec.entity_key[owner])
-        events = within.select(**{owner: key}, time=time).to_pyarrow()
-    event_rows = events.set_column(1, "time", events["time"].cast(TIME)).to_pandas()
-    event_rows[DAY] = event_rows["time"].dt.floor("D")
-    event_rows = event_rows[event_rows["time"] > event_rows[DAY]]
-    first_events = event_rows.groupby([owner, DAY], as_index=False)["time"].min()
+        events = within.select({owner: key, FIRST: time}).to_pyarrow()
+    event_rows = events.set_column(1, FIRST, events[FIRST].cast(TIME)).to_pandas()
+    event_rows[DAY] = event_rows[FIRST].dt.floor("D")
+    event_rows = event_rows[event_rows[FIRST] > event_rows[DAY]]
+    first_events = event_rows.groupby([owner, DAY], as_index=False)[FIRST].min()
     labelled_days: pd.DataFrame = day_labels[[*spec.entity_key, DAY, "label"]]
     return labelled_days.merge(first_events, on=[owner, DAY], how="left")
 

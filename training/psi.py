@@ -123,7 +123,14 @@ def usual_spread(
 def with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
     """Return `rows` with None for the word that a model is given in place of a null text."""
     texts = rows.select_dtypes("object")
-    return rows.assign(**texts.mask(texts == MISSING, None))
+    return with_columns(rows, texts.mask(texts == MISSING, None))
+
+
+def with_columns(rows: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with other columns of the same names, which may be any (`self`)."""
+    changed_rows = rows.copy()
+    changed_rows[[*columns]] = columns
+    return changed_rows
 
 
 def _days(rows: pd.DataFrame) -> list[pd.Timestamp]:

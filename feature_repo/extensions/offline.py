@@ -272,7 +272,7 @@ def _last_features(
     answers = answers.filter(answers[NUMBER].notnull())
     values = {name: answers[ROW][name] for name in names}
     values = living(values, answers[ROW][TIME], answers[ORDER]["time"], view)
-    return answers.select(NUMBER, **values)
+    return answers.select({NUMBER: answers[NUMBER], **values})
 
 
 class _Columns(UserDict[str, Any]):

@@ -12,7 +12,7 @@ import pandas as pd
 from core.monitoring_spec import Monitoring
 from monitoring.check import CheckResult
 from monitoring.checks.performance import MeasuredMetric
-from training.psi import with_nulls
+from training.psi import with_columns, with_nulls
 from training.reference import LABEL, Reference
 
 log = logging.getLogger(__name__)
@@ -84,4 +84,4 @@ def _sample(rows: pd.DataFrame) -> pd.DataFrame:
         rows = rows.sample(MOST_ROWS, random_state=np.random.default_rng(0))
     # Evidently puts categories into a script of its page as they are.
     texts = with_nulls(rows).select_dtypes("object").replace("<", "(", regex=True)
-    return rows.assign(**texts)
+    return with_columns(rows, texts)
