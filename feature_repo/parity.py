@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,6 +89,10 @@ def parity(
     for name, kind in service.request_data.items():
         frame[name] = REQUEST_VALUE.cast(ARROW[kind]).as_py()
     names = list(service.features)
+    views = {view.projection.name for view in service.stored}
+    stored_names = {
+        name for name, view in service.feature_views.items() if view in views
+    }
     columns = [*frame.columns, *names]
     differences: list[str] = []
     with _redis_beside(settings) as comparison:
@@ -99,7 +103,7 @@ def parity(
                 _refresh(comparison, dataset, moment)
             dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
             rows = service.historical(dated).select(columns)
-            lines = _differences(rows, online, moment, names)
+            lines = _differences(rows, online, moment, names, stored_names)
             log.info("%s: %d differences", moment, len(lines))
             differences += lines
     return ParityReport(
@@ -130,8 +134,12 @@ def _differences(
     online: OnlineFeatures,
     moment: datetime,
     names: Sequence[str],
+    stored_names: Collection[str],
 ) -> list[str]:
-    """Return a line for each value of `rows` that is another one online."""
+    """Return a line for each value of `rows` that is another one online.
+
+    An entity without a row online has no stored feature offline.
+    """
     lines = []
     for batch in rows.to_batches(max_chunksize=ENTITIES_AT_ONCE):
         keys = batch.drop_columns(names).to_pylist()
@@ -140,6 +148,8 @@ def _differences(
             keys, batch.to_pylist(), online_rows, strict=True
         ):
             for name in names:
+                if online_row is None and name not in stored_names:
+                    continue  # no answer: offline, request data alone gave it a value
                 online_value = online_row[name] if online_row else None
                 if not same(row[name], online_value):
                     values = f"offline {row[name]!r}, online {online_value!r}"
