@@ -9,6 +9,7 @@ from tests.conftest import BIN
 
 CONFIG = """
 seed = 7
+hooks = "tests.serving.generated_bodies"
 checks.negative_data_rejection.expected-statuses = [400, 404, 405, 413, 415, 422]
 [phases]
 examples.enabled = false
