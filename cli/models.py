@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mlflow_server.registry import Registry
 
 REPLACES = "The version expected in the role now; `none` for none."
-ROLLOUT = "Make it the shadow, from where rollout_MODEL goes on by itself."
+ROLLOUT = (
+    "Begin a rollout: the version is the shadow, and the DAG rollout_MODEL moves it on."
+)
 PERCENT = "How many of a hundred entities a challenger answers."
 
 
@@ -119,6 +121,8 @@ def promote(
     every request and answers none. Both end by gyre release, and a challenger with production.
     """
     if rollout:
+        if role == CHALLENGER:
+            raise SettingsError("--rollout: it begins with a shadow: leave out --role")
         role = SHADOW
     if role == CHALLENGER and percent is None:
         raise SettingsError(

@@ -24,7 +24,6 @@ from core.errors import SettingsError
 from core.monitoring_spec import KINDS, Monitoring, Promotion, Rollout
 from core.settings import PROJECT, Settings
 from core.training_spec import (
-    ERRORS,
     ESTIMATORS,
     FACTORY,
     METRICS_OF_OTHER_TASKS,
@@ -150,8 +149,11 @@ class ModelSpec(Strict):
         """
         if self.task != "regression":
             return "log_loss"
-        errors = [gate.metric for gate in self.gates if gate.metric in ERRORS]
-        return "mae" if errors[:1] == ["mae"] else "rmse"
+        for gate in self.gates:
+            match gate.metric:
+                case "rmse" | "mae" as error:
+                    return error
+        return "rmse"
 
     @property
     def inputs(self) -> dict[str, InputType]:

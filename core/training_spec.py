@@ -22,8 +22,6 @@ Metric = Literal[OfClasses, OfNumbers]
 LOWER_IS_BETTER: frozenset[str] = frozenset(
     {"log_loss", "brier", "cost", "rmse", "mae"}
 )
-ERRORS = frozenset({"rmse", "mae"})
-"""Of numbers: what a model may be chosen by."""
 OfSegments = Literal[
     "demographic_parity_difference", "equal_opportunity_difference", "largest_gap"
 ]

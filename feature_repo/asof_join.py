@@ -76,8 +76,8 @@ def asof_join(
     names = rows.drop(*keys, TIME, ORDER).columns
     values = {name: joined[name] for name in names}
     values = living(values, joined[TIME], joined[event_time], view)
-    asked = {name: joined[name] for name in entities.columns}
-    return joined.select(asked | values)
+    entity_columns = {name: joined[name] for name in entities.columns}
+    return joined.select(entity_columns | values)
 
 
 def living(

@@ -89,9 +89,9 @@ def parity(
     for name, kind in service.request_data.items():
         frame[name] = REQUEST_VALUE.cast(ARROW[kind]).as_py()
     names = list(service.features)
-    views = {view.projection.name for view in service.stored}
+    stored_views = {view.projection.name for view in service.stored}
     stored_names = {
-        name for name, view in service.feature_views.items() if view in views
+        name for name, view in service.feature_views.items() if view in stored_views
     }
     columns = [*frame.columns, *names]
     differences: list[str] = []
@@ -149,7 +149,7 @@ def _differences(
         ):
             for name in names:
                 if online_row is None and name not in stored_names:
-                    continue  # no answer: offline, request data alone gave it a value
+                    continue  # offline, request data alone give it a value
                 online_value = online_row[name] if online_row else None
                 if not same(row[name], online_value):
                     values = f"offline {row[name]!r}, online {online_value!r}"

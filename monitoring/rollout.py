@@ -34,10 +34,10 @@ from monitoring.harm import (
 
 Action = Literal["hold", "advance", "abort", "done"]
 AUTHOR = "rollout"
-"""Of rows in the ledger."""
+"""Of the ledger's rows."""
 STEP: LedgerAction = "rollout"
-"""What a row of the ledger says of a version in a rollout: any other is of somebody who put the
-version into its role, and theirs to move."""
+"""The action of a ledger row that a rollout wrote. With another action, a person put the version
+into its role, and moves it."""
 EFFECTS = {
     "hold": "holds",
     "advance": "goes on to {} %",

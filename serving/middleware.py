@@ -101,10 +101,14 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # A slash at the end means nothing here, and HEAD means GET: uvicorn leaves out the body.
-        path = scope["path"].rstrip("/") or "/"
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        scope = {**scope, "path": path, "method": method}
+        path = scope["path"]
+        if path.endswith("/"):  # it means nothing here
+            path = path.rstrip("/") or "/"
+            scope["path"] = path
+        if (
+            scope["method"] == "HEAD"
+        ):  # in a copy: uvicorn leaves out the body by its own
+            scope = {**scope, "method": "GET"}
         headers: dict[bytes, bytes] = dict(scope["headers"])
         scope[HEADERS] = headers
         request_id = self._request_id(headers)

@@ -140,9 +140,8 @@ def fold_metrics(
     for fold in plan.folds:
         y, scores = fold_scores(spec, estimator, frame, fold)
         metrics = all_metrics(y, Scored(scores, spec.threshold), costs=None)
-        for name in (
-            names & metrics.keys()
-        ):  # costs follow from the threshold, chosen later
+        # Without costs: they follow from the threshold, which is chosen later.
+        for name in names & metrics.keys():
             values[name].append(metrics[name])
     return {name: float(np.mean(values[name])) for name in sorted(values)}
 

@@ -63,17 +63,14 @@ def report_results(
             snapshot.save_json(str(folder / "report.json"))
         except Exception as exc:
             log.exception("Evidently's report")
-            words = f"the report has no page: {type(exc).__name__}"
-            remedy = "The log of the monitoring run says more."
-            results.append(
-                CheckResult(
-                    name="report",
-                    kind="report",
-                    status="alert",
-                    words=words,
-                    remedy=remedy,
-                )
+            problem = CheckResult(
+                name="report",
+                kind="report",
+                status="alert",
+                words=f"Evidently's report was not written: {type(exc).__name__}",
+                remedy=report_metrics.SEE_LOG,
             )
+            results.append(problem)
     return results
 
 

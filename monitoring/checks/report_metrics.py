@@ -57,6 +57,7 @@ STATUSES: dict[TestStatus, Status] = {
 }
 """What follows from the tests of a metric: the first that one of them has. A test that is not
 critical warns."""
+SEE_LOG = "The log of the monitoring run says more."
 REMEDIES = {
     "data_drift": "The report shows the change. If it is expected, as in a feature that grows "
     "with time, name the feature in [monitoring.monitor_only].",
@@ -347,7 +348,7 @@ def performance_line(measured: MeasuredMetric) -> ReportLine:
 def run_report(
     lines: Sequence[ReportLine], samples: Samples
 ) -> tuple[Snapshot, list[ReportLine]]:
-    """Run one report of all lines, once more without the drawings that raise.
+    """Run one report of all lines, once more without the metrics that raise.
 
     Returns:
         Evidently's snapshot, and the lines: those that are not in it are unknown.
@@ -369,7 +370,7 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
             kind=line.kind,
             status="unknown" if line.figure else "note",
             words=line.unknown,
-            remedy="The log of the monitoring run says more.",
+            remedy=SEE_LOG,
             feature=line.feature,
         )
     result = snapshot.metric_results[line.metric.metric_id]

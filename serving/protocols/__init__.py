@@ -63,14 +63,15 @@ class ScoringEndpoint:
         parameters = scope.get("path_params", {})
         model = self._repository.find(parameters.get("name"))
         scope["model"] = model.spec.name
-        is_pinned = "version" in parameters
-        if is_pinned:
-            check_version(model, parameters["version"])
+        version = parameters.get("version")
+        if version is not None:
+            check_version(model, version)
         with model.scorer.admitted():
             body = await read_body(scope, receive, route.limit)
             received = datetime.now(UTC)
             rows, write = await run_by_size(len(body), route.read, model, body)
-            rows = [row._replace(is_pinned=is_pinned) for row in rows]
+            if version is not None:
+                rows = [row._replace(is_pinned=True) for row in rows]
             answers = await route.answer(model.scorer, rows, received)
             content = await run_by_size(len(body), write, answers)
         await send_json(send, content)

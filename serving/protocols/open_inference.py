@@ -131,9 +131,8 @@ def _content(
             outputs.append({**tensor, "shape": shape, "data": data})
     answer: dict[str, Any] = {"model_name": model.spec.name, "outputs": outputs}
     versions = {content["model_version"] for content in contents}
-    if (
-        len(versions) == 1
-    ):  # of several, the output `model_version` has that of each row
+    # Where several answered, the output `model_version` has the version of each row.
+    if len(versions) == 1:
         answer["model_version"] = versions.pop()
     return answer
 

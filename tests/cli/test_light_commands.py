@@ -4,6 +4,7 @@ import json
 import sys
 
 from core.settings import PROJECT
+from mlflow_server.ledger import Ledger
 from stack.environment import process_environment
 from tests.cli.clone import finished
 from tests.conftest import mlflow_server, new_settings
@@ -29,6 +30,7 @@ def test_promotions_and_help_import_no_heavy_package(tmp_path):
             f"promote {MODEL} 1 --reason better",
             f"promote {MODEL} 2 --reason better",
             f"rollback {MODEL} --reason better",
+            f"promote {MODEL} 2 --rollout --reason better",
             f"ledger {MODEL}",
         ):
             command = f'{sys.executable} -c "$RUN" {arguments}'
@@ -36,3 +38,6 @@ def test_promotions_and_help_import_no_heavy_package(tmp_path):
             modules = json.loads(done.stderr.splitlines()[-1])
             assert HEAVY.isdisjoint(modules), arguments
             assert len(modules) < 1_000, arguments
+        with Ledger(settings) as ledger:
+            newest = ledger.rows(MODEL)[-1]
+        assert (newest.role, newest.action) == ("shadow", "rollout")

@@ -4,9 +4,9 @@ from datetime import timedelta
 from time import time_ns
 
 import pytest
-from feast import FeatureService, Field
+from feast import FeatureService, Field, RequestSource
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Int64
+from feast.types import Float64, Int64
 
 from core.errors import DataError
 from feature_repo.ingest import ingest
@@ -62,3 +62,22 @@ def test_a_feature_that_changes_at_each_call_is_named(small):
     line = report.summary().splitlines()[1]
     assert "'customer_id': " in line
     assert f" instant: offline {before // 10**12}" in line
+
+
+@pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+def test_an_entity_before_its_first_row_has_no_value_of_request_data_alone(small):
+    ingest(small, "orders", AS_OF)
+    store = open_store(small, 60)
+    request = RequestSource(name="cart", schema=[Field(name="cart", dtype=Float64)])
+
+    def worth(inputs):
+        return {"worth": [value * 2 for value in inputs["cart"]]}
+
+    view = on_demand_feature_view(
+        sources=[request], schema=[Field(name="worth", dtype=Float64)], mode="python"
+    )(worth)
+    stored_view = store.get_feature_view("customer_features")
+    service = FeatureService(name="carts", features=[stored_view, view])
+    store.apply([view, service])
+    before_all = AS_OF - timedelta(days=10_000)
+    assert parity(small, "carts", [before_all, AS_OF]).differences == ()

@@ -3,7 +3,10 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import ibis
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from core.errors import BatchRejectedError, UncomputableError
 from feature_repo.features import raw_table
@@ -16,7 +19,7 @@ from feature_repo.quarantine import (
     quarantined,
     release,
 )
-from feature_repo.views import write_views
+from feature_repo.views import view_address, write_views
 from feature_repo.windows import Window, Windows
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.conftest import land_orders
@@ -206,3 +209,30 @@ def test_what_an_event_says_of_a_row_in_quarantine_holds(shop):
         shop.ingest(AS_OF + hour * HOUR, full=True)
         assert shop.spent(2) == amount
     assert shop.quarantine() == []
+
+
+def test_columns_and_features_are_called_as_arguments_of_methods_are(settings):
+    """`self` is one of Ibis's own: a delivery, quarantine, and views take it as any name."""
+    names = ("self", "metrics", "cls")
+    schema = ORDERS.schema
+    for name in names:
+        schema = schema.append(pa.field(name, pa.float64()))
+    totals = [Window(name, "sum", name=name) for name in names]
+    view = Windows(
+        "customer_id", "order_ts", totals, derived={"by": ibis._["self"] * 2}
+    )
+    dataset = replace(ORDERS, schema=schema, views={VIEW: view})
+    good = order(1, 1, NOON) | dict.fromkeys(names, 4.0)
+    bad = order(2, 2, NOON) | dict.fromkeys(names, 1e13)
+    for hour in (0, 1):
+        rows = pa.Table.from_pylist([good, bad], schema)
+        land(settings, dataset, rows.to_reader(), AS_OF + hour * HOUR)
+    raw = raw_table(settings, dataset)
+    write_views(settings, dataset, raw)
+    (features,) = (
+        DeltaTable(view_address(settings, VIEW)).to_pyarrow_table().to_pylist()
+    )
+    assert [features[name] for name in (*names, "by")] == [4.0, 4.0, 4.0, 8.0]
+    (due,) = view.around(ibis.memtable(raw.read()), AS_OF).to_pyarrow().to_pylist()
+    assert due["self"] == 4.0
+    assert [row["row"]["self"] for row in quarantined(settings, dataset)] == [1e13]

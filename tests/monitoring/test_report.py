@@ -68,7 +68,9 @@ EXTREMES = {
 
 
 @pytest.mark.parametrize("values", EXTREMES.values(), ids=EXTREMES)
-def test_a_column_that_evidently_cannot_draw_is_judged_all_the_same(results, values):
+def test_a_column_that_evidently_cannot_draw_is_judged_all_the_same(
+    results, values, tmp_path
+):
     extreme = FULL.assign(orders=values)
     for rows, window, status in (
         (FULL, extreme, "bad"),
@@ -80,6 +82,40 @@ def test_a_column_that_evidently_cannot_draw_is_judged_all_the_same(results, val
         assert {"psi/score", "mean/score"} <= of_status(by_name, "bad")
         assert by_name["psi/orders"].status == status
         assert by_name["psi/orders"].value == psi(rows["orders"], window["orders"])
+        assert "psi_reference_deciles" in (tmp_path / "report.json").read_text()
+        not_drawn = "orders: Evidently cannot measure it: ValueError"
+        if by_name["ks/orders"].value is None:
+            assert by_name["ks/orders"].status == "note"
+            assert by_name["ks/orders"].words == not_drawn
+
+
+def test_numbers_that_are_close_together_are_measured(results):
+    """Evidently has no histogram of them."""
+    near = FULL.assign(orders=[0.3, 0.1 + 0.2] * 200)
+    by_name = results(near, near.assign(score=near["score"] * 0.5))
+    assert by_name["ks/orders"].status == "note"
+    assert by_name["psi/orders"].status == "ok"
+    assert of_status(by_name, "bad") == {"psi/score", "mean/score"}
+
+
+def test_a_report_that_cannot_be_written_is_an_alert_beside_its_figures(
+    results, tmp_path
+):
+    (tmp_path / "report.html").mkdir()
+    by_name = results(FULL, FULL.assign(orders=FULL["orders"] + 9))
+    assert of_status(by_name, "alert") == {"report"}
+    assert by_name["report"].words.endswith("was not written: IsADirectoryError")
+    assert "psi/orders" in of_status(by_name, "bad")
+
+
+def test_columns_of_any_name_are_reported(results):
+    names = {"orders": "self", "plan": "cls"}
+    rows = FULL.rename(columns=names)
+    texts = FULL.rename(columns={"plan": "self"})
+    for frame in (rows, texts):
+        by_name = results(frame, frame)
+        assert of_status(by_name, "ok") == by_name.keys()
+        assert "psi/self" in by_name
 
 
 def test_each_column_has_every_comparison_of_its_type(results):
