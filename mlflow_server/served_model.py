@@ -18,6 +18,7 @@ from core.spec import (
     KeyType,
     Population,
 )
+from core.training_spec import Task
 
 ONNX_FILE = "model.onnx"
 SKOPS_FILE = "model.skops"
@@ -137,6 +138,16 @@ class ServedModel(Frozen):
     @property
     def file(self) -> str:
         return MODEL_FILES[self.loader]
+
+    @property
+    def format(self) -> Literal["onnx", "native"]:
+        return "onnx" if self.loader == "mlflow.onnx" else "native"
+
+    @property
+    def task(self) -> Task:
+        if self.classes:
+            return "multiclass"
+        return "regression" if self.threshold is None else "classification"
 
     @property
     def class_count(self) -> int:

@@ -33,6 +33,7 @@ from monitoring.collect import (
 from monitoring.harm import harm, measure_variants, rollout_limits
 from monitoring.outcomes import actuals
 from training.metrics import Scored, losses
+from training.reference import spec_of_version
 
 Conclusion = Literal["better", "worse", "not yet known"]
 FEWEST_OUTCOMES = 100
@@ -147,6 +148,7 @@ def read_report(
             f"{spec.name}: no version was ever a challenger, so there is nothing to compare; run: "
             f"gyre promote {spec.name} VERSION --role challenger --percent 10 --reason …"
         )
+    spec = spec_of_version(settings, spec, experiment.production)
     collect(settings)
     known_outcomes = join_outcomes(settings, spec, as_of).known
     return evaluate(settings, spec, experiment, known_outcomes, as_of)

@@ -22,7 +22,7 @@ from monitoring.decision_log import DecisionRow, newest_decisions
 from monitoring.outcomes import backfilled_outcomes, online_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from monitoring.window import Window, window
-from training.reference import Reference, load_reference
+from training.reference import Reference, load_reference, spec_of_version
 
 COUNTS = TypeAdapter(dict[str, ServingCounts])
 """What each replica had counted, in a decision's row."""
@@ -115,11 +115,12 @@ def prepare(
         RegistryError, DataError: A store that it needs does not answer.
 
     """
+    spec = spec_of_version(settings, spec, version)
     registry = Registry(settings)
     reference: Reference | str
     try:
         reference = load_reference(settings, registry.version(spec.name, version))
-        features = reference.features  # whatever the spec says by now
+        features = reference.features
     except GyreError as exc:
         reference = str(exc)
         features = spec.features

@@ -132,12 +132,13 @@ def add_routes(
         operations = [feedback.OPERATION]
         if intake is not None:
             operations.append(await document_events(intake))
-        specs = [model.spec for model in repository]
-        served = (specs, [model.current for model in repository], operations)
+        models = [*repository]
+        parts = [(model.spec, model.current, model.signature) for model in models]
+        served = (parts, operations)
         if served != described:
             operations = [*_scoring_operations(repository), *operations]
             content = await asyncio.to_thread(
-                write_document, app, specs, operations, guarded=tokens is not None
+                write_document, app, models, operations, guarded=tokens is not None
             )
             described = served
         return Response(content, media_type=JSON)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from datetime import datetime
 
 from core.errors import FeaturesUnavailableError
-from core.spec import MISSING, Entity
+from core.spec import MISSING, Entity, FeatureType
 from mlflow_server.served_model import LookupSpecification
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.lookup import StoredRow
@@ -13,6 +14,16 @@ from serving.rows import Features, ReceivedRow, Row, Values
 
 NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
 """What a null is to a model, as in training; of another type it is a missing feature."""
+GIVEN: dict[FeatureType, type | tuple[type, ...]] = {
+    "int32": int,
+    "int64": int,
+    "float32": (int, float),
+    "double": (int, float),
+    "bool": bool,
+    "timestamp": datetime,
+    "string": str,
+}
+"""What a request's value of a type is in Python."""
 Completed = Features | Exception
 """Features of a row, or why it has none."""
 
@@ -65,6 +76,12 @@ def _given_features(model: LoadedModel, row: Row, *, refuse: bool) -> Completed 
         if missing:
             text = f"version {model.version} needs {', '.join(missing)}"
             return InvalidRequestError(f"features: {text}")
+        for name, kind in contract.features.items():
+            value = row.given[name]
+            if value is not None and not isinstance(value, GIVEN[kind]):
+                # It was read as production takes it.
+                text = f"version {model.version} needs {name} as {kind}, found {value}"
+                return InvalidRequestError(f"features: {text}")
         return _filled(model, row.given, "request", refuse=refuse)
     request_data = contract.lookup.request_data
     missing = sorted(request_data.keys() - row.request_data.keys())

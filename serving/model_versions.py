@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.settings import Settings
-from core.spec import Entity, FeatureType, ModelSpec, entity_text
+from core.spec import Entity, ModelSpec, entity_text
 from mlflow_server.roles import CHALLENGER, Deployed
 from serving.copies import LocalCopies, Origin
 from serving.features import FeatureSource, exempt_from_collection
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
 from serving.model import LoadedModel
 from serving.opening import open_version, reason_of
+from serving.schemas import Signature, sign
 
 CLOSE_SECONDS = 30.0
 NOTHING_HERE = "has no version in production here yet: train one, or wait for its copy"
@@ -62,8 +63,7 @@ class ModelVersions:
     Attributes:
         spec: Of this project, as it is now.
         roles: Who answers.
-        request_data: What the versions take from a request beside the key. Of every version that
-            is loaded, so that clients can change before a version does.
+        signature: What clients send.
         refused: Why versions in a role are not served, by version.
         copies: What this machine keeps of the model.
 
@@ -72,7 +72,7 @@ class ModelVersions:
     def __init__(self, settings: Settings, spec: ModelSpec) -> None:
         self.spec = spec
         self.roles = Roles()
-        self.request_data: dict[str, FeatureType] = {}
+        self.signature: Signature = sign(spec, production=None, others=())
         self.refused: dict[str, str] = {}
         self.copies = LocalCopies(settings, spec.name)
         self._settings = settings
@@ -116,6 +116,18 @@ class ModelVersions:
             sentences.append(f"version {version} is refused: {reason}")
         return "; ".join(sentences) or f"{self.spec.name} {NOTHING_HERE}"
 
+    def follow_spec(self, spec: ModelSpec) -> None:
+        """Take the spec as it is now: what a later version is like, and how this one answers."""
+        self.spec = spec
+        self._sign()
+
+    def classes(self, version: str) -> tuple[str, ...]:
+        """Return the names of the classes of a version that has answered."""
+        for model in self._loaded:
+            if model.version == version:
+                return model.contract.classes
+        return self.signature.classes
+
     async def follow(self, registered: Deployed | None) -> list[str]:
         """Give the roles to the versions that MLflow names.
 
@@ -135,6 +147,12 @@ class ModelVersions:
             if models[role] is None:
                 missing.append(version)
         production = models.get("production")
+        unfit: dict[str, str] = {}
+        for role, model in models.items():
+            difference = _difference(model, production)
+            if model is not None and difference:
+                models[role] = None
+                unfit[model.version] = f"it cannot be {role}: {difference}"
         if production is None:
             await self.start_without_registry()
             models["production"] = self.current
@@ -148,6 +166,8 @@ class ModelVersions:
         ]
         self._keep([*self.roles.by_name().values(), *recent_models])
         self._note_refusals(missing)
+        for version, reason in unfit.items():
+            self._refuse(version, reason)
         self._assigned = None if missing else registered
         return missing
 
@@ -237,6 +257,7 @@ class ModelVersions:
         if production is not None and production is not roles_before.production:
             SWAPS.labels(self.spec.name).inc()
             logger.info("%s: version %s answers", self.spec.name, production.version)
+        self._sign()
         exempt_from_collection()
 
     def _keep(self, models: Iterable[LoadedModel | None]) -> None:
@@ -251,9 +272,25 @@ class ModelVersions:
             task = asyncio.create_task(work)
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        self.request_data = {}
-        for model in reversed(self._loaded):
-            self.request_data |= model.contract.lookup.request_data
+        self._sign()
+
+    def _sign(self) -> None:
+        """Make the signature of what is loaded."""
+        production = self.current.contract if self.current else None
+        others = [model.contract for model in self._loaded if model is not self.current]
+        self.signature = sign(self.spec, production, others)
+
+
+def _difference(model: LoadedModel | None, production: LoadedModel | None) -> str:
+    """Say what else a version is about than production, whose requests it would score."""
+    if model is None or production is None:
+        return ""
+    for name in ("task", "classes", "entity_key"):
+        own = getattr(model.contract, name)
+        other = getattr(production.contract, name)
+        if own != other:
+            return f"{name} is {own}, in production {other}"
+    return ""
 
 
 async def _close(

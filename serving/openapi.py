@@ -4,7 +4,7 @@ Scoring, feedback and events read their bodies themselves. They are described by
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
-from core.spec import FeatureType, ModelSpec
+from core.spec import FeatureType
 from serving.edge import ERROR_RESPONSES, JSON, json_bytes
 from serving.repository import Deployment
 
@@ -62,7 +62,7 @@ class Operation:
 
 def write_document(
     app: FastAPI,
-    specs: Sequence[ModelSpec],
+    models: Sequence[Deployment],
     operations: Sequence[Operation],
     *,
     guarded: bool,
@@ -71,15 +71,15 @@ def write_document(
 
     Args:
         app: It describes its own routes.
-        specs: Of the models that are served.
+        models: Those that are served.
         operations: Further routes.
         guarded: Whether tokens are asked for.
 
     """
     document = get_openapi(
-        title=", ".join(spec.name for spec in specs) or "Gyre",
+        title=", ".join(model.spec.name for model in models) or "Gyre",
         version=app.version,
-        description="\n\n".join(_description(spec) for spec in specs),
+        description="\n\n".join(map(_description, models)),
         routes=app.routes,
     )
     components = document.setdefault("components", {})
@@ -94,15 +94,21 @@ def write_document(
     return json_bytes(document)
 
 
-def _description(spec: ModelSpec) -> str:
+def _description(model: Deployment) -> str:
     """Say what a model is."""
-    key = ", ".join(f"`{name}` ({kind})" for name, kind in spec.entity_key.items())
-    features = ", ".join(f"`{name}` ({kind})" for name, kind in spec.features.items())
-    kind = f"{spec.task} of {', '.join(spec.classes)}" if spec.classes else spec.task
+    spec = model.spec
+    signature = model.signature
+    key = _typed_names(signature.entity_key)
+    features = _typed_names(signature.features)
+    kind = " of ".join(filter(None, [signature.task, ", ".join(signature.classes)]))
     return (
         f"**{spec.name}** predicts `{spec.label}` of `{spec.dataset}` ({kind}).\n\n"
         f"- Key: {key}\n- Features: {features}"
     )
+
+
+def _typed_names(fields: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name}` ({kind})" for name, kind in fields.items())
 
 
 def _describe(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def example_features(model: Deployment) -> dict[str, Any]:
     current = model.current
     defaults = current.contract.defaults if current else {}
     example = {}
-    for name, kind in model.spec.features.items():
+    for name, kind in model.signature.features.items():
         example[name] = EXAMPLES[kind]
         if kind not in {"bool", "timestamp"}:  # which a version keeps as numbers
             example[name] = defaults.get(name, EXAMPLES[kind])

@@ -20,7 +20,6 @@ from serving.lookup import RowReader
 from serving.model import OnnxSession, Session, score, wrong
 from serving.pyfunc_process import PyfuncSession
 
-ONNX = "mlflow.onnx"
 MAX_REASON = 500
 WHOLE_IMAGE = "the image serving-full"
 
@@ -50,7 +49,9 @@ def open_version(
         raise ModelRefusedError(damage)
     contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
     store_type = (online_store or {}).get("type")
-    problem = _model_problem(contract, spec) or _look_up_problem(contract, store_type)
+    problem = _look_up_problem(contract, store_type)
+    if contract.model != spec.name:
+        problem = f"it is of model {contract.model}, not of {spec.name}"
     if problem:
         raise ModelRefusedError(f"{CONTRACT_FILE}: {problem}")
     session = _open_session(folder, contract, digests, spec)
@@ -71,7 +72,7 @@ def _open_session(
     folder: Path, contract: ServedModel, digests: Mapping[str, str], spec: ModelSpec
 ) -> Session:
     file = folder / contract.file
-    if contract.loader == ONNX:
+    if contract.format == "onnx":
         return OnnxSession(file)
     if find_spec("mlflow") is None:
         raise ModelRefusedError(f"a model of {contract.loader} needs {WHOLE_IMAGE}")
@@ -90,20 +91,6 @@ def _check_defaults(session: Session, contract: ServedModel) -> None:
     if problem:
         text = f"the defaults score {scores}, {problem}"
         raise ModelRefusedError(f"{contract.file}: {text}")
-
-
-def _model_problem(contract: ServedModel, spec: ModelSpec) -> str | None:
-    """Say why the contract is not of the model of `spec`."""
-    spec_key = (spec.name, spec.entity_key)
-    contract_key = (contract.model, contract.entity_key)
-    if contract_key != spec_key:
-        return f"model and entity are {contract_key}, not {spec_key}"
-    spec_task = (spec.classes, spec.threshold is not None)
-    contract_task = (contract.classes, contract.threshold is not None)
-    if contract_task != spec_task:
-        task = " ".join([spec.task, *spec.classes])
-        return f"its task is not {task}, the task of {spec.name}"
-    return None
 
 
 def _look_up_problem(contract: ServedModel, online_store: str | None) -> str | None:

@@ -1,14 +1,13 @@
 """What a worker serves now, as models come and go: each by its name."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
 from core.settings import Settings
 from core.spec import ModelSpec, default_spec
 from serving.errors import NotFoundError
 from serving.model_versions import ModelVersions
 from serving.prediction_log import AppendLog
-from serving.schemas import Schemas, build_schemas
+from serving.schemas import Schemas, Signature, build_schemas
 from serving.scorer import Scorer
 
 
@@ -24,16 +23,14 @@ class Deployment(ModelVersions):
         super().__init__(settings, spec)
         self.scorer = Scorer(self, log)
         self._schemas: Schemas
-        self._schema_parts: object = None
+        self._schemas_of: Signature | None = None
 
     @property
     def schemas(self) -> Schemas:
         """Made anew only where they change: pydantic's types stay in memory for ever."""
-        nullable = self.current.contract.nullable if self.current else ()
-        parts = (nullable, self.request_data)
-        if parts != self._schema_parts:
-            self._schemas = build_schemas(self.spec, *parts)
-            self._schema_parts = parts
+        if self.signature != self._schemas_of:
+            self._schemas = build_schemas(self.signature)
+            self._schemas_of = self.signature
         return self._schemas
 
 
@@ -55,21 +52,30 @@ class ModelRepository:
     def __iter__(self) -> Iterator[Deployment]:
         return iter(self.models.values())
 
-    def update(self, specs: Sequence[ModelSpec]) -> None:
-        """Serve exactly `specs`. A model whose versions still fit answers on."""
-        models_before = dict(self.models)
+    def update(self, specs: Sequence[ModelSpec], unread: Collection[str] = ()) -> None:
+        """Serve these models and no others.
+
+        Args:
+            specs: Of the models. A version answers on as it was trained.
+            unread: Models whose spec cannot be read: they go on with that of before.
+
+        """
+        models_before = self.models
         self.models = {}
         for spec in specs:
             model = models_before.get(spec.name)
-            if model is not None and _loaded_parts(model.spec) == _loaded_parts(spec):
-                del models_before[spec.name]
-                model.spec = spec
-            else:
+            if model is None:
                 model = Deployment(self._settings, spec, self._log)
+            else:
+                model.follow_spec(spec)
             self.models[spec.name] = model
-        for model in models_before.values():
-            model.close()
-        default = default_spec(self._settings, specs)
+        for name, model in models_before.items():
+            if name in unread:
+                self.models[name] = model
+            elif name not in self.models:
+                model.close()
+        read_specs = [model.spec for model in self.models.values()]
+        default = default_spec(self._settings, read_specs)
         self.default = self.models[default.name] if default else None
 
     def find(self, name: str | None) -> Deployment:
@@ -114,9 +120,3 @@ class ModelRepository:
         for model in self:
             for source in model.sources:
                 await source.close()
-
-
-def _loaded_parts(spec: ModelSpec) -> dict[str, Any]:
-    """Return what versions that are loaded depend on."""
-    parts = {"entity_key", "task", "classes", "feature_service", "features"}
-    return spec.model_dump(include=parts)

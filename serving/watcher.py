@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psutil
 
@@ -85,7 +86,7 @@ class RegistryWatcher:
             await asyncio.wait([self._fetch])
 
     async def _read_specs(self) -> None:
-        """Serve the specs of models/ as they are now; a broken one is named and left out."""
+        """Serve the specs of models/ as they are now; a broken one is named."""
         spec_files = {}
         for path in MODELS.glob("*.toml"):
             spec_files[path.name] = path.stat().st_mtime_ns
@@ -93,8 +94,9 @@ class RegistryWatcher:
             return
         specs = await asyncio.to_thread(load_specs)
         for problem in await asyncio.to_thread(broken_specs):
-            logger.error("a model is not served: %s", problem)
-        self._repository.update(specs)
+            logger.error("no spec: %s", problem)
+        names = {Path(name).stem for name in spec_files}
+        self._repository.update(specs, unread=names - {spec.name for spec in specs})
         self._spec_files = spec_files
 
     async def _follow(self) -> None:

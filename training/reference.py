@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import FeatureType, ModelSpec
-from mlflow_server.registry import Version
+from mlflow_server.registry import Registry, Version
 from mlflow_server.tracking import Tracking
 from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read
 from training.frame import features
@@ -101,6 +102,21 @@ def load_reference(settings: Settings, version: Version) -> Reference:
         evaluated=evaluation.challenger,
         spread=evaluation.spread,
     )
+
+
+def spec_of_version(settings: Settings, spec: ModelSpec, version: str) -> ModelSpec:
+    """Return the spec that a version was trained by, with how it is operated today.
+
+    It is today's where the training run cannot be read.
+    """
+    try:
+        run_id = Registry(settings).version(spec.name, version).run_id
+        text = read(Tracking(settings), run_id, SPEC)
+    except RegistryError:
+        return spec
+    trained = ModelSpec.model_validate_json(text)
+    operation = ("monitoring", "rollout", "serving")
+    return trained.model_copy(update={key: getattr(spec, key) for key in operation})
 
 
 def _compared_columns(

@@ -79,9 +79,13 @@ def version_scores(
 
 
 def as_trained(spec: ModelSpec, version: ServedModel) -> ModelSpec:
-    """Return the spec with what `version` reads, and for whom it is defined."""
+    """Return the spec with what `version` reads and predicts, and for whom it is defined."""
     return spec.model_copy(
         update={
+            "task": version.task,
+            "classes": version.classes,
+            "threshold": version.threshold,
+            "entity_key": version.entity_key,
             "features": version.features,
             "feature_service": version.feature_service,
             "population": version.population,

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.edge import read_body, run_by_size, send_json
 from serving.errors import InvalidRequestError, NoModelError, NotFoundError
+from serving.model import LoadedModel
 from serving.openapi import Document
 from serving.repository import Deployment, ModelRepository
 from serving.rows import Answer, Row
@@ -77,17 +78,17 @@ class ScoringEndpoint:
         await send_json(send, content)
 
 
-def version_of(model: Deployment) -> str:
+def answering_version(model: Deployment) -> LoadedModel:
     """Return the version that answers; raise NoModelError if none does."""
     current = model.current
     if current is None or model.problem:
         raise NoModelError(model.state)
-    return current.version
+    return current
 
 
 def check_version(model: Deployment, version: str) -> None:
     """Raise NotFoundError unless the version is the one in production."""
-    current = version_of(model)
+    current = answering_version(model).version
     if version != current:
         name = model.spec.name
         raise NotFoundError(f"{name} answers by version {current}, not {version}")
@@ -97,8 +98,8 @@ def row_from(
     model: Deployment, fields: Mapping[str, Any], features: Mapping[str, Any]
 ) -> Row:
     """Return a row to score, of the fields beside its features: key and request data."""
-    key = _part(fields, model.spec.entity_key)
-    data = _part(fields, model.request_data)
+    key = _part(fields, model.signature.entity_key)
+    data = _part(fields, model.signature.request_data)
     return Row(key or None, features, data)
 
 
@@ -114,9 +115,11 @@ def rows_from(model: Deployment, records: Any) -> list[Row]:
 
     """
     rows = []
+    signature = model.signature
+    feature_names = (*signature.features, *signature.further)
     for position, record in enumerate(model.schemas.records.validate_python(records)):
-        row = row_from(model, record, _part(record, model.spec.features))
-        missing = [name for name in model.spec.entity_key if name not in record]
+        row = row_from(model, record, _part(record, feature_names))
+        missing = [name for name in signature.entity_key if name not in record]
         if missing and (row.key or not row.given):
             text = f"body.{position}: {', '.join(missing)} is missing"
             raise InvalidRequestError(text)
@@ -126,8 +129,7 @@ def rows_from(model: Deployment, records: Any) -> list[Row]:
 
 def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any]]:
     """Return answers as clients read them, each behind its key (null: none was given)."""
-    classes = model.spec.classes
-    no_key = dict.fromkeys(model.spec.entity_key)
+    no_key = dict.fromkeys(model.signature.entity_key)
     contents = []
     for row, answer in zip(rows, answers, strict=True):
         line = answer.line
@@ -143,6 +145,7 @@ def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any
         }
         if content["probability"] is None:  # a number is predicted
             del content["probability"]
+        classes = model.classes(line["version"])
         if classes:
             probabilities = zip(classes, line["probabilities"], strict=True)
             content["prediction"] = classes[int(line["prediction"])]

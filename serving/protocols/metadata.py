@@ -8,11 +8,11 @@ from fastapi.responses import PlainTextResponse
 from core.packages import package_version
 from serving.edge import ERROR_RESPONSES
 from serving.protocols import (
+    answering_version,
     check_version,
     kserve_v1,
     mlflow_scoring,
     open_inference,
-    version_of,
 )
 from serving.repository import ModelRepository
 
@@ -33,7 +33,7 @@ def add_metadata(router: APIRouter, repository: ModelRepository) -> None:
     @router.get("/v2/models/{name}/ready", **inference)
     async def model_ready(name: str) -> dict[str, Any]:
         """Say that a version of the model answers; 503 until one does."""
-        version_of(repository.find(name))
+        answering_version(repository.find(name))
         return {"name": name, "ready": True}
 
     @router.get("/v2/models/{name}/versions/{version}/ready", **inference)
@@ -51,10 +51,11 @@ def add_metadata(router: APIRouter, repository: ModelRepository) -> None:
     async def metadata(name: str) -> dict[str, Any]:
         """Name the tensors that the model takes and gives."""
         model = repository.find(name)
+        answering = answering_version(model)
         return {
             "name": name,
-            "versions": [version_of(model)],
-            "platform": f"gyre_{model.spec.serving.format}",
+            "versions": [answering.version],
+            "platform": f"gyre_{answering.contract.format}",
             **open_inference.tensors(model),
         }
 

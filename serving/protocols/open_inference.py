@@ -149,18 +149,26 @@ def infer(model: Deployment) -> Document:
 
 def tensors(model: Deployment) -> dict[str, Any]:
     """Return the tensors that a model takes and gives."""
-    return {"inputs": _described(_datatypes(model)), "outputs": _outputs(model)}
+    further = model.signature.further
+    inputs = _datatypes(model)
+    needed = {name: inputs[name] for name in inputs if name not in further}
+    return {"inputs": _described(needed), "outputs": _outputs(model)}
 
 
 def _datatypes(model: Deployment) -> dict[str, str]:
-    spec = model.spec
-    types = {**spec.entity_key, **model.request_data, **spec.features}
+    signature = model.signature
+    types = {
+        **signature.entity_key,
+        **signature.request_data,
+        **signature.features,
+        **signature.further,
+    }
     return {name: DATATYPES[kind] for name, kind in types.items()}
 
 
 def _outputs(model: Deployment) -> list[dict[str, Any]]:
     outputs = _described(OUTPUTS)
-    classes = model.spec.classes
+    classes = model.signature.classes
     if classes:
         score, prediction = outputs[:2]
         score["shape"] = [-1, len(classes)]

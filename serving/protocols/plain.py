@@ -67,7 +67,7 @@ def explain(model: Deployment) -> Document:
 
 
 def _example(model: Deployment) -> dict[str, Any]:
-    key = {name: EXAMPLES[kind] for name, kind in model.spec.entity_key.items()}
+    key = {name: EXAMPLES[kind] for name, kind in model.signature.entity_key.items()}
     return {**key, "features": example_features(model)}
 
 

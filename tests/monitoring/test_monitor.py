@@ -236,10 +236,15 @@ def a_run_for_a_moment_before_the_newest_promotion_changes_nothing(roles, drifte
         return decisions, went_out, roles.rows, [vars(run) for run in runs]
 
     before = state()
-    # Whatever the spec reads by now, the version is watched by its own features.
+    # Whatever the spec says by now, the version is watched as it was trained.
     fewer = dict(SPEC.features)
     del fewer["lifetime_orders"]
-    changed_spec = SPEC.model_copy(update={"features": fewer})
+    changes = {
+        "features": fewer, "entity_key": {"shop_id": "string"}, "costs": None,
+        "threshold": None, "task": "multiclass", "classes": ("a", "b", "c"),
+        "feature_service": "another", "label": "another", "population": None,
+    }  # fmt: skip
+    changed_spec = SPEC.model_copy(update=changes)
     stale = monitor(settings, changed_spec, drifted.as_of)
     assert (stale.version, stale.verdict) == ("1", "bad")
     assert (stale.decision.action, stale.decision.rule) == ("nothing", "stale")

@@ -87,7 +87,7 @@ def onnx_graph(inputs, nodes, weights="", score="float[N]"):
         tiny ({columns}) => ({score} {SCORE}) <{weights}> {{ {nodes} }}""")
 
 
-def tiny_onnx(bias, score="Sigmoid", weight=0.01):
+def tiny_onnx(bias, score="Sigmoid", weight=0.01, kinds=SPEC.features):
     """Graph of score = sigmoid(0.01 · days_since_last_order + bias), as float32 [N]."""
     nodes = f"""
         days = Cast <to = 1> (days_since_last_order)
@@ -95,7 +95,7 @@ def tiny_onnx(bias, score="Sigmoid", weight=0.01):
         sum = Add (scaled, bias)
         {SCORE} = {score} (sum)"""
     weights = f"float[1] weight = {{{weight}}}, float[1] bias = {{{float(bias)}}}"
-    return onnx_graph(SPEC.features, nodes, weights)
+    return onnx_graph(kinds, nodes, weights)
 
 
 @cache

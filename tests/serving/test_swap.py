@@ -13,6 +13,7 @@ from tests.serving.load import under_load
 NUMBERS = SPEC.model_copy(
     update={"task": "regression", "threshold": None, "costs": None}
 )
+OTHER = SPEC.model_copy(update={"name": "m"})
 NUMBER = contract().model_copy(update={"threshold": None})
 
 
@@ -50,11 +51,10 @@ def test_a_version_may_have_no_population_and_no_probability_for_some_features(
     [
         (contract(), "Identity", SPEC, r"the defaults score \[-88\.\d+\], not a prob"),
         (NUMBER, "Log", NUMBERS, r"the defaults score \[nan\], not a finite number"),
-        (NUMBER, "Identity", SPEC, "serving.json: its task is not classification"),
-        (contract(), "Sigmoid", NUMBERS, "serving.json: its task is not regression"),
+        (contract(), "Sigmoid", OTHER, "it is of model customer_churn_model, not of m"),
     ],
 )
-def test_a_version_whose_scores_do_not_fit_its_task_is_refused(
+def test_a_version_whose_scores_do_not_fit_or_of_another_model_is_refused(
     tmp_path, contract, score, spec, reason
 ):
     with pytest.raises(ModelRefusedError, match=reason):

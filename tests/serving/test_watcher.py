@@ -82,7 +82,11 @@ def test_an_added_changed_removed_or_broken_spec_affects_no_other_model(
         assert second.spec.seed == 8
         write(models, "second", '"customer_id"', '"shop_id"')
         await watcher.poll()
-        assert repository.find("second") is not second
+        assert repository.find("second") is second
+        assert second.signature.entity_key == {"shop_id": "int64"}
+        (models / "second.toml").write_text("name =")
+        await watcher.poll()
+        assert repository.find("second") is second
         (models / "second.toml").unlink()
         await watcher.poll()
         assert [*repository] == [first]

@@ -59,3 +59,16 @@ def test_a_second_scoring_replaces_its_own_day_and_no_other_day_or_model(
     score_population(tracked, SPEC, AS_OF + HOUR)
     assert counts() == {AS_OF - DAY: before, AS_OF + HOUR: entities}
     assert counts("other_model") == {AS_OF: entities}
+
+
+def test_a_version_scores_as_it_was_trained_whatever_the_spec_says_by_now(
+    tracked, second
+):
+    moment = AS_OF - 2 * DAY
+    report = score_population(tracked, SPEC, moment)
+    rows = scores_of(tracked)
+    changes = {"task": "regression", "threshold": None, "costs": None}
+    changes |= {"entity_key": {"shop_id": "string"}, "population": None}
+    edited = SPEC.model_copy(update=changes)
+    assert score_population(tracked, edited, moment) == report
+    assert scores_of(tracked).num_rows == rows.num_rows
