@@ -1,7 +1,9 @@
 """What the files of deploy/kubernetes say, and what deploy/compose.yaml runs."""
 
 import copy
+import json
 import re
+from pathlib import Path
 
 import kubernetes_validate
 import yaml
@@ -21,6 +23,28 @@ def read_compose():
     """Return deploy/compose.yaml with the defaults of its variables."""
     text = (CLONE / "deploy" / "compose.yaml").read_text()
     return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+
+
+def read_chart_keys():
+    """Return airflow_chart.txt: each value's path, and of a switch what it is unless set."""
+    text = (Path(__file__).parent / "airflow_chart.txt").read_text()
+    keys = {}
+    for line in text.splitlines()[1:]:
+        path, _, default = line.partition(" ")
+        keys[path] = json.loads(default or "null")
+    return keys
+
+
+def value_paths(values, keys, parent=""):
+    """Yield the path of each value that a file sets for a chart, as the list has it."""
+    for name, value in values.items():
+        path = f"{parent}.{name}" if parent else name
+        if f"{path}.*" in keys:
+            yield f"{path}.*"
+        elif isinstance(value, dict):
+            yield from value_paths(value, keys, path)
+        else:
+            yield path
 
 
 def page_files(page):
@@ -91,20 +115,20 @@ def spark_pod(cluster, role):
 
 def task_pod(values):
     """Return the pod that Airflow's chart and its executor make for a task."""
-    workers = values["workers"]
+    tasks = values["workers"]["kubernetes"]
     container = {
         "name": "base",
         "image": values["defaultAirflowRepository"],
-        "command": workers["kubernetes"]["command"],
+        "command": tasks["command"],
         "env": yaml.safe_load(values["extraEnv"]),
         "envFrom": yaml.safe_load(values["extraEnvFrom"]),
         "volumeMounts": values["volumeMounts"],
         "securityContext": values["securityContexts"]["containers"],
-        "resources": workers["resources"],
+        "resources": tasks["resources"],
     }
     return {
         "containers": [container],
         "volumes": values["volumes"],
         "securityContext": values["securityContexts"]["pod"],
-        "terminationGracePeriodSeconds": workers["terminationGracePeriodSeconds"],
+        "terminationGracePeriodSeconds": tasks["terminationGracePeriodSeconds"],
     }

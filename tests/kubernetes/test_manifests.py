@@ -23,6 +23,7 @@ from tests.kubernetes.manifests import (
     base,
     container_of,
     page_files,
+    read_chart_keys,
     read_compose,
     read_documents,
     secrets_of,
@@ -30,6 +31,7 @@ from tests.kubernetes.manifests import (
     task_pod,
     validate,
     validate_pod,
+    value_paths,
 )
 
 HERE = Path(__file__).parent
@@ -54,6 +56,7 @@ SETTINGS = OBJECTS["ConfigMap", "gyre"]["data"]
 SERVING = OBJECTS["StatefulSet", "serving"]["spec"]
 SCALER = OBJECTS["HorizontalPodAutoscaler", "serving"]["spec"]
 (AIRFLOW,) = read_documents("airflow-values.yaml")
+CHART = read_chart_keys()
 (SPARK,) = read_documents("spark/sparkcluster.yaml")
 SPARK_POLICIES = read_documents("spark/network.yaml")
 KSERVE_FILES = page_files("kserve.md")
@@ -234,13 +237,36 @@ def test_the_page_writes_a_file_for_every_secret(tmp_path):
     [
         (KSERVE, "inferenceservice"),
         (SPARK, "sparkcluster"),
-        (AIRFLOW, "airflow-values"),
     ],
-    ids=["KServe", "Spark's operator", "Airflow's chart"],
+    ids=["KServe", "Spark's operator"],
 )
 def test_other_tools_know_every_field_of_their_files(document, name):
     schema = json.loads((HERE / f"{name}.schema.json").read_text())
     jsonschema.validate(document, schema)
+
+
+@pytest.mark.parametrize("folder", ["", "production/", "spark/"])
+def test_airflows_chart_knows_every_value_and_deprecates_none(folder):
+    (values,) = read_documents(f"{folder}airflow-values.yaml")
+    assert {*value_paths(values, CHART)} - CHART.keys() == set()
+
+
+@pytest.mark.parametrize("page", ["kubernetes", "spark"])
+def test_the_list_of_values_is_of_the_release_that_a_page_installs(page):
+    text = (CLONE / "docs" / "how-to" / f"{page}.md").read_text()
+    (release,) = {*re.findall(r"--version '~([\d.]+)'", text)}
+    heading = (HERE / "airflow_chart.txt").read_text().splitlines()[0]
+    assert heading.startswith(f"# airflow {release}.")
+
+
+def test_tasks_and_the_dag_processor_have_no_token_of_kubernetes():
+    workers = AIRFLOW["workers"]
+    # Without an account of their own, tasks have that of Celery's workers, with its token.
+    account = {"create": True, "automountServiceAccountToken": False}
+    assert workers["kubernetes"]["serviceAccount"] == account
+    assert workers["celery"]["serviceAccount"] == {"create": False}
+    account = AIRFLOW["dagProcessor"]["serviceAccount"]
+    assert account["automountServiceAccountToken"] is False
 
 
 def test_kserve_gives_replicas_the_resources_and_the_number_of_the_statefulset():
