@@ -47,6 +47,26 @@ def value_paths(values, keys, parent=""):
             yield path
 
 
+def value_at(values, path, default=None):
+    """Return what a file sets at a path."""
+    value = values
+    for name in path.split("."):
+        if name not in value:
+            return default
+        value = value[name]
+    return value
+
+
+def is_on(values, keys, part):
+    """Whether the switches of a part of a chart, and of what is around it, are on."""
+    names = part.split(".")
+    for depth in range(1, len(names) + 1):
+        switch = ".".join([*names[:depth], "enabled"])
+        if switch in keys and not value_at(values, switch, keys[switch]):
+            return False
+    return True
+
+
 def page_files(page):
     """Return the YAML files that stand on a page of docs/how-to."""
     text = (CLONE / "docs" / "how-to" / page).read_text()

@@ -22,6 +22,7 @@ from tests.kubernetes.manifests import (
     FOLDER,
     base,
     container_of,
+    is_on,
     page_files,
     read_chart_keys,
     read_compose,
@@ -31,6 +32,7 @@ from tests.kubernetes.manifests import (
     task_pod,
     validate,
     validate_pod,
+    value_at,
     value_paths,
 )
 
@@ -57,6 +59,12 @@ SERVING = OBJECTS["StatefulSet", "serving"]["spec"]
 SCALER = OBJECTS["HorizontalPodAutoscaler", "serving"]["spec"]
 (AIRFLOW,) = read_documents("airflow-values.yaml")
 CHART = read_chart_keys()
+UNUSED = {"webserver": "of Airflow 2", "workers.celery": "no Celery"}
+CHART_CONTAINERS = [
+    path.removesuffix(".resources.*")
+    for path in CHART
+    if path.endswith(".resources.*") and not path.startswith(tuple(UNUSED))
+]
 (SPARK,) = read_documents("spark/sparkcluster.yaml")
 SPARK_POLICIES = read_documents("spark/network.yaml")
 KSERVE_FILES = page_files("kserve.md")
@@ -257,6 +265,15 @@ def test_the_list_of_values_is_of_the_release_that_a_page_installs(page):
     (release,) = {*re.findall(r"--version '~([\d.]+)'", text)}
     heading = (HERE / "airflow_chart.txt").read_text().splitlines()[0]
     assert heading.startswith(f"# airflow {release}.")
+
+
+def test_each_container_of_airflows_chart_fits_into_a_quota():
+    parts = {part for part in CHART_CONTAINERS if is_on(AIRFLOW, CHART, part)}
+    assert {"apiServer", "scheduler", "dagProcessor", "workers.kubernetes"} <= parts
+    for part in parts:
+        resources = value_at(AIRFLOW, f"{part}.resources", {})
+        assert {"cpu", "memory"} <= resources.get("requests", {}).keys(), part
+        assert "memory" in resources.get("limits", {}), part
 
 
 def test_tasks_and_the_dag_processor_have_no_token_of_kubernetes():
