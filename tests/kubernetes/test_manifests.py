@@ -276,6 +276,26 @@ def test_each_container_of_airflows_chart_fits_into_a_quota():
         assert "memory" in resources.get("limits", {}), part
 
 
+UNUSED_VARIABLES = tuple(
+    f"AIRFLOW__{name}__"
+    for name in ("CELERY", "ELASTICSEARCH", "OPENSEARCH", "WEBSERVER")
+)
+"""Of programs that the chart does not run here."""
+
+
+def test_airflows_chart_makes_no_secret_and_reads_none():
+    for name in ("fernetKey", "apiSecretKey", "jwt"):
+        assert AIRFLOW[f"{name}SecretName"] == "gyre"
+    for name in ("metadata", "brokerUrl"):
+        assert AIRFLOW["data"].get(f"{name}SecretName") == "gyre"
+    variables = AIRFLOW["enableBuiltInSecretEnvVars"]
+    assert not any(variables.values())
+    for path in CHART:
+        section, _, variable = path.partition(".")
+        if section == "enableBuiltInSecretEnvVars" and variable:
+            assert variable in variables or variable.startswith(UNUSED_VARIABLES)
+
+
 def test_tasks_and_the_dag_processor_have_no_token_of_kubernetes():
     workers = AIRFLOW["workers"]
     # Without an account of their own, tasks have that of Celery's workers, with its token.
