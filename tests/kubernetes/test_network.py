@@ -134,3 +134,10 @@ def test_a_pod_reaches_stores_anywhere_and_mail_only_if_it_sends_alerts(pod):
                 ports |= {port["port"] for port in rule["ports"]}
     assert {5432, 6379, 443} <= ports
     assert ports & MAIL == (MAIL if pod in {"console", "worker"} else set())
+
+
+def test_each_port_names_its_protocol_so_that_a_second_apply_changes_nothing():
+    for policy in POLICIES:
+        for rule in (*policy.get("ingress", []), *policy.get("egress", [])):
+            for port in rule.get("ports", []):
+                assert port.get("protocol") in {"TCP", "UDP"}, policy
