@@ -8,34 +8,37 @@ mkdir -p secrets
 cd secrets
 
 # Users in containers have other ids, so each may read a file; nobody else comes past the folder.
-write() { test -s "$1" || { cat > "$1.part" && chmod 444 "$1.part" && mv "$1.part" "$1"; }; }
+write() { cat > "$1.part" && chmod 444 "$1.part" && mv "$1.part" "$1"; }
+missing() { ! test -s "$1"; }
 random() { openssl rand -hex "$1"; }
 
-random 24 | write postgres_password
-printf 'postgresql://gyre:%s@postgres/gyre\n' "$(cat postgres_password)" | write gyre_database_url
+missing postgres_password && random 24 | write postgres_password
+missing gyre_database_url &&
+  printf 'postgresql://gyre:%s@postgres/gyre\n' "$(cat postgres_password)" | write gyre_database_url
 
-printf 'requirepass %s\n' "$(random 24)" | write redis_conf
+missing redis_conf && printf 'requirepass %s\n' "$(random 24)" | write redis_conf
 redis="redis://:$(cut -d' ' -f2 redis_conf)@redis:6379"
-printf '%s/0\n' "$redis" | write gyre_redis_url
-printf '%s/1\n' "$redis" | write airflow_broker_url
+missing gyre_redis_url && printf '%s/0\n' "$redis" | write gyre_redis_url
+missing airflow_broker_url && printf '%s/1\n' "$redis" | write airflow_broker_url
 
-random 10 | write aws_access_key_id
-random 20 | write aws_secret_access_key
-printf '{"identities": [{"name": "gyre", "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+missing aws_access_key_id && random 10 | write aws_access_key_id
+missing aws_secret_access_key && random 20 | write aws_secret_access_key
+missing s3_config &&
+  printf '{"identities": [{"name": "gyre", "actions": ["Admin", "Read", "List", "Tagging", "Write"],
   "credentials": [{"accessKey": "%s", "secretKey": "%s"}]}]}\n' \
   "$(cat aws_access_key_id)" "$(cat aws_secret_access_key)" | write s3_config
 
-openssl rand -base64 32 | tr '+/' '-_' | write airflow_fernet
-random 32 | write airflow_api
-random 64 | write airflow_jwt
-random 16 | write airflow_password
-printf 'first:%s\n' "$(random 24)" | write serving_tokens
+missing airflow_fernet && openssl rand -base64 32 | tr '+/' '-_' | write airflow_fernet
+missing airflow_api && random 32 | write airflow_api
+missing airflow_jwt && random 64 | write airflow_jwt
+missing airflow_password && random 16 | write airflow_password
+missing serving_tokens && printf 'first:%s\n' "$(random 24)" | write serving_tokens
 
 # Addresses of Apprise that alerts go to, separated by blanks. Empty: alerts are lines of a file in GYRE_HOME.
 test -e gyre_alert_urls || { : > gyre_alert_urls; chmod 644 gyre_alert_urls; }
 
 # Signed by itself: put your own certificate and key in their place.
-if ! test -s tls_certificate; then
+if missing tls_certificate; then
   domain="${DOMAIN:-localhost}"
   openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj "/CN=$domain" \
     -addext "subjectAltName=DNS:$domain,DNS:localhost,IP:127.0.0.1" \

@@ -240,6 +240,31 @@ def test_the_page_writes_a_file_for_every_secret(tmp_path):
     assert "USER:PASSWORD@HOST" in database_url.read_text()
 
 
+def test_secrets_that_are_there_are_kept_and_openssl_is_not_started(tmp_path):
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    written = ("gyre_database_url", "aws_access_key_id", "aws_secret_access_key")
+    for name in written:
+        (folder / name).write_text("mine\n")
+    script = tmp_path / "secrets.sh"
+    shutil.copy(CLONE / "deploy" / "secrets.sh", script)
+    done = subprocess.run([script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    first = {file.name: file.read_text() for file in folder.iterdir()}
+    assert {first[name] for name in written} == {"mine\n"}
+    assert json.loads(first["s3_config"])
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("cat", "chmod", "cut", "dirname", "mkdir", "mv", "tr"):
+        (tools / name).symlink_to(shutil.which(name))
+    path = {"PATH": str(tools)}
+    done = subprocess.run(
+        [script], env=path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {file.name: file.read_text() for file in folder.iterdir()} == first
+
+
 @pytest.mark.parametrize(
     ("document", "name"),
     [
