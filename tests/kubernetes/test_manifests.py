@@ -240,6 +240,14 @@ def test_the_page_writes_a_file_for_every_secret(tmp_path):
     assert "USER:PASSWORD@HOST" in database_url.read_text()
 
 
+def test_the_page_puts_what_pods_mount_into_the_secret_and_no_more():
+    sources = re.findall(r"--from-file=\S+", PAGE)
+    command = ["bash", "-euc", f"printf '%s\\n' {' '.join(sources)}"]
+    output = subprocess.check_output(command, text=True)
+    names = [Path(source).name for source in output.split()]
+    assert sorted(names) == sorted(set.union(*map(secrets_of, SPECS.values())))
+
+
 def test_secrets_that_are_there_are_kept_and_openssl_is_not_started(tmp_path):
     folder = tmp_path / "secrets"
     folder.mkdir()
