@@ -134,6 +134,21 @@ def test_each_overlay_builds_with_its_objects_images_and_settings(build):
     assert container_of(predictor)["image"] == f"{registry}/gyre-serving:0.1.0"
 
 
+def test_the_page_on_kserve_deletes_what_its_overlay_leaves_out(build):
+    text = (CLONE / "docs" / "how-to" / "kserve.md").read_text()
+    (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(line) for line in block.splitlines()]
+    verbs = [(set(command) & {"apply", "wait", "delete"}).pop() for command in commands]
+    assert verbs == ["apply", "wait", "delete", "delete", "delete"]
+    # The autoscaler first: it would start replicas anew.
+    deleted = [command[-1] for command in commands if "delete" in command]
+    assert deleted[0].startswith("horizontalpodautoscaler/")
+    left_out = OBJECTS.keys() - build("kserve").keys()
+    assert sorted(deleted) == sorted(
+        f"{kind.lower()}/{name}" for kind, name in left_out
+    )
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_container_runs_the_program_of_its_compose_service(name):
     spec = SPECS[name]
