@@ -53,7 +53,7 @@ SHARED = (
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
 AIRFLOW_USERS = re.compile(r"([\w.@+-]+:(viewer|user|op|admin)(,(?=.)|$))*")
-LAYOUT = "7"
+LAYOUT = "8"
 """Layout of what is kept. A home, a database and a backup say theirs; another is refused."""
 KEEP_DAYS = {"predictions": 400, "outcomes": 400, "scores": 400}
 

@@ -40,6 +40,7 @@ class LedgerRow:
     percent: share of the requests that the version answers (a shadow: scores); 0 with no version.
     applied_at: when MLflow had the change. None: under way if the row is the newest, else void.
     action: the word for it, on pages and in `gyre ledger`.
+    created: when the model was registered: rows of one that was deleted say nothing of its heir.
     """
 
     model: str
@@ -54,6 +55,7 @@ class LedgerRow:
     time: datetime
     applied_at: datetime | None = None
     action: Action = "promote"
+    created: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the row under the names of its columns; times as ISO 8601, UTC."""
@@ -95,15 +97,29 @@ class Ledger(Store):
 
     """
 
-    def rows(self, model: str) -> list[LedgerRow]:
-        """Every row of `model`, oldest first."""
+    def rows(self, model: str, created: int | None = None) -> list[LedgerRow]:
+        """Return rows of a model, oldest first.
+
+        Args:
+            model: Its name.
+            created: Only of the model that was registered then; None: of all of this name.
+
+        """
         query = sql.select(LEDGER).filter_by(model=model).order_by(LEDGER.c.sequence)
+        if created is not None:
+            query = query.filter_by(created=created)
         with refused(), self._engine.connect() as connection:
             # Pydantic makes times of texts.
             return [
                 ROW.validate_python(ArgsKwargs(tuple(values)))
                 for values in connection.execute(query)
             ]
+
+    def next_sequence(self, model: str) -> int:
+        """Return the number of the next row of a model."""
+        query = sql.select(sql.func.max(LEDGER.c.sequence)).filter_by(model=model)
+        with refused(), self._engine.connect() as connection:
+            return (connection.scalar(query) or 0) + 1
 
     def insert(self, row: LedgerRow) -> None:
         """Commit a new row."""

@@ -64,7 +64,7 @@ def promote(
     if replaces == UNSET:
         replaces = current(reconcile(registry, ledger, model), role)
     with ledger.exclusive(model):
-        transaction = _Transaction(registry, ledger, model, ledger.rows(model))
+        transaction = _begin(registry, ledger, model)
         transaction.agree()
         row = transaction.new_row(
             role=role,
@@ -145,7 +145,7 @@ def reconcile(
     of band.
     """
     with ledger.exclusive(model):
-        transaction = _Transaction(registry, ledger, model, ledger.rows(model))
+        transaction = _begin(registry, ledger, model)
         transaction.agree(authors)
         return transaction.rows
 
@@ -159,25 +159,43 @@ def write_down(
     """
     if role not in ROLES:
         return
+    registry = Registry(settings)
     with Ledger(settings) as ledger:
-        rows = [row for row in ledger.rows(model) if row.role == role]
+        own_rows = ledger.rows(model, registry.registered(model).created)
+        rows = [row for row in own_rows if row.role == role]
         if not rows or rows[-1].to_version != version:
-            reconcile(Registry(settings), ledger, model, {(role, version): author})
+            reconcile(registry, ledger, model, {(role, version): author})
+
+
+def _begin(registry: Registry, ledger: Ledger, model: str) -> "_Transaction":
+    """Read the rows of the model as it is registered now, under its lock."""
+    created = registry.registered(model).created
+    rows = ledger.rows(model, created)
+    return _Transaction(registry, ledger, model, created, rows)
 
 
 @dataclass(frozen=True)
 class _Transaction:
-    """The changes of one model under its lock; `rows` are kept as the ledger has them."""
+    """The changes of one model under its lock; `rows` are kept as the ledger has them.
+
+    created: when the model was registered; all `rows` are of this one.
+    """
 
     registry: Registry
     ledger: Ledger
     model: str
+    created: int
     rows: list[LedgerRow]
 
     def new_row(self, **change: Any) -> LedgerRow:
         """Return the next row; change: its values but for model, sequence and time."""
-        sequence = len(self.rows) + 1
-        return LedgerRow(model=self.model, sequence=sequence, time=now(), **change)
+        return LedgerRow(
+            model=self.model,
+            created=self.created,
+            sequence=self.ledger.next_sequence(self.model),
+            time=now(),
+            **change,
+        )
 
     def agree(self, authors: Authors | None = None) -> None:
         """Finish the newest row, write down what no row explains, end roles that are over."""
@@ -210,9 +228,8 @@ class _Transaction:
         """Check a row, write it and make MLflow as it says; return it with its stamp."""
         registered = {version.version for version in self.registry.versions(self.model)}
         roles.check_promotion(self.rows, registered, row)
-        self.write(row)
+        applied = self.write(row)
         self.end_roles()
-        applied = self.rows[row.sequence - 1]
         if applied.applied_at is None:
             problem = f"version {row.to_version} was deleted meanwhile"
             raise RegistryError(f"{self.model}: {problem}")
@@ -233,11 +250,12 @@ class _Transaction:
             )
             self.write(row)
 
-    def write(self, row: LedgerRow, *, move_alias: bool = True) -> None:
-        """Commit the row, then finish it."""
+    def write(self, row: LedgerRow, *, move_alias: bool = True) -> LedgerRow:
+        """Commit the row, then finish it; return it, with its stamp if it is applied."""
         self.ledger.insert(row)
         self.rows.append(row)
         self.finish(move_alias=move_alias)
+        return self.rows[-1]
 
     def finish(self, *, move_alias: bool = True) -> None:
         """Make MLflow as the newest row says, and stamp it; doing it again changes nothing.

@@ -12,7 +12,7 @@ from typing import Any
 from core.errors import RegistryError
 from core.settings import Settings
 from mlflow_server.rest import call_mlflow, read_artifact
-from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, Deployed
+from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, Deployed, RegisteredModel
 from mlflow_server.served_model import served_files, wrong_files
 
 LINEAGE = "lineage"
@@ -57,6 +57,10 @@ class Registry:
         # `registered-models/get` would load every version.
         answers = self._pages("registered_models", filter=f"name = '{model}'")
         return next(map(_deployed, answers), Deployed({}, {}))
+
+    def registered(self, model: str) -> RegisteredModel:
+        """Return the model of this name as it is registered now."""
+        return RegisteredModel(model, self.deployed(model).created)
 
     def aliases(self, model: str) -> dict[str, str]:
         """Versions by alias; empty for a model that does not exist."""

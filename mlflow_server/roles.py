@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from core.errors import PromotionRefusedError, RegistryError
 
@@ -25,11 +25,21 @@ TRAFFIC_TAG = "challenger_traffic"
 WHOLE = 100
 
 
+class RegisteredModel(NamedTuple):
+    """A model of MLflow's registry. One that was made anew is another, and counts from 1 again.
+
+    created: when it was registered, in milliseconds since 1970.
+    """
+
+    name: str
+    created: int
+
+
 @dataclass(frozen=True)
 class Deployed:
     """Aliases (alias to version) and tags of one registered model.
 
-    created: when it was registered, in milliseconds since 1970; one made anew is another.
+    created: of `RegisteredModel`; 0: there is none.
     """
 
     aliases: Mapping[str, str]
@@ -62,6 +72,11 @@ def last_applied(rows: Sequence[LedgerRow], role: str) -> LedgerRow | None:
         if row.role == role and row.applied_at:
             return row
     return None
+
+
+def of_newest_model(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
+    """Return the rows of the model that the newest is of, without those of a deleted one."""
+    return [row for row in rows if row.created == rows[-1].created]
 
 
 def current(rows: Sequence[LedgerRow], role: str) -> str | None:

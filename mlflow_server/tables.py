@@ -1,6 +1,7 @@
 """The tables of ledger and alerts. Times are ISO 8601, UTC."""
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -39,8 +40,9 @@ LEDGER = Table(
     text("time"),
     Column("applied_at", Text),
     text("action"),
+    Column("created", BigInteger, nullable=False),
 )
-"""One row per change of a role."""
+"""One row per change of a role. created: of `RegisteredModel`."""
 ALERTS = Table(
     "alerts",
     METADATA,

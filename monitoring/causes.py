@@ -7,10 +7,11 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from mlflow_server.ledger import Ledger
+from mlflow_server.registry import Registry
 from mlflow_server.roles import PRODUCTION, last_applied
 from mlflow_server.tracking import Tracking
 from monitoring.decision_log import DecisionRow, newest_decisions
-from training.validate import learnable, moment_of
+from training.validate import OF_TRAININGS, moment_of, nothing_new
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,19 @@ def open_decisions(
     A training answers what was decided up to its own moment, however it ends; the cooldown decides
     when a failed one is repeated. Where nothing is new, another training has learnt it all.
     """
-    decisions = newest_decisions(settings, spec.name, action="retrain")
-    # Trials of a search have no `as_of`.
-    runs = Tracking(settings).runs(spec.experiment, "tags.as_of LIKE '%'")
+    created = Registry(settings).registered(spec.name).created
+    decisions = newest_decisions(settings, spec.name, action="retrain", created=created)
+    runs = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
     trained_until = max(map(moment_of, runs), default=BEGINNING)
     causes = [row for row in decisions if trained_until < row.as_of <= as_of]
-    if causes and not learnable(settings, spec, as_of):
+    if causes and nothing_new(settings, spec, as_of):
         return []
     return causes
 
 
 def moment_since_promotion(settings: Settings, model: str, start: datetime) -> datetime:
     """Return `start`, or the newest promotion where that is later, as by another clock."""
+    created = Registry(settings).registered(model).created
     with Ledger(settings) as ledger:
-        row = last_applied(ledger.rows(model), PRODUCTION)
+        row = last_applied(ledger.rows(model, created), PRODUCTION)
     return max(start, row.time) if row else start

@@ -37,7 +37,7 @@ from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.storage import Table
-from mlflow_server.roles import SHADOW
+from mlflow_server.roles import SHADOW, RegisteredModel
 
 TIME = pa.timestamp("us", tz="UTC")
 BYTES_AT_ONCE = 64 * 1024 * 1024
@@ -54,6 +54,7 @@ PREDICTIONS = pa.schema(
         "request_id": pa.string(),
         "model": pa.string(),
         "version": pa.string(),
+        "created": pa.int64(),
         "role": pa.string(),
         "received": TIME,
         "as_of": TIME,
@@ -71,10 +72,10 @@ PREDICTIONS = pa.schema(
 )
 """Entity as text, request data and features as JSON: one table for models of any shape.
 
-request_id: of a row that was answered the request's own, which feedback names; a shadow's answer
-has `/shadow` behind it, a failure `/ROLE/error`. error: why the version failed the row, null if it
-was answered. seconds: from receipt of the request's body to the write of its log line, null but of
-a request's first row.
+created: of `mlflow_server.roles.RegisteredModel`. request_id: of a row that was answered the
+request's own, which feedback names; a shadow's answer has `/shadow` behind it, a failure
+`/ROLE/error`. error: why the version failed the row, null if it was answered. seconds: from receipt
+of the request's body to the write of its log line, null but of a request's first row.
 """
 ANSWERS = [
     name
@@ -90,7 +91,7 @@ LOGGED = """
 CREATE TEMP VIEW logged AS
 SELECT *, (file_index::BIGINT << 32) + file_row_number AS place
 FROM (SELECT *, file_index, file_row_number FROM {source})
-WHERE model = getvariable('model') AND {span}"""
+WHERE model = getvariable('model') AND created = getvariable('created') AND {span}"""
 OUTCOMES = pa.schema(
     {
         "line": pa.string(),
@@ -132,6 +133,7 @@ class Prediction(LogLine):
 
     model: str
     version: str
+    created: Int64
     role: str
     as_of: AwareDatetime
     entity: Annotated[str, Field(coerce_numbers_to_str=True)] | None
@@ -209,7 +211,7 @@ def answered_rows(
 
 @contextmanager
 def query_log(
-    settings: Settings, model: str, since: datetime, until: datetime
+    settings: Settings, model: RegisteredModel, since: datetime, until: datetime
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open DuckDB on rows of `predictions`, answered or failed, however many there are.
 
@@ -233,7 +235,8 @@ def query_log(
     ):
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET VARIABLE files = $1", [files])
-        connection.execute("SET VARIABLE model = $1", [model])
+        connection.execute("SET VARIABLE model = $1", [model.name])
+        connection.execute("SET VARIABLE created = $1", [model.created])
         connection.register("no_files", NO_FILES)
         source = "read_parquet(getvariable('files'))" if files else "no_files"
         connection.execute(LOGGED.format(source=source, span=span))

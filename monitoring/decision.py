@@ -9,12 +9,13 @@ Read top to bottom, the first rule that fits decides:
     ok                   no actionable drift, performance holds          nothing
     first_bad_window     fewer than 2 bad of the last 5 windows *        nothing
     cooldown             a retraining was decided too short a time ago   nothing
+    nothing_new          no rows matured since the newest training       nothing
     drift                none of these                                   retrain
 
 (* the numbers are those of the spec's [monitoring])
 
 An alert goes out with every action but nothing, and for each thing that is unknown, once per
-incident. A stale run is not stored. Whether there is anything new to learn, training finds out.
+incident. A stale run is not stored.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ class Inputs:
         findings: What made the newest window bad or unknown, such as `total_spend_30d: PSI 0.31`.
         harm: Why the version does harm; None if it does none.
         previous: The version to go back to.
-        last_retraining: When a retraining was last decided.
+        last_retraining: When a retraining was last decided that made a version, or still may.
         last_promotion: When the version came into production.
         cooldown: The least time between two retrainings.
         windows: The number of newest windows that count.
         bad_windows: The number of these that must be bad.
+        nothing_new: That a training would learn nothing new, and when it would; None: it would now.
 
     """
 
@@ -71,6 +73,7 @@ class Inputs:
     cooldown: timedelta
     windows: int
     bad_windows: int
+    nothing_new: str | None = None
 
 
 INPUTS = TypeAdapter(Inputs)
@@ -187,4 +190,6 @@ def _decide_on_bad_window(seen: Inputs, findings: str) -> Decision:
         until = seen.last_retraining + seen.cooldown
         reason = f"{findings}; the cooldown ends at {until:%Y-%m-%d %H:%M} UTC"
         return Decision("nothing", "cooldown", reason)
+    if seen.nothing_new:
+        return Decision("nothing", "nothing_new", f"{findings}; {seen.nothing_new}")
     return Decision("retrain", "drift", findings)

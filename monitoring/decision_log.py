@@ -40,6 +40,7 @@ class DecisionRow:
         inputs: Everything that the decision depended on, as JSON.
         entities: Of the window.
         serving: What serving had counted, by replica, as JSON; None if unknown.
+        created: When the model was registered: see `mlflow_server.roles.RegisteredModel`.
 
     """
 
@@ -55,10 +56,15 @@ class DecisionRow:
     inputs: str
     entities: int
     serving: str | None = None
+    created: int = 0
 
 
 def newest_decisions(
-    settings: Settings, model: str, limit: int = 100, action: str | None = None
+    settings: Settings,
+    model: str,
+    limit: int = 100,
+    action: str | None = None,
+    created: int | None = None,
 ) -> list[DecisionRow]:
     """Return the decisions on the newest moments, oldest first.
 
@@ -67,12 +73,15 @@ def newest_decisions(
         model: Name of a model.
         limit: How many at most.
         action: Only decisions of this action.
+        created: Only of the model that was registered then; None: of all of this name.
 
     Raises:
         DataError: The table cannot be read.
 
     """
     condition = f" AND action = '{action}'" if action else ""
+    if created is not None:
+        condition += f" AND created = {created}"
     query = (
         f"SELECT * FROM here WHERE model = '{model}'{condition} "  # noqa: S608  (ours)
         f"ORDER BY as_of DESC LIMIT {limit}"
@@ -174,8 +183,9 @@ def _store(settings: Settings, name: str, row: dict[str, Any]) -> None:
 
     columns = dict.fromkeys(row, pa.string())
     columns["as_of"] = pa.timestamp("us", tz="UTC")
-    if "entities" in columns:
-        columns["entities"] = pa.int64()
+    for integer in ("entities", "created"):
+        if integer in columns:
+            columns[integer] = pa.int64()
     schema = pa.schema(columns)
     table = Table(settings, name, schema)
     rows = pa.Table.from_pylist([row], schema)

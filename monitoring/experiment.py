@@ -22,7 +22,13 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.training_spec import Metric
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE
+from mlflow_server.roles import (
+    CHALLENGER,
+    PRODUCTION,
+    WHOLE,
+    RegisteredModel,
+    of_newest_model,
+)
 from monitoring.collect import (
     ANSWERS,
     answered_rows,
@@ -141,8 +147,8 @@ def read_report(
 
     """
     with Ledger(settings) as ledger:
-        rows = [row for row in ledger.rows(spec.name) if row.time <= as_of]
-    experiment = newest_experiment(rows)
+        rows = of_newest_model(ledger.rows(spec.name))
+    experiment = newest_experiment([row for row in rows if row.time <= as_of])
     if experiment is None:
         raise MonitoringError(
             f"{spec.name}: no version was ever a challenger, so there is nothing to compare; run: "
@@ -151,7 +157,8 @@ def read_report(
     spec = spec_of_version(settings, spec, experiment.production)
     collect(settings)
     known_outcomes = join_outcomes(settings, spec, as_of).known
-    return evaluate(settings, spec, experiment, known_outcomes, as_of)
+    model = RegisteredModel(spec.name, rows[-1].created)
+    return evaluate(settings, spec, model, experiment, known_outcomes, as_of)
 
 
 def newest_experiment(rows: Sequence[LedgerRow]) -> Experiment | None:
@@ -179,6 +186,7 @@ def newest_experiment(rows: Sequence[LedgerRow]) -> Experiment | None:
 def evaluate(
     settings: Settings,
     spec: ModelSpec,
+    model: RegisteredModel,
     experiment: Experiment,
     known_outcomes: Mapping[str, float],
     as_of: datetime,
@@ -188,6 +196,7 @@ def evaluate(
     Args:
         settings: Of the installation.
         spec: Of the model.
+        model: The model as it is registered.
         experiment: What is compared.
         known_outcomes: Actuals by request; raw data outranks them.
         as_of: What was logged and known by then.
@@ -200,7 +209,10 @@ def evaluate(
     is_challengers = (role == CHALLENGER) & (version == experiment.challenger)
     is_productions = (role == PRODUCTION) & (version == experiment.production)
     is_within = (received >= experiment.start) & (received <= until)
-    is_own = (pc.field("model") == spec.name) & (is_challengers | is_productions)
+    is_of_model = (pc.field("model") == model.name) & (
+        pc.field("created") == model.created
+    )
+    is_own = is_of_model & (is_challengers | is_productions)
     is_counted = pc.field("in_population") & pc.field("entity").is_valid()
     answers = answered_rows(settings, is_own & is_within & is_counted, ANSWERS)
     rows = answers.to_pandas().sort_values("received", kind="stable")
@@ -211,7 +223,7 @@ def evaluate(
         label=labels, score=logged_scores(spec, table).tolist()
     )
     report = compare(spec, experiment, entities.dropna(subset="label"), as_of)
-    variants = measure_variants(settings, spec.name, experiment.start, until)
+    variants = measure_variants(settings, model, experiment.start, until)
     return replace(
         report,
         harm=harm(

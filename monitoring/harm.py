@@ -15,6 +15,7 @@ from scipy.stats import ks_2samp
 
 from core.monitoring_spec import Rollout
 from core.settings import Settings
+from mlflow_server.roles import RegisteredModel
 from monitoring.collect import query_log
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -92,13 +93,13 @@ def rollout_limits(policy: Rollout) -> HarmLimits:
 
 
 def measure_variants(
-    settings: Settings, model: str, since: datetime, until: datetime
+    settings: Settings, model: RegisteredModel, since: datetime, until: datetime
 ) -> defaultdict[tuple[str, str], Variant]:
     """Measure by role and version what was logged in a span, which may be nothing.
 
     Args:
         settings: Of the installation.
-        model: Name of the model.
+        model: The model.
         since: Start of the span, which is not in it.
         until: End of the span.
 

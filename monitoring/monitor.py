@@ -7,7 +7,7 @@ Airflow by an Asset event): this process may not be Airflow's.
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from math import isfinite
@@ -40,6 +40,7 @@ from monitoring.decision import (
 )
 from monitoring.decision_log import DecisionRow, store_checks, store_decision
 from monitoring.run import COUNTS, WHO, MonitoringRun, load_past, prepare
+from training.validate import nothing_new
 
 log = logging.getLogger(__name__)
 ABOUT_EXPERIMENT = (
@@ -162,7 +163,9 @@ def conclude(
                 step.enter_context(one_writer(settings, f"monitor_{model}"))
             except DataError as exc:
                 problem = exc
-            past = load_past(settings, run.spec, run.version, run.as_of)
+            past = load_past(
+                settings, run.newest_spec, run.model, run.version, run.as_of
+            )
             problem = problem or past.problem
             run = replace(run, past=past)
             inputs = decision_inputs(run, results)
@@ -199,7 +202,7 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
         result.words for result in results if result.status == "harmful" and result.acts
     )
     earlier = [row.verdict for row in past.own]
-    return Inputs(
+    inputs = Inputs(
         as_of=run.as_of,
         version=run.version,
         verdicts=(*earlier, verdict),
@@ -212,6 +215,12 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
         windows=limits.windows,
         bad_windows=limits.bad_windows,
     )
+    if decide(inputs).action == "retrain":
+        # That there is nothing at all to learn from is the training's to say.
+        with suppress(GyreError):
+            news = nothing_new(run.settings, run.newest_spec, run.as_of)
+            inputs = replace(inputs, nothing_new=news)
+    return inputs
 
 
 def _report(
@@ -245,6 +254,7 @@ def _decision_row(
     counts = run.serving
     return DecisionRow(
         model=report.model,
+        created=run.model.created,
         version=run.version,
         as_of=report.as_of,
         verdict=report.verdict,

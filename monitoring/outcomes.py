@@ -84,6 +84,7 @@ def online_outcomes(
     settings: Settings,
     spec: ModelSpec,
     version: str,
+    created: int,
     feedback: Mapping[str, float],
     threshold: float | None,
     as_of: datetime,
@@ -97,13 +98,15 @@ def online_outcomes(
         settings: Where answers and raw data are.
         spec: The model.
         version: Who answered.
+        created: When its model was registered.
         feedback: Actuals by request; raw data outranks them.
         threshold: Of the version.
         as_of: Outcomes known by then.
 
     """
     usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
-    judgeable = _is_judgeable(spec, version, feedback, as_of)
+    is_own = (pc.field("version") == version) & (pc.field("created") == created)
+    judgeable = is_own & _is_judgeable(spec, feedback, as_of)
     answers = answered_rows(settings, judgeable & usual, ANSWERS).sort_by("received")
     label = pa.array(
         actuals(settings, spec, answers, feedback, as_of), from_pandas=True
@@ -120,10 +123,10 @@ def online_outcomes(
 
 
 def _is_judgeable(
-    spec: ModelSpec, version: str, feedback: Mapping[str, float], as_of: datetime
+    spec: ModelSpec, feedback: Mapping[str, float], as_of: datetime
 ) -> pc.Expression:
-    """Choose rows of `predictions` by `version` whose label has matured or that feedback names."""
-    is_own = (pc.field("model") == spec.name) & (pc.field("version") == version)
+    """Choose rows of a model's `predictions` whose label has matured or that feedback names."""
+    is_own = pc.field("model") == spec.name
     is_matured = pc.field("as_of") <= _latest(spec, as_of)
     if not feedback:  # then files that are too young need not be opened
         return is_own & is_matured

@@ -21,7 +21,14 @@ from mlflow_server.ledger import Action as LedgerAction
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote, reconcile, release
 from mlflow_server.registry import Registry
-from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, WHOLE, last_applied
+from mlflow_server.roles import (
+    CHALLENGER,
+    PRODUCTION,
+    SHADOW,
+    WHOLE,
+    RegisteredModel,
+    last_applied,
+)
 from monitoring.collect import collect
 from monitoring.harm import (
     Variant,
@@ -238,7 +245,8 @@ def _judge(
         )
         return RolloutStep("hold", candidate.percent, reason), None
     collect(settings)
-    variants = measure_variants(settings, spec.name, candidate.start, as_of)
+    model = RegisteredModel(row.model, row.created)
+    variants = measure_variants(settings, model, candidate.start, as_of)
     previous_production = None
     if row.role == CHALLENGER and row.evidence:
         previous_production = EVIDENCE.validate_json(row.evidence).production

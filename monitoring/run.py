@@ -15,7 +15,13 @@ from core.timestamps import BEGINNING
 from core.user_code import in_one_line
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.registry import Registry
-from mlflow_server.roles import PRODUCTION, last_applied, ways_back
+from mlflow_server.roles import (
+    PRODUCTION,
+    RegisteredModel,
+    last_applied,
+    ways_back,
+)
+from mlflow_server.tracking import Run, Tracking
 from monitoring.checks.performance import Judged, measure
 from monitoring.collect import KnownOutcomes, join_outcomes
 from monitoring.decision_log import DecisionRow, newest_decisions
@@ -23,6 +29,7 @@ from monitoring.outcomes import backfilled_outcomes, online_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from monitoring.window import Window, window
 from training.reference import Reference, load_reference, spec_of_version
+from training.validate import OF_TRAININGS, moment_of
 
 COUNTS = TypeAdapter(dict[str, ServingCounts])
 """What each replica had counted, in a decision's row."""
@@ -40,7 +47,7 @@ class Past:
         promotion: The ledger's row that put the version into production.
         previous: The version to go back to.
         decisions: The newest of the model before `as_of`, oldest first.
-        last_retraining: When a retraining was last decided.
+        last_retraining: When a retraining was last decided that made a version, or still may.
         problem: Why decisions cannot be read; there are none then.
 
     """
@@ -77,7 +84,9 @@ class MonitoringRun:
 
     Attributes:
         settings: Of the installation.
-        spec: Of the model.
+        spec: Of the model, as the version was trained.
+        newest_spec: As it is now, for the next training.
+        model: The model as it is registered now.
         version: The version in production.
         as_of: The moment, aware UTC.
         past: Ledger and decisions before it.
@@ -92,6 +101,8 @@ class MonitoringRun:
 
     settings: Settings
     spec: ModelSpec
+    newest_spec: ModelSpec
+    model: RegisteredModel
     version: str
     as_of: datetime
     past: Past
@@ -115,8 +126,10 @@ def prepare(
         RegistryError, DataError: A store that it needs does not answer.
 
     """
+    newest_spec = spec
     spec = spec_of_version(settings, spec, version)
     registry = Registry(settings)
+    model = registry.registered(spec.name)
     reference: Reference | str
     try:
         reference = load_reference(settings, registry.version(spec.name, version))
@@ -131,7 +144,10 @@ def prepare(
         readers = [
             partial(backfilled_outcomes, evaluated_on=reference.snapshot),
             partial(
-                online_outcomes, feedback=outcomes.known, threshold=reference.threshold
+                online_outcomes,
+                created=model.created,
+                feedback=outcomes.known,
+                threshold=reference.threshold,
             ),
         ]
         for read in readers:
@@ -146,10 +162,12 @@ def prepare(
     run = MonitoringRun(
         settings=settings,
         spec=spec,
+        newest_spec=newest_spec,
+        model=model,
         version=version,
         as_of=as_of,
-        past=load_past(settings, spec, version, as_of),
-        window=window(settings, spec.name, version, features, as_of, spec.classes),
+        past=load_past(settings, newest_spec, model, version, as_of),
+        window=window(settings, model, version, features, as_of, spec.classes),
         outcomes=outcomes,
         serving=serving_counts(settings),
         folder=folder,
@@ -160,7 +178,11 @@ def prepare(
 
 
 def load_past(
-    settings: Settings, spec: ModelSpec, version: str, as_of: datetime
+    settings: Settings,
+    spec: ModelSpec,
+    model: RegisteredModel,
+    version: str,
+    as_of: datetime,
 ) -> Past:
     """Read what is known by now.
 
@@ -169,26 +191,55 @@ def load_past(
 
     """
     with Ledger(settings) as ledger:
-        rows = ledger.rows(spec.name)
-    registered = {row.version for row in Registry(settings).versions(spec.name)}
+        rows = ledger.rows(*model)
+    versions = Registry(settings).versions(model.name)
+    trainings = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
     decisions: list[DecisionRow] = []
     retrainings: list[DecisionRow] = []
     problem: DataError | None = None
     try:
-        decisions = newest_decisions(settings, spec.name)
-        retrainings = newest_decisions(settings, spec.name, action="retrain")
+        decisions = newest_decisions(settings, model.name, created=model.created)
+        retrainings = newest_decisions(
+            settings, model.name, action="retrain", created=model.created
+        )
     except DataError as exc:
         problem = exc
-    times = [row.as_of for row in retrainings if row.as_of != as_of]
+    earlier = [row for row in retrainings if row.as_of != as_of]
     return Past(
         version=version,
         as_of=as_of,
         promotion=last_applied(rows, PRODUCTION),
-        previous=previous_version(rows, registered),
+        previous=previous_version(rows, {row.version for row in versions}),
         decisions=[row for row in decisions if row.as_of < as_of],
-        last_retraining=max(times, default=None),
+        last_retraining=last_retraining(
+            earlier, trainings, {row.run_id for row in versions}
+        ),
         problem=problem,
     )
+
+
+def last_retraining(
+    decisions: Sequence[DecisionRow],
+    trainings: Sequence[Run],
+    run_ids: Collection[str],
+) -> datetime | None:
+    """Return when a retraining was last decided that made a version, or still may.
+
+    A training answers what was decided up to its moment. Where it finished without a version,
+    nothing is decided before further rows mature.
+
+    Args:
+        decisions: To retrain, oldest first.
+        trainings: All of the model.
+        run_ids: Trainings of the registered versions.
+
+    """
+    for decision in reversed(decisions):
+        answers = [run for run in trainings if moment_of(run) >= decision.as_of]
+        answer = min(answers, key=moment_of, default=None)
+        if answer is None or answer.status != "FINISHED" or answer.run_id in run_ids:
+            return decision.as_of
+    return None
 
 
 def previous_version(

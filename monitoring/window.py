@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from core.settings import Settings
+from mlflow_server.roles import RegisteredModel
 from monitoring.collect import query_log
 from training.psi import SCORE
 from training.reference import PREDICTED_CLASS
@@ -60,7 +61,7 @@ class Window:
 
 def window(
     settings: Settings,
-    model: str,
+    model: RegisteredModel,
     version: str,
     features: Mapping[str, str],
     until: datetime,
@@ -70,7 +71,7 @@ def window(
 
     Args:
         settings: Of the installation.
-        model: Name of the model.
+        model: The model.
         version: The version.
         features: Types of the version's features, by name.
         until: End of the window.

@@ -101,19 +101,27 @@ class LocalCopies:
             if file.stem not in versions:
                 file.unlink(missing_ok=True)
 
-    def production(self) -> list[str]:
-        """Return what a start without MLflow may serve: the version last in production first."""
-        try:
-            return (self.folder / PRODUCTION_FILE).read_text().split()
-        except (OSError, ValueError):
-            return []
+    def production(self) -> dict[str, int]:
+        """Return what a start without MLflow may serve: the version last in production first.
 
-    def note_production(self, version: str) -> None:
+        Each has the time when its model was registered.
+        """
+        try:
+            text = (self.folder / PRODUCTION_FILE).read_text()
+            lines = [line.split() for line in text.splitlines()]
+            return {version: int(created) for version, created in lines}
+        except (OSError, ValueError):
+            return {}
+
+    def note_production(self, version: str, created: int) -> None:
         """Have the next start without MLflow serve `version`, else the one before it."""
-        versions = [version, *self.production()[:1]]
-        if version in versions[1:]:
+        last = next(iter(self.production().items()), None)
+        if last == (version, created):
             return
-        content = "\n".join(versions).encode()
+        lines = [f"{version} {created}"]
+        if last is not None and last[0] != version:
+            lines.append(f"{last[0]} {last[1]}")
+        content = "\n".join(lines).encode()
         file = self.folder / PRODUCTION_FILE
         try:
             replace_file(file, content)

@@ -157,12 +157,12 @@ class ModelVersions:
             await self.start_without_registry()
             models["production"] = self.current
         else:
-            self.copies.note_production(production.version)
+            self.copies.note_production(production.version, registered.created)
         self._swap(Roles(**models, percent=registered.percent(CHALLENGER)))
         # The version before, too, so that the way back takes no time.
         recent_models = [
-            await self._load(version, registered.created)
-            for version in self.copies.production()
+            await self._load(version, created)
+            for version, created in self.copies.production().items()
         ]
         self._keep([*self.roles.by_name().values(), *recent_models])
         self._note_refusals(missing)
@@ -173,8 +173,8 @@ class ModelVersions:
 
     async def start_without_registry(self) -> None:
         """Where nothing answers yet: answer by the version last in production, or the one before."""
-        for version in self.copies.production():
-            model = None if self.current else await self._load(version)
+        for version, created in self.copies.production().items():
+            model = None if self.current else await self._load(version, created)
             if model is not None:
                 self._swap(Roles(production=model))
 
@@ -183,18 +183,16 @@ class ModelVersions:
         self._swap(Roles())
         self._keep([])
 
-    async def _load(
-        self, version: str, created: int | None = None
-    ) -> LoadedModel | None:
+    async def _load(self, version: str, created: int) -> LoadedModel | None:
         """Load the copy of a version, if there is a good one.
 
         Args:
             version: Its number.
-            created: When MLflow says that the model was registered; None: it was not asked.
+            created: When the model was registered.
 
         """
         origin = self.copies.origin(version)
-        if origin is None or created not in {None, origin.created}:
+        if origin is None or created != origin.created:
             return None
         for model in self._loaded:
             if model.version == version and model.origin == origin:

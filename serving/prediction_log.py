@@ -4,6 +4,7 @@ One process writes `predictions-<pid>-<start>-<random>.jsonl` and `feedback-….
 microseconds since 1970; the name is unique over all replicas) in `GYRE_HOME/serving/log`. A line of
 predictions, all times ISO 8601 UTC:
     request_id, model, version; role: the alias it answered as; received: when the request arrived;
+    created: when the model was registered (ms since 1970), as one made anew is another;
     as_of: the moment its features are asked for; entity: as core.spec.entity_text has it (null:
     features alone were given); request_data: beside it; features: as the model got them (or null);
     features_from: request | online | partly | cache | defaults; probability: 6 digits

@@ -87,6 +87,7 @@ def _line(role: Role, model: LoadedModel, row: ReceivedRow, features: Features) 
         "request_id": row.request_id,
         "model": model.contract.model,
         "version": model.version,
+        "created": model.origin.created,
         "role": role,
         "received": received,
         "as_of": received,

@@ -21,6 +21,8 @@ FOLDS = 3
 FREQUENCIES = {"day": "D", "week": "W-MON", "month": "MS"}
 TICK = timedelta(microseconds=1)
 DAY = timedelta(days=1)
+LONGEST_STEPS = timedelta(days=93)
+"""Longer than the longest two steps of a snapshot."""
 
 
 @dataclass(frozen=True, order=True)
@@ -80,6 +82,12 @@ def matured(
         return tuple(Snapshot(start, end - TICK) for start, end in pairwise(edges))
     moments = starts(snapshots.every, after, until)
     return tuple(Snapshot(moment, moment) for moment in moments)
+
+
+def next_matures(newest: Snapshot, label: Label, snapshots: Snapshots) -> datetime:
+    """Return when the rows of the snapshot after `newest` have matured."""
+    following = matured(snapshots, newest.start, newest.start + LONGEST_STEPS)[0]
+    return following.last + label.horizon + label.lateness
 
 
 def plan(

@@ -30,11 +30,13 @@ from training.lineage import (
     input_tags,
     table_tags,
 )
-from training.snapshots import Plan, plan
+from training.snapshots import Plan, next_matures, plan
 
 log = logging.getLogger(__name__)
 LONGEST = timedelta(hours=12)
 """A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
+OF_TRAININGS = "tags.as_of LIKE '%'"
+"""MLflow's filter of trainings: trials of a search have no `as_of`."""
 ABOUT_EXPERIMENT = (
     "A run is a training. Its metrics on the test rows (`test/`) stand beside those of the best "
     "constant (`baseline/`) and of the version then in production (`champion/`); its artifact "
@@ -87,7 +89,7 @@ def open_run(
     problems = [*mismatches(spec, dataset, service), *estimator_problems(spec)]
     if problems:
         raise SettingsError("\n".join(problems))
-    inputs, until, table_version = _inputs(settings, spec, service, as_of)
+    inputs, _, until, table_version = _inputs(settings, spec, service, as_of)
     same_runs = _finished_runs(tracking, spec, inputs)
     if not force and any(run.key != key for run in same_runs):
         return None
@@ -131,23 +133,36 @@ def _finished_runs(tracking: Tracking, spec: ModelSpec, inputs: str) -> list[Run
     return tracking.runs(spec.experiment, f"{is_same} AND status = 'FINISHED'")
 
 
-def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
-    """Return whether a run at `as_of` would see anything that no finished run has seen."""
+def nothing_new(settings: Settings, spec: ModelSpec, as_of: datetime) -> str | None:
+    """Say that a run at `as_of` would see what a finished run has seen, and when it would not.
+
+    Raises:
+        TrainingError: There is nothing to learn from.
+        RegistryError, DataError: A store that it needs does not answer.
+
+    """
     service = PublishedService(settings, spec.feature_service)
-    inputs, _, _ = _inputs(settings, spec, service, as_of)
-    return not _finished_runs(Tracking(settings), spec, inputs)
+    inputs, planned, _, _ = _inputs(settings, spec, service, as_of)
+    if not _finished_runs(Tracking(settings), spec, inputs):
+        return None
+    label = load_dataset(spec.dataset).labels[spec.label]
+    matures = next_matures(planned.test[-1], label, spec.snapshots)
+    news = f"the next rows mature at {matures:%Y-%m-%d %H:%M} UTC"
+    if matures <= as_of:
+        news = f"rows that matured at {matures:%Y-%m-%d %H:%M} UTC wait for an ingest"
+    return f"nothing new to learn: {news}"
 
 
 def _inputs(
     settings: Settings, spec: ModelSpec, service: PublishedService, as_of: datetime
-) -> tuple[str, datetime, int]:
-    """Return the fingerprint of a run, the moment it is planned for, and the raw version."""
+) -> tuple[str, Plan, datetime, int]:
+    """Return the fingerprint of a run, its plan, the plan's moment, and the raw version."""
     dataset = load_dataset(spec.dataset)
     until = _planned_until(settings, spec, service, as_of)
     version = raw_table(settings, dataset).version
     planned = plan_run(settings, spec, dataset, until, version)
     inputs = fingerprint(spec, planned.test[-1].start, service.definitions())
-    return inputs, until, version
+    return inputs, planned, until, version
 
 
 def moment_of(run: Run) -> datetime:

@@ -52,11 +52,9 @@ def serving(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckR
         start = max(start, promotion.time)
         # A large request lasts longer, so the hours of a whole day are compared.
         day_before = promotion.time - LENGTH
-        before = measure_variants(
-            run.settings, run.spec.name, day_before, promotion.time
-        )
+        before = measure_variants(run.settings, run.model, day_before, promotion.time)
         previous = before[PRODUCTION, run.past.previous or ""]
-    measured = measure_variants(run.settings, run.spec.name, start, run.as_of)
+    measured = measure_variants(run.settings, run.model, start, run.as_of)
     current = measured[PRODUCTION, run.version]
     minutes = (run.as_of - start) / timedelta(minutes=1)
     gap = log_gap(run.serving, run.past.serving)

@@ -25,6 +25,7 @@ from feature_repo.parity import same
 from feature_repo.service import PublishedService
 from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
+from mlflow_server.roles import RegisteredModel
 from mlflow_server.served_model import ServedModel
 from monitoring.check import CheckResult
 from monitoring.collect import query_log
@@ -59,7 +60,7 @@ class Vector:
 
 def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
     """Compare a sample of what the version was given in the 24 hours of the window."""
-    rows = sample_rows(run.settings, run.spec.name, run.version, run.as_of)
+    rows = sample_rows(run.settings, run.model, run.version, run.as_of)
     if not rows:
         words = "no answer of the last 24 hours was from stored features"
         yield CheckResult(
@@ -75,7 +76,7 @@ def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResu
 
 
 def sample_rows(
-    settings: Settings, model: str, version: str, until: datetime
+    settings: Settings, model: RegisteredModel, version: str, until: datetime
 ) -> list[dict[str, Any]]:
     """Return up to SAMPLE_VECTORS rows of 24 hours whose features were looked up."""
     with query_log(settings, model, until - LENGTH, until) as connection:

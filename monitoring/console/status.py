@@ -14,7 +14,7 @@ from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.pages import Pages, RunPage
 from mlflow_server.registry import Registry
-from mlflow_server.roles import ROLES, last_applied
+from mlflow_server.roles import ROLES, last_applied, of_newest_model
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading
 from monitoring.console.history import read_history
@@ -186,13 +186,16 @@ def _model_rows(settings: Settings, stores: Stores, spec: ModelSpec) -> ModelRow
     alert_rows: list[Alert] = []
     for subject in (*dataset_names(spec.dataset), model):
         alert_rows += alerts.rows(subject)
-    decisions = newest_decisions(settings, model, SHOWN_DECISIONS)
+    # Not by MLflow, which need not answer.
+    ledger_rows = of_newest_model(ledger.rows(model))
+    created = ledger_rows[-1].created if ledger_rows else None
+    decisions = newest_decisions(settings, model, SHOWN_DECISIONS, created=created)
     results: list[CheckResult] = []
     if decisions:
         newest = decisions[-1].as_of
         results = stored_checks(settings, model, [newest]).get(newest, [])
     return ModelRows(
-        ledger=ledger.rows(model),
+        ledger=ledger_rows,
         decisions=decisions,
         alerts=alert_rows,
         results=results,

@@ -82,7 +82,8 @@ def state(settings):
     with closing(Ledger(settings)) as ledger:
         for row in ledger.rows(SPEC.name):
             is_applied = bool(row.applied_at)
-            rows.append(row.as_json() | {"time": "", "applied_at": is_applied})
+            changes = {"time": "", "applied_at": is_applied, "created": 0}
+            rows.append(row.as_json() | changes)
     return {
         "run": replace(run, run_id=""),
         "files": files_of(api, run.run_id),

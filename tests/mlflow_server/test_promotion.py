@@ -34,6 +34,7 @@ def test_a_promotion_writes_one_row_moves_alias_and_stage_and_can_be_repeated(ro
         "to": "2",
         "evidence": "runs:/abc/report.html",
         "action": "promote",
+        "created": roles.registry.registered(roles.model).created,
         **ANN,
     }
     assert roles.promote("2", **change) == row
@@ -75,7 +76,9 @@ def test_a_change_that_no_row_explains_is_entered_with_its_author(roles, tmp_pat
 def test_a_row_of_a_deleted_version_never_takes_effect(roles):
     roles.promote("1")
     late = ("production", 100, "1", "2", "late", "", None)
-    roles.ledger.insert(LedgerRow(roles.model, 2, *late, now()))
+    created = roles.registry.registered(roles.model).created
+    row = LedgerRow(roles.model, 2, *late, now(), created=created)
+    roles.ledger.insert(row)
     client(roles.settings).delete_model_version(roles.model, "2")
     assert roles.reconcile()[1].applied_at is None
     roles.promote("3")

@@ -19,11 +19,12 @@ FAILURE = {
 
 
 def answer(request_id: str, received: datetime = NOON, **change: Any) -> dict[str, Any]:
-    """Return a line of an answer, of model m and version 1 in production."""
+    """Return a line of an answer, of model m, registered in 1970, and version 1 in production."""
     line = {
         "request_id": request_id,
         "model": "m",
         "version": "1",
+        "created": 0,
         "role": "production",
         "received": received.isoformat(),
         "as_of": received.isoformat(),

@@ -5,10 +5,11 @@ from datetime import timedelta
 
 import pytest
 
+from mlflow_server.tracking import Run
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
 from monitoring.decision import Inputs, decide, describe, judge
-from monitoring.run import Past
+from monitoring.run import Past, last_retraining
 from tests.console.year import decision_row
 from tests.monitoring.log import NOON
 
@@ -40,6 +41,7 @@ BAD = Inputs(
         ({"verdicts": ("bad", "ok", "ok", "ok", "bad")}, "retrain", "drift"),
         ({"last_retraining": NOON - 23 * HOUR}, "nothing", "cooldown"),
         ({"last_retraining": NOON - 24 * HOUR}, "retrain", "drift"),
+        ({"nothing_new": "the next rows mature at noon"}, "nothing", "nothing_new"),
         ({"harm": "every score is 0.5", "previous": "7"}, "rollback", "harm"),
         ({"harm": "every score is 0.5"}, "alert", "harm"),
         ({"last_promotion": NOON + timedelta(seconds=1)}, "nothing", "stale"),
@@ -62,6 +64,35 @@ def test_twenty_windows_of_one_drift_give_one_retraining():
         if actions[-1] == "retrain":
             inputs = replace(inputs, last_retraining=at)
     assert actions == ["nothing", "retrain", *["nothing"] * 18]
+
+
+@pytest.mark.parametrize(
+    ("status", "run_ids", "counts"),
+    [
+        ("FINISHED", {"a"}, True),
+        ("FINISHED", {"b"}, False),  # refused by a gate
+        ("FAILED", (), True),
+        ("RUNNING", (), True),
+        (None, (), True),  # not begun
+    ],
+)
+def test_a_retraining_that_made_no_version_uses_up_no_cooldown(status, run_ids, counts):
+    decisions = [
+        decision_row(
+            model="m", version="1", as_of=NOON - hours * HOUR, action="retrain"
+        )
+        for hours in (30, 3)
+    ]
+    trainings = []
+    for name, moment in (("first", NOON - 29 * HOUR), ("a", NOON - 2 * HOUR)):
+        tags = {"as_of": moment.isoformat()}
+        trainings.append(Run(name, None, "FINISHED", {}, {}, tags))
+    if status is None:
+        trainings.pop()
+    else:
+        trainings[1] = replace(trainings[1], status=status)
+    last = last_retraining(decisions, trainings, {"first", *run_ids})
+    assert last == NOON - (3 if counts else 30) * HOUR
 
 
 def result(name="psi/orders", kind="data_drift", **more):

@@ -10,6 +10,7 @@ import pytest
 from core.monitoring_spec import Monitoring
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import LedgerRow
+from mlflow_server.roles import RegisteredModel
 from monitoring.checks.serving import judge_refusals, judge_serving, log_gap
 from monitoring.collect import collect
 from monitoring.decision import Decision
@@ -89,12 +90,13 @@ def test_rows_requests_seconds_and_scores_of_each_role_are_measured(settings):
     lines += [
         answer("trial", role="challenger", version="2"),
         answer("other", model="n"),
+        answer("deleted", created=1),
         answer("early", start),
         answer("late", NOON + timedelta(seconds=1)),
     ]
     write(settings, "predictions-1-1.jsonl", *lines)
     collect(settings)
-    variants = measure_variants(settings, "m", start, NOON)
+    variants = measure_variants(settings, RegisteredModel("m", 0), start, NOON)
     assert {*variants} == {("production", "1"), ("challenger", "2")}
     production = variants["production", "1"]
     assert production == Variant(

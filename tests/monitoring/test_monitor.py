@@ -83,12 +83,14 @@ def today(settings):
 def log_answers(settings, frame, version, at, name, score=None):
     """Write what serving logs when `version` answers for the customers of `frame` at `at`."""
     scores = version_scores(settings, SPEC, version, frame).scores
+    created = Registry(settings).registered(SPEC.name).created
     lines = [
         log.answer(
             f"{name}-{number}",
             at,
             model=SPEC.name,
             version=version,
+            created=created,
             entity=frame["customer_id"][number].as_py(),
             features=row,
             probability=round(float(scores[number]), 6) if score is None else score,

@@ -55,9 +55,10 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(settin
     assert labels == pytest.approx(expected, nan_ok=True)
     few = SPEC.monitoring.model_copy(update={"fewest": 1})
     spec = SPEC.model_copy(update={"monitoring": few})
-    outcomes = online_outcomes(settings, spec, "1", feedback, 0.5, AS_OF)
+    outcomes = online_outcomes(settings, spec, "1", 0, feedback, 0.5, AS_OF)
     last = {"r0", "r3", "r4", "r5", "r8"}
     assert {*outcomes.rows["request_id"].to_pylist()} == last
+    assert online_outcomes(settings, spec, "1", 1, feedback, 0.5, AS_OF) is None
 
 
 @pytest.mark.parametrize(

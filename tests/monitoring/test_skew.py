@@ -25,6 +25,7 @@ from feature_repo.online_writer import hash_fields, hash_names
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store, publish_beside
 from feature_repo.window_ends import WindowEnds
+from mlflow_server.roles import RegisteredModel
 from mlflow_server.served_model import LookupSpecification, ServedModel
 from monitoring.checks.skew import (
     compare_offline,
@@ -85,7 +86,8 @@ class Serving:
     def differing(self):
         """Features of each vector that are skewed, the vectors in order of their requests."""
         collect(self.settings)
-        rows = sample_rows(self.settings, "m", "1", AS_OF + 12 * HOUR)
+        model = RegisteredModel("m", 0)
+        rows = sample_rows(self.settings, model, "1", AS_OF + 12 * HOUR)
         rows.sort(key=lambda row: row["as_of"])
         vectors = read_vectors(rows, self.contract)
         service = PublishedService(self.settings, self.contract.feature_service)

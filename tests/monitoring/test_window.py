@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from mlflow_server.roles import RegisteredModel
 from monitoring.collect import collect
 from monitoring.window import window
 from tests.monitoring.log import NOON, answer, write
@@ -39,6 +40,7 @@ def test_the_last_answer_of_each_entity_counts_and_others_are_left_out_by_reason
         row("first", NOON - 2 * HOUR, entity="twice"),
         row("second", NOON - HOUR, entity="twice", probability=0.75),
         row("other model", model="n"),
+        row("of a deleted model", NOON, created=-1, entity="twice"),
         row("other version", version="2"),
         row("outside", in_population=False),
         row("nobody", entity=None),
@@ -49,7 +51,7 @@ def test_the_last_answer_of_each_entity_counts_and_others_are_left_out_by_reason
     for part in (rows[::2], rows[1::2]):
         write(settings, "predictions-1-1.jsonl", *part)
         collect(settings)
-    answers = window(settings, "m", "1", KINDS, NOON, ())
+    answers = window(settings, RegisteredModel("m", 0), "1", KINDS, NOON, ())
     assert answers.left_out == {
         "replaced by a later prediction": 1,
         "of another version": 1,

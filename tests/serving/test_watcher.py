@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from core.spec import MODELS
 from serving.app import add_routes
-from serving.copies import Origin, Refusal
+from serving.copies import LocalCopies, Origin, Refusal
 from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
@@ -36,6 +36,18 @@ def test_a_refused_version_is_tried_again_after_ten_minutes_a_change_or_a_restar
     refusal = Refusal(reason="bad", origin=ORIGIN, time=NOW)
     later = NOW + timedelta(minutes=minutes)
     assert refusal.is_due(origin, server_start, later) == is_due
+
+
+def test_a_start_without_mlflow_knows_of_which_model_a_version_was(tmp_path):
+    copies = LocalCopies(new_settings(tmp_path), "m")
+    copies.folder.mkdir(parents=True)
+    for version, created in (("2", 5), ("3", 5), ("3", 5), ("1", 9)):
+        copies.note_production(version, created)
+    assert [*copies.production().items()] == [("1", 9), ("3", 5)]
+    copies.note_production("1", 12)
+    assert copies.production() == {"1": 12}
+    (copies.folder / "production").write_text("3\n2")
+    assert copies.production() == {}
 
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()

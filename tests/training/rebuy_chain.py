@@ -24,7 +24,7 @@ from tests.conftest import feast_apply, mlflow_server, redis_server, wait_until
 from tests.training.chains import client, settings_of, train
 from training.check import check
 from training.reproduce import reproduce
-from training.validate import learnable
+from training.validate import nothing_new
 
 NOW = datetime.now(UTC)
 BEHIND = NOW - timedelta(days=60)
@@ -75,10 +75,10 @@ def learn(settings, folder, visits):
         ingest(settings, name, as_of)
     behind = train(settings, SPEC, NOW, "behind")
     assert behind.version == "1", behind.outcome
-    assert not learnable(settings, SPEC, NOW)
+    assert nothing_new(settings, SPEC, NOW) is not None
     pq.write_table(visits, folder / "visits.parquet")
     ingest(settings, "visits", NOW)
-    assert learnable(settings, SPEC, NOW)
+    assert nothing_new(settings, SPEC, NOW) is None
     now = datetime.now(UTC)  # after the first promotion
     caught_up = train(settings, SPEC, now, "caught up")
     assert caught_up.version == "2", caught_up.outcome
