@@ -131,7 +131,8 @@ def forget(
 ) -> None:
     """Take out every row of one entity, named by its key, such as --customer_id 4; keep it out.
 
-    Searches every dataset and model with the key. Exit code 1: no row found, or rows remain.
+    Searches every dataset and model with the key. Exit code 1: no row found, or rows remain. A
+    column that is called as an option, such as json, stands behind --, as in -- --json 4.
     """
     log_to_stderr()
     option = KEY.fullmatch("\0".join(context.args))

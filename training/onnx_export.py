@@ -161,7 +161,11 @@ def _register(library: str) -> None:
     """Tell skl2onnx of onnxmltools' converter for the library's classifier and regressor."""
     module, function, classifier, regressor = BOOSTING[library]
     path = f"onnxmltools.convert.{library}.operator_converters.{module}"
-    convert = getattr(import_module(path), function)
+    convert_trees = getattr(import_module(path), function)
+
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        convert_trees(scope, operator, _ExactThresholds(container))
+
     update_registered_converter(
         getattr(sys.modules[library], classifier),
         f"Gyre{classifier}",
@@ -175,6 +179,30 @@ def _register(library: str) -> None:
         calculate_linear_regressor_output_shapes,
         convert,
     )
+
+
+class _ExactThresholds:
+    """A container of skl2onnx's nodes that rounds thresholds of trees down to float32.
+
+    A float32 value is at or below a threshold if it is so of the threshold rounded down. Rounded to
+    the nearest, as ONNX would do, a threshold between two neighbours is one of them.
+    """
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def add_node(self, kind: str, inputs: Any, outputs: Any, **attributes: Any) -> None:
+        if "nodes_values" in attributes:
+            exact = np.asarray(attributes["nodes_values"], np.float64)
+            nearest = exact.astype(np.float32)
+            below = np.nextafter(nearest, np.float32(-np.inf))
+            is_most = np.asarray(attributes["nodes_modes"]) == "BRANCH_LEQ"
+            thresholds = np.where(is_most & (nearest > exact), below, nearest)
+            attributes["nodes_values"] = thresholds.tolist()
+        self._container.add_node(kind, inputs, outputs, **attributes)
 
 
 def _with_columns(

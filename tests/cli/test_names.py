@@ -141,7 +141,7 @@ class Way:
         with serving(settings, "live", **more):
             url = f"{settings.serving_address}/models/way/predict"
             assert online_answer(url, {self.entity: 7})[self.entity] == 7
-            self.project.run(f"gyre forget way --{self.entity} 7")
+            self.project.run(f"gyre forget way -- --{self.entity} 7")
         kept = {row[self.entity] for row in self.raw().values()}
         assert kept == {row[self.entity] for row in self.rows} - {7}
 

@@ -345,7 +345,7 @@ def test_a_version_without_an_approval_in_time_is_not_promoted(airflow, settings
 
 def test_a_rollout_on_hold_has_its_reason_as_the_note_of_the_run(airflow, settings):
     add_versions(settings, CANARY)
-    shadow = {"who": "ann", "why": "next", "role": "shadow"}
+    shadow = {"who": "ann", "why": "next", "role": "shadow", "action": "rollout"}
     with closing(Ledger(settings)) as ledger:
         promote(Registry(settings), ledger, CANARY, "2", **shadow)
     dag = f"rollout_{CANARY}"

@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import RegistryError
 from core.settings import Settings
+from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import at_most, mlflow_server, unused_port
@@ -26,6 +27,7 @@ def experiment():
 
 def test_texts_of_any_length_are_kept_as_far_as_there_is_room(empty_database):
     reason = "drift of version 1; " * 1_000
+    Ledger(empty_database).close()  # it makes MLflow's schema
     with mlflow_server(empty_database):
         tracking = Tracking(empty_database)
         run_id = tracking.start_or_find_run("e", "k", reason, {"reason": reason})

@@ -209,6 +209,23 @@ def test_a_model_with_onnx_of_its_own_passes_if_that_gives_the_same_scores(
     assert (proof.reasons == ()) is passed
 
 
+@pytest.mark.parametrize("kind", ["xgboost", "lightgbm"])
+def test_onnx_tells_neighbours_of_float32_apart(kind):
+    spec = spec_of(features={"spend": "double"})
+    random = np.random.default_rng(5)
+    lower = random.uniform(1, 100, 12).astype(np.float32)
+    pairs = np.stack([lower, np.nextafter(lower, np.float32(np.inf))], axis=1)
+    values = np.repeat(np.sort(pairs.ravel()), 60)
+    frame = pd.DataFrame({"spend": values.astype(float)})
+    labels = np.tile(np.repeat([0, 1], 60), 12)
+    pipeline = pipeline_of(kind, {}, spec, frame)
+    pipeline.fit(frame, labels)
+    expected = pipeline.predict_proba(frame)[:, 1]
+    assert len({*expected.round(6)}) > 1
+    served = ModelFile(export(pipeline, spec).SerializeToString())
+    assert score(served, spec.inputs, frame) == pytest.approx(expected, abs=1e-6)
+
+
 def codes(count):
     """Rows with a text of so many values, of which low ones are frequent."""
     frame, labels = customers()
