@@ -131,6 +131,10 @@ class ModelSpec(Strict):
     )  # the inputs of the model, in order
     population: Population | None = None
     """Absent if the label gives the rows: every entity is then answered."""
+    outcome_key: EntityKey | None = None
+    """Where the label gives the rows: columns of its rows that name one beside the entity, and
+    their types; a name alone is an int64. A request sends them, so that its outcome is known once
+    the row has arrived. Without them the moment of the request names the row."""
     snapshots: Snapshots
     serving: Serving
     monitoring: Monitoring = Monitoring()
@@ -187,6 +191,7 @@ class ModelSpec(Strict):
         problems = [
             *self._problems_of_task(),
             *self._problems_of_names(),
+            *self._problems_of_outcome_key(),
             *self._problems_of_segments(),
             *self._problems_of_estimators(),
         ]
@@ -239,6 +244,15 @@ class ModelSpec(Strict):
                     f"monitoring.monitor_only: {name!r} is not in [features], "
                     f"nor of {_listed(KINDS)}, nor a figure such as missing/{name}"
                 )
+
+    def _problems_of_outcome_key(self) -> Iterator[str]:
+        names = set(self.outcome_key or ())
+        if names and self.snapshots.rows != "label":
+            yield 'outcome_key: only for rows = "label" in [snapshots]'
+        taken = names & {*self.entity_key, *self.features, *OURS}
+        if taken:
+            expected = "a key, a feature or a frame's own column: rename it"
+            yield f"outcome_key: {_listed(taken)} is {expected}"
 
     def _problems_of_segments(self) -> Iterator[str]:
         texts = [name for name, kind in self.features.items() if kind == "string"]

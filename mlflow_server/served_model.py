@@ -119,6 +119,8 @@ class ServedModel(Frozen):
     model: str
     loader: Loader = "mlflow.onnx"
     entity_key: EntityKey
+    outcome_key: dict[str, KeyType] = {}
+    """What a request may send to name the label's row that it is about; see `ModelSpec`."""
     feature_service: str
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]

@@ -37,7 +37,7 @@ from monitoring.collect import (
     logged_scores,
 )
 from monitoring.harm import harm, measure_variants, rollout_limits
-from monitoring.outcomes import actuals
+from monitoring.outcomes import actuals, units
 from training.metrics import Scored, losses
 from training.reference import spec_of_version
 
@@ -214,11 +214,17 @@ def evaluate(
     )
     is_own = is_of_model & (is_challengers | is_productions)
     is_counted = pc.field("in_population") & pc.field("entity").is_valid()
-    answers = answered_rows(settings, is_own & is_within & is_counted, ANSWERS)
-    rows = answers.to_pandas().sort_values("received", kind="stable")
-    first = rows.drop_duplicates("entity")
-    table = pa.Table.from_pandas(first, answers.schema, preserve_index=False)
-    labels = actuals(settings, spec, table, known_outcomes, as_of)
+    columns = [*ANSWERS, "request_data"]
+    answers = answered_rows(settings, is_own & is_within & is_counted, columns)
+    answers = answers.sort_by("received")
+    if spec.snapshots.rows == "label":
+        keys = units(spec, answers)
+        is_first = keys["entity"].isna() | ~keys.duplicated()
+    else:
+        is_first = ~answers["entity"].to_pandas().duplicated()
+    table = answers.filter(pa.array(is_first, pa.bool_()))
+    first = table.select(["role", "prediction"]).to_pandas()
+    labels, _ = actuals(settings, spec, table, known_outcomes, as_of)
     entities = first[["role", "prediction"]].assign(
         label=labels, score=logged_scores(spec, table).tolist()
     )

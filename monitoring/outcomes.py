@@ -4,11 +4,13 @@ online: its logged predictions whose outcome is known. backfilled: the version s
 snapshots that matured after those it was evaluated on, as many.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,13 +19,14 @@ from numpy.typing import NDArray
 
 from core.settings import Settings
 from core.spec import ModelSpec, entity_of
+from core.timestamps import BEGINNING
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import OWN_PREFIX
 from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW
 from monitoring.collect import ANSWERS, answered_rows, logged_scores
-from training.frame import TIME, build_frame, typed
+from training.frame import TIME, build_frame, require_outcome_key, typed
 from training.metrics import Labels, Scored
 from training.scoring import version_scores
 from training.snapshots import dates, matured
@@ -91,8 +94,8 @@ def online_outcomes(
 ) -> Outcomes | None:
     """Join answers with what came true of them; None if that is known of too few.
 
-    Of an entity the last answer of a day counts, without an entity each; nothing that was answered
-    from defaults or outside the population.
+    Of an entity the last answer of a day counts, or of a row of the label; without an entity each.
+    Nothing counts that was answered from defaults or outside the population.
 
     Args:
         settings: Where answers and raw data are.
@@ -107,19 +110,21 @@ def online_outcomes(
     usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
     is_own = (pc.field("version") == version) & (pc.field("created") == created)
     judgeable = is_own & _is_judgeable(spec, feedback, as_of)
-    answers = answered_rows(settings, judgeable & usual, ANSWERS).sort_by("received")
-    label = pa.array(
-        actuals(settings, spec, answers, feedback, as_of), from_pandas=True
-    )
+    columns = [*ANSWERS, "request_data"]
+    answers = answered_rows(settings, judgeable & usual, columns).sort_by("received")
+    values, ambiguous_count = actuals(settings, spec, answers, feedback, as_of)
+    label = pa.array(values, from_pandas=True)
     rows = answers.append_column("label", label).filter(pc.is_valid(label))
-    keys = rows.select(["entity", "as_of"]).to_pandas()
-    keys["as_of"] = keys["as_of"].dt.floor("D")
+    keys = units(spec, rows)
     is_last = keys["entity"].isna() | ~keys.duplicated(keep="last")
     rows = rows.filter(pa.array(is_last, pa.bool_()))
     if not _is_telling(spec, rows):
         return None
     scored = Scored(logged_scores(spec, rows), threshold)
-    return Outcomes("online", f"{rows.num_rows} outcomes", rows, scored)
+    about = f"{rows.num_rows} outcomes"
+    if ambiguous_count:
+        about += f", and {ambiguous_count} answers that fit several rows of the label"
+    return Outcomes("online", about, rows, scored)
 
 
 def _is_judgeable(
@@ -140,8 +145,8 @@ def actuals(
     answers: pa.Table,
     feedback: Mapping[str, float],
     as_of: datetime,
-) -> NDArray[np.float64]:
-    """Return what came true of each answer; nan: it is not known yet.
+) -> tuple[NDArray[np.float64], int]:
+    """Return what came true of each answer.
 
     Args:
         settings: Where raw data is.
@@ -150,11 +155,80 @@ def actuals(
         feedback: Actuals by request; raw data outranks them.
         as_of: Outcomes known by then.
 
+    Returns:
+        Actuals, nan where they are not known yet, and how many answers fit several rows of the
+        label: of these raw data says nothing.
+
     """
     requests = answers["request_id"].to_pandas()
     from_feedback = pd.Series(feedback, dtype=float).reindex(requests).to_numpy()
-    from_raw_data = _matured_labels(settings, spec, answers, as_of)
-    return np.where(np.isnan(from_raw_data), from_feedback, from_raw_data)
+    ambiguous_count = 0
+    if spec.snapshots.rows == "label":
+        from_raw_data, ambiguous_count = _row_labels(settings, spec, answers, as_of)
+    else:
+        from_raw_data = _matured_labels(settings, spec, answers, as_of)
+    actual = np.where(np.isnan(from_raw_data), from_feedback, from_raw_data)
+    return actual, ambiguous_count
+
+
+def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
+    """Return what names the outcome of each answer: a day of its entity, or a row of the label.
+
+    Args:
+        spec: The model.
+        answers: Rows of `predictions`, with `request_data`.
+
+    """
+    keys: pd.DataFrame = answers.select(["entity", "as_of"]).to_pandas()
+    if spec.snapshots.rows != "label":
+        keys["as_of"] = keys["as_of"].dt.floor("D")
+    elif spec.outcome_key:
+        sent = [json.loads(text) for text in answers["request_data"].to_pylist()]
+        for name in spec.outcome_key:
+            keys[name] = pd.Series([data.get(name) for data in sent], dtype=object)
+        # Without its key a request is about a row that nobody knows.
+        has_key = keys[[*spec.outcome_key]].notna().all(axis="columns")
+        keys["entity"] = keys["entity"].where(has_key)
+        del keys["as_of"]
+    return keys
+
+
+def _row_labels(
+    settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
+) -> tuple[NDArray[np.float64], int]:
+    """Return the label of the row that each answer is about, and how many fit several rows."""
+    values = np.full(answers.num_rows, np.nan)
+    asked = units(spec, answers).rename(columns={"as_of": DAY})
+    asked["place"] = range(answers.num_rows)
+    keys = _entity_keys(spec, [*asked["entity"].dropna().unique()])
+    asked = asked.merge(keys, on="entity")
+    if asked.empty:
+        return values, 0
+    dataset = load_dataset(spec.dataset)
+    label = dataset.labels[spec.label]
+    outcome_key = spec.outcome_key or {}
+    key = [*spec.entity_key, *(outcome_key or [DAY])]
+    for name, kind in outcome_key.items():
+        asked[name] = asked[name].astype("int64" if kind == "int64" else "object")
+    with engine_connection(settings) as connection:
+        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
+        known_until = _latest(spec, as_of).as_py()
+        rows = labels(raw, label, [BEGINNING, known_until], own_rows=True)
+        require_outcome_key(spec, rows)
+        entities = {name: asked[name] for name in spec.entity_key}
+        wanted = ibis.memtable(pd.DataFrame(entities).drop_duplicates())
+        rows = rows.semi_join(wanted, [*spec.entity_key])
+        rows = rows.mutate(
+            {name: rows[name].cast(outcome_key[name]) for name in outcome_key}
+        )
+        known_rows = typed(spec, rows.select(*key, "label").to_pyarrow()).to_pandas()
+    is_ambiguous = known_rows.duplicated(key, keep=False)
+    certain_rows = known_rows[~is_ambiguous]
+    ambiguous_rows = known_rows[is_ambiguous].drop_duplicates(key)
+    ambiguous_count = len(asked.merge(ambiguous_rows, on=key))
+    matches = asked.merge(certain_rows, on=key)
+    values[matches["place"]] = matches["label"]
+    return values, ambiguous_count
 
 
 def _is_telling(spec: ModelSpec, rows: pa.Table) -> bool:
@@ -169,12 +243,9 @@ def _matured_labels(
     """Return the label of each answer by its entity and its day (UTC); nan before it has matured.
 
     Labels are defined per entity and day. An answer given after another event of the entity on that
-    day has no label. Which of a label's own rows an answer was about nobody knows: feedback says
-    what came true.
+    day has no label.
     """
     day_values = np.full(answers.num_rows, np.nan)
-    if spec.snapshots.rows == "label":
-        return day_values
     known_answers = answers.select(["entity", "as_of"]).to_pandas()
     known_answers["place"] = range(answers.num_rows)
     is_matured = known_answers["as_of"] <= _latest(spec, as_of).as_py()

@@ -89,11 +89,11 @@ def sign(
     request_data: dict[str, FeatureType] = {}
     further = dict(spec.features)
     for version in reversed(others):
-        request_data |= version.lookup.request_data
+        request_data |= version.lookup.request_data | version.outcome_key
         further |= version.features
         nullable.update({*version.nullable} - leading.features.keys())
     if production:
-        request_data |= production.lookup.request_data
+        request_data |= production.lookup.request_data | production.outcome_key
     for name in (*leading.entity_key, *request_data, *leading.features):
         further.pop(name, None)
     return Signature(

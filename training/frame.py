@@ -86,6 +86,7 @@ def labelled_rows(
 
     """
     label_rows = snapshot_labels(spec, dataset, snapshots, raw)
+    require_outcome_key(spec, label_rows)
     label_table = sampled(spec, label_rows).to_pyarrow()
     rows = typed(spec, at(label_table, snapshots))
     key = [*spec.entity_key, "event_timestamp"]
@@ -98,6 +99,22 @@ def labelled_rows(
             f"found several of {values}"
         )
     return rows
+
+
+def require_outcome_key(spec: ModelSpec, label_rows: ir.Table) -> None:
+    """Refuse rows of a label without the columns that answers are matched by.
+
+    Raises:
+        DataError: There is no such column.
+
+    """
+    for name in spec.outcome_key or ():
+        if name not in label_rows.columns:
+            expected = f"expected a column of the rows of label {spec.label}"
+            found = ", ".join(label_rows.columns)
+            raise DataError(
+                f"{spec.name}.toml: outcome_key: {name}: {expected}, found {found}"
+            )
 
 
 def snapshot_labels(

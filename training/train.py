@@ -267,6 +267,7 @@ def write_model(
         model=spec.name,
         loader=served.write(folder),
         entity_key=spec.entity_key,
+        outcome_key=spec.outcome_key or {},
         feature_service=spec.feature_service,
         features=spec.features,
         defaults=defaults,

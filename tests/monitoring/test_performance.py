@@ -50,7 +50,7 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(settin
         (None, MIDNIGHT),
     )
     feedback = {"r3": 0.0, "r8": 0.0}
-    labels = actuals(settings, SPEC, answers, feedback, AS_OF)
+    labels, _ = actuals(settings, SPEC, answers, feedback, AS_OF)
     expected = [0, np.nan, 1, 1, 0, 1, np.nan, np.nan, 0]
     assert labels == pytest.approx(expected, nan_ok=True)
     few = SPEC.monitoring.model_copy(update={"fewest": 1})

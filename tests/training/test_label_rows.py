@@ -1,5 +1,7 @@
 """A label with rows of its own, by the week: from orders to production."""
 
+import json
+from dataclasses import replace
 from datetime import timedelta
 
 import ibis
@@ -14,7 +16,7 @@ from feature_repo.definition import Label
 from feature_repo.features import raw_table
 from mlflow_server.registry import Registry
 from monitoring.checks.performance import measure
-from monitoring.outcomes import actuals, backfilled_outcomes
+from monitoring.outcomes import actuals, backfilled_outcomes, units
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, changed, train
 from training.batch import score_population
@@ -33,6 +35,7 @@ SPEC = changed(
     label="again_30d",
     population=None,
     gates=SHIPPED.gates[:1],
+    outcome_key={"order_ref": "int64"},
     features=FEATURES,
     snapshots=Snapshots(every="week", train=20, test=8, rows="label"),
 )
@@ -41,7 +44,7 @@ SPEC = changed(
 def again_30d(orders):
     """1 for an order whose customer orders again within 30 days; of one moment they are one."""
     placed = orders.group_by("customer_id", event_timestamp=orders.order_ts).agg(
-        amount=orders.dollar_value.sum()
+        amount=orders.dollar_value.sum(), order_ref=orders.order_id.min()
     )
     following = placed.event_timestamp.lead().over(
         ibis.window(group_by="customer_id", order_by="event_timestamp")
@@ -105,7 +108,80 @@ def test_the_monitor_compares_with_evaluated_rows_and_takes_outcomes_from_feedba
     metrics = {item.metric: item.value for item in measure(SPEC, outcomes, {})}
     for name in ("auc", "log_loss", "f1"):
         assert metrics[name] == pytest.approx(evaluation.challenger[name], abs=1e-6)
-    ids = {"request_id": ["a", "b"], "entity": ["4", "4"]}
-    answers = pa.table(ids | {"as_of": pa.array([AS_OF - 200 * DAY] * 2, TIME)})
-    labels = actuals(settings, SPEC, answers, {"a": 1.0}, AS_OF)
+    answers = about([("4", None), ("4", None)])
+    labels, _ = actuals(settings, SPEC, answers, {"r0": 1.0}, AS_OF)
     assert np.isnan(labels).tolist() == [False, True]
+
+
+def about(rows, moment=AS_OF - 200 * DAY):
+    """Answers about customers and orders, in the form of `predictions`."""
+    columns = {
+        "request_id": [f"r{number}" for number in range(len(rows))],
+        "entity": [entity for entity, _ in rows],
+        "as_of": pa.array([moment] * len(rows), TIME),
+        "request_data": [
+            json.dumps({"order_ref": ref} if ref else {}) for _, ref in rows
+        ],
+    }
+    return pa.table(columns)
+
+
+def test_outcomes_arrive_with_the_rows_of_the_label_that_answers_name(
+    settings, tracking, again
+):
+    frame, plan = load_frame(tracking, again.run_id)
+    orders = raw_table(settings, ORDERS).read().to_pandas()
+    refs = orders.groupby(["customer_id", "order_ts"])["order_id"].min()
+    tested = at(frame, plan.test).slice(0, 40).to_pylist()
+    asked = [
+        (str(row["customer_id"]), int(refs[row["customer_id"], row["event_timestamp"]]))
+        for row in tested
+    ]
+    expected = [float(row["label"]) for row in tested]
+    answers = about([*asked, ("4", 10**12), ("4", None), (None, 7)])
+    labels, ambiguous = actuals(settings, SPEC, answers, {"r41": 1.0}, AS_OF)
+    assert labels.tolist() == pytest.approx(
+        [*expected, np.nan, 1.0, np.nan], nan_ok=True
+    )
+    assert ambiguous == 0
+
+    # Without a key, an answer is about the row of its very moment.
+    keyless = SPEC.model_copy(update={"outcome_key": None})
+    row = tested[0]
+    answers = about([(str(row["customer_id"]), None)], row["event_timestamp"])
+    labels, _ = actuals(settings, keyless, answers, {}, AS_OF)
+    assert labels.tolist() == [row["label"]]
+    answers = about([(str(row["customer_id"]), None)], row["event_timestamp"] + DAY / 7)
+    labels, _ = actuals(settings, keyless, answers, {}, AS_OF)
+    assert np.isnan(labels).all()
+
+
+def test_an_answer_that_fits_two_rows_of_the_label_is_unknown_and_counted(settings):
+    ORDERS.labels["same"] = replace(
+        LABEL, expression=lambda orders: again_30d(orders).mutate(order_ref=1)
+    )
+    spec = SPEC.model_copy(update={"label": "same"})
+    customers = raw_table(settings, ORDERS).read()["customer_id"].value_counts()
+    usual = next(row["values"] for row in customers.to_pylist() if row["counts"] > 20)
+    try:
+        answers = about([(str(usual), 1), ("-5", 1)])
+        labels, ambiguous = actuals(settings, spec, answers, {"r0": 0.0}, AS_OF)
+    finally:
+        del ORDERS.labels["same"]
+    assert labels.tolist() == pytest.approx([0.0, np.nan], nan_ok=True)
+    assert ambiguous == 1
+
+
+def test_each_row_of_a_label_counts_once_in_a_figure():
+    answers = about([("4", 1), ("4", 2), ("4", 1), ("5", 1), ("4", None), (None, 1)])
+    keys = units(SPEC, answers)
+    is_last = keys["entity"].isna() | ~keys.duplicated(keep="last")
+    assert is_last.tolist() == [False, True, True, True, True, True]
+
+
+def test_a_label_without_the_column_of_the_outcome_key_is_refused(settings):
+    spec = SPEC.model_copy(update={"outcome_key": {"ref": "int64"}})
+    with pytest.raises(
+        DataError, match=r"again.toml: outcome_key: ref: expected a col"
+    ):
+        train(settings, spec, AS_OF, "no ref")
