@@ -21,7 +21,7 @@ from core.user_code import in_one_line
 from feature_repo.datasets import load_dataset
 from mlflow_server.alerts import Alerts
 from mlflow_server.tracking import Tracking
-from stack.environment import airflow_environment, process_environment
+from stack.environment import process_environment
 
 YEAR = 400
 """Days: of what a person may look up a year later."""
@@ -189,7 +189,7 @@ def _clean_airflow(settings: Settings, before: datetime) -> tuple[int, int]:
         airflow = str(Path(sys.executable).with_name("airflow"))
         result = subprocess.run(
             [airflow, *CLEAN_AIRFLOW.split(), before.isoformat()],
-            env=process_environment(settings) | airflow_environment(settings),
+            env=process_environment(settings),
             capture_output=True,
             text=True,
             check=False,

@@ -22,40 +22,20 @@ SOCKET = "GYRE_STACK_SOCKET"
 LOGIN = "admin"
 SECRETS = ("fernet", "api", "jwt", "password")
 HINDERING = {
+    "AIRFLOW_CONFIG",  # the stack's own file has its options
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONHOME",
     "PYTHONPATH",
     "PROMETHEUS_MULTIPROC_DIR",  # Feast, once imported, names a folder that goes with its process
     "PROMETHEUS_MULTIPROCESS_DIR",
 }
-SIMPLE = (
-    "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
+OF_SETTINGS = (
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+    "AIRFLOW__API__HOST",
+    "AIRFLOW__API__PORT",
 )
-AIRFLOW = {
-    "CORE__LOAD_EXAMPLES": "False",
-    "CORE__EXECUTOR": "LocalExecutor",
-    "CORE__PARALLELISM": "2",
-    "CORE__DAGS_FOLDER": str(CLONE / "dags"),
-    "CORE__PLUGINS_FOLDER": str(CLONE / "dags" / "plugins"),
-    "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-    "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
-    "CORE__AUTH_MANAGER": SIMPLE,
-    "API__WORKERS": "1",
-    "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-    "WORKERS__EXECUTION_API_TIMEOUT": "30",
-    "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-    "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
-    "DAG_PROCESSOR__PARSING_PROCESSES": "1",
-    # Of callbacks too, which import MLflow: on a busy machine 50 seconds are too few.
-    "DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "180",
-    "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-    "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-    "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
-    "LOGGING__NAMESPACE_LEVELS": "airflow.models.dag=WARNING",
-    "USAGE_DATA_COLLECTION__ENABLED": "False",
-}
-"""Options of every stack's Airflow."""
-OURS = ("AIRFLOW__DATABASE__", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT")
+"""Beginnings of variables that no program inherits: Gyre's own settings have these options, and
+Airflow gives its tasks a database that leads nowhere."""
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
@@ -104,44 +84,9 @@ def process_environment(settings: Settings) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in left_out and not name.startswith("GYRE_")
+        if name not in left_out and not name.startswith(("GYRE_", *OF_SETTINGS))
     }
     return inherited | child_environment(settings)
-
-
-def airflow_environment(settings: Settings) -> dict[str, str]:
-    """Return Airflow's configuration, with its secrets.
-
-    AIRFLOW__* variables of the user override it, except database, host and port: Gyre's own
-    settings have these, and Airflow gives its tasks a database that leads nowhere.
-    """
-    folder = settings.home / "airflow"
-    key = load_secrets(settings)
-    shared = settings.schema_url("airflow")
-    roles = settings.airflow_roles | {LOGIN: "admin"}
-    users = [f"{name}:{role}" for name, role in roles.items()]
-    options = AIRFLOW | {
-        "CORE__FERNET_KEY": key["fernet"],
-        "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(users),
-        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
-        "CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_address}/execution/",
-        "API__HOST": settings.airflow_host,
-        "API__PORT": str(settings.airflow_port),
-        "API__BASE_URL": settings.link("airflow"),
-        "API__SECRET_KEY": key["api"],
-        "API_AUTH__JWT_SECRET": key["jwt"],
-        "DATABASE__SQL_ALCHEMY_CONN": shared
-        or f"sqlite:///{folder / 'airflow.db'}?timeout=30",
-    }
-    if shared:
-        options["DATABASE__SQL_ALCHEMY_CONN_ASYNC"] = shared
-    variables = {f"AIRFLOW__{name}": value for name, value in options.items()}
-    for name in [name for name in variables if not name.startswith(OURS)]:
-        if {f"{name}_CMD", f"{name}_SECRET"} & os.environ.keys():
-            del variables[name]  # Airflow would prefer it
-        elif name in os.environ:
-            variables[name] = os.environ[name]
-    return variables
 
 
 def load_secrets(settings: Settings) -> dict[str, str]:

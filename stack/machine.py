@@ -14,6 +14,7 @@ from core.settings import LAYOUT, PORTS, Settings
 from feature_repo.broker import redis_problem
 from feature_repo.feast_config import write_feast_config
 from mlflow_server.ledger import database
+from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets
 from stack.processes import members
 
@@ -40,11 +41,12 @@ def problems(settings: Settings) -> list[str]:
 
 
 def prepare(settings: Settings) -> None:
-    """Make the home's folders, its secrets, and what Feast's own commands read."""
+    """Make the home's folders, its secrets, and what the commands of Feast and Airflow read."""
     for name in FOLDERS:
         (settings.home / name).mkdir(parents=True, exist_ok=True)
     replace_file(settings.home / LAYOUT_FILE, f"{LAYOUT}\n")
     make_secrets(settings)
+    write_airflow_config(settings)
     write_feast_config(settings)
 
 

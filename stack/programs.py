@@ -21,7 +21,8 @@ from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
 from feature_repo.broker import consumer_problem, redis_problem
 from stack.airflow_api import WRITE_POOL
-from stack.environment import airflow_environment, process_environment
+from stack.airflow_config import airflow_config
+from stack.environment import process_environment
 from stack.machine import connection_problems, layout_problems, prepare
 from stack.processes import (
     Program,
@@ -155,7 +156,8 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
             # Of a killed supervisor, or with other settings.
             for line in end_stack(settings):
                 say(f"  ended left-over {line}")
-            start_supervisor(settings, own(settings, PROGRAMS), _environment(settings))
+            environment = process_environment(settings)
+            start_supervisor(settings, own(settings, PROGRAMS), environment)
             file.write_text(configured)
         start(settings, own(settings, SLOWEST))
         with ThreadPoolExecutor() as pool:
@@ -176,9 +178,16 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
 
 def _configured(settings: Settings) -> str:
     """Return a digest of everything that the programs read when they start."""
+    environment = process_environment(settings)
+    airflow_variables = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("AIRFLOW__")
+    }
     texts = (
         settings.model_dump_json(),
-        json.dumps(airflow_environment(settings), sort_keys=True),
+        airflow_config(settings),
+        json.dumps(airflow_variables, sort_keys=True),
         configuration(PROGRAMS),
     )
     return sha256("\n".join(texts).encode()).hexdigest()
@@ -186,10 +195,6 @@ def _configured(settings: Settings) -> str:
 
 def _text(file: Path) -> str:
     return file.read_text() if file.exists() else ""
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    return process_environment(settings) | airflow_environment(settings)
 
 
 def _stop_outdated(settings: Settings) -> None:
@@ -230,7 +235,7 @@ def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
         return
     os.chdir(CLONE)
     command = shlex.split(commands[name])
-    os.execvpe(command[0], command, _environment(settings))  # noqa: S606  (no shell)
+    os.execvpe(command[0], command, process_environment(settings))  # noqa: S606  (no shell)
 
 
 def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
@@ -267,7 +272,7 @@ def _run_tool(settings: Settings, tool: str, *arguments: str) -> None:
         result = subprocess.run(
             [Path(sys.executable).parent / tool, *arguments],
             cwd=PROJECT / "feature_repo",
-            env=_environment(settings),
+            env=process_environment(settings),
             stdout=log,
             stderr=log,
             check=False,

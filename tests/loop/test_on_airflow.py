@@ -27,7 +27,8 @@ from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.decision_log import DecisionRow, store_decision
 from stack.airflow_api import AirflowApi
-from stack.environment import airflow_environment, make_secrets, process_environment
+from stack.airflow_config import write_airflow_config
+from stack.environment import make_secrets, process_environment
 from stack.processes import end_stack, members, start, start_supervisor, wait_ready
 from stack.programs import PROGRAMS
 from tests.cli.clone import Copy
@@ -105,7 +106,8 @@ def settings(tmp_path_factory):
     for name in ("run", "logs"):
         (settings.home / name).mkdir()
     make_secrets(settings)
-    variables = process_environment(settings) | airflow_environment(settings)
+    write_airflow_config(settings)
+    variables = process_environment(settings)
     migrate = [BIN / "airflow", "db", "migrate"]
     subprocess.run(migrate, env=variables, capture_output=True, check=True)
     folder = tmp_path_factory.mktemp("project")

@@ -17,7 +17,7 @@ from core.settings import PROJECT
 from core.spec import load_spec
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi
-from tests.cli.clone import run, stack_environment
+from tests.cli.clone import outer_environment, run, stack_environment
 from tests.conftest import BIN, at_most, new_settings, wait_until
 from tests.postgres import postgres_server
 
@@ -102,7 +102,7 @@ def test_up_ends_with_a_prediction_of_a_version_that_is_in_the_ledger(stack):
     assert (row["from"], row["to"], row["percent"]) == (None, "1", 100)
     assert row["applied_at"]
     assert (row["who"], row["why"]) == ("airflow:admin", "first version, by gyre up")
-    for name in ("secrets.json", "passwords.json"):
+    for name in ("secrets.json", "passwords.json", "airflow.cfg"):
         file = stack.settings.home / "airflow" / name
         assert file.stat().st_mode & 0o77 == 0
 
@@ -118,6 +118,24 @@ def test_a_second_up_changes_nothing_and_a_second_training_learns_nothing(stack)
     assert stack.ledger() == ledger
     assert stack.programs() == programs
     assert "nothing new to learn" in stack.run(f"train {MODEL}")
+
+
+def test_the_command_of_airflow_runs_dags_in_a_shell_with_what_gyre_env_prints(stack):
+    with AirflowApi(stack.settings) as airflow:
+        dag_count = airflow._get("/dags")["total_entries"]
+        for dag in ("ingest", f"train_{MODEL}"):
+            # The stack's scheduler would take tasks of a DAG that is not paused.
+            commands = f"""eval "$(gyre env)"
+            airflow dags pause --yes {dag}
+            airflow dags test {dag}
+            airflow dags unpause --yes {dag}"""
+            given = {
+                k: v for k, v in stack.environment.items() if k.startswith("GYRE_")
+            }
+            run(commands, PROJECT, outer_environment() | given, 0, 1500)
+            (newest,) = airflow.last_runs(dag, 1)
+            assert newest["dag_run_id"].startswith("manual__")
+        assert airflow._get("/dags")["total_entries"] == dag_count
 
 
 def test_a_promotion_starts_a_monitoring_run(stack):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -12,8 +13,8 @@ import yaml
 
 from core.errors import StackError
 from core.settings import CLONE, load_settings
+from stack.airflow_config import write_airflow_config
 from stack.environment import (
-    airflow_environment,
     child_environment,
     load_secrets,
     make_secrets,
@@ -32,6 +33,19 @@ from tests.conftest import (
 )
 
 SECRETS = {"fernet": "f", "api": "a", "jwt": "j", "password": "p"}
+OPTIONS_OF_AIRFLOW = """
+import json
+import sys
+from airflow.configuration import conf
+print(json.dumps([conf.get(*name.split(".")) for name in sys.argv[1:]]))
+"""
+
+
+def options_of_airflow(settings, *names, **variables):
+    """Return what Airflow reads in a shell that has what `gyre env` prints."""
+    command = [sys.executable, "-c", OPTIONS_OF_AIRFLOW, *names]
+    env = os.environ | child_environment(settings) | variables
+    return json.loads(subprocess.check_output(command, env=env))
 
 
 @pytest.fixture
@@ -87,7 +101,25 @@ def test_programs_that_run_elsewhere_are_not_started_here(tmp_path):
     # Links of pages and mails.
     assert settings.link("mlflow") == "https://m"
     assert settings.link("airflow") == "http://airflow"
-    assert airflow_environment(settings)["AIRFLOW__API__BASE_URL"] == "http://airflow"
+    write_airflow_config(settings)
+    assert options_of_airflow(settings, "api.base_url") == ["http://airflow"]
+
+
+def test_airflow_reads_the_options_of_the_stack_from_a_file_of_its_owner(tmp_path):
+    settings = new_settings(
+        tmp_path, database_url="postgresql://gyre:half%25half@127.0.0.1:1/loop"
+    )
+    make_secrets(settings)
+    write_airflow_config(settings)
+    file = tmp_path / "airflow" / "airflow.cfg"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text().startswith("# Written by Gyre whenever the stack starts")
+    secrets = load_secrets(settings)
+    environment = " ".join(child_environment(settings).values())
+    assert not [text for text in (*secrets.values(), "half%") if text in environment]
+    names = ("database.sql_alchemy_conn", "core.fernet_key", "core.parallelism")
+    values = options_of_airflow(settings, *names, AIRFLOW__CORE__PARALLELISM="3")
+    assert values == [settings.schema_url("airflow"), secrets["fernet"], "3"]
 
 
 def test_the_run_command_becomes_the_program_and_ends_by_sigterm(tmp_path):
