@@ -25,10 +25,10 @@ from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
 from tests.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
-from training.artifacts import GATES, read
+from training.artifacts import GATES, PLOTS, fetched, read
 from training.dataset import load_frame, unlearnable
 from training.frame import at, content_hash, features
-from training.gate import load_evaluation
+from training.gate import load_evaluation, model_card
 from training.metrics import Scored, all_metrics
 from training.register import ask, promote, settled, wait_in_shell
 from training.scoring import version_scores
@@ -139,6 +139,16 @@ def test_the_model_card_has_gates_figures_lineage_and_contributions(
     assert [text for text in expected if text not in card] == []
     assert "<b>second</b>" not in card
     assert re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(", card) == []
+
+
+def test_the_model_card_has_the_parameters_of_a_factory_by_their_names(
+    tracking, run, evaluation
+):
+    params = run.params | {"shop.models:cautious.leaves": "15"}
+    factory_run = replace(run, params=params)
+    with fetched(tracking, run.run_id, PLOTS) as plots:
+        card = model_card(SPEC, factory_run, evaluation, [], plots)
+    assert ", leaves 15" in card
 
 
 def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
