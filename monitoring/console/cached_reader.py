@@ -29,6 +29,7 @@ class CachedReader(Generic[T]):
         self._read = read
         self._fresh = timedelta(seconds=seconds)
         self._reading = Reading[T]()
+        self._began = datetime.now(UTC)
         self._thread = threading.Thread()
 
     def begin(self) -> threading.Thread:
@@ -37,6 +38,7 @@ class CachedReader(Generic[T]):
         if not self._thread.is_alive() and not (
             at and datetime.now(UTC) - at < self._fresh
         ):
+            self._began = datetime.now(UTC)
             thread = threading.Thread(target=self._run, daemon=True)
             thread.start()
             self._thread = thread  # only now: others may join it
@@ -47,7 +49,8 @@ class CachedReader(Generic[T]):
         """What was last read; unknown where the source refuses, or hangs longer than `KEPT`."""
         last = self._reading
         if last.at and datetime.now(UTC) - last.at > KEPT + self._fresh:
-            return Reading(why=f"no answer since {last.at:%Y-%m-%d %H:%M:%S} UTC")
+            # Not since the last answer: nobody may have asked for hours.
+            return Reading(why=f"no answer since {self._began:%Y-%m-%d %H:%M:%S} UTC")
         return last
 
     def _run(self) -> None:

@@ -1,5 +1,7 @@
 """What the console says of the loop, and of what it could not ask; the time that pictures show."""
 
+import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +14,7 @@ from mlflow_server.alerts import DRIFT_ALERTS, DriftAlert
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.pages import RunPage
 from monitoring.check import CheckResult
-from monitoring.console.cached_reader import Reading
+from monitoring.console.cached_reader import KEPT, CachedReader, Reading
 from monitoring.console.checks import of_events, of_model, of_server, problems, state
 from monitoring.console.history import shown_span
 from monitoring.console.loop import LoopStatus
@@ -240,3 +242,22 @@ def test_pictures_show_up_to_thirty_days_since_the_first_promotion(age, shown, w
     span = shown_span([NOW - age, NOW], NOW)
     assert span.until - span.since == shown
     assert [*span.ticks(2).values()] == words
+
+
+def test_a_source_that_nobody_asked_for_long_does_not_answer_since_it_is_asked_again():
+    answered = threading.Event()
+    answered.set()
+    # Its values are too old after a tenth of a second.
+    reader = CachedReader(answered.wait, seconds=0.1 - KEPT.total_seconds())
+    reader.begin().join()
+    assert reader.reading.value
+    answered.clear()
+    time.sleep(1.1)
+    asked_again = datetime.now(UTC)
+    reading_thread = reader.begin()
+    moments = [asked_again + timedelta(seconds=n) for n in range(3)]
+    texts = [f"no answer since {moment:%Y-%m-%d %H:%M:%S} UTC" for moment in moments]
+    assert reader.reading.why in texts
+    answered.set()
+    reading_thread.join()
+    assert reader.reading.value
