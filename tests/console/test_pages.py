@@ -24,6 +24,7 @@ def test_the_start_page_names_the_model_and_its_problem(
     assert "60 a minute, p99 9.5 ms" in page
     assert "model customer_churn_model" in page  # as a worker says it
     assert "<script" not in page
+    assert re.search(r">What happened since \d{4}-\d\d-\d\d \d\d:\d\d UTC</h2>", page)
 
 
 def test_the_page_of_a_model_has_its_checks_rows_and_runs(
