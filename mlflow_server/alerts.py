@@ -30,6 +30,8 @@ REFUSED = "refused"
 """The `drift_type` of an alert that serving refuses a version."""
 FAILED = " failed: "
 """Separates task and error in the cause of an alert about a failed task."""
+ROLLOUT = "rollout of "
+"""Begins the cause of an alert that a rollout was stopped."""
 LONGEST = 100
 """Characters of an error that are compared with those of others."""
 Severity = Literal["moderate", "significant", "critical"]

@@ -37,6 +37,25 @@ class RunPage:
 
 
 @dataclass(frozen=True)
+class DeletedExperiment:
+    """An experiment that somebody deleted in MLflow, where its name stays taken."""
+
+    name: str
+    number: str
+
+    @property
+    def words(self) -> str:
+        return f"the experiment {self.name} was deleted in MLflow"
+
+    @property
+    def remedy(self) -> str:
+        return (
+            f"to restore it: mlflow experiments restore --experiment-id {self.number}; "
+            f"to begin anew: mlflow gc --experiment-ids {self.number}"
+        )
+
+
+@dataclass(frozen=True)
 class Document:
     """A page that a run has among its artifacts.
 
@@ -93,8 +112,12 @@ class Pages:
         """Address of the run's page."""
         return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
 
-    def training(self, experiment: str) -> RunPage | None:
+    def training(self, experiment: str) -> RunPage | DeletedExperiment | None:
         """Return the newest training, None without any."""
+        answer = self._ask("experiments/get-by-name", experiment_name=experiment)
+        entity = answer.get("experiment", {})
+        if entity.get("lifecycle_stage") == "deleted":
+            return DeletedExperiment(experiment, entity["experiment_id"])
         runs = self._newest(experiment, "tags.as_of LIKE '%'", 1)
         return runs[0] if runs else None
 

@@ -32,7 +32,7 @@ from core.settings import Settings
 from core.text_limits import RUN_NAME, RUN_TAG, cut
 from core.user_code import in_one_line
 from mlflow_server.connection import translated
-from mlflow_server.pages import KEY_TAG
+from mlflow_server.pages import KEY_TAG, DeletedExperiment
 
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's UI shows the run below the run that the tag names."""
@@ -113,12 +113,8 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
                 self.create_experiment(experiment, tags=about_tags)
             entity = self.get_experiment_by_name(experiment)
             if entity.lifecycle_stage == LifecycleStage.DELETED:
-                number = entity.experiment_id
-                raise RegistryError(
-                    f"the experiment {experiment} was deleted in MLflow; to restore it: mlflow "
-                    f"experiments restore --experiment-id {number}; to begin anew: mlflow gc "
-                    f"--experiment-ids {number}"
-                )
+                deleted = DeletedExperiment(experiment, entity.experiment_id)
+                raise RegistryError(f"{deleted.words}; {deleted.remedy}")
             run = self.create_run(
                 entity.experiment_id,
                 tags={name: cut(text, RUN_TAG) for name, text in run_tags.items()},

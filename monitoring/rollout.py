@@ -16,7 +16,7 @@ from core.locks import one_writer
 from core.monitoring_spec import Rollout
 from core.settings import Settings
 from core.spec import ModelSpec
-from mlflow_server.alerts import Alerts
+from mlflow_server.alerts import ROLLOUT, Alerts
 from mlflow_server.ledger import Action as LedgerAction
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote, reconcile, release
@@ -210,7 +210,7 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         if step.action == "abort":
             # Before the step: a kill between both must not silence it.
             incident = (
-                f"rollout of {version} stopped (ledger row {candidate.row.sequence})"
+                f"{ROLLOUT}{version} stopped (ledger row {candidate.row.sequence})"
             )
             alerts.note(spec.name, incident, f"{incident}: {step.reason}", as_of)
         try:

@@ -6,8 +6,8 @@ from typing import Any
 
 from feature_repo.broker import MAX_LAG_SECONDS, ConsumerLag
 from feature_repo.dataset_record import DatasetRecord
-from mlflow_server.alerts import FAILED
-from mlflow_server.pages import RunPage
+from mlflow_server.alerts import FAILED, ROLLOUT
+from mlflow_server.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
 from monitoring.check import CheckResult, Status
 from monitoring.console.cached_reader import Reading
@@ -335,6 +335,8 @@ def _alerts(
         dag, _, _ = task.partition(".")
         details = alert_details(alert)
         remedy = f"For the decision: `gyre decide {model} --explain`"
+        if alert["cause"].startswith(ROLLOUT):
+            remedy = f"For its steps: `gyre ledger {model}`"
         if failed:
             remedy = (
                 "Read the log of the failed task; fix the cause, then clear the task."
@@ -354,7 +356,18 @@ def _alerts(
         )
 
 
-def _training(model: str, run: RunPage | None, now: datetime) -> CheckResult:
+def _training(
+    model: str, run: RunPage | DeletedExperiment | None, now: datetime
+) -> CheckResult:
+    if isinstance(run, DeletedExperiment):
+        return CheckResult(
+            name="last training",
+            kind="training",
+            status="alert",
+            words=f"no training of {model} can start: {run.words}",
+            remedy=run.remedy,
+            link="mlflow/",
+        )
     if run is None:
         return CheckResult(
             name="last training",

@@ -10,6 +10,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from feature_repo.dataset_record import DatasetRecord
+from mlflow_server.pages import RunPage
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.loop import LoopStatus
 from monitoring.console.status import ModelRows, ModelStatus
@@ -77,7 +78,7 @@ def _add_sources(add: Add, status: ModelStatus) -> None:
     if version:
         add("production_version", 1, told_by="mlflow", version=version)
     run = status.runs.value
-    if run:
+    if isinstance(run, RunPage):
         started = run.started.timestamp()
         add("last_training_timestamp_seconds", started, status=run.status)
 

@@ -12,7 +12,7 @@ from core.user_code import dataset_names
 from feature_repo.dataset_record import DatasetRecord, service_records
 from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.pages import Pages, RunPage
+from mlflow_server.pages import DeletedExperiment, Pages, RunPage
 from mlflow_server.registry import Registry
 from mlflow_server.roles import ROLES, last_applied, of_newest_model
 from monitoring.check import CheckResult
@@ -98,7 +98,7 @@ class ModelStatus:
         aliases: Versions by role, as MLflow has them.
         freshness: Records of the datasets that the model reads.
         rows: See `ModelRows`.
-        runs: The newest training.
+        runs: The newest training, or that its experiment is deleted.
 
     """
 
@@ -107,7 +107,7 @@ class ModelStatus:
     aliases: Reading[Mapping[str, str]]
     freshness: Reading[list[DatasetRecord]]
     rows: Reading[ModelRows]
-    runs: Reading[RunPage | None]
+    runs: Reading[RunPage | DeletedExperiment | None]
 
     def replicas(self) -> Iterator[Mapping[str, Any]]:
         """Yield what each replica of serving says of the model."""

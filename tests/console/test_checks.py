@@ -10,9 +10,9 @@ import pytest
 
 from core.spec import load_spec
 from feature_repo.dataset_record import DatasetRecord
-from mlflow_server.alerts import DRIFT_ALERTS, DriftAlert
+from mlflow_server.alerts import DRIFT_ALERTS, ROLLOUT, DriftAlert
 from mlflow_server.ledger import LedgerRow
-from mlflow_server.pages import RunPage
+from mlflow_server.pages import DeletedExperiment, RunPage
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import KEPT, CachedReader, Reading
 from monitoring.console.checks import of_events, of_model, of_server, problems, state
@@ -42,6 +42,7 @@ PAST = f"{NOW - 4 * HOUR}"
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"},
               metrics={}, artifacts="")  # fmt: skip
+DELETED = DeletedExperiment("churn", "7")
 
 
 def reading(value):
@@ -159,6 +160,8 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
         (trained(status="FAILED"), "last training", "attention",
          "failed, ended 2026-11-20 04:00:00 UTC: version 2 promoted"),
         (trained(tags={"outcome": "refused: auc"}), "last training", "attention", "refused: auc"),
+        (replace(WELL, runs=reading(DELETED)), "last training", "attention",
+         "the experiment churn was deleted in MLflow"),
         (replace(fresh(watermark=NOW - 2 * HOUR),
                  spec=SPEC.model_copy(update={"monitoring": HOURLY})),
          "features", "attention", "at most 1 h"),
@@ -177,6 +180,16 @@ def test_each_check_names_the_problem_and_the_remedy(status, name, expected, wor
     assert expected == "ok" or (check.remedy and check.link)
     others = {other for other in checks if state(checks[other]) != "ok"} - {name}
     assert others == set()
+
+
+def test_a_deleted_experiment_and_a_stopped_rollout_have_the_remedy_that_shows_them():
+    training = checked(replace(WELL, runs=reading(DELETED)))["last training"]
+    assert "mlflow experiments restore --experiment-id 7" in training.remedy
+    assert "last_training" not in metrics_of(replace(WELL, runs=reading(DELETED)))
+    stopped = alerted(cause=f"{ROLLOUT}version 3 stopped (ledger row 4)")
+    assert (
+        checked(stopped)["alerts"].remedy == f"For its steps: `gyre ledger {SPEC.name}`"
+    )
 
 
 def test_lost_rows_are_a_problem_though_there_are_too_few_answers_for_a_verdict():

@@ -10,6 +10,7 @@ import pytest
 from core.errors import RegistryError
 from core.settings import Settings
 from mlflow_server.ledger import Ledger
+from mlflow_server.pages import DeletedExperiment, Pages
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import at_most, mlflow_server, unused_port
@@ -42,16 +43,21 @@ def test_texts_of_any_length_are_kept_as_far_as_there_is_room(empty_database):
         assert text.endswith(" … (cut)")
 
 
-def test_a_deleted_experiment_is_named_with_what_brings_it_back(tracking, experiment):
+def test_a_deleted_experiment_is_named_with_what_brings_it_back(
+    settings, tracking, experiment
+):
     tracking.start_or_find_run(experiment, "k", "first", {})
     number = tracking.get_experiment_by_name(experiment).experiment_id
     tracking.delete_experiment(number)
     remedy = f"{experiment} was deleted.* restore --experiment-id {number};"
     with pytest.raises(RegistryError, match=remedy):
         tracking.start_or_find_run(experiment, "k", "second", {})
+    deleted = DeletedExperiment(experiment, number)
+    assert Pages(settings).training(experiment) == deleted
     tracking.restore_experiment(number)
     tracking.start_or_find_run(experiment, "k", "third", {})
     assert len(tracking.runs(experiment)) == 1
+    assert Pages(settings).training(experiment) is None
 
 
 def test_all_runs_of_an_experiment_are_read(tracking, experiment):
