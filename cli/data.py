@@ -187,9 +187,9 @@ def release_quarantined(
 
         report = release(settings, load_dataset(dataset), datetime.now(UTC))
     lines = [
-        f"{dataset}: {report.released} rows released; now: gyre ingest {dataset}",
-        f"{report.refused} rows stay, as they break a rule or have other columns than {dataset}",
-        f"{len(report.conflicts)} rows stay, as the dataset has a row of their key",
+        f"{dataset}: rows released: {report.released}; now: gyre ingest {dataset}",
+        f"rows that stay, as they break a rule or are not as {dataset}: {report.refused}",
+        f"rows that stay, as the dataset has a row of their key: {len(report.conflicts)}",
     ]
     for row, stored in report.conflicts:
         lines += [
