@@ -1,6 +1,7 @@
 """`gyre ingest`, `consume`, `forget`, `quarantine`, `parity`, `maintain`, `backup`, `restore`."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 
 from cli.terminal import progress, table
 from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
-from core.errors import SettingsError
+from core.errors import RegistryError, SettingsError
 from core.settings import SHARED, load_settings
 
 MONTH = timedelta(days=31)
@@ -40,8 +41,11 @@ def ingest(
     settings = load_settings()
     with progress(f"ingest {dataset}"):
         from feature_repo.ingest import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
+        from mlflow_server.alerts import Alerts  # noqa: PLC0415
 
         report = run(settings, dataset, time, full=full)
+        with suppress(RegistryError), Alerts(settings) as alerts:
+            alerts.end_failures("ingest", f"ingest_{dataset}")
     say(report.summary(), report, as_json=as_json)
 
 

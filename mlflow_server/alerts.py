@@ -134,10 +134,11 @@ class Alerts(Store):
             rows = connection.execute(query.order_by(ALERTS.c.first, ALERTS.c.sequence))
             return [dict(row) for row in rows.mappings()]
 
-    def end_failures(self, dag: str) -> None:
-        """Delete the alerts about failed tasks of a DAG that has succeeded since."""
-        is_of_dag = ALERTS.c.cause.startswith(f"{dag}.", autoescape=True)
-        self._execute(sql.delete(ALERTS).where(is_of_dag))
+    def end_failures(self, dag: str, task: str = "") -> None:
+        """Delete the alerts about failed tasks of a DAG, or of one task, whose work is done since."""
+        start = f"{dag}.{task}{FAILED}" if task else f"{dag}."
+        is_over = ALERTS.c.cause.startswith(start, autoescape=True)
+        self._execute(sql.delete(ALERTS).where(is_over))
 
     def forget(self, before: datetime) -> int:
         """Delete alerts last seen before a moment; return how many."""

@@ -18,6 +18,7 @@ from feature_repo.broker import IDLE_AFTER, consumer_problem
 from feature_repo.feast_config import write_feast_config
 from feature_repo.online_writer import hash_fields, hash_names
 from feature_repo.store import open_store
+from mlflow_server.alerts import Alerts
 from stack.environment import process_environment
 from tests.conftest import (
     BIN,
@@ -230,3 +231,15 @@ def test_no_dataset_waits_for_another_and_a_consumer_that_works_long_is_known_to
                 assert consumer_problem(project.settings) is None
         project.waits_for("visits_count", 2, 12)
         project.waits_for("stays_count", 4, 12)
+
+
+def test_an_ingest_by_hand_ends_the_alert_that_airflow_failed_to_ingest_the_dataset(
+    project,
+):
+    now = datetime.now(UTC)
+    with Alerts(project.settings) as alerts:
+        for name in ("visits", "stays"):
+            alerts.alert_failure(name, f"ingest.ingest_{name}", "OSError: no disk", now)
+        project.publish("visits")
+        assert alerts.rows("visits") == []
+        assert len(alerts.rows("stays")) == 1

@@ -104,3 +104,18 @@ def test_an_undelivered_alert_is_delivered_once_later(tmp_path):
         assert alerts.rows(MODEL, delivered=False) == []
         # A delivery is no sighting.
         assert {row["count"] for row in alerts.rows(MODEL)} == {1}
+
+
+def test_the_end_of_one_failed_task_leaves_the_alerts_of_others(tmp_path):
+    tasks = ("ingest.ingest_visits", "ingest.ingest_visits_old", "maintain.maintain")
+    with opened(tmp_path, "") as alerts:
+        for task in tasks:
+            alerts.alert_failure("visits", task, "OSError: no disk", NOW)
+
+        def open_tasks():
+            return [row["cause"].split(" ")[0] for row in alerts.rows("visits")]
+
+        alerts.end_failures("ingest", "ingest_visits")
+        assert open_tasks() == ["ingest.ingest_visits_old", "maintain.maintain"]
+        alerts.end_failures("ingest")
+        assert open_tasks() == ["maintain.maintain"]
