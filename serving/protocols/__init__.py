@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -107,21 +108,34 @@ def _part(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: fields[name] for name in names if name in fields}
 
 
-def rows_from(model: Deployment, records: Any) -> list[Row]:
+def rows_from(model: Deployment, records: Any, place: str = "body") -> list[Row]:
     """Return the rows of records that have the key, the features or both side by side.
 
+    Args:
+        model: Whose rows they are.
+        records: What a client sent.
+        place: Where, for errors.
+
     Raises:
-        ValidationError, InvalidRequestError: A record is none; its position and field are named.
+        InvalidRequestError: A record is none; its position and field are named.
 
     """
     rows = []
+    try:
+        read_records = model.schemas.records.validate_python(records)
+    except ValidationError as exc:
+        lines = [
+            f"{'.'.join([place, *map(str, error['loc'])])}: {error['msg']}"
+            for error in exc.errors(include_url=False, include_context=False)
+        ]
+        raise InvalidRequestError("; ".join(lines)) from exc
     signature = model.signature
     feature_names = (*signature.features, *signature.further)
-    for position, record in enumerate(model.schemas.records.validate_python(records)):
+    for position, record in enumerate(read_records):
         row = row_from(model, record, _part(record, feature_names))
         missing = [name for name in signature.entity_key if name not in record]
         if missing and (row.key or not row.given):
-            text = f"body.{position}: {', '.join(missing)} is missing"
+            text = f"{place}.{position}: {', '.join(missing)} is missing"
             raise InvalidRequestError(text)
         rows.append(row)
     return rows

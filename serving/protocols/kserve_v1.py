@@ -26,7 +26,7 @@ BODY = TypeAdapter(Instances)
 
 
 def read(model: Deployment, body: bytes) -> Reading:
-    rows = rows_from(model, BODY.validate_json(body).instances)
+    rows = rows_from(model, BODY.validate_json(body).instances, place="body.instances")
 
     def write(answers: Answers) -> bytes:
         return json_bytes({"predictions": scored(model, rows, answers)})

@@ -58,7 +58,8 @@ def read(model: Deployment, body: bytes) -> Reading:
     split = invocation.dataframe_split
     if (records is None) == (split is None):
         raise InvalidRequestError(f"body: expected one of {FORMATS}")
-    rows = rows_from(model, split.records() if split else records)
+    place = "body.dataframe_split" if split else "body.dataframe_records"
+    rows = rows_from(model, split.records() if split else records, place)
 
     def write(answers: Answers) -> bytes:
         contents = scored(model, rows, answers)

@@ -177,13 +177,21 @@ FRAMES = [
     (split(["customer_id", "customer_id"], [4, 4]), "twice"),
     (split(["customer_id"]), "data"),
     (split(["shoe_size"], [4]), "shoe_size"),
-    ({"dataframe_records": [{}]}, "body.0: customer_id is missing"),
+    ({"dataframe_records": [{}]}, "body.dataframe_records.0: customer_id is missing"),
 ]  # fmt: skip
+
+
+INSTANCES = [
+    ([{"customer_id": "x"}], "body.instances.0.customer_id: "),
+    ([{"customer_id": 4}, {}], "body.instances.1: customer_id is missing"),
+]
 
 
 def test_inconsistent_columns_are_400_and_named(served):
     cases = [(INFER, {"inputs": tensors}, reason) for tensors, reason in TENSORS]
     cases += [("/invocations", frame, reason) for frame, reason in FRAMES]
+    v1 = f"/v1/models/{NAME}:predict"
+    cases += [(v1, {"instances": rows}, reason) for rows, reason in INSTANCES]
     for path, body, reason in cases:
         answer = served.client.post(path, json=body)
         assert answer.status_code == 400
