@@ -2,13 +2,15 @@
 
 For specs with `[rollout] policy = "canary"`. A run judges one step (monitoring/rollout.py): every
 five minutes, by hand, and on the Asset `rollout/<MODEL>`, when `train_<MODEL>` has put a version
-into role shadow. The state is the promotion ledger's. What went into production is told by the
-Asset `promoted/<MODEL>`.
+into role shadow. The state is the promotion ledger's: while no version is in a rollout there, a run
+is skipped. What went into production is told by the Asset `promoted/<MODEL>`.
 """
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import Asset, task
+from airflow.sdk.exceptions import AirflowSkipException
 
+from core.settings import Settings
 from core.spec import ModelSpec
 from dags.run import (
     clock_or_signal,
@@ -35,11 +37,31 @@ def rollout_dag(spec: ModelSpec) -> None:
 @task.short_circuit(task_display_name="Judge the step")
 def look() -> bool:
     """Go on if the version went into production, with the report's summary as the run's note."""
+    settings, spec = task_inputs()
+    if _is_idle(settings, spec.name):
+        raise AirflowSkipException("no rollout is in progress")
     from monitoring.rollout import roll_out  # noqa: PLC0415  (heavy)
 
-    report = roll_out(*task_inputs(), current_run().as_of)
+    report = roll_out(settings, spec, current_run().as_of)
     note(report.summary)
     return report.action == "done"
+
+
+def _is_idle(settings: Settings, model: str) -> bool:
+    """Whether the ledger has no version in a rollout, and nothing to finish."""
+    from mlflow_server.ledger import Ledger  # noqa: PLC0415
+    from mlflow_server.roles import (  # noqa: PLC0415
+        CHALLENGER,
+        SHADOW,
+        current,
+        of_newest_model,
+    )
+
+    with Ledger(settings) as ledger:
+        rows = of_newest_model(ledger.rows(model))
+    if rows and not rows[-1].applied_at:
+        return False
+    return not (current(rows, CHALLENGER) or current(rows, SHADOW))
 
 
 for_each_model(rollout_dag)

@@ -59,12 +59,11 @@ def airflow_config(settings: Settings) -> str:
     secrets = load_secrets(settings)
     database = settings.schema_url("airflow")
     roles = settings.airflow_roles | {LOGIN: "admin"}
+    users = [f"{name}:{role}" for name, role in roles.items()]
     options_of_stack = {
         "core": {
             "fernet_key": secrets["fernet"],
-            "simple_auth_manager_users": ",".join(
-                f"{name}:{role}" for name, role in roles.items()
-            ),
+            "simple_auth_manager_users": ",".join(users),
             "simple_auth_manager_passwords_file": str(folder / "passwords.json"),
             "execution_api_server_url": f"{settings.airflow_address}/execution/",
         },
@@ -84,11 +83,10 @@ def airflow_config(settings: Settings) -> str:
         options_of_stack["database"]["sql_alchemy_conn_async"] = database
     config = ConfigParser(interpolation=None)
     config.read(os.environ.get("AIRFLOW_CONFIG", ""))
-    for options in (OPTIONS, options_of_stack):
-        for section, values in options.items():
-            # Airflow's own reader takes a single % for a reference.
-            escaped = {key: text.replace("%", "%%") for key, text in values.items()}
-            config.read_dict({section: escaped})
+    for section, values in (*OPTIONS.items(), *options_of_stack.items()):
+        # Airflow's own reader takes a single % for a reference.
+        escaped = {key: text.replace("%", "%%") for key, text in values.items()}
+        config.read_dict({section: escaped})
     text = StringIO()
     config.write(text)
     return HEAD + text.getvalue()

@@ -178,16 +178,15 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
 
 def _configured(settings: Settings) -> str:
     """Return a digest of everything that the programs read when they start."""
-    environment = process_environment(settings)
-    airflow_variables = {
-        name: value
-        for name, value in environment.items()
-        if name.startswith("AIRFLOW__")
-    }
+    airflow_variables = [
+        variable
+        for variable in sorted(process_environment(settings).items())
+        if variable[0].startswith("AIRFLOW__")
+    ]
     texts = (
         settings.model_dump_json(),
         airflow_config(settings),
-        json.dumps(airflow_variables, sort_keys=True),
+        json.dumps(airflow_variables),
         configuration(PROGRAMS),
     )
     return sha256("\n".join(texts).encode()).hexdigest()

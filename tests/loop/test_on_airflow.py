@@ -26,6 +26,7 @@ from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.decision_log import DecisionRow, store_decision
+from monitoring.rollout import STEP
 from stack.airflow_api import AirflowApi
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets, process_environment
@@ -347,11 +348,13 @@ def test_a_version_without_an_approval_in_time_is_not_promoted(airflow, settings
 
 def test_a_rollout_on_hold_has_its_reason_as_the_note_of_the_run(airflow, settings):
     add_versions(settings, CANARY)
-    shadow = {"who": "ann", "why": "next", "role": "shadow", "action": "rollout"}
-    with closing(Ledger(settings)) as ledger:
-        promote(Registry(settings), ledger, CANARY, "2", **shadow)
     dag = f"rollout_{CANARY}"
     unpause(airflow, dag)
+    note, states = end_of(airflow, dag, airflow.trigger(dag, {}))
+    assert states == {"look": "skipped", "promoted": "skipped"}, note
+    shadow = {"who": "ann", "why": "next", "role": "shadow", "action": STEP}
+    with closing(Ledger(settings)) as ledger:
+        promote(Registry(settings), ledger, CANARY, "2", **shadow)
     airflow.emit(f"rollout/{CANARY}")
     note, states = end_of(airflow, dag, started_by_events(airflow, dag))
     reason = "version 2 as shadow holds: it has answered 0 of 100 rows"
