@@ -36,7 +36,8 @@ UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NUMBERS, SEGMENTS = [f"number_{n}" for n in range(9)], ["new", "repeat", "loyal"]
 FEATURES = dict.fromkeys(NUMBERS, "float64") | {"segment": "string"}
 LOGGED = """
-SELECT uuid()::VARCHAR AS request_id, 'm' AS model, '1' AS version, 'production' AS "role",
+SELECT uuid()::VARCHAR AS request_id, 'm' AS model, '1' AS version, 0::BIGINT AS created,
+  'production' AS "role",
   TIMESTAMPTZ '2026-11-19 12:00:01Z' + to_microseconds(86398000000 * i // {rows}) AS received,
   received AS as_of, CASE WHEN i % 1000 > 0 THEN i::VARCHAR END AS entity,
   to_json(drawn)::VARCHAR AS features, 'online' AS features_from,
