@@ -61,11 +61,13 @@ def monitored(rig, served):
     now = datetime.now(UTC)
     name = rig.spec.name
     decided = {8: ("ok", "nothing"), 7: ("bad", "retrain"), 4: ("bad", "nothing")}
+    created = Registry(rig.settings).registered(name).created
     for hours, (verdict, action) in decided.items():
         at = now - timedelta(hours=hours)
         row = decision_row(
             model=name,
             version=served.first,
+            created=created,
             as_of=at,
             verdict=verdict,
             action=action,
