@@ -249,10 +249,10 @@ class ModelSpec(Strict):
         names = set(self.outcome_key or ())
         if names and self.snapshots.rows != "label":
             yield 'outcome_key: only for rows = "label" in [snapshots]'
-        taken = names & {*self.entity_key, *self.features, *OURS}
-        if taken:
+        taken_names = names & {*self.entity_key, *self.features, *OURS}
+        if taken_names:
             expected = "a key, a feature or a frame's own column: rename it"
-            yield f"outcome_key: {_listed(taken)} is {expected}"
+            yield f"outcome_key: {_listed(taken_names)} is {expected}"
 
     def _problems_of_segments(self) -> Iterator[str]:
         texts = [name for name, kind in self.features.items() if kind == "string"]

@@ -19,6 +19,8 @@ TRAINING_VIEW = "workflowType=machine_learning"
 """Of MLflow's UI, whatever the browser showed last: the other view is of chat models."""
 NEWEST = 5
 """Versions that are shown beside those in a role, and monitoring runs whose reports are."""
+OF_TRAININGS = "tags.as_of LIKE '%'"
+"""MLflow's filter of trainings: trials of a search have no `as_of`."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Pages:
         entity = answer.get("experiment", {})
         if entity.get("lifecycle_stage") == "deleted":
             return DeletedExperiment(experiment, entity["experiment_id"])
-        runs = self._newest(experiment, "tags.as_of LIKE '%'", 1)
+        runs = self._newest(experiment, OF_TRAININGS, 1)
         return runs[0] if runs else None
 
     def pages(self, model: str, experiment: str) -> ModelPages:

@@ -7,11 +7,12 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from mlflow_server.ledger import Ledger
+from mlflow_server.pages import OF_TRAININGS
 from mlflow_server.registry import Registry
 from mlflow_server.roles import PRODUCTION, last_applied
 from mlflow_server.tracking import Tracking
 from monitoring.decision_log import DecisionRow, newest_decisions
-from training.validate import OF_TRAININGS, moment_of, nothing_new
+from training.validate import moment_of, nothing_new
 
 
 @dataclass(frozen=True)

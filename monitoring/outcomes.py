@@ -198,26 +198,28 @@ def _row_labels(
 ) -> tuple[NDArray[np.float64], int]:
     """Return the label of the row that each answer is about, and how many fit several rows."""
     values = np.full(answers.num_rows, np.nan)
-    asked = units(spec, answers).rename(columns={"as_of": DAY})
-    asked["place"] = range(answers.num_rows)
-    keys = _entity_keys(spec, [*asked["entity"].dropna().unique()])
-    asked = asked.merge(keys, on="entity")
-    if asked.empty:
+    keyed_answers = units(spec, answers).rename(columns={"as_of": DAY})
+    keyed_answers["place"] = range(answers.num_rows)
+    keys = _entity_keys(spec, [*keyed_answers["entity"].dropna().unique()])
+    keyed_answers = keyed_answers.merge(keys, on="entity")
+    if keyed_answers.empty:
         return values, 0
     dataset = load_dataset(spec.dataset)
     label = dataset.labels[spec.label]
     outcome_key = spec.outcome_key or {}
     key = [*spec.entity_key, *(outcome_key or [DAY])]
     for name, kind in outcome_key.items():
-        asked[name] = asked[name].astype("int64" if kind == "int64" else "object")
+        keyed_answers[name] = keyed_answers[name].astype(
+            "int64" if kind == "int64" else "object"
+        )
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
         known_until = _latest(spec, as_of).as_py()
         rows = labels(raw, label, [BEGINNING, known_until], own_rows=True)
         require_outcome_key(spec, rows)
-        entities = {name: asked[name] for name in spec.entity_key}
-        wanted = ibis.memtable(pd.DataFrame(entities).drop_duplicates())
-        rows = rows.semi_join(wanted, [*spec.entity_key])
+        entities = {name: keyed_answers[name] for name in spec.entity_key}
+        wanted_entities = ibis.memtable(pd.DataFrame(entities).drop_duplicates())
+        rows = rows.semi_join(wanted_entities, [*spec.entity_key])
         rows = rows.mutate(
             {name: rows[name].cast(outcome_key[name]) for name in outcome_key}
         )
@@ -225,8 +227,8 @@ def _row_labels(
     is_ambiguous = known_rows.duplicated(key, keep=False)
     certain_rows = known_rows[~is_ambiguous]
     ambiguous_rows = known_rows[is_ambiguous].drop_duplicates(key)
-    ambiguous_count = len(asked.merge(ambiguous_rows, on=key))
-    matches = asked.merge(certain_rows, on=key)
+    ambiguous_count = len(keyed_answers.merge(ambiguous_rows, on=key))
+    matches = keyed_answers.merge(certain_rows, on=key)
     values[matches["place"]] = matches["label"]
     return values, ambiguous_count
 

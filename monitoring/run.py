@@ -14,6 +14,7 @@ from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from core.user_code import in_one_line
 from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.pages import OF_TRAININGS
 from mlflow_server.registry import Registry
 from mlflow_server.roles import (
     PRODUCTION,
@@ -29,7 +30,7 @@ from monitoring.outcomes import backfilled_outcomes, online_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from monitoring.window import Window, window
 from training.reference import Reference, load_reference, spec_of_version
-from training.validate import OF_TRAININGS, moment_of
+from training.validate import moment_of
 
 COUNTS = TypeAdapter(dict[str, ServingCounts])
 """What each replica had counted, in a decision's row."""
@@ -115,7 +116,11 @@ class MonitoringRun:
 
 
 def prepare(
-    settings: Settings, spec: ModelSpec, version: str, as_of: datetime, folder: Path
+    settings: Settings,
+    newest_spec: ModelSpec,
+    version: str,
+    as_of: datetime,
+    folder: Path,
 ) -> tuple[MonitoringRun, Reference | str]:
     """Read what the checks need.
 
@@ -126,8 +131,7 @@ def prepare(
         RegistryError, DataError: A store that it needs does not answer.
 
     """
-    newest_spec = spec
-    spec = spec_of_version(settings, spec, version)
+    spec = spec_of_version(settings, newest_spec, version)
     registry = Registry(settings)
     model = registry.registered(spec.name)
     reference: Reference | str

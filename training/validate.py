@@ -35,8 +35,6 @@ from training.snapshots import Plan, next_matures, plan
 log = logging.getLogger(__name__)
 LONGEST = timedelta(hours=12)
 """A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
-OF_TRAININGS = "tags.as_of LIKE '%'"
-"""MLflow's filter of trainings: trials of a search have no `as_of`."""
 ABOUT_EXPERIMENT = (
     "A run is a training. Its metrics on the test rows (`test/`) stand beside those of the best "
     "constant (`baseline/`) and of the version then in production (`champion/`); its artifact "

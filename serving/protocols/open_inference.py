@@ -151,8 +151,8 @@ def tensors(model: Deployment) -> dict[str, Any]:
     """Return the tensors that a model takes and gives."""
     further = model.signature.further
     inputs = _datatypes(model)
-    needed = {name: inputs[name] for name in inputs if name not in further}
-    return {"inputs": _described(needed), "outputs": _outputs(model)}
+    needed_inputs = {name: inputs[name] for name in inputs if name not in further}
+    return {"inputs": _described(needed_inputs), "outputs": _outputs(model)}
 
 
 def _datatypes(model: Deployment) -> dict[str, str]:
