@@ -158,7 +158,6 @@ def _production(
     """
     registry = Registry(settings)
     name = spec.name
-    dag = f"train_{name}"
     version = registry.production(name)
     if version:
         return version
@@ -167,21 +166,45 @@ def _production(
             f"not trained: {spec.dataset} has no rows, see ingest above; then: "
             f"gyre ingest {spec.dataset}; gyre train {name}"
         )
-    # Such as one that waits for approval.
-    running = airflow.last_runs(dag, state="running")
-    if running:
-        run = running[0]["dag_run_id"]
-    else:
-        parameters = {"reason": "first version, by gyre up"}
-        if as_of:
-            parameters["as_of"] = as_of.isoformat()
-        run = airflow.trigger(dag, parameters)
-    note = airflow.follow(dag, run, tell)["note"]
+    note = _first_training(airflow, spec, as_of)
     version = registry.production(name)
     if version:
         return version
     why = note or "see its run in Airflow"
-    raise StackError(f"{dag} promoted nothing: {why}. Again: gyre train {name}")
+    raise StackError(f"train_{name} promoted nothing: {why}. Again: gyre train {name}")
+
+
+def _first_training(
+    airflow: AirflowApi, spec: ModelSpec, as_of: datetime | None
+) -> str | None:
+    """Follow the training that runs, or a new one, and the question about its version.
+
+    Returns:
+        The note of what ended last.
+
+    Raises:
+        StackError: A task failed, or a version waits for a person.
+
+    """
+    train = f"train_{spec.name}"
+    approve = f"approve_{spec.name}"
+    asks = spec.promotion.approval
+    questions = airflow.last_runs(approve, state="running") if asks else []
+    if not questions:
+        running = airflow.last_runs(train, state="running")
+        if running:
+            run = running[0]["dag_run_id"]
+        else:
+            parameters = {"reason": "first version, by gyre up"}
+            if as_of:
+                parameters["as_of"] = as_of.isoformat()
+            run = airflow.trigger(train, parameters)
+        note: str | None = airflow.follow(train, run, tell)["note"]
+        if note or not asks:
+            return note
+        questions = airflow.last_runs(approve)
+    answer = airflow.follow(approve, questions[0]["dag_run_id"], tell)
+    return str(answer["note"])
 
 
 def _reconcile(settings: Settings, model: str) -> None:

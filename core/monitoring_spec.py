@@ -109,7 +109,8 @@ class Monitoring(Strict):
 class Promotion(Strict):
     """`[promotion]`: approval: a person says yes, in Airflow, before a version is promoted.
 
-    Without an answer within `wait_hours` it is not promoted.
+    `train_<MODEL>` starts `approve_<MODEL>`, which asks and alerts. Trainings go on meanwhile. Without
+    an answer within `wait_hours` it is not promoted.
     """
 
     approval: bool = False

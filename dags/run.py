@@ -75,13 +75,13 @@ def clock_or_signal(cron: str, asset: str) -> AssetOrTimeSchedule:
 def new_dag(
     dag_id: str, doc: str, schedule: Any, subject: str = "", **options: Any
 ) -> DAG:
-    """Return a DAG that runs once at a time, and never for what was missed.
+    """Return a DAG that runs once at a time if not said otherwise, and never for what was missed.
 
     subject: whom alerts about its tasks name, and its tag; the DAG itself by default.
     """
     kind, _, model = dag_id.partition("_")
     first_line = doc.partition("\n")[0]
-    values = {"params": FORM} | options
+    values: dict[str, Any] = {"params": FORM, "max_active_runs": 1} | options
     return DAG(
         dag_id,
         dag_display_name=f"{kind.title()} {model}".strip(),
@@ -89,7 +89,6 @@ def new_dag(
         doc_md=doc,
         schedule=schedule,
         catchup=False,
-        max_active_runs=1,
         tags=["gyre", subject or dag_id],
         default_args=task_defaults(subject or dag_id),
         **values,
@@ -175,3 +174,30 @@ def note(text: str, mlflow_run: str | None = None) -> None:
             airflow.note(dag_run.dag_id, dag_run.run_id, text, link)
     except GyreError as exc:
         log.warning("the note is not shown: %s", exc)
+
+
+def put_into_production(
+    mlflow_run: str, version: str, *, who: str | None = None, comment: str = ""
+) -> str:
+    """Promote a version or begin its rollout; return the outcome, which is the run's note.
+
+    who: a user of Airflow who approved it; None: in the name of who started the training.
+    """
+    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
+    from training.register import promote  # noqa: PLC0415
+
+    settings, spec = task_inputs()
+    tracking = Tracking(settings)
+    tags = tracking.run(mlflow_run).tags
+    reason = tags["reason"]
+    with tracking.on_record(mlflow_run):
+        outcome = promote(
+            settings,
+            spec,
+            mlflow_run,
+            version,
+            who=f"airflow:{who}" if who else tags["who"],
+            reason=f"{reason}; {comment}" if comment else reason,
+        )
+    note(outcome, mlflow_run)
+    return outcome

@@ -2,17 +2,17 @@
 
 It starts on the spec's schedule, by hand, and on the Asset `drift/<MODEL>`. When it starts it reads
 which decisions to retrain no run has answered: its reason and its moment are theirs. The stages are
-listed in training/stages.py, a file each; a task's result is an id, never data.
+listed in training/stages.py, a file each; a task's result is an id, never data. Where a person
+approves, it ends when `approve_<MODEL>` has begun to ask.
 """
 
-from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Asset, Param, chain, get_current_context, task
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Asset, Param, chain, task
 
 from core.settings import load_settings
 from core.spec import ModelSpec, load_spec
-from dags.approval import APPROVAL_FORM, Approval, answer_of
 from dags.run import (
     FORM,
     clock_or_signal,
@@ -20,6 +20,7 @@ from dags.run import (
     for_each_model,
     model_dag,
     note,
+    put_into_production,
     task_inputs,
 )
 from stack.airflow_api import promotion_asset
@@ -54,18 +55,24 @@ def train_dag(spec: ModelSpec) -> None:
                 task_id=stage.name, task_display_name=stage.title
             )
             steps.append(named_task(stage.name, MLFLOW_RUN))
-        if spec.promotion.approval:
-            question = Approval(
-                task_id="approval",
-                task_display_name="Ask for approval",
-                subject=f"Put a version of {spec.name} into production?",
-                defaults=Approval.REJECT,
-                response_timeout=timedelta(hours=spec.promotion.wait_hours),
-                params=APPROVAL_FORM,
-            )
-            steps.append(question)
-        signal = promote.override(outlets=[Asset(promotion_asset(spec))])
-        chain(*steps, signal(MLFLOW_RUN, VERSION))
+        steps.append(_last_step(spec))
+        chain(*steps)
+
+
+def _last_step(spec: ModelSpec) -> Any:
+    """Return the task that promotes, or has a person decide while other trainings run."""
+    if spec.promotion.approval:
+        return TriggerDagRunOperator(
+            task_id="ask",
+            task_display_name="Ask for approval",
+            trigger_dag_id=f"approve_{spec.name}",
+            conf={"mlflow_run": MLFLOW_RUN},
+            # A second try after a kill asks no second time.
+            trigger_run_id=MLFLOW_RUN,
+            skip_when_already_exists=True,
+        )
+    signal = promote.override(outlets=[Asset(promotion_asset(spec))])
+    return signal(MLFLOW_RUN, VERSION)
 
 
 def fail_mlflow_run(context: Any) -> None:
@@ -127,27 +134,8 @@ def _result_of(name: str, mlflow_run: str) -> Any:
 
 @task(task_display_name="Promote")
 def promote(mlflow_run: str, version: str) -> str:
-    """Promote the version or begin its rollout; an approved one in the name of its approver."""
-    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
-    from training.register import promote as put_into_production  # noqa: PLC0415
-
-    settings, spec = task_inputs()
-    context: Any = get_current_context()
-    tracking = Tracking(settings)
-    tags = tracking.run(mlflow_run).tags
-    actor = tags["who"]
-    reason = tags["reason"]
-    approval = context["ti"].xcom_pull("approval") if spec.promotion.approval else None
-    if approval:
-        name, comment = answer_of(approval)
-        actor = f"airflow:{name}"
-        reason = f"{reason}; {comment}" if comment else reason
-    with tracking.on_record(mlflow_run):
-        outcome = put_into_production(
-            settings, spec, mlflow_run, version, who=actor, reason=reason
-        )
-    note(outcome, mlflow_run)
-    return outcome
+    """Promote the version or begin its rollout."""
+    return put_into_production(mlflow_run, version)
 
 
 for_each_model(train_dag)

@@ -32,6 +32,8 @@ FAILED = " failed: "
 """Separates task and error in the cause of an alert about a failed task."""
 ROLLOUT = "rollout of "
 """Begins the cause of an alert that a rollout was stopped."""
+WAITS = " waits for approval"
+"""Ends the cause of an alert that a person is asked."""
 LONGEST = 100
 """Characters of an error that are compared with those of others."""
 Severity = Literal["moderate", "significant", "critical"]
@@ -69,10 +71,16 @@ class Alerts(Store):
     """Alerts about models and datasets."""
 
     def alert(
-        self, subject: str, cause: str, content: str | DriftAlert, at: datetime
+        self,
+        subject: str,
+        cause: str,
+        content: str | DriftAlert,
+        at: datetime,
+        *,
+        until: datetime | None = None,
     ) -> bool:
         """Deliver an alert unless that of this incident was; say whether one went out now."""
-        self.note(subject, cause, content, at)
+        self.note(subject, cause, content, at, until=until)
         return self.deliver(subject, at) > 0
 
     def alert_failure(self, subject: str, task: str, error: str, at: datetime) -> None:
@@ -81,10 +89,20 @@ class Alerts(Store):
         self.alert(subject, f"{task}{FAILED}{start}", f"{task}{FAILED}{error}", at)
 
     def note(
-        self, subject: str, cause: str, content: str | DriftAlert, at: datetime
+        self,
+        subject: str,
+        cause: str,
+        content: str | DriftAlert,
+        at: datetime,
+        *,
+        until: datetime | None = None,
     ) -> None:
-        """Count the open incident of `cause`, or begin one; the next `deliver` sends it."""
-        sighting = {"message": content, "details": None, "last": at.isoformat()}
+        """Count the open incident of `cause`, or begin one; the next `deliver` sends it.
+
+        until: How long the cause is known to stay, where nobody looks for it again.
+        """
+        last = until or at
+        sighting = {"message": content, "details": None, "last": last.isoformat()}
         if isinstance(content, DriftAlert):
             sighting["message"] = content.message
             sighting["details"] = DRIFT_ALERTS.dump_json(content).decode()
@@ -134,6 +152,10 @@ class Alerts(Store):
             rows = connection.execute(query.order_by(ALERTS.c.first, ALERTS.c.sequence))
             return [dict(row) for row in rows.mappings()]
 
+    def end(self, subject: str, cause: str) -> None:
+        """Delete the alerts of a cause that is gone."""
+        self._execute(sql.delete(ALERTS).filter_by(model=subject, cause=cause))
+
     def end_failures(self, dag: str, task: str = "") -> None:
         """Delete the alerts about failed tasks of a DAG, or of one task, whose work is done since."""
         start = f"{dag}.{task}{FAILED}" if task else f"{dag}."
@@ -155,6 +177,11 @@ class Alerts(Store):
     def _begin(self) -> Iterator[sql.Connection]:
         with refused("alerts"), self._engine.begin() as connection:
             yield connection
+
+
+def cause_of_question(version: str) -> str:
+    """Return the cause of the alert that a version waits for a person."""
+    return f"version {version}{WAITS}"
 
 
 def is_open(alert: Mapping[str, Any], now: datetime) -> bool:

@@ -54,7 +54,13 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
             requirements=_requirements(model),
         )
     tracking.log(run_id, tags={"version": registered.version})
+    if spec.promotion.approval:
+        tracking.end(run_id, _waits(registered.version))
     return registered.version
+
+
+def _waits(version: str) -> str:
+    return f"version {version} is registered and waits for approval"
 
 
 def _requirements(model: ModelFile) -> list[str]:
@@ -135,6 +141,20 @@ def promote(
     return outcome
 
 
+def version_of(settings: Settings, spec: ModelSpec, run_id: str) -> str:
+    """Return the version that a training registered.
+
+    Raises:
+        PromotionRefusedError: It registered none, or the model was deleted and made anew since.
+        RegistryError: MLflow does not answer, or has no such version.
+
+    """
+    version = Tracking(settings).run(run_id).tags.get("version")
+    if version and Registry(settings).version(spec.name, version).run_id == run_id:
+        return version
+    raise PromotionRefusedError(f"{spec.name}: no version of it is of run {run_id}")
+
+
 def settled(
     settings: Settings, spec: ModelSpec, run_id: str, version: str
 ) -> str | None:
@@ -187,7 +207,7 @@ def ask(
     tracking = Tracking(settings)
     champion = load_evaluation(tracking, run_id).champion_version
     tags = tracking.run(run_id).tags
-    tracking.end(run_id, f"version {version} is registered and waits for approval")
+    tracking.end(run_id, _waits(version))
     place = f"in place of version {champion}" if champion else "as the first one"
     subject = f"Put version {version} of {spec.name} into production, {place}?"
     if _begins_rollout(spec, champion):
@@ -212,8 +232,8 @@ def wait_in_shell(
     replaces = f"--replaces {champion or 'none'}"
     where = "--rollout" if _begins_rollout(spec, champion) else replaces
     outcome = (
-        f"version {version} is registered and waits for approval: gyre promote {spec.name} "
-        f"{version} {where} --reason … (what train_{spec.name} trains is approved in Airflow)"
+        f"{_waits(version)}: gyre promote {spec.name} {version} {where} --reason …, or in Airflow "
+        f"approve_{spec.name} for MLflow run {run_id}"
     )
     tracking.end(run_id, outcome)
     return outcome

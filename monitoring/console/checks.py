@@ -6,7 +6,7 @@ from typing import Any
 
 from feature_repo.broker import MAX_LAG_SECONDS, ConsumerLag
 from feature_repo.dataset_record import DatasetRecord
-from mlflow_server.alerts import FAILED, ROLLOUT
+from mlflow_server.alerts import FAILED, ROLLOUT, WAITS
 from mlflow_server.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
 from monitoring.check import CheckResult, Status
@@ -337,7 +337,12 @@ def _alerts(
         remedy = f"For the decision: `gyre decide {model} --explain`"
         if alert["cause"].startswith(ROLLOUT):
             remedy = f"For its steps: `gyre ledger {model}`"
+        link = f"/status/{model}#heard"
+        if alert["cause"].endswith(WAITS):
+            remedy = "Approve or reject it in Airflow, in the run that waits."
+            link = f"airflow/dags/approve_{model}/runs"
         if failed:
+            link = f"airflow/dags/{dag}/runs"
             remedy = (
                 "Read the log of the failed task; fix the cause, then clear the task."
             )
@@ -352,7 +357,7 @@ def _alerts(
             status="alert",
             words=words,
             remedy=remedy,
-            link=f"airflow/dags/{dag}/runs" if failed else f"/status/{model}#heard",
+            link=link,
         )
 
 

@@ -10,7 +10,12 @@ import pytest
 
 from core.spec import load_spec
 from feature_repo.dataset_record import DatasetRecord
-from mlflow_server.alerts import DRIFT_ALERTS, ROLLOUT, DriftAlert
+from mlflow_server.alerts import (
+    DRIFT_ALERTS,
+    ROLLOUT,
+    DriftAlert,
+    cause_of_question,
+)
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.pages import DeletedExperiment, RunPage
 from monitoring.check import CheckResult
@@ -190,6 +195,14 @@ def test_a_deleted_experiment_and_a_stopped_rollout_have_the_remedy_that_shows_t
     assert (
         checked(stopped)["alerts"].remedy == f"For its steps: `gyre ledger {SPEC.name}`"
     )
+
+
+def test_a_version_that_waits_for_a_person_is_named_as_long_as_it_waits():
+    until = NOW + timedelta(hours=72)
+    asked = alerted(cause=cause_of_question("3"), last=until.isoformat())
+    check = checked(asked)["alerts"]
+    page = f"airflow/dags/approve_{SPEC.name}/runs"
+    assert (state(check), check.link) == ("attention", page)
 
 
 def test_lost_rows_are_a_problem_though_there_are_too_few_answers_for_a_verdict():

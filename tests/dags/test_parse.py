@@ -114,7 +114,7 @@ def test_a_broken_spec_or_dag_leaves_the_dags_of_all_other_models(bag):
     expected = {f"{kind}_{name}" for name in models for kind in KINDS}
     for name in ("unbuilt", "of_events"):
         expected |= {f"train_{name}", f"monitor_{name}"}
-    expected |= {"rollout_canary", "own", "ingest", "maintain"}
+    expected |= {"rollout_canary", "approve_approved", "own", "ingest", "maintain"}
     assert set(bag["dags"]) == expected
 
 
@@ -137,7 +137,7 @@ def test_every_dag_alerts_on_failure_and_shipped_dags_run_one_at_a_time_without_
     for name, dag in bag["dags"].items():
         assert dag["alerts"] is True
         assert dag["ends_alerts"] is True
-        assert dag["runs"] == [None, False, 1] or name == "own"
+        assert dag["runs"] == [None, False, 1] or name in {"own", "approve_approved"}
 
 
 def test_training_goes_through_every_stage_in_order(bag):
@@ -148,8 +148,8 @@ def test_training_goes_through_every_stage_in_order(bag):
     assert 0 < dag["longest"] < LONGEST.total_seconds(), (
         "a training that takes longer has died"
     )
-    approved = bag["dags"]["train_approved"]["tasks"]
-    assert (approved["register"], approved["approval"]) == (["approval"], ["promote"])
+    assert bag["dags"]["train_approved"]["tasks"]["register"] == ["ask"]
+    assert bag["dags"]["approve_approved"]["tasks"]["approval"] == ["promote"]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,8 @@ def test_training_goes_through_every_stage_in_order(bag):
         (f"train_{MODEL}", {"starts_by": f"drift/{MODEL}", "on_failure": True,
          "signals": {"promote": f"promoted/{MODEL}"}, "form": ["as_of", "force", "reason"]}),
         ("train_canary", {"signals": {"promote": "rollout/canary"}}),
+        ("approve_approved", {"signals": {"promote": "promoted/approved"},
+         "form": ["mlflow_run"]}),
         (f"monitor_{MODEL}", {"starts_by": f"promoted/{MODEL}",
          "tasks": {"monitor": ["retrain"], "retrain": []},
          "signals": {"retrain": f"drift/{MODEL}"}}),

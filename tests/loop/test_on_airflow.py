@@ -1,7 +1,7 @@
 """The shipped DAGs on a real Airflow, beside MLflow and a fifth of the demo's customers.
 
-Every DAG is paused until a test wants it. There are three more models than the shipped one: a
-person approves the versions of two, and those of the third come into production step by step.
+Every DAG is paused until a test wants it. There are four more models than the shipped one: a
+person approves the versions of three, and those of the third come into production step by step.
 """
 
 import json
@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cli.up import _first_training
 from core.errors import StackError
+from core.monitoring_spec import Promotion
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.source import pull
-from mlflow_server.alerts import Alerts
+from mlflow_server.alerts import WAITS, Alerts, is_open
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
@@ -53,10 +55,12 @@ MODEL = "customer_churn_model"
 TRAIN = f"train_{MODEL}"
 ORDERS = load_dataset("orders")
 APPROVED = "approved_model"
+PATIENT = "patient_model"
 HASTY = "hasty_model"
 CANARY = "canary_model"
 MORE_LINES = {
     APPROVED: "[promotion]\napproval = true\nwait_hours = 1",
+    PATIENT: "[promotion]\napproval = true",
     HASTY: "[promotion]\napproval = true\nwait_hours = 0.0005",
     CANARY: '[rollout]\npolicy = "canary"',
 }
@@ -245,7 +249,12 @@ def test_a_user_has_the_role_of_the_settings_and_no_header_gives_a_role(
 def start_at_approval(airflow, settings, model):
     """Start a run of the training DAG as if every task up to `register` had done its work."""
     tracking = Tracking(settings)
-    tags = {"as_of": AS_OF.isoformat(), "reason": "drift of spend", "who": "airflow"}
+    tags = {
+        "as_of": AS_OF.isoformat(),
+        "reason": "drift of spend",
+        "who": "airflow",
+        "version": "2",
+    }
     run_id = tracking.start_or_find_run(model, model, model, tags)
     y = np.arange(200) % 2
     better = Scored(np.where(y, 0.8, 0.2), 0.5)
@@ -265,24 +274,35 @@ def start_at_approval(airflow, settings, model):
     request(airflow, "POST", runs, json=body)
     success = {"new_state": "success", "include_upstream": True}
     request(airflow, "PATCH", f"{tasks}/register", json=success)
-    for task, value in (("validate", run_id), ("register", "2")):
-        result = {"key": "return_value", "value": value}
-        request(airflow, "POST", f"{tasks}/{task}/xcomEntries", json=result)
+    result = {"key": "return_value", "value": run_id}
+    request(airflow, "POST", f"{tasks}/validate/xcomEntries", json=result)
+    unpause(airflow, f"approve_{model}")
     unpause(airflow, dag)
+    _, states = end_of(airflow, dag, "asks")
+    assert states["ask"] == "success", "a training does not wait for a person"
     return run_id
 
 
-def answer(airflow, dag, choice, comment):
+def waiting(settings, model):
+    """Return the open alerts that a version of the model waits, each with its link."""
+    with closing(Alerts(settings)) as stored:
+        rows = stored.rows(model)
+    messages = [row["message"] for row in rows if row["cause"].endswith(WAITS)]
+    assert all(is_open(row, datetime.now(UTC)) for row in rows)
+    return messages
+
+
+def answer(airflow, dag, run, choice, comment):
     """Answer as a person does, once there is a question; return the question."""
-    details = f"/dags/{dag}/dagRuns/asks/taskInstances/approval/-1/hitlDetails"
+    details = f"/dags/{dag}/dagRuns/{run}/taskInstances/approval/-1/hitlDetails"
 
     def is_waiting():
-        return task_state(airflow, dag, "asks", "approval") == "awaiting_input"
+        return task_state(airflow, dag, run, "approval") == "awaiting_input"
 
     wait_until("the question", is_waiting)
     link = f"{dag} waits for your answer: http://127.*/approval/req"
     with pytest.raises(StackError, match=link):
-        airflow.follow(dag, "asks", lambda _: None)
+        airflow.follow(dag, run, lambda _: None)
     # The scheduler has yet to hear that the asking process has ended: told of it after an answer
     # of the same second, it takes the task for killed, and asks again.
     time.sleep(3)
@@ -302,30 +322,24 @@ def end_of(airflow, dag, run):
 
 def test_a_person_rejects_a_version_and_approves_it_later(airflow, settings):
     run_id = start_at_approval(airflow, settings, APPROVED)
-    dag = f"train_{APPROVED}"
-    question = answer(airflow, dag, "Reject", "too few rows")
+    dag = f"approve_{APPROVED}"
+    question = answer(airflow, dag, run_id, "Reject", "too few rows")
     assert question["subject"] == (
         "Put version 2 of approved_model into production, in place of version 1?"
     )
     assert f"runs/{run_id}/artifacts/model_card.html)" in question["body"]
-    note, states = end_of(airflow, dag, "asks")
+    note, states = end_of(airflow, dag, run_id)
     assert note == "not approved: version 2: rejected by admin: too few rows"
-    assert (states["approval"], states["promote"]) == ("success", "skipped")
+    assert states == {"approval": "success", "promote": "skipped"}
     run = Tracking(settings).run(run_id)
     assert (run.status, run.tags["outcome"]) == ("FINISHED", note)
     assert stages(settings, APPROVED)["2"] == "Staging"
     assert Registry(settings).production(APPROVED) == "1"
+    assert waiting(settings, APPROVED) == []
 
-    again = {
-        "dag_run_id": "asks",
-        "task_ids": ["approval"],
-        "include_downstream": True,
-        "dry_run": False,
-        "only_failed": False,
-    }
-    request(airflow, "POST", f"/dags/{dag}/clearTaskInstances", json=again)
-    answer(airflow, dag, "Approve", "enough after all")
-    note, states = end_of(airflow, dag, "asks")
+    again = airflow.trigger(dag, {"mlflow_run": run_id})
+    answer(airflow, dag, again, "Approve", "enough after all")
+    note, states = end_of(airflow, dag, again)
     assert note == "version 2 is in production, in place of 1"
     assert states["promote"] == "success"
     with closing(Ledger(settings)) as ledger:
@@ -335,15 +349,43 @@ def test_a_person_rejects_a_version_and_approves_it_later(airflow, settings):
     assert row.why == "drift of spend; enough after all"
 
 
+def test_a_question_is_told_and_holds_up_no_training(airflow, settings):
+    run_id = start_at_approval(airflow, settings, PATIENT)
+    dag = f"approve_{PATIENT}"
+    wait_until("the question", lambda: waiting(settings, PATIENT))
+    (message,) = waiting(settings, PATIENT)
+    page = f"{settings.link('airflow')}/dags/{dag}/runs/{run_id}/tasks/approval/"
+    assert "Put version 2 of patient_model into production" in message
+    assert page in message
+    changes = {"name": PATIENT, "promotion": Promotion(approval=True)}
+    spec = load_spec(MODEL).model_copy(update=changes)
+    with pytest.raises(StackError, match=f"{dag} waits for your answer: http"):
+        _first_training(airflow, spec, None)
+    told = alerts(settings, "version 2 waits for approval")
+    assert [row["message"] for row in told if row["model"] == PATIENT] == [message]
+
+    train = f"train_{PATIENT}"
+    run = airflow.trigger(train, {"as_of": AS_OF.isoformat()})
+    state = partial(task_state, airflow, train, run, "validate")
+    wait_until("the next training", lambda: state() in {"success", "failed"})
+    request(airflow, "PATCH", f"/dags/{train}/dagRuns/{run}", json={"state": "failed"})
+    assert task_state(airflow, dag, run_id, "approval") == "awaiting_input"
+    answer(airflow, dag, run_id, "Reject", "")
+    end_of(airflow, dag, run_id)
+    assert waiting(settings, PATIENT) == []
+
+
 def test_a_version_without_an_approval_in_time_is_not_promoted(airflow, settings):
-    start_at_approval(airflow, settings, HASTY)
-    dag = f"train_{HASTY}"
-    approval = partial(task_state, airflow, dag, "asks", "approval")
+    run_id = start_at_approval(airflow, settings, HASTY)
+    dag = f"approve_{HASTY}"
+    wait_until("its run", lambda: airflow.last_runs(dag))
+    approval = partial(task_state, airflow, dag, run_id, "approval")
     wait_until("its end", lambda: approval() == "success")
-    note, states = end_of(airflow, dag, "asks")
+    note, states = end_of(airflow, dag, run_id)
     assert note == "not approved: version 2: nobody answered within 0.0005 h"
-    assert (states["approval"], states["promote"]) == ("success", "skipped")
+    assert states == {"approval": "success", "promote": "skipped"}
     assert Registry(settings).production(HASTY) == "1"
+    assert waiting(settings, HASTY) == []
 
 
 def test_a_rollout_on_hold_has_its_reason_as_the_note_of_the_run(airflow, settings):

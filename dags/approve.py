@@ -1,0 +1,145 @@
+"""`approve_<MODEL>`: a person puts a version into production, or leaves it where it is.
+
+For specs with `approval = true` of `[promotion]`. `train_<MODEL>` starts a run for each version that
+passed the gates; by hand it asks again, by the MLflow run of a training. The question stands among
+Airflow's required actions, and an alert says so. Questions wait side by side, and hold up no training.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Asset, Param, get_current_context, task
+
+from core.settings import Settings
+from core.spec import ModelSpec
+from dags.run import (
+    current_run,
+    for_each_model,
+    model_dag,
+    note,
+    put_into_production,
+    task_inputs,
+)
+from stack.airflow_api import promotion_asset
+
+QUESTIONS = 16
+"""That wait at once for a model; further ones are asked after these."""
+FORM = {
+    "mlflow_run": Param(
+        type="string", description="Id of the MLflow run that trained the version."
+    )
+}
+ANSWER_FORM = {
+    "comment": Param("", type="string", description="Why; it is kept with the outcome.")
+}
+"""What a person fills in; Airflow takes it as the task's `params`."""
+
+
+def approve_dag(spec: ModelSpec) -> None:
+    if not spec.promotion.approval:
+        return
+    dag = model_dag(
+        "approve",
+        spec,
+        __doc__,
+        None,
+        params=FORM,
+        max_active_runs=QUESTIONS,
+    )
+    with dag:
+        question = Approval(
+            task_id="approval",
+            task_display_name="Ask for approval",
+            subject=f"Put a version of {spec.name} into production?",
+            defaults=Approval.REJECT,
+            response_timeout=timedelta(hours=spec.promotion.wait_hours),
+            params=ANSWER_FORM,
+        )
+        signal = promote.override(outlets=[Asset(promotion_asset(spec))])
+        question >> signal()
+
+
+class Approval(ApprovalOperator):
+    """Waits as long as the spec says; rejected or unanswered, what follows is skipped.
+
+    Either ends green, with the outcome as note and in MLflow. `answer_of` reads its result.
+    """
+
+    def execute(self, context: Any) -> None:
+        from training.register import ask, settled  # noqa: PLC0415  (heavy)
+
+        candidate = _candidate()
+        if settled(*candidate):
+            return  # nothing to ask: `promote` says what became of it
+        self.subject, self.body = ask(*candidate)
+        note(f"waits for approval: {self.subject}")
+        self._alert(context)
+        super().execute(context)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
+
+        settings, spec, mlflow_run, version = _candidate()
+        with Alerts(settings) as alerts:
+            alerts.end(spec.name, cause_of_question(version))
+        if event.get("chosen_options") == [self.REJECT]:
+            from training.register import not_approved  # noqa: PLC0415  (heavy)
+
+            name, comment = answer_of(event)
+            hours = spec.promotion.wait_hours
+            reason = (
+                f"rejected by {name}" if name else f"nobody answered within {hours:g} h"
+            )
+            if comment:
+                reason = f"{reason}: {comment}"
+            note(not_approved(settings, mlflow_run, version, reason))
+        return super().execute_complete(context, event)
+
+    def _alert(self, context: Any) -> None:
+        """Tell people that a question waits for them, and where."""
+        from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
+
+        settings, spec, _, version = _candidate()
+        now = datetime.now(UTC)
+        until = now + timedelta(hours=spec.promotion.wait_hours)
+        page = self.generate_link_to_ui_from_context(
+            context=context, base_url=settings.link("airflow")
+        )
+        with Alerts(settings) as alerts:
+            alerts.alert(
+                spec.name,
+                cause_of_question(version),
+                f"{self.subject} Answer until {until:%Y-%m-%d %H:%M} UTC: {page}",
+                now,
+                until=until,
+            )
+
+
+def _candidate() -> tuple[Settings, ModelSpec, str, str]:
+    """Return settings, spec, the MLflow run of the form, and the version that it made."""
+    from training.register import version_of  # noqa: PLC0415  (heavy)
+
+    settings, spec = task_inputs()
+    mlflow_run = current_run().form["mlflow_run"]
+    return settings, spec, mlflow_run, version_of(settings, spec, mlflow_run)
+
+
+def answer_of(event: dict[str, Any]) -> tuple[str | None, str]:
+    """Return who answered (None: nobody did in time) and the comment."""
+    user = event["responded_by_user"]
+    form = event["params_input"] or {}
+    return user and user["name"], str(form.get("comment") or "")
+
+
+@task(task_display_name="Promote")
+def promote() -> str:
+    """Promote the version or begin its rollout, in the name of who approved it."""
+    context: Any = get_current_context()
+    answer = context["ti"].xcom_pull("approval")
+    who, comment = answer_of(answer) if answer else (None, "")
+    *_, mlflow_run, version = _candidate()
+    return put_into_production(mlflow_run, version, who=who, comment=comment)
+
+
+for_each_model(approve_dag)
