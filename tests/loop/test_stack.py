@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import partial
 
 import httpx
@@ -12,6 +13,7 @@ import psutil
 import psycopg
 import pytest
 
+from cli.demo import AGE, DemoRun
 from core.errors import StackError
 from core.settings import PROJECT
 from core.spec import load_spec
@@ -22,6 +24,8 @@ from tests.conftest import BIN, at_most, new_settings, wait_until
 from tests.postgres import postgres_server
 
 MODEL = "customer_churn_model"
+FIRST = datetime.now(UTC) - AGE
+"""As of when the first version is: the customers of today are others."""
 FIELDS = {
     "customer_id", "prediction", "probability", "model_version", "request_id", "features_from",
     "in_population", "logged",
@@ -78,14 +82,18 @@ def stack(request, tmp_path_factory):
     """A stack whose databases are of either kind; `database` is the server of PostgreSQL."""
     folder = tmp_path_factory.mktemp("stack")
     with ExitStack() as opened:
-        stack = Stack(new_settings(folder / "home"))
+        settings = new_settings(folder / "home", demo_start=None)
+        server = None
         if request.param == "PostgreSQL":
             server = opened.enter_context(postgres_server(folder / "postgres.log"))
-            stack.database = server
             url = server.address.replace("s:", "sql:")
+            settings = settings.model_copy(update={"database_url": url})
+        stack = Stack(settings)
+        if server:
+            stack.database = server
             stack.environment["GYRE_DATABASE_URL"] = url
         opened.callback(stack.run, "down")
-        stack.first_output = stack.run("up")
+        stack.first_output = stack.run(f"up --as-of {FIRST.isoformat()}")
         yield stack
 
 
@@ -117,27 +125,46 @@ def test_a_second_up_changes_nothing_and_a_second_training_learns_nothing(stack)
     assert time.monotonic() - began < at_most(60)
     assert stack.ledger() == ledger
     assert stack.programs() == programs
-    assert "nothing new to learn" in stack.run(f"train {MODEL}")
+    again = stack.run(f"train {MODEL} --as-of {FIRST.isoformat()}")
+    assert "nothing new to learn" in again
 
 
-def test_the_command_of_airflow_runs_dags_in_a_shell_with_what_gyre_env_prints(stack):
+def test_drift_starts_a_training_whose_version_answers_in_place_of_the_first(stack):
     with AirflowApi(stack.settings) as airflow:
-        dag_count = airflow._get("/dags")["total_entries"]
+        assert DemoRun(stack.settings, airflow).run()
+    _, second = stack.ledger()
+    assert (second["from"], second["to"]) == ("1", "2")
+    assert second["who"] == "airflow:asset_triggered"
+    assert re.match(r"drift of version 1: .*\w+: PSI \d", second["why"])
+    assert stack.predict().json()["model_version"] == "2"
+
+
+def test_the_command_of_airflow_works_in_a_shell_with_what_gyre_env_prints(stack):
+    own = {k: v for k, v in stack.environment.items() if k.startswith("GYRE_")}
+
+    def airflow(*commands):
+        lines = ['eval "$(gyre env)"', *(f"airflow {command}" for command in commands)]
+        return run("\n".join(lines), PROJECT, outer_environment() | own, 0, 1500)
+
+    with AirflowApi(stack.settings) as api:
+        dag_count = api._get("/dags")["total_entries"]
         for dag in ("ingest", f"train_{MODEL}"):
-            # The stack's scheduler would take tasks of a DAG that is not paused.
-            commands = f"""eval "$(gyre env)"
-            airflow dags pause --yes {dag}
-            airflow dags test {dag}
-            airflow dags unpause --yes {dag}"""
-            given = {
-                k: v for k, v in stack.environment.items() if k.startswith("GYRE_")
-            }
-            manual_runs = partial(airflow.last_runs, dag, 50, run_type="manual")
+            manual_runs = partial(api.last_runs, dag, 50, run_type="manual")
             run_count = len(manual_runs())
-            run(commands, PROJECT, outer_environment() | given, 0, 1500)
+            # The stack's scheduler would take tasks of a DAG that is not paused.
+            airflow(
+                f"dags pause --yes {dag}",
+                f"dags test {dag}",
+                f"dags unpause --yes {dag}",
+            )
             newest, *older = manual_runs()
             assert (newest["state"], len(older)) == ("success", run_count)
-        assert airflow._get("/dags")["total_entries"] == dag_count
+        assert api._get("/dags")["total_entries"] == dag_count
+    assert f"train_{MODEL}" in airflow("dags list")
+    assert "register" in airflow(f"tasks list train_{MODEL}")
+    assert f"drift/{MODEL}" in airflow("assets list")
+    assert "manual__" in airflow("dags list-runs ingest", "dags next-execution ingest")
+    airflow("dags trigger maintain", "pools list", "jobs check", "db check")
 
 
 def test_a_promotion_starts_a_monitoring_run(stack):
