@@ -1,11 +1,12 @@
 # `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
 .PHONY: help install up down status demo check test faults image containers cluster nightly bench docs extras spark
-.PHONY: audit lock environment python tools
+.PHONY: audit lock environment python tools jdk
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
 DEV := .venv/dev.stamp
+KSERVE := .venv-kserve/gyre.stamp
 SITE := .venv-docs/gyre.stamp
 # What a target has added to the environment stays in it, at the versions of its lock file.
 added = $(if $(wildcard .venv/lib/*/site-packages/$(1)), $(2).lock)
@@ -65,7 +66,7 @@ HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
 	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
-nightly: environment spark .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; a cluster, all containers.
+nightly: environment spark jdk $(KSERVE) .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; a cluster, all containers.
 	$(BIN)/pytest -m "nightly and not timed" --numprocesses=2 --no-loadscope-reorder
 	@# Promises in seconds, one test at a time.
 	TEST_TIMES=promised $(BIN)/pytest -m timed
@@ -86,7 +87,9 @@ docs: environment $(SITE) ## Write docs/reference/ from the code, build site/htm
 	@$(BIN)/python -m docs.site
 
 # Environments of their own: what the checks and the stack run on stays as it is.
-$(SITE): docs/requirements.lock | environment
+$(SITE): docs/requirements.lock
+$(KSERVE): tests/kserve.lock
+$(SITE) $(KSERVE): | environment
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	@$(BIN)/uv pip sync --quiet --python $(@D) --require-hashes $<
 	@touch $@
@@ -108,6 +111,10 @@ spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, f
 	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
 	@$(BIN)/uv pip install --quiet --require-hashes --requirements spark.lock
 
+jdk: # For tests of its client.
+	@command -v javac > /dev/null || { $(APT) update --quiet=2 \
+	  && $(APT) install --yes --no-install-recommends openjdk-17-jdk-headless; }
+
 audit: install ## List the known vulnerabilities of the lock files, asked of PyPI.
 	@for lock in requirements.lock extras.lock dev.lock spark.lock; do \
 	  echo $$lock; $(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes --requirement $$lock || failed=1; \
@@ -121,6 +128,7 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) --group dev --constraints requirements.lock --constraints extras.lock -o dev.lock
 	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
+	$(BIN)/$(LOCK) --group kserve -o tests/kserve.lock
 	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
 	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock extras.lock dev.lock | grep -v ^boto | $(BIN)/$(LOCK) \
 	  --group dynamodb --constraints /dev/stdin -o deploy/dynamodb.lock
