@@ -5,19 +5,30 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from core.training_spec import Metric, Strict
+from core.training_spec import LOWER_IS_BETTER, Metric, Strict
 
 YEAR = 365 * 24
 """Hours."""
 
 
 class MetricLimit(Strict):
-    """How much worse a metric may be than at evaluation: the sum of both, beyond chance."""
+    """How bad a metric may be: than at evaluation, by the sum of `worse` and `worse_share`, and
+    beyond chance; and as a value.
+    """
 
-    worse: float = Field(0, ge=0)
+    worse: float | None = Field(None, ge=0)
     """Than when the version was evaluated, in points."""
-    worse_share: float = Field(0, ge=0)
+    worse_share: float | None = Field(None, ge=0)
     """The same, as a share of what it was."""
+    at_least: float | None = None
+    """Whatever it was at evaluation; of a metric of which more is better."""
+    at_most: float | None = None
+    """Whatever it was at evaluation; of a metric of which less is better."""
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether it names how much worse than at evaluation the metric may be."""
+        return self.worse is not None or self.worse_share is not None
 
 
 KINDS = frozenset(
@@ -38,6 +49,7 @@ KINDS = frozenset(
     }
 )
 """What checks are about (monitoring/check.py)."""
+RELATIVE = {"worse", "worse_share"}
 METRIC_LIMITS: dict[str, dict[str, float]] = {
     "f1": {"worse": 0.05},
     "auc": {"worse": 0.05},
@@ -45,12 +57,19 @@ METRIC_LIMITS: dict[str, dict[str, float]] = {
     "log_loss": {"worse": 0.05},
     "rmse": {"worse_share": 0.05},
 }
-"""Of the metrics that a spec does not name."""
+"""How much worse metrics may be of which a spec does not say that."""
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
 def _with_defaults(given: object) -> object:
-    return METRIC_LIMITS | given if isinstance(given, dict) else given
+    """Add the defaults, also to a metric that has a floor or a ceiling alone."""
+    if not isinstance(given, dict):
+        return given
+    limits: dict[str, object] = {**METRIC_LIMITS, **given}
+    for metric, limit in given.items():
+        if isinstance(limit, dict) and not limit.keys() & RELATIVE:
+            limits[metric] = METRIC_LIMITS.get(metric, {}) | limit
+    return limits
 
 
 class Monitoring(Strict):
@@ -80,7 +99,7 @@ class Monitoring(Strict):
     metrics: Annotated[dict[Metric, MetricLimit], BeforeValidator(_with_defaults)] = (
         Field(default_factory=dict, validate_default=True)
     )
-    """How much worse performance may be, by metric."""
+    """How bad performance may be, by metric."""
     failures: float = Field(0.05, gt=0, le=1)
     """Share of failed rows from which a version goes back."""
     freshness_hours: float = Field(2, gt=0, le=YEAR)
@@ -103,6 +122,15 @@ class Monitoring(Strict):
                 f"psi_moderate: expected at most psi_significant ({self.psi_significant:g}), "
                 f"found {self.psi_moderate:g}"
             )
+        for metric, limit in self.metrics.items():
+            is_low_good = metric in LOWER_IS_BETTER
+            useless = limit.at_least if is_low_good else limit.at_most
+            if useless is not None:
+                key = "at_most" if is_low_good else "at_least"
+                raise ValueError(
+                    f"metrics.{metric}: expected {key}, as "
+                    f"{'less' if is_low_good else 'more'} of it is better"
+                )
         return self
 
 

@@ -82,7 +82,7 @@ def measure(
     """Measure every metric with its interval and its limit.
 
     A metric is bad where it is worse than at evaluation by its limit, and surely worse: by three
-    standard errors of the bootstrap.
+    standard errors of the bootstrap. It is bad beyond `at_least` or `at_most`, too.
 
     Args:
         spec: The model.
@@ -125,20 +125,27 @@ def measure(
 def bad_from(
     metric: str, limit: MetricLimit | None, old_value: float, error: float
 ) -> float | None:
-    """Return the value from which a metric is bad; None where it has no limit or no old value.
+    """Return the value from which a metric is bad; None where nothing limits it.
 
     Args:
         metric: Its name.
-        limit: How much worse it may be; None: it is not judged.
+        limit: How bad it may be; None: it is not judged.
         old_value: Its value at evaluation; nan if there is none.
         error: Its standard error now.
 
     """
-    if limit is None or isnan(old_value):
+    if limit is None:
         return None
-    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
-    allowed = limit.worse + limit.worse_share * abs(old_value)
-    return old_value + sign * max(allowed, SURELY * error)
+    is_low_good = metric in LOWER_IS_BETTER
+    absolute = limit.at_most if is_low_good else limit.at_least
+    if isnan(old_value) or (absolute is not None and not limit.is_relative):
+        return absolute
+    allowed = (limit.worse or 0) + (limit.worse_share or 0) * abs(old_value)
+    change = max(allowed, SURELY * error)
+    relative = old_value + change if is_low_good else old_value - change
+    if absolute is None:
+        return relative
+    return min(relative, absolute) if is_low_good else max(relative, absolute)
 
 
 def _shown_figures(outcomes: Outcomes, values: Mapping[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from core.monitoring_spec import MetricLimit
+from core.monitoring_spec import MetricLimit, Monitoring
 from monitoring.checks.performance import bad_from
 from monitoring.collect import ANSWERS, answered_rows, collect
 from monitoring.outcomes import actuals, online_outcomes
@@ -68,6 +68,11 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(settin
         ("log_loss", {"worse": 0.05}, 0.01, 0.75),
         ("rmse", {"worse_share": 0.1}, 0.01, 0.77),
         ("auc", {"worse": 0.05, "worse_share": 0.1}, 0.01, 0.58),
+        ("auc", {"worse": 0.05, "at_least": 0.68}, 0.01, 0.68),
+        ("auc", {"worse": 0.05, "at_least": 0.6}, 0.01, 0.65),
+        ("log_loss", {"worse": 0.05, "at_most": 0.72}, 0.01, 0.72),
+        ("mae", {"at_most": 0.9}, 0.01, 0.9),
+        ("f1", {"at_least": 0.9}, 0.01, 0.9),
     ],
 )
 def test_a_metric_is_bad_beyond_its_limit_and_beyond_chance(
@@ -75,3 +80,15 @@ def test_a_metric_is_bad_beyond_its_limit_and_beyond_chance(
 ):
     bad_value = bad_from(metric, MetricLimit(**limit), old_value=0.7, error=error)
     assert bad_value == pytest.approx(expected)
+
+
+def test_a_floor_holds_whatever_the_version_was_and_keeps_the_default_beside_it():
+    floor = MetricLimit(at_least=0.7)
+    assert bad_from("f1", floor, old_value=np.nan, error=0.01) == 0.7
+    assert bad_from("f1", MetricLimit(), old_value=np.nan, error=0.01) is None
+    limits = Monitoring(metrics={"f1": {"at_least": 0.7}, "auc": {"worse_share": 0.1}})
+    assert limits.metrics["f1"] == MetricLimit(worse=0.05, at_least=0.7)
+    assert limits.metrics["auc"] == MetricLimit(worse_share=0.1)
+    assert limits.metrics["rmse"] == MetricLimit(worse_share=0.05)
+    with pytest.raises(ValueError, match=r"metrics.log_loss: expected at_most"):
+        Monitoring(metrics={"log_loss": {"at_least": 0.7}})
