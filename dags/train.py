@@ -84,9 +84,12 @@ def fail_mlflow_run(context: Any) -> None:
     fail_run(load_settings(), spec, f"{dag_id}/{context['run_id']}")
 
 
-@task.short_circuit(task_display_name="Is there anything new to learn?")
+@task.short_circuit(task_display_name="Validate: anything new, and rows as expected?")
 def validate() -> str | None:
-    """Return the MLflow run to fill, or nothing (the rest is skipped): nothing new to learn."""
+    """Return the MLflow run to fill, or nothing (the rest is skipped): nothing new to learn.
+
+    Raw rows that break today's rules end the run.
+    """
     from monitoring.causes import training_cause  # noqa: PLC0415  (heavy)
     from training.validate import NOTHING_NEW, open_run  # noqa: PLC0415
 

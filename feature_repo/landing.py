@@ -6,7 +6,7 @@ the delivery.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -144,6 +144,35 @@ def land(
             table_version=landing.raw.version,
             warnings=tuple(warnings),
         )
+
+
+def in_batches(
+    rows: ir.Table, key: Sequence[str], order: str | None = None
+) -> Iterator[pa.Table]:
+    """Cut rows by a hash of their key into batches of about BATCH_ROWS.
+
+    A batch is a sample of all rows, and rows of one key are together: a rule over many rows means
+    for a batch what it means for all.
+
+    Args:
+        rows: What to cut.
+        key: Its columns. Rows in which one is null are cut by `order`.
+        order: Column by which the rows of a batch are ordered; None: in any order.
+
+    """
+    row_count = _count(rows)
+    batch_count = ceil(row_count / BATCH_ROWS)
+    number = ibis.struct({name: rows[name] for name in key}).hash()
+    if order:
+        has_key = ibis.and_(*(rows[name].notnull() for name in key))
+        number = has_key.ifelse(number, rows[order].hash())
+    # Half of the hashes are negative, and so are their remainders.
+    batch_number = (number % batch_count).abs()
+    for batch in range(batch_count):
+        part = rows.filter(batch_number == batch)
+        table = (part.order_by(order) if order else part).to_pyarrow()
+        if table.num_rows:
+            yield table
 
 
 def stop_if_many(
@@ -308,27 +337,13 @@ class _Landing:
         return list(warnings.values())
 
     def _validations(self, rows: ir.Table) -> Iterator[tuple[pa.Table, Validation]]:
-        """Cut rows by a hash of their key, and validate each batch.
-
-        It is a sample of all rows, and rows of one key are together: a rule over many rows means
-        for a batch what it means for all.
-        """
-        row_count = _count(rows)
-        if not row_count:
+        """Validate rows, a batch of some keys at a time."""
+        if not _count(rows):
             return
         rules = DatasetRules(self.dataset)
-        batch_count = ceil(row_count / BATCH_ROWS)
-        key = self.dataset.key
-        has_key = ibis.and_(*(rows[name].notnull() for name in key))
-        key_hash = ibis.struct({name: rows[name] for name in key}).hash()
-        number = has_key.ifelse(key_hash, rows[POSITION].hash())
-        # Half of the hashes are negative, and so are their remainders.
-        batch_number = (number % batch_count).abs()
-        for batch in range(batch_count):
-            table = rows.filter(batch_number == batch).order_by(POSITION).to_pyarrow()
-            if table.num_rows:
-                content = table.select(self.dataset.schema.names)
-                yield table, rules.validate(content, self.as_of)
+        for table in in_batches(rows, self.dataset.key, POSITION):
+            content = table.select(self.dataset.schema.names)
+            yield table, rules.validate(content, self.as_of)
 
     def commit(
         self, new_rows: ir.Table, entries: ir.Table, unread: pa.Table, again_count: int

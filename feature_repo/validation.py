@@ -11,6 +11,7 @@ The suite is GX's own JSON in `expectations/<dataset>.json`. Its rules are of th
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -78,13 +79,16 @@ class DatasetRules:
     Args:
         dataset: Whose suite it is.
         for_events: Open only the rules that events pass.
+        unique_key: Expect each key once, too.
 
     Raises:
         DataError: The suite cannot be read, or GX cannot build a rule of it.
 
     """
 
-    def __init__(self, dataset: Dataset, *, for_events: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset, *, for_events: bool = False, unique_key: bool = False
+    ) -> None:
         import great_expectations as gx  # noqa: PLC0415  (5 s; only where rows are validated)
 
         problems = suite_problems(dataset)
@@ -93,6 +97,10 @@ class DatasetRules:
         rules = suite_rules(dataset)
         if for_events:
             rules = [rule for rule in rules if _sets_aside(rule)]
+        if unique_key:
+            rules.append(_unique(dataset.key))
+        self.count = len(rules)
+        """How many rules there are."""
         self.never_null = {
             rule["kwargs"]["column"]
             for rule in rules
@@ -194,6 +202,17 @@ def suite_problems(dataset: Dataset) -> list[str]:
 def delivery_rules(dataset: Dataset) -> list[str]:
     """Return the names of the rules that judge deliveries alone: events do not pass them."""
     return [_rule_name(rule) for rule in suite_rules(dataset) if not _sets_aside(rule)]
+
+
+def _unique(key: Sequence[str]) -> dict[str, Any]:
+    """Return the rule that a key is there once."""
+    if len(key) == 1:
+        return {
+            "type": "expect_column_values_to_be_unique",
+            "kwargs": {"column": key[0]},
+        }
+    columns = {"column_list": [*key]}
+    return {"type": "expect_compound_columns_to_be_unique", "kwargs": columns}
 
 
 def _is_warning(rule: dict[str, Any]) -> bool:

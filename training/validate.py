@@ -2,7 +2,7 @@
 
 Another run may answer the same cause; spec and feature service must fit together; the snapshots of
 the run are planned; a run that learnt the same ends it. Else its MLflow run starts, with tags that
-name everything that it will be made of.
+name everything that it will be made of, and the raw rows must pass Great Expectations.
 """
 
 import logging
@@ -19,10 +19,12 @@ from feature_repo.definition import Dataset
 from feature_repo.engines import engine_connection
 from feature_repo.features import open_raw, raw_table
 from feature_repo.service import PublishedService
-from mlflow_server.pages import KEY_TAG
+from feature_repo.validation import suite_file
+from mlflow_server.pages import KEY_TAG, Pages
 from mlflow_server.tracking import Run, Tracking, tag_equals
 from training.artifacts import SPEC
 from training.estimators import estimator_problems
+from training.expectations import RowsResult, validate_rows
 from training.lineage import (
     FINGERPRINT,
     PLANNED_TAG,
@@ -99,18 +101,45 @@ def open_run(
         "who": who,
         "cause": cause or "",
     }
-    for read_dataset in (service.datasets() | {dataset.name: dataset}).values():
+    datasets = service.datasets() | {dataset.name: dataset}
+    pinned_versions: dict[str, int] = {}
+    for read_dataset in datasets.values():
         table = raw_table(settings, read_dataset)
         is_own = read_dataset.name == dataset.name
-        pinned_version = table_version if is_own else table.version
-        tags |= table_tags(read_dataset.name, table, pinned_version)
+        pinned_versions[read_dataset.name] = table_version if is_own else table.version
+        tags |= table_tags(read_dataset.name, table, pinned_versions[read_dataset.name])
     name = f"{as_of:%Y-%m-%d} {reason}"
     run_id = tracking.start_or_find_run(
         spec.experiment, key, name, tags, about=ABOUT_EXPERIMENT
     )
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec.model_dump_json(), SPEC)
+        for name, version in pinned_versions.items():
+            result = validate_rows(settings, datasets[name], version, as_of)
+            _log_result(settings, run_id, name, result)
     return run_id
+
+
+def _log_result(
+    settings: Settings, run_id: str, dataset: str, result: RowsResult
+) -> None:
+    """Log what Great Expectations says of raw rows.
+
+    Raises:
+        TrainingError: A rule fails.
+
+    """
+    tracking = Tracking(settings)
+    if not result.rejections:
+        tracking.log(run_id, params={f"expectations/{dataset}": result.words})
+        return
+    page = f"expectations/{dataset}.html"
+    tracking.log_text(run_id, result.page, page)
+    link = f"{Pages(settings).run(run_id)}/artifacts/{page}"
+    raise TrainingError(
+        f"{dataset}: {result.words}: {'; '.join(result.rejections)}. Correct the rule in "
+        f"{suite_file(load_dataset(dataset))}, or the rows at the source. All rules: {link}"
+    )
 
 
 def _is_answered(

@@ -1,0 +1,144 @@
+"""Great Expectations of the raw rows that a training is pinned to.
+
+A row landed by the rules of its day, and rules may be stricter since. The rules of single rows are
+applied again, and the key must be unique. Rules over many rows are about a delivery, and are not.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+import ibis
+import ibis.expr.types as ir
+from pydantic import TypeAdapter, ValidationError
+from upath import UPath
+
+from core.files import read_file, replace_file
+from core.settings import Settings
+from feature_repo.definition import Dataset
+from feature_repo.engines import connected
+from feature_repo.features import open_raw, raw_table
+from feature_repo.landing import in_batches
+from feature_repo.validation import DatasetRules, suite_rules
+
+
+@dataclass(frozen=True)
+class PinnedRows:
+    """Rows of a raw table: what a result is about.
+
+    Attributes:
+        table: Id of the table.
+        version: Its pinned version.
+        suite: Hash of the rules.
+        count: How many rows the training may know.
+        newest: Event time of the newest one, ISO 8601.
+
+    """
+
+    table: str
+    version: int
+    suite: str
+    count: int
+    newest: str
+
+
+@dataclass(frozen=True)
+class RowsResult:
+    """What the rules say of pinned rows.
+
+    Attributes:
+        rows: These rows.
+        words: One sentence.
+        rejections: Rules that fail, in words; the training must stop.
+        page: Great Expectations' page of the rows where one fails, HTML.
+
+    """
+
+    rows: PinnedRows
+    words: str
+    rejections: tuple[str, ...] = ()
+    page: str = ""
+
+
+RESULT = TypeAdapter(RowsResult)
+
+
+def validate_rows(
+    settings: Settings, dataset: Dataset, version: int, as_of: datetime
+) -> RowsResult:
+    """Hold what was known and had happened at `as_of` against the dataset's rules.
+
+    The last result is kept where all rules passed: of the same rows and rules it is the result.
+
+    Args:
+        settings: Of the installation.
+        dataset: Whose rows they are.
+        version: Of the raw table.
+        as_of: Aware UTC.
+
+    Raises:
+        DataError: The suite cannot be read, or has a rule that cannot be evaluated.
+
+    """
+    file = settings.reports / "expectations" / f"{dataset.name}.json"
+    with connected() as connection:
+        raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
+        has_happened = raw[dataset.event_time] <= ibis.literal(as_of)
+        rows = raw.filter(has_happened).select(dataset.schema.names)
+        pinned = _pinned_rows(settings, dataset, version, rows)
+        last_result = _read(file)
+        if last_result and last_result.rows == pinned:
+            return last_result
+        result = _judge(dataset, pinned, rows, as_of)
+    if not result.rejections:
+        replace_file(file, RESULT.dump_json(result).decode())
+    return result
+
+
+def _pinned_rows(
+    settings: Settings, dataset: Dataset, version: int, rows: ir.Table
+) -> PinnedRows:
+    newest = rows[dataset.event_time].max()
+    (row,) = rows.aggregate(count=rows.count(), newest=newest).to_pyarrow().to_pylist()
+    rules = json.dumps(suite_rules(dataset), sort_keys=True)
+    return PinnedRows(
+        table=raw_table(settings, dataset).identity,
+        version=version,
+        suite=hashlib.sha256(rules.encode()).hexdigest(),
+        count=row["count"],
+        newest=row["newest"].isoformat() if row["newest"] else "",
+    )
+
+
+def _read(file: UPath) -> RowsResult | None:
+    """Return the last result that is kept; None where there is none, or it cannot be read."""
+    if not file.exists():
+        return None
+    try:
+        return RESULT.validate_json(read_file(file))
+    except ValidationError:
+        return None
+
+
+def _judge(
+    dataset: Dataset, pinned: PinnedRows, rows: ir.Table, as_of: datetime
+) -> RowsResult:
+    rules = DatasetRules(dataset, for_events=True, unique_key=True)
+    bad_count = 0
+    for batch in in_batches(rows, dataset.key):
+        validation = rules.validate(batch, as_of)
+        if validation.rejections:
+            return RowsResult(
+                rows=pinned,
+                words=f"version {pinned.version} of its rows breaks a rule",
+                rejections=tuple(validation.rejections),
+                page=validation.page(),
+            )
+        bad_count += len(validation.bad_rows)
+    words = (
+        f"{pinned.count:,} rows of version {pinned.version} pass {rules.count} rules"
+    )
+    if bad_count:
+        words += f"; rows that break one, within its `mostly`: {bad_count:,}"
+    return RowsResult(pinned, words)
