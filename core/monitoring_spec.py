@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from core.training_spec import LOWER_IS_BETTER, Metric, Strict
+from core.training_spec import LOWER_IS_BETTER, Metric, OfSegments, Strict
 
 YEAR = 365 * 24
 """Hours."""
@@ -45,6 +45,7 @@ KINDS = frozenset(
         "volume",
         "freshness",
         "online_store",
+        "bias",
         "serving",
     }
 )
@@ -100,6 +101,10 @@ class Monitoring(Strict):
         Field(default_factory=dict, validate_default=True)
     )
     """How bad performance may be, by metric."""
+    bias: dict[OfSegments, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict
+    )
+    """How far segments may lie apart, by figure: an alert goes out beyond it. None by default."""
     failures: float = Field(0.05, gt=0, le=1)
     """Share of failed rows from which a version goes back."""
     freshness_hours: float = Field(2, gt=0, le=YEAR)

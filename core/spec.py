@@ -65,6 +65,22 @@ EntityKey = Annotated[
     ),
 ]
 """The columns that name an entity, and their types; a name alone is an int64."""
+
+
+def _names(given: object) -> object:
+    if given is None:  # as specs of earlier versions have it
+        return ()
+    return (given,) if isinstance(given, str) else given
+
+
+Columns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(
+        _names,
+        json_schema_input_type=str | tuple[str, ...],
+    ),
+]
+"""Names of columns; one alone is a tuple of one."""
 Entity = Mapping[str, int | str]
 """One entity: the value of each of these columns."""
 CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
@@ -120,9 +136,9 @@ class ModelSpec(Strict):
     the newest fold is chosen (training/train.py) and stored with the version."""
     least_class_rows: int = Field(20, ge=0)
     """Fewest rows of each class in the test set: on fewer no version passes."""
-    segment: str | None = None
-    """A string feature, or an audit column: metrics are told for each of its values, and fairness
-    between them."""
+    segment: Columns = ()
+    """String features, or audit columns: metrics are told for each value of each, and fairness
+    between them, at evaluation and in production."""
     audit: dict[str, FeatureType] = Field(default_factory=dict)
     """Columns of the service or of the label's rows: for `segment`, no inputs of the model."""
     costs: Costs | None = None
@@ -256,8 +272,9 @@ class ModelSpec(Strict):
 
     def _problems_of_segments(self) -> Iterator[str]:
         texts = [name for name, kind in self.features.items() if kind == "string"]
-        if self.segment and self.segment not in {*texts, *self.audit}:
-            yield f"segment: {self.segment!r} is not a string of [features], nor of audit"
+        for name in self.segment:
+            if name not in {*texts, *self.audit}:
+                yield f"segment: {name!r} is not a string of [features], nor of audit"
         of_segments = OF_SEGMENTS & {gate.metric for gate in self.gates}
         if of_segments and not self.segment:
             yield f"gates: {min(of_segments)} needs a segment, such as customer_segment"

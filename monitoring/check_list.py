@@ -10,6 +10,7 @@ from core.errors import GyreError
 from monitoring.check import CheckResult
 from monitoring.checks.online_store import online_store
 from monitoring.checks.report import report_results
+from monitoring.checks.segments import segments_of_window
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
 from monitoring.checks.skew import skew
 from monitoring.checks.volume import entities, freshness, volume
@@ -49,6 +50,7 @@ def report(run: MonitoringRun, reference: Reference) -> Iterable[CheckResult]:
     if len(rows) < limits.fewest:  # performance alone
         rows = rows[:0]
     metrics = [metric for judged in run.judged for metric in judged.metrics]
+    metrics += segments_of_window(run.spec, rows, reference)
     if rows.empty and not metrics:
         return []
     return report_results(limits, reference, rows, metrics, run.folder)

@@ -36,7 +36,9 @@ ENTITIES = "volume/entities"
 """The figure that says how many entities a window has; its limit is how many it needs."""
 REFERENCE = "reference"
 """The name of the result that says why there is no reference."""
-ALERT_ONLY = frozenset({"freshness", "online_store", "serving", "skew", "volume"})
+ALERT_ONLY = frozenset(
+    {"bias", "freshness", "online_store", "serving", "skew", "volume"}
+)
 """Kinds of checks that are alerted of and never part of a verdict."""
 Verdict = Literal["ok", "bad", "unknown", "insufficient_data"]
 Action = Literal["nothing", "alert", "retrain", "rollback"]

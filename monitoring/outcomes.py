@@ -110,7 +110,8 @@ def online_outcomes(
     usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
     is_own = (pc.field("version") == version) & (pc.field("created") == created)
     judgeable = is_own & _is_judgeable(spec, feedback, as_of)
-    columns = [*ANSWERS, "request_data"]
+    segments = [name for name in spec.segment if name in spec.features]
+    columns = [*ANSWERS, "request_data", *(["features"] if segments else [])]
     answers = answered_rows(settings, judgeable & usual, columns).sort_by("received")
     values, ambiguous_count = actuals(settings, spec, answers, feedback, as_of)
     label = pa.array(values, from_pandas=True)
@@ -120,6 +121,9 @@ def online_outcomes(
     rows = rows.filter(pa.array(is_last, pa.bool_()))
     if not _is_telling(spec, rows):
         return None
+    for name in segments:
+        texts = [json.loads(text).get(name) for text in rows["features"].to_pylist()]
+        rows = rows.append_column(name, pa.array(texts, pa.string()))
     scored = Scored(logged_scores(spec, rows), threshold)
     about = f"{rows.num_rows} outcomes"
     if ambiguous_count:

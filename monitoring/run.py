@@ -24,6 +24,7 @@ from mlflow_server.roles import (
 )
 from mlflow_server.tracking import Run, Tracking
 from monitoring.checks.performance import Judged, measure
+from monitoring.checks.segments import segments_of_outcomes
 from monitoring.collect import KnownOutcomes, join_outcomes
 from monitoring.decision_log import DecisionRow, newest_decisions
 from monitoring.outcomes import backfilled_outcomes, online_outcomes
@@ -160,6 +161,7 @@ def prepare(
                 rows = read(settings, spec, version, as_of=as_of)
                 if rows:
                     metrics = [*measure(spec, rows, reference.evaluated)]
+                    metrics += segments_of_outcomes(spec, rows)
                     judged.append(Judged(rows, metrics))
             except Exception as exc:  # noqa: BLE001
                 unmeasured.append(in_one_line(exc))

@@ -94,10 +94,10 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     version = Registry(settings).production(spec.name)
     champion, problems = _champion(settings, spec, version, rows)
     evaluation = compare(spec, y, challenger, champion, version)
-    segments: tuple[Segment, ...] = ()
-    if spec.segment:
-        column = rows[spec.segment].cast("string").to_pandas()
-        segments = by_segment(column, y, challenger, spec.costs)
+    segments: list[Segment] = []
+    for name in spec.segment:
+        column = rows[name].cast("string").to_pandas().rename(name)
+        segments += by_segment(column, y, challenger, spec.costs)
     proof = json.loads(read(tracking, run_id, PROOF))
     figures = evaluation.figures | {
         "onnx_difference": proof["largest_difference"],
@@ -109,7 +109,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     evaluation = replace(
         evaluation,
         **problems,
-        segments=segments,
+        segments=tuple(segments),
         figures=figures,
         contributions=mean_contributions,
         unproved="; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else "",
@@ -215,7 +215,8 @@ def run_metrics(evaluation: Evaluation) -> dict[str, float]:
         "baseline": evaluation.baseline,
         "champion": evaluation.champion,
     }
-    metrics: dict[str, float] = {}
+    # Without a group, too: as people sort runs, by `metrics.f1 DESC`.
+    metrics = dict(evaluation.challenger)
     for group, values in groups.items():
         for name, value in values.items():
             metrics[f"{group}/{name}"] = value

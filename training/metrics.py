@@ -27,6 +27,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from core.spec import MISSING
 from core.training_spec import LOWER_IS_BETTER, Costs, Metric, Task
 from mlflow_server.served_model import SCORE_DIGITS, rounded_one
 
@@ -37,6 +38,7 @@ SMALLEST_PROBABILITY = np.finfo(np.float32).eps
 """Log loss replaces smaller probabilities by this one, as scikit-learn does for float32."""
 CELLS = ("tn", "fp", "fn", "tp")
 BINS = 10
+PARITY = "demographic_parity_difference"
 
 
 def rounded(scores: ArrayLike, threshold: float | None) -> NDArray[np.float64]:
@@ -90,6 +92,7 @@ class Segment:
     prevalence: float
     selected: float
     metrics: dict[str, float]
+    column: str = ""  # as evaluations of one column alone have it
 
 
 def losses(y: Labels, model: Scored, loss: Metric = "rmse") -> Scores:
@@ -295,8 +298,9 @@ def top_class(y: Labels, model: Scored) -> tuple[Labels, Scores]:
 def by_segment(
     column: pd.Series[str], y: Labels, model: Scored, costs: Costs | None
 ) -> tuple[Segment, ...]:
-    """Measure every value of `column` (one per row), in order."""
+    """Measure every value of `column` (one per row; null is a value), in order."""
     segments = []
+    column = column.fillna(MISSING)
     for value in sorted(set(column)):
         rows = (column == value).to_numpy()
         scored = model.of(rows)
@@ -307,6 +311,7 @@ def by_segment(
             prevalence=float(y[rows].mean()),
             selected=float(answers.mean()),
             metrics=all_metrics(y[rows], scored, costs),
+            column=str(column.name or ""),
         )
         segments.append(segment)
     return tuple(segments)
@@ -315,12 +320,22 @@ def by_segment(
 def fairness(segments: Sequence[Segment]) -> dict[str, float]:
     """Return gaps between the largest and the smallest share over segments; {} for none.
 
+    Of several columns that with the largest gap counts.
+
     demographic_parity_difference: of the share predicted 1. equal_opportunity_difference: of that
     share among the true 1s. largest_gap: of these two and that of the share among the true 0s
     (equalised odds).
     """
-    if not segments:
-        return {}
+    columns = {segment.column for segment in segments}
+    gaps = [
+        _gaps([segment for segment in segments if segment.column == column])
+        for column in columns
+    ]
+    return {name: max(each[name] for each in gaps) for name in gaps[0]} if gaps else {}
+
+
+def _gaps(segments: Sequence[Segment]) -> dict[str, float]:
+    """Return the gaps between the segments of one column."""
     cells = pd.DataFrame([segment.metrics for segment in segments])
     shares = pd.DataFrame(
         {
@@ -332,7 +347,7 @@ def fairness(segments: Sequence[Segment]) -> dict[str, float]:
     # A share of no rows does not count.
     gaps = (shares.max() - shares.min()).fillna(0.0)
     return {
-        "demographic_parity_difference": float(gaps["parity"]),
+        PARITY: float(gaps["parity"]),
         "equal_opportunity_difference": float(gaps["opportunity"]),
         "largest_gap": float(gaps.max()),
     }

@@ -38,6 +38,7 @@ class MeasuredMetric:
     Attributes:
         name: Such as `online/f1`.
         metric: Such as `f1`.
+        kind: What it is about.
         value: The metric.
         low: Lower end of its 95 % interval.
         high: Upper end of its 95 % interval.
@@ -50,6 +51,7 @@ class MeasuredMetric:
 
     name: str
     metric: str
+    kind: str = "performance_drift"
     value: float
     low: float = nan
     high: float = nan

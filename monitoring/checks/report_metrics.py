@@ -35,6 +35,7 @@ from evidently.tests import gte, lt, lte
 from core.monitoring_spec import Monitoring
 from monitoring.check import CheckResult, Status
 from monitoring.checks.performance import MeasuredMetric
+from monitoring.decision import ALERT_ONLY
 from training.psi import SCORE, UsualSpread, psi
 from training.reference import PREDICTED_CLASS, Reference
 
@@ -66,6 +67,7 @@ REMEDIES = {
     "new_categories": "If the categories are right, train on rows that have them.",
     "out_of_range": "If the unit is unchanged, train on rows that have such values.",
     "performance_drift": "Train on the newer outcomes.",
+    "bias": "Compare the segments in the report. A gate on the same figure refuses such a version.",
 }
 
 
@@ -338,7 +340,7 @@ def performance_line(measured: MeasuredMetric) -> ReportLine:
     )
     return ReportLine(
         name=measured.name,
-        kind="performance_drift",
+        kind=measured.kind,
         feature=measured.metric,
         metric=GivenValue(title=title, value=measured.value, tests=tests),
         words=lambda _value: measured.words,
@@ -379,6 +381,8 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
     test_statuses = {test.status for test in result.tests}
     meanings = [STATUSES[status] for status in STATUSES if status in test_statuses]
     status: Status = meanings[0] if meanings else "ok"  # the worst comes first
+    if status == "bad" and line.kind in ALERT_ONLY:
+        status = "alert"
     # The limit that failed, else the farthest.
     failed = [test for test in result.tests if test.status == TestStatus.FAIL]
     limit_tests = failed or result.tests[-1:]

@@ -73,6 +73,13 @@ def test_a_new_model_is_chosen_by_folds_and_replaces_the_old_one_after_its_gates
     champion_loss = run.metrics["champion/log_loss"]
     baseline_loss = run.metrics["baseline/log_loss"]
     assert run.metrics["test/log_loss"] < min(champion_loss, baseline_loss)
+    assert run.metrics["log_loss"] == run.metrics["test/log_loss"]
+    mlflow.set_tracking_uri(tracked.mlflow_address)
+    best = mlflow.search_runs(
+        experiment_names=[SPEC.experiment], order_by=["metrics.f1 DESC"]
+    )
+    f1 = best["metrics.f1"].dropna()
+    assert f1.iloc[0] == f1.max()
     assert run.metrics["minus_champion/log_loss_upper"] <= 0.005 * champion_loss
     with closing(Ledger(tracked)) as ledger:
         rows = ledger.rows(SPEC.name)
@@ -187,6 +194,7 @@ def test_a_version_compared_with_a_champion_of_more_features_is_refused_with_rea
     assert refused.metrics["champion/log_loss"] == run.metrics["test/log_loss"]
     segments = load_evaluation(tracking, report.run_id).segments
     assert {segment.value for segment in segments} == {"repeat", "loyal"}
+    assert {segment.column for segment in segments} == {column}
     page = summary(tracked, SPEC).markdown()
     assert re.match(f"### {SPEC.name}: refused by . of 4 gates", page)
     assert "| **refused** | log loss: not worse than champion |" in page

@@ -226,3 +226,9 @@ def test_segments_and_fairness_gaps_equal_hand_computed_values():
         "equal_opportunity_difference": 0.5,
         "largest_gap": 1.0,
     }
+    # Of several columns the largest gap counts; a null is a value.
+    halves = pd.Series(["x", None] * 4 + ["x"]).rename("half")
+    more = by_segment(halves, y, Scored(p, 0.5), COSTS)
+    assert {segment.value for segment in more} == {"x", "__missing__"}
+    assert fairness([*segments, *more]) == fairness(segments)
+    assert fairness(more)["demographic_parity_difference"] < 0.75
