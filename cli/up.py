@@ -13,6 +13,7 @@ from core.errors import RegistryError, RegistryUnavailableError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
+from feature_repo.broker import redis_warning
 from mlflow_server.pages import Pages
 from mlflow_server.registry import Registry
 from monitoring.serving_status import read_statuses
@@ -48,6 +49,9 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     (settings.home / "run").mkdir(parents=True, exist_ok=True)
     with FileLock(settings.home / "run" / "up.lock"):
         prepare(settings)
+        warning = redis_warning(settings)
+        if warning:
+            tell(warning)
         tell("processes and features …")
         with started(settings, tell), _airflow(settings) as airflow:
             tell(f"  processes and features: {time.monotonic() - began:.1f} s")

@@ -27,6 +27,10 @@ from core.settings import Settings
 if TYPE_CHECKING:
     from feature_repo.definition import Dataset
 
+LEAST_COMMANDS = (6, 2)
+"""The first Redis with XAUTOCLAIM and ZMSCORE."""
+LEAST_VERSION = (7, 2)
+"""The first Redis that still gets security fixes."""
 GROUP = "gyre"
 SCHEMAS = "gyre:events"
 TIMEOUT_SECONDS = 1.0
@@ -323,17 +327,73 @@ def _await_rewrite(redis: Any) -> None:
 
 
 def redis_problem(settings: Settings) -> str | None:
-    """Ask Redis to answer, not while it reads its file, and to evict nothing; None if it does."""
-    address = settings.redis_address.rpartition("@")[2]  # without its password
+    """Ask Redis to answer, not while it reads its file, to have every command that Gyre sends, and
+    to evict nothing; None if it does.
+    """
+    address = _place(settings)
     try:
         with _connect(settings) as redis:
             redis.ping()
-        problem = eviction_problem(settings)
+        problem = _version_problem(settings) or eviction_problem(settings)
     except BrokerUnavailableError:
         return None  # it answers: that it does not say is for monitoring
     except (RedisError, ValueError) as exc:
         problem = str(exc)
     return f"{address}: {problem}" if problem else None
+
+
+def redis_warning(settings: Settings) -> str | None:
+    """Ask a Redis that Gyre does not start for its version; None if it gets security fixes."""
+    if not settings.redis_url:
+        return None
+    try:
+        version = _version(settings)
+    except BrokerUnavailableError:
+        return None  # a managed one may not say
+    if version >= LEAST_VERSION:
+        return None
+    return (
+        f"warning: GYRE_REDIS_URL {_place(settings)}: Redis {_dotted(version)} gets no security "
+        f"fixes any more; upgrade it to {_dotted(LEAST_VERSION)} or newer"
+    )
+
+
+def _version_problem(settings: Settings) -> str | None:
+    """Ask Redis for its version; None if it has every command that Gyre sends.
+
+    Raises:
+        BrokerUnavailableError: Redis does not say.
+
+    """
+    version = _version(settings)
+    if version >= LEAST_COMMANDS:
+        return None
+    expected = _dotted(LEAST_COMMANDS)
+    return f"expected Redis {expected} or newer, found {_dotted(version)}; upgrade it"
+
+
+def _version(settings: Settings) -> tuple[int, int]:
+    """Return the version of Redis, such as (7, 2); Valkey names the one that it is compatible to.
+
+    Raises:
+        BrokerUnavailableError: Redis does not say.
+
+    """
+    with _reached(), _connect(settings) as redis:
+        text = str(redis.info("server").get("redis_version"))
+    numbers = re.match(r"(\d+)\.(\d+)", text)
+    if numbers is None:
+        raise BrokerUnavailableError(f"Redis: INFO server has redis_version {text}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _place(settings: Settings) -> str:
+    """Return the address of Redis without its password."""
+    return settings.redis_address.rpartition("@")[2]
 
 
 def eviction_problem(settings: Settings) -> str | None:

@@ -19,7 +19,7 @@ import httpx
 from core.errors import StackError
 from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
-from feature_repo.broker import consumer_problem, redis_problem
+from feature_repo.broker import consumer_problem, redis_problem, redis_warning
 from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config
 from stack.environment import process_environment
@@ -228,6 +228,9 @@ def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
     if bool(arguments) != (name == TASK):
         raise StackError(f"a command is for {TASK} alone: gyre run {TASK} -- COMMAND")
     if name == INIT:
+        warning = redis_warning(settings)
+        if warning:
+            print(warning)  # noqa: T201  (of a container)
         _migrate(settings, print)
         _run_tool(settings, "airflow", "pools", "set", WRITE_POOL, "1", "one writer")
         _publish(settings, print)
