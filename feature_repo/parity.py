@@ -5,14 +5,13 @@ A Redis of its own is brought to each moment as ingest does it, and read by Feas
 
 import logging
 import math
-import os
+import secrets
 import subprocess
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from core.timestamps import microseconds
 from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
 from feature_repo.online import OnlineFeatures
+from feature_repo.redis_server import find_server
 from feature_repo.refresh import refresh_online
 from feature_repo.service import ARROW, PublishedService
 from feature_repo.store import open_store
@@ -161,17 +161,22 @@ def _differences(
 def _redis_beside(settings: Settings) -> Iterator[Settings]:
     """Give settings of the same installation with an empty Redis of its own."""
     port = free_ports()["redis_port"]
-    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
-    # The bundled one first, as the stack has it.
-    environment = {"PATH": os.pathsep.join(folders)}
-    command = ["redis-server", "--bind", LOOPBACK, "--port", str(port), "--save", ""]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL
-    ) as server:
+    password = secrets.token_urlsafe(32)
+    # "-" stands for stdin: everybody can see a process's arguments.
+    options = ["-", "--bind", LOOPBACK, "--port", str(port), "--save", ""]
+    with TemporaryFile() as config:
+        config.write(f"requirepass {password}\n".encode())
+        config.seek(0)
+        server = subprocess.Popen(
+            [find_server(), *options], stdin=config, stdout=subprocess.DEVNULL
+        )
+    with server:
         try:
-            with Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as redis:
+            url = f"redis://:{password}@{LOOPBACK}:{port}/0"
+            retry = Retry(ConstantBackoff(0.05), 200)
+            with Redis.from_url(url, retry=retry) as redis:
                 redis.ping()
-            stores = {"redis_url": None, "redis_port": port, "online_store": None}
+            stores = {"redis_url": url, "online_store": None}
             yield settings.model_copy(update=stores)
         finally:
             server.kill()

@@ -20,6 +20,8 @@ MARK = "GYRE_STACK"
 SOCKET = "GYRE_STACK_SOCKET"
 """Where the supervisor listens; the same."""
 LOGIN = "admin"
+REDIS_BINARY = "GYRE_STACK_REDIS"
+"""The server that supervisord starts as Redis; the same."""
 SECRETS = ("fernet", "api", "jwt", "password")
 HINDERING = {
     "AIRFLOW_CONFIG",  # the stack's own file has its options

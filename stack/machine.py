@@ -8,11 +8,12 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from core.errors import RegistryError
+from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
 from core.settings import LAYOUT, PORTS, Settings
 from feature_repo.broker import redis_problem
 from feature_repo.feast_config import write_feast_config
+from feature_repo.redis_server import find_server
 from mlflow_server.ledger import database
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets
@@ -37,7 +38,13 @@ def problems(settings: Settings) -> list[str]:
     Nothing is changed, but that a database has its tables and a bucket an object `gyre`.
     """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
-    return [*of_home, *port_problems(settings), *connection_problems(settings)]
+    of_redis = [] if settings.redis_url else server_problems()
+    return [
+        *of_home,
+        *port_problems(settings),
+        *of_redis,
+        *connection_problems(settings),
+    ]
 
 
 def prepare(settings: Settings) -> None:
@@ -72,6 +79,15 @@ def disk_problems(home: Path, least: int = HOME_BYTES) -> list[str]:
         return []
     sizes = f"{free / 1e9:.1f} GB free, {least / 1e9:.1f} GB are needed"
     return [f"{folder} has {sizes}: free some, or {remedy}"]
+
+
+def server_problems() -> list[str]:
+    """Say so if there is no server to start as Redis."""
+    try:
+        find_server()
+    except StackError as exc:
+        return [str(exc)]
+    return []
 
 
 def connection_problems(settings: Settings) -> list[str]:

@@ -20,9 +20,10 @@ from core.errors import StackError
 from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
 from feature_repo.broker import consumer_problem, redis_problem, redis_warning
+from feature_repo.redis_server import find_server
 from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config
-from stack.environment import process_environment
+from stack.environment import REDIS_BINARY, process_environment
 from stack.machine import connection_problems, layout_problems, prepare
 from stack.processes import (
     Program,
@@ -42,7 +43,8 @@ TASK = "task"
 WORKER = "airflow celery worker --skip-serve-logs"
 """Where Airflow's executor is Celery's; as many as wanted, that share the folder of logs."""
 REDIS = (
-    "redis-server --bind 127.0.0.1 --port %(ENV_GYRE_REDIS_PORT)s"
+    f"'%(ENV_{REDIS_BINARY})s'"
+    " --bind 127.0.0.1 --port %(ENV_GYRE_REDIS_PORT)s"
     " --dir '%(ENV_GYRE_HOME)s/redis' --save ''"
     # A kill loses nothing that serving acknowledged, a power cut at most the last second.
     " --appendonly yes --appendfsync everysec"
@@ -156,7 +158,7 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
             # Of a killed supervisor, or with other settings.
             for line in end_stack(settings):
                 say(f"  ended left-over {line}")
-            environment = process_environment(settings)
+            environment = supervised_environment(settings)
             start_supervisor(settings, own(settings, PROGRAMS), environment)
             file.write_text(configured)
         start(settings, own(settings, SLOWEST))
@@ -174,6 +176,19 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
         if not was_up:
             end_stack(settings)
         raise
+
+
+def supervised_environment(settings: Settings) -> dict[str, str]:
+    """Return what supervisord and its programs find in their environment.
+
+    Raises:
+        StackError: There is no server to start as Redis.
+
+    """
+    environment = process_environment(settings)
+    if not settings.redis_url:
+        environment[REDIS_BINARY] = str(find_server())
+    return environment
 
 
 def _configured(settings: Settings) -> str:

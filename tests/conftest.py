@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import Any
 import httpx
 import pytest
 from coverage import Coverage
+from redis import Redis
+from redis.exceptions import RedisError
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from core.settings import PROJECT, Settings, free_ports
 from feature_repo.feast_config import write_feast_config
+from feature_repo.redis_server import find_server
 from mlflow_server import server
 from stack.environment import process_environment
 from tests.preloaded import commands_folder
@@ -190,12 +193,14 @@ def answers(url: str) -> bool:
 def redis_server(
     port: int, folder: Path, host: str = "127.0.0.1"
 ) -> Iterator[subprocess.Popen[bytes]]:
-    command = [str(BIN / "redis-server"), "--port", str(port), "--bind", host]
+    command = [str(find_server()), "--port", str(port), "--bind", host]
     command += ["--dir", str(folder), "--save", "", "--appendonly", "yes"]
+    command += ["--protected-mode", "no"]  # other hosts of tests reach it too
 
     def pong() -> bool:
-        ping = [str(BIN / "redis-cli"), "-h", host, "-p", str(port), "ping"]
-        return b"PONG" in subprocess.run(ping, capture_output=True, check=False).stdout
+        with suppress(RedisError), Redis(host, port) as redis:
+            return bool(redis.ping())
+        return False
 
     with running(command, folder / "redis.log") as process:
         wait_until("Redis", pong, process=process)

@@ -8,11 +8,11 @@ import pytest
 from redis import Redis
 
 from feature_repo.broker import redis_problem
+from feature_repo.redis_server import find_server
 from monitoring.checks.online_store import _eviction, online_store
 from stack.machine import connection_problems
 from tests.conftest import (
     AS_OF,
-    BIN,
     feast_apply,
     new_settings,
     running,
@@ -156,7 +156,7 @@ def test_a_redis_that_may_evict_is_refused_and_named(tmp_path, options, status):
     url = f"redis://127.0.0.1:{port}"
     settings = new_settings(tmp_path, redis_url=url)
     command = [
-        BIN / "redis-server",
+        find_server(),
         "--port",
         str(port),
         "--save",
