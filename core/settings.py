@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sys
+from contextlib import suppress
 from datetime import date
 from functools import partial
 from ipaddress import ip_address
@@ -112,12 +113,12 @@ class Settings(BaseSettings):
     airflow_port: Port = 8080
     """Port of Airflow's API and pages."""
     redis_port: Port = 6379
-    """Port of Redis."""
+    """Port of Redis. Its password is in `redis.conf` of GYRE_HOME."""
     redis_url: RedisUrl | None = Field(
         None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL")
     )
-    """Address of a Redis that Gyre uses and does not start: a name or an IPv4 address. `REDIS_URL`
-    is read too."""
+    """Address of a Redis from 6.2 on, or a Valkey, that Gyre uses and does not start: a name or an
+    IPv4 address. `REDIS_URL` is read too."""
     online_store: dict[str, str] | None = None
     """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
     has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
@@ -252,8 +253,21 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def redis_config(self) -> Path:
+        """File of the stack's own Redis: the line `requirepass PASSWORD`, as `gyre up` makes it."""
+        return self.home / "redis.conf"
+
+    @property
     def redis_address(self) -> str:
-        return self.redis_url or f"redis://{LOOPBACK}:{self.redis_port}/0"
+        """Address of Redis, with its password."""
+        if self.redis_url:
+            return self.redis_url
+        login = ""
+        with suppress(FileNotFoundError):  # no `gyre up` yet
+            lines = self.redis_config.read_text()
+            password = re.search(r"^requirepass (\S+)$", lines, re.MULTILINE)
+            login = f":{password[1]}@" if password else ""
+        return f"redis://{login}{LOOPBACK}:{self.redis_port}/0"
 
     @property
     def mlflow_address(self) -> str:

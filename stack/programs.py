@@ -43,7 +43,8 @@ TASK = "task"
 WORKER = "airflow celery worker --skip-serve-logs"
 """Where Airflow's executor is Celery's; as many as wanted, that share the folder of logs."""
 REDIS = (
-    f"'%(ENV_{REDIS_BINARY})s'"
+    # The password is in a file: everybody can see a process's arguments.
+    f"'%(ENV_{REDIS_BINARY})s' '%(ENV_GYRE_HOME)s/redis.conf'"
     " --bind 127.0.0.1 --port %(ENV_GYRE_REDIS_PORT)s"
     " --dir '%(ENV_GYRE_HOME)s/redis' --save ''"
     # A kill loses nothing that serving acknowledged, a power cut at most the last second.
@@ -201,6 +202,7 @@ def _configured(settings: Settings) -> str:
     texts = (
         settings.model_dump_json(),
         airflow_config(settings),
+        settings.redis_address,
         json.dumps(airflow_variables),
         configuration(PROGRAMS),
     )
