@@ -115,8 +115,8 @@ jdk: # For tests of its client.
 	@command -v javac > /dev/null || { $(APT) update --quiet=2 \
 	  && $(APT) install --yes --no-install-recommends openjdk-17-jdk-headless; }
 
-audit: install ## List the known vulnerabilities of the lock files, asked of PyPI.
-	@for lock in requirements.lock extras.lock dev.lock spark.lock; do \
+audit: install ## List the known vulnerabilities of the lock files, asked of PyPI, and of the server of Redis.
+	@$(BIN)/python -m stack.audit || failed=1; for lock in requirements.lock extras.lock dev.lock spark.lock; do \
 	  echo $$lock; $(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes --requirement $$lock || failed=1; \
 	  done; exit $${failed:-0}
 
