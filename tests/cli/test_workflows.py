@@ -1,28 +1,169 @@
-"""GitLab and Jenkins call what GitHub calls."""
+"""The files of GitHub, GitLab and Jenkins, and the scripts in `.ci/`: what they call exists."""
 
+import os
 import re
+import subprocess
+from datetime import UTC, datetime, timedelta
 
+import pytest
+import typer
 import yaml
+from croniter import croniter
 
-from core.settings import PROJECT
+from cli.main import typer_app
+from core.settings import PROJECT, Settings
+from tests.conftest import BIN
 
-WORKFLOWS = PROJECT / ".github" / "workflows"
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
+MODELS = PROJECT / ".github" / "workflows" / "models.yml"
+GITLAB = PROJECT / ".gitlab-ci.yml"
+JENKINS = PROJECT / "Jenkinsfile"
+SCRIPTS = sorted((PROJECT / ".ci").iterdir())
+SERVICES = ("GitHub", "GitLab", "Jenkins")
+GYRE_COMMANDS = typer.main.get_command(typer_app).commands
+MAKEFILE = (PROJECT / "Makefile").read_text()
+TARGETS = {*re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)}
+SOURCES_OF_A_MODEL = ["models/**", "feature_repo/**", "training/**"]
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
-def targets(path):
-    """Return what of the project a workflow calls."""
-    return {*re.findall(r"\bmake \w+|\.ci/\w+|\bpytest [\w/.]+", path.read_text())}
+def commands_of_github():
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            yield from (step["run"] for step in job["steps"] if "run" in step)
+
+
+def commands_of_gitlab():
+    for job in yaml.safe_load(GITLAB.read_text()).values():
+        yield from job.get("script", ())
+        yield from job.get("after_script", ())
+
+
+COMMANDS = {
+    "GitHub": [*commands_of_github()],
+    "GitLab": [*commands_of_gitlab()],
+    "Jenkins": re.findall(r"\b(?:sh|script:) '([^']+)'", JENKINS.read_text()),
+    **{f".ci/{path.name}": [path.read_text()] for path in SCRIPTS},
+}
+
+
+def code(name):
+    """Return all commands of a service or a script, without comments."""
+    return re.sub(r"^\s*#.*", "", "\n".join(COMMANDS[name]), flags=re.MULTILINE)
+
+
+def calls(name):
+    """Return what of the project a service calls."""
+    return {*re.findall(r"\bmake \w+|\.ci/\w+|\bpytest [\w/.]+", code(name))}
+
+
+def crons():
+    """Return each cron line of the workflows, by the name of its file."""
+    lines = {}
+    for path in WORKFLOWS:
+        # YAML 1.1, which PyYAML reads, has `on` as a word for true.
+        events = yaml.safe_load(path.read_text())[True]
+        schedule = events.get("schedule", ()) if isinstance(events, dict) else ()
+        for entry in schedule:
+            lines[path.stem] = entry["cron"]
+    return lines
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_target_command_option_and_file_that_is_called_exists(name):
+    targets = re.findall(r"\bmake (?:-C \S+ )?(\w+)", code(name))
+    assert set(targets) <= TARGETS
+    gyre_calls = re.findall(r"\bgyre (\w+)(.*)", code(name))
+    for command, arguments in gyre_calls:
+        assert command in GYRE_COMMANDS
+        parameters = GYRE_COMMANDS[command].params
+        options = {option for parameter in parameters for option in parameter.opts}
+        assert set(re.findall(r"(?<![\w-])--[\w-]+", arguments)) <= options
+    files = re.findall(r"(?<![\w/.])(?:tests|\.ci)/[\w/.]+", code(name))
+    assert [file for file in files if not (PROJECT / file).exists()] == []
+    assert targets or gyre_calls
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_shell_can_read_every_command(name):
+    for command in COMMANDS[name]:
+        shell = ["sh", "-n", "-c", command]
+        done = subprocess.run(shell, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_can_be_started(path):
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/bin/sh\n")
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        (("vendor.github-workflows",), WORKFLOWS),
+        (("vendor.gitlab-ci", "--data-transform", "gitlab-ci"), [GITLAB]),
+    ],
+    ids=SERVICES[:2],
+)
+def test_the_files_match_the_schema_that_is_published_for_them(schema, files):
+    """The schemas are those of the package check-jsonschema."""
+    command = [BIN / "check-jsonschema", "--builtin-schema", *schema, *files]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "path", [*WORKFLOWS, GITLAB, JENKINS, *SCRIPTS], ids=lambda path: path.name
+)
+def test_every_setting_exists(path):
+    fields = {f"GYRE_{name}".upper() for name in Settings.model_fields}
+    names = re.findall(r"\bGYRE_[A-Z]+(?:_[A-Z]+)*", path.read_text())
+    assert set(names) <= fields
 
 
 def test_gitlab_and_jenkins_run_the_same_targets_as_github():
-    github = set().union(*map(targets, WORKFLOWS.glob("*.yml")))
+    github = calls("GitHub")
     assert {"make check", "make docs", "make nightly", ".ci/run"} <= github
-    assert targets(PROJECT / ".gitlab-ci.yml") == github
-    assert targets(PROJECT / "Jenkinsfile") == github
+    assert calls("GitLab") == github
+    assert calls("Jenkins") == github
+
+
+def test_cron_lines_are_valid_and_come_daily_and_weekly():
+    lines = crons()
+    assert lines.keys() == {"models", "nightly"}
+    for name, days in (("models", 7), ("nightly", 1)):
+        times = croniter(lines[name], NOW, ret_type=datetime)
+        first = times.get_next()
+        assert times.get_next() - first == timedelta(days=days)
+    (line,) = re.findall(r"\bcron\(.*?'(H[^']+)'", JENKINS.read_text())
+    assert croniter.is_valid(line, hash_id=b"the name of a job")
+
+
+def test_models_are_validated_trained_and_evaluated_weekly_and_on_push():
+    """A training promotes by itself, if its gates pass: tests/training/test_chain.py."""
+    workflow = yaml.safe_load(MODELS.read_text())
+    events = workflow[True]
+    assert events["push"] == {"branches": ["main"], "paths": SOURCES_OF_A_MODEL}
+    assert events["pull_request"] == {"paths": SOURCES_OF_A_MODEL}
+    assert [entry["cron"] for entry in events["schedule"]] == [crons()["models"]]
+    for pattern in SOURCES_OF_A_MODEL:
+        assert (PROJECT / pattern.removesuffix("/**")).is_dir()
+
+    steps = [step.get("run", "") for step in workflow["jobs"]["train"]["steps"]]
+    order = re.findall(r"make check|pytest \S+|\.ci/models|make down", "\n".join(steps))
+    validations = ["make check", "pytest tests/core/test_spec.py"]
+    assert order == [*validations, ".ci/models", "make down"]
+    gyre_calls = re.findall(r"\bgyre (\w+)", code(".ci/models"))
+    assert gyre_calls == ["env", "ingest", "train", "evaluation", "ledger"]
+    # Only for a pull request it trains where nothing is new.
+    assert re.findall(
+        r"\S*--force\S*", code(".ci/models").partition("gyre train")[2]
+    ) == ["${BASE:+--force}"]
 
 
 def test_the_job_that_comments_on_a_pull_request_runs_no_code_of_it():
-    jobs = yaml.safe_load((WORKFLOWS / "models.yml").read_text())["jobs"]
+    jobs = yaml.safe_load(MODELS.read_text())["jobs"]
     assert "permissions" not in jobs["train"]
     assert jobs["comment"]["permissions"] == {"pull-requests": "write"}
     uses = [step["uses"] for step in jobs["comment"]["steps"] if "uses" in step]
