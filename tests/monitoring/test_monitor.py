@@ -1,5 +1,6 @@
 """The monitor on the real history: a version of 180 days ago meets today's customers."""
 
+import json
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 from core.errors import DataError
+from core.settings import PROJECT
 from core.training_spec import Estimator
 from feature_repo.source import pull
 from mlflow_server.alerts import Alerts
@@ -25,7 +27,8 @@ from mlflow_server.tracking import Tracking
 from monitoring.decision import INPUTS
 from monitoring.decision_log import newest_decisions, stored_checks
 from monitoring.monitor import monitor
-from tests.conftest import AS_OF, mlflow_server, new_settings
+from tests.cli.clone import finished, stack_environment
+from tests.conftest import AS_OF, BIN, mlflow_server, new_settings
 from tests.console.year import fill_dataset
 from tests.mlflow_server.conftest import Roles, client
 from tests.monitoring import log
@@ -48,6 +51,19 @@ CUSTOMERS = pa.array(range(8, 23571, 8), pa.int64())
 """Every eighth."""
 OLD = AS_OF - timedelta(days=180)
 HOUR = timedelta(hours=1)
+MONITOR = """
+import sys
+from datetime import datetime
+from pydantic_core import to_json
+from core.settings import load_settings
+from core.spec import load_spec
+from monitoring.monitor import monitor
+
+name, as_of = sys.argv[1:]
+report = monitor(load_settings(), load_spec(name), datetime.fromisoformat(as_of))
+print(to_json(report).decode())
+"""
+"""For a process of its own; `gyre monitor` takes no moment that lies ahead."""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +137,7 @@ def test_a_version_is_monitored_from_drift_to_harm_and_to_late_outcomes(
     settings, roles, tmp_path
 ):
     frame = today(settings)
-    drifted = two_drifted_windows_start_one_retraining(settings, frame)
+    drifted = two_drifted_windows_start_one_retraining(settings, frame, tmp_path)
     version = a_version_of_today_is_ok(settings, frame)
     roles.promote("1")
     a_run_for_a_moment_before_the_newest_promotion_changes_nothing(roles, drifted)
@@ -132,7 +148,7 @@ def test_a_version_is_monitored_from_drift_to_harm_and_to_late_outcomes(
     a_harmful_version_is_rolled_back_without_a_stored_decision(roles, frame, version)
 
 
-def two_drifted_windows_start_one_retraining(settings, frame):
+def two_drifted_windows_start_one_retraining(settings, frame, tmp_path):
     lines = log_answers(settings, frame, "1", AS_OF - HOUR, "today")
     usable = [number for number, row in enumerate(lines) if row["in_population"]][:300]
     is_likely = {
@@ -152,10 +168,31 @@ def two_drifted_windows_start_one_retraining(settings, frame):
     assert first.decision.rule == "first_bad_window"
     assert alerts(settings, SPEC.name, "drift of") == []
     results_are_stored(settings, first)
+    without_evidently_a_drifted_window_is_unknown(settings, tmp_path / "modules")
     second = one_of_two_runs_at_once_retrains(settings)
     assert "lifetime_orders: PSI" in second.decision.reason
     the_alert_names_the_worst_finding(settings, second)
     return second
+
+
+def without_evidently_a_drifted_window_is_unknown(settings, modules):
+    """Python finds a package of this name first that cannot be imported."""
+    package = modules / "evidently"
+    package.mkdir(parents=True)
+    problem = "libgomp.so.1: cannot open shared object file"
+    (package / "__init__.py").write_text(f"raise ImportError({problem!r})")
+    as_of = (AS_OF + HOUR / 2).isoformat()
+    command = f'{BIN}/python -c "$MONITOR" {SPEC.name} {as_of}'
+    environment = stack_environment(settings)
+    environment |= {"PYTHONPATH": str(modules), "MONITOR": MONITOR}
+    report = json.loads(finished(command, PROJECT, environment).stdout)
+    assert report["verdict"] == "unknown"
+    decision = report["decision"]
+    assert (decision["action"], decision["rule"]) == ("nothing", "unknown")
+    assert f"report was not measured: {problem}" in report["words"]
+    (alert,) = alerts(settings, SPEC.name, "report of version 1: unknown")
+    assert problem in alert["message"]
+    assert newest_decisions(settings, SPEC.name, action="retrain") == []
 
 
 def one_of_two_runs_at_once_retrains(settings):
