@@ -164,8 +164,8 @@ class Settings(BaseSettings):
     """The Spark master that `GYRE_ENGINE=spark` asks, such as `spark://10.0.0.1:7077`. A cluster
     needs GYRE_DATA_URL."""
     alert_urls: str = ""
-    """Apprise addresses (Slack, mail, a webhook …), separated by blanks. Default: the file
-    `logs/alerts.log` in GYRE_HOME."""
+    """Apprise addresses (Slack, PagerDuty, mail, a webhook …), separated by blanks. Default: the
+    file `logs/alerts.log` in GYRE_HOME."""
     change_live_features: bool = False
     """Let ingest change the feature values that a version in a role is served. Meant for a single
     command."""

@@ -37,6 +37,8 @@ WAITS = " waits for approval"
 LONGEST = 100
 """Characters of an error that are compared with those of others."""
 Severity = Literal["moderate", "significant", "critical"]
+NOTIFY_TYPES = {"moderate": "info", "significant": "warning", "critical": "failure"}
+"""What Apprise calls a severity: PagerDuty's is made of it, and the colour in Slack."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,20 @@ def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
 
     details = json.loads(row["details"] or "{}")
     details.pop("message", None)
+    severity: Severity = details.get("severity", "significant")
     lines = [f"{row['message']} ({row['cause']}, {at:%Y-%m-%d %H:%M} UTC)"]
     lines += [f"{name}: {value}" for name, value in details.items()]
-    deliveries = [
-        apprise.Apprise(url).notify(
-            title=f"Gyre: {row['model']}", body="\n".join(lines)
+    deliveries = []
+    for url in settings.alert_urls.split():
+        address = apprise.Apprise(url)
+        for service in address:
+            # PagerDuty refuses a text that is too long, each time; Apprise cuts none by default.
+            if service.overflow_mode == apprise.OverflowMode.UPSTREAM:
+                service.overflow_mode = apprise.OverflowMode.TRUNCATE
+        delivery = address.notify(
+            title=f"Gyre: {row['model']}",
+            body="\n".join(lines),
+            notify_type=NOTIFY_TYPES[severity],
         )
-        for url in settings.alert_urls.split()
-    ]
+        deliveries.append(delivery)
     return any(deliveries)

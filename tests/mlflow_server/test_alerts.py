@@ -1,14 +1,27 @@
-"""Alerts through a real receiver: a webhook of the test's own."""
+"""Alerts through real receivers: a webhook and a mail server of the test's own."""
 
 import json
+import os
+import ssl
+import subprocess
 import threading
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email import message_from_bytes, policy
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from urllib.parse import quote
 
+import certifi
+import pytest
+
+from core.settings import PROJECT
 from mlflow_server.alerts import QUIET, Alerts, DriftAlert, is_open
-from tests.conftest import new_settings, unused_port
+from stack.environment import process_environment
+from tests.conftest import BIN, new_settings, unused_port
 
 MODEL = "customer_churn_model"
 CAUSE = f"skew of version 1: {'a_feature, ' * 100}"
@@ -19,6 +32,24 @@ FIELDS = {
     "feature": "total_spend_30d", "drift_type": "data_drift", "severity": "significant",
     "psi_score": 0.31, "detected_at": "2026-11-20T12:00:00Z", "message": MESSAGE,
 }  # fmt: skip
+
+SEVERITIES = {"moderate": "info", "significant": "warning", "critical": "critical"}
+"""Ours, and what they are to PagerDuty."""
+DRIFTS = [replace(DRIFT, severity=severity, version="1") for severity in SEVERITIES]
+ERROR = f"OSError: {'no disk ' * 400}"
+"""Longer than PagerDuty takes."""
+NAMESPACES = "unshare --net --mount"
+SEND = """
+ip link set lo up
+mount --bind "$HOSTS" /etc/hosts
+exec python -m tests.mlflow_server.alert_services "$CERTIFICATE"
+"""
+SLACK_PATH = "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7"
+ROUTING_KEY = "R" * 32
+CERTIFY = """
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test
+-addext subjectAltName=IP:127.0.0.1,DNS:hooks.slack.com,DNS:events.pagerduty.com
+"""
 
 
 class Webhook(BaseHTTPRequestHandler):
@@ -32,15 +63,95 @@ class Webhook(BaseHTTPRequestHandler):
         pass
 
 
+PASSWORD = "a password"
+LOGIN = b64encode(f"\0gyre\0{PASSWORD}".encode()).decode()
+MAIL_ANSWERS = {
+    "EHLO": "250-the test's\r\n250 AUTH PLAIN",
+    "MAIL": "250 sender",
+    "RCPT": "250 recipient",
+    "DATA": "354 end with a dot",
+    "QUIT": "221 bye",
+}
+
+
+class MailServer(StreamRequestHandler):
+    """As much of SMTP (RFC 5321, RFC 4954) as a mail of a known user takes."""
+
+    def handle(self):
+        self.say("220 the test's")
+        is_known = False
+        command = ""
+        while command != "QUIT":
+            line = self.rfile.readline().decode().strip()
+            command = line.partition(" ")[0].upper()
+            if command == "AUTH":
+                is_known = line.endswith(f" PLAIN {LOGIN}")
+                self.say("235 welcome" if is_known else "535 unknown user or password")
+            elif command == "MAIL" and not is_known:
+                self.say("530 say who you are")
+            else:
+                self.say(MAIL_ANSWERS[command])
+            if command == "DATA":
+                lines = [*iter(self.rfile.readline, b".\r\n")]
+                self.server.received.append(b"".join(lines))
+                self.say("250 taken")
+
+    def say(self, line):
+        self.wfile.write(f"{line}\r\n".encode())
+
+
 @contextmanager
-def receiving(port=0):
-    """Address of a webhook, and the list of what arrived."""
-    with HTTPServer(("127.0.0.1", port), Webhook) as server:
+def serving(server):
+    """Have a server answer; give the list of what arrives."""
+    with server:
         server.received = []
         work = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         work.start()
-        yield f"json://127.0.0.1:{server.server_port}", server.received
+        yield server.received
         server.shutdown()
+
+
+@contextmanager
+def receiving(port=0):
+    """Address of a webhook, and the list of what arrived."""
+    server = HTTPServer(("127.0.0.1", port), Webhook)
+    with serving(server) as received:
+        yield f"json://127.0.0.1:{server.server_port}", received
+
+
+def encrypt(server, certificate):
+    """Have a server speak TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Path of a certificate with its key; beside it is `authority.pem`, which vouches for it."""
+    path = tmp_path / "certificate.pem"
+    authority = tmp_path / "authority.pem"
+    command = [*CERTIFY.split(), "-keyout", path, "-out", authority]
+    subprocess.run(command, check=True, capture_output=True)
+    with path.open("a") as file:
+        file.write(authority.read_text())
+    return path
+
+
+@contextmanager
+def receiving_mail(certificate):
+    """Address of a mail server for a password, and the list of what arrived."""
+    server = ThreadingTCPServer(("127.0.0.1", 0), MailServer)
+    encrypt(server, certificate)
+    place = f"127.0.0.1:{server.server_address[1]}/?mode=ssl"
+    addresses = "from=gyre@test.example&to=team@test.example"
+
+    def address(password=PASSWORD):
+        return f"mailtos://gyre:{quote(password)}@{place}&{addresses}"
+
+    with pytest.MonkeyPatch.context() as environment, serving(server) as received:
+        environment.setenv("SSL_CERT_FILE", str(certificate.with_name("authority.pem")))
+        yield address, received
 
 
 def opened(folder, urls):
@@ -65,6 +176,109 @@ def test_a_cause_alerts_once_until_it_has_not_been_seen_for_three_hours(tmp_path
     assert sent["title"] == f"Gyre: {MODEL}"
     for part in ("psi_score: 0.31", "severity: significant", MESSAGE, CAUSE):
         assert part in sent["message"]
+
+
+def test_a_mail_says_what_a_webhook_is_told(tmp_path, certificate):
+    drift = replace(DRIFT, version="1", severity="critical")
+    with (
+        receiving() as (url, posts),
+        receiving_mail(certificate) as (address, mails),
+        opened(tmp_path, f"{url} {address()}") as alerts,
+    ):
+        assert alerts.alert(MODEL, CAUSE, drift, NOW)
+    (post,) = posts
+    (mail,) = [message_from_bytes(mail, policy=policy.default) for mail in mails]
+    assert post["type"] == "failure"
+    assert mail["Subject"] == post["title"] == f"Gyre: {MODEL}"
+    assert mail["To"].addresses[0].addr_spec == "team@test.example"
+    text = " ".join(mail.get_body(("plain",)).get_content().split())
+    assert text == " ".join(post["message"].split())
+    for part in ("version: 1", "severity: critical", MESSAGE, CAUSE):
+        assert part in text
+
+
+def test_a_mail_server_that_refuses_the_password_has_not_taken_an_alert(
+    tmp_path, certificate
+):
+    with receiving_mail(certificate) as (address, mails):
+        with opened(tmp_path, address("another")) as alerts:
+            assert not alerts.alert(MODEL, CAUSE, DRIFT, NOW)
+        assert mails == []
+        with opened(tmp_path, address()) as alerts:
+            assert alerts.deliver(MODEL, NOW) == 1
+        assert len(mails) == 1
+
+
+@pytest.fixture
+def send(tmp_path, certificate):
+    """Send alerts to an address from a network of its own, where the test is Slack and PagerDuty."""
+    allowed = subprocess.run([*NAMESPACES.split(), "true"], check=False)
+    if allowed.returncode:
+        pytest.skip(f"{NAMESPACES}: not permitted; run the test as root")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost hooks.slack.com events.pagerduty.com\n")
+
+    own_authority = certificate.with_name("authority.pem")
+
+    def send(url, authority=own_authority):
+        settings = new_settings(tmp_path / "home")
+        variables = {
+            "GYRE_ALERT_URLS": url,
+            "HOSTS": str(hosts),
+            "CERTIFICATE": str(certificate),
+            "REQUESTS_CA_BUNDLE": str(authority),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            [*NAMESPACES.split(), "sh", "-euc", SEND],
+            cwd=PROJECT,
+            env=process_environment(settings) | variables,
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return send
+
+
+@pytest.mark.nightly
+def test_slack_is_told_of_each_alert(send):
+    sent = send(f"https://hooks.slack.com{SLACK_PATH}")
+    assert (sent["delivered"], sent["waiting"]) == (len(DRIFTS), 0)
+    assert {request["status"] for request in sent["requests"]} == {200}
+    messages = [request["body"]["attachments"][0] for request in sent["requests"]]
+    assert {message["title"] for message in messages} == {f"Gyre: {MODEL}"}
+    for severity, message in zip(SEVERITIES, messages, strict=False):
+        for part in (MESSAGE, "version: 1", f"severity: {severity}"):
+            assert part in message["text"]
+    assert ERROR.strip() in messages[-1]["text"]
+    colors = [message["color"] for message in messages]
+    assert len({*colors[:3]}) == 3
+    assert colors[3] == colors[1]
+
+
+@pytest.mark.nightly
+def test_pagerduty_is_told_of_each_alert_with_its_severity(send):
+    sent = send(f"pagerduty://{ROUTING_KEY}@api-key/gyre")
+    assert (sent["delivered"], sent["waiting"]) == (len(DRIFTS), 0)
+    assert {request["status"] for request in sent["requests"]} == {202}
+    payloads = [request["body"]["payload"] for request in sent["requests"]]
+    severities = [payload["severity"] for payload in payloads]
+    assert severities == [*SEVERITIES.values(), "warning"]
+    assert {payload["source"] for payload in payloads} == {"gyre"}
+    for payload in payloads[:3]:
+        assert payload["summary"].startswith(f"Gyre: {MODEL}\r\n{MESSAGE} (")
+        assert "version: 1" in payload["summary"]
+    long_summary = payloads[3]["summary"]
+    assert long_summary.startswith(f"Gyre: {MODEL}\r\ntrain.fit failed: {ERROR[:500]}")
+
+
+@pytest.mark.nightly
+def test_a_service_whose_certificate_is_unknown_is_told_nothing(send):
+    sent = send(f"https://hooks.slack.com{SLACK_PATH}", authority=certifi.where())
+    assert sent == {"delivered": 0, "waiting": len(DRIFTS) + 1, "requests": []}
 
 
 def test_exactly_one_of_eight_processes_delivers_an_incident_and_each_counts_it(

@@ -1,0 +1,86 @@
+"""A program that sends alerts to Slack and PagerDuty, and answers as both do.
+
+It runs in a network and with an /etc/hosts of its own: in Apprise the names of their hosts are
+fixed. It prints how many alerts went out, and every request that came.
+
+    python -m tests.mlflow_server.alert_services CERTIFICATE
+"""
+
+import json
+import sys
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from core.settings import load_settings
+from mlflow_server.alerts import Alerts
+from tests.mlflow_server.test_alerts import (
+    DRIFTS,
+    ERROR,
+    MODEL,
+    NOW,
+    ROUTING_KEY,
+    SLACK_PATH,
+    encrypt,
+    serving,
+)
+
+SLACK = "hooks.slack.com"
+PAGERDUTY = "events.pagerduty.com"
+SEVERITIES = {"critical", "error", "warning", "info"}
+LONGEST_SUMMARY = 1024
+
+
+class Services(BaseHTTPRequestHandler):
+    """Both services, of which a request names one."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answers = {SLACK: self.of_slack, PAGERDUTY: self.of_pagerduty}
+        status, answer = answers[self.headers["Host"]](body)
+        request = {"host": self.headers["Host"], "status": status, "body": body}
+        self.server.received.append(request)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def of_slack(self, body):
+        """Answer as an incoming webhook."""
+        if self.path != SLACK_PATH:
+            return 404, "no_service"
+        is_known = body.get("text") or body.get("attachments")
+        return (200, "ok") if is_known else (400, "no_text")
+
+    def of_pagerduty(self, body):
+        """Answer as the Events API v2."""
+        payload = body["payload"]
+        is_valid = (
+            self.path == "/v2/enqueue"
+            and body["routing_key"] == ROUTING_KEY
+            and body["event_action"] == "trigger"
+            and payload["severity"] in SEVERITIES
+            and payload["source"]
+            and 0 < len(payload["summary"]) <= LONGEST_SUMMARY
+        )
+        if not is_valid:
+            return 400, json.dumps({"status": "invalid event"})
+        return 202, json.dumps({"status": "success", "dedup_key": "1"})
+
+    def log_message(self, *_):
+        pass
+
+
+def send_alerts(certificate):
+    """Send alerts of each severity and one of a failed task."""
+    server = ThreadingHTTPServer(("127.0.0.1", 443), Services)
+    encrypt(server, certificate)
+    with serving(server) as received, closing(Alerts(load_settings())) as alerts:
+        for drift in DRIFTS:
+            alerts.note(MODEL, f"drift: {drift.severity}", drift, NOW)
+        delivered = alerts.deliver(MODEL, NOW)
+        alerts.alert_failure(MODEL, "train.fit", ERROR, NOW)
+        waiting = len(alerts.rows(MODEL, delivered=False))
+    return {"delivered": delivered, "waiting": waiting, "requests": received}
+
+
+if __name__ == "__main__":
+    print(json.dumps(send_alerts(sys.argv[1])))  # noqa: T201
