@@ -8,13 +8,15 @@ import yaml
 
 from core.settings import CLONE
 from mlflow_server.registry import Registry
-from tests.cli.clone import Copy, mlflow_and_redis
+from tests.cli.clone import Copy, few_orders, mlflow_and_redis
 from tests.conftest import new_settings
 
 PAGE = (CLONE / "docs" / "how-to" / "pipelines.md").read_text()
 (DVC_FILE,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 (KUBEFLOW_FILE,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-DVC, KUBEFLOW = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+DVC, DVC_ADD, KUBEFLOW = re.findall(
+    r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
+)
 MODEL = "customer_churn_model"
 IN_DVC = 'export PATH="$PWD/.venv-dvc/bin:$PATH"; cd pipelines; '
 RUN_LOCALLY = """
@@ -68,6 +70,7 @@ def test_dvc_runs_changed_stages_and_those_after_them(copy):
     assert json.loads(evaluation.read_text())["version"] == "1"
     repeat = f"{IN_DVC} dvc repro"
     assert stages_run(copy.run(repeat)) == []
+    copy.run(IN_DVC + DVC_ADD)
     copy.run("git add -A . && git -c user.name=a -c user.email=a@b commit -qm first")
 
     spec = copy.folder / "models" / f"{MODEL}.toml"
@@ -79,6 +82,23 @@ def test_dvc_runs_changed_stages_and_those_after_them(copy):
     difference = copy.run(f"{IN_DVC} dvc metrics diff")
     assert "evaluation.challenger.log_loss" in difference
     assert stages_run(copy.run(repeat)) == []
+    earlier_rows_come_back(copy)
+
+
+def earlier_rows_come_back(copy):
+    rows = copy.folder / "data" / "cdnow_orders.parquet"
+    kept_rows = copy.folder / "pipelines" / "rows.parquet"
+    earlier = rows.read_bytes()
+    assert kept_rows.read_bytes() == earlier
+    few_orders(rows)
+    copy.run(IN_DVC + DVC_ADD)
+    assert kept_rows.read_bytes() == rows.read_bytes() != earlier
+    checkout = (
+        "git checkout -q rows.parquet.dvc && dvc checkout --quiet rows.parquet.dvc"
+    )
+    copy.run(f"{IN_DVC} {checkout}")
+    assert kept_rows.read_bytes() == earlier
+    rows.write_bytes(earlier)
 
 
 @pytest.mark.nightly
