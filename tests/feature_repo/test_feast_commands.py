@@ -72,6 +72,17 @@ def test_each_command_of_feast_works_by_its_defaults(small):
         run_feast(small, *command)
 
 
+@pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+def test_every_object_of_feasts_registry_has_an_owner_a_description_and_tags(applied):
+    store = open_store(applied)
+    views = store.list_all_feature_views()
+    own_objects = [*store.list_entities(), *views, *store.list_feature_services()]
+    assert {VIEW, SERVICE, "customer"} <= {each.name for each in own_objects}
+    for each in own_objects:
+        assert (each.owner, each.tags["dataset"]) == ("shop", "orders"), each.name
+        assert each.description, each.name
+
+
 def test_unpublished_definitions_are_reported_in_one_line_with_the_remedy(tmp_path):
     with pytest.raises(
         DataError, match="not published: cd feature_repo && feast apply"
