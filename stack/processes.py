@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xmlrpc.client import Error, ServerProxy
 
 import psutil
@@ -145,6 +145,19 @@ def stop_older(settings: Settings, programs: Iterable[Program], changed: float) 
                 server.supervisor.stopProcess(program.name)
 
 
+class Usage(NamedTuple):
+    """What a program uses.
+
+    Attributes:
+        cpu_seconds: Of its processes, ended ones too.
+        memory_bytes: Proportional set size: what its processes share counts once.
+
+    """
+
+    cpu_seconds: float
+    memory_bytes: int
+
+
 def states(settings: Settings) -> dict[str, dict[str, Any]] | None:
     """Return supervisord's row of each process, by name; None where no supervisor answers."""
     try:
@@ -158,6 +171,24 @@ def states(settings: Settings) -> dict[str, dict[str, Any]] | None:
 def _supervisor(settings: Settings) -> ServerProxy:
     transport = SupervisorTransport(serverurl=f"unix://{socket_path(settings.home)}")
     return ServerProxy("http://supervisor", transport)
+
+
+def usage(settings: Settings) -> dict[str, Usage]:
+    """Return what each program of this stack uses, with all its processes; empty without a stack."""
+    usages: dict[str, Usage] = {}
+    for name, row in (states(settings) or {}).items():
+        seconds = 0.0
+        memory = 0
+        with suppress(psutil.NoSuchProcess):
+            program = psutil.Process(row["pid"] or -1)
+            for process in (program, *program.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                    times = process.cpu_times()
+                    seconds += times.user + times.system
+                    seconds += times.children_user + times.children_system
+                    memory += process.memory_full_info().pss
+            usages[name] = Usage(seconds, memory)
+    return usages
 
 
 def wait_ready(

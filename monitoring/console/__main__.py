@@ -38,6 +38,7 @@ from monitoring.console.checks import STATES, problems, state, worst_state
 from monitoring.console.history import panels_of, picture_of, shown_span
 from monitoring.console.loop import Loop, LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
+from stack.processes import usage
 
 T = TypeVar("T")
 PAGE_POLICY = (
@@ -80,6 +81,7 @@ class Console:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = Loop(settings)
+        self._usages = CachedReader(partial(usage, settings))
         self._records = {}
         self._age_limits: dict[str, timedelta] = {}
         for model in self._loop.models.values():
@@ -189,9 +191,13 @@ class Console:
 
     def metrics(self, _request: Request) -> Response:
         """Return the figures of the loop, for Prometheus."""
-        loop = self._loop.read(None, *self._records.values())
+        loop = self._loop.read(None, *self._records.values(), self._usages)
         values = [reader.reading.value for reader in self._records.values()]
-        text = loop_metrics(loop, [record for record in values if record])
+        text = loop_metrics(
+            loop,
+            records=[record for record in values if record],
+            usages=self._usages.reading.value or {},
+        )
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def missing(self, _request: Request, exc: Any) -> Response:

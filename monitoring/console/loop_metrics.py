@@ -3,17 +3,19 @@
 Times are seconds since 1970. What is not known has no sample: it is never 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.pages import RunPage
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.loop import LoopStatus
 from monitoring.console.status import ModelRows, ModelStatus
+from stack.processes import Usage
 
 Add = Callable[..., None]
 METRICS = {
@@ -23,6 +25,7 @@ METRICS = {
     "check_status": "1 for the status of a check that acts and is not ok.",
     "check_value": "The figure of a check in the newest monitoring run.",
     "consumer_lag_seconds": "Age of the oldest request of events that waits for the consumer; 0: none.",
+    "cpu_seconds_total": "Processor time of a program of the stack, with all its processes.",
     "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
     "data_validation_passed": "0: the last batch broke a rule as a whole and was stopped.",
     "feature_age_promise_seconds": "The most that gyre_feature_watermark_age_seconds may be.",
@@ -30,6 +33,7 @@ METRICS = {
     "last_monitoring_run_timestamp_seconds": "The moment that the newest monitoring run is as of.",
     "last_promotion_timestamp_seconds": "When a version came into production.",
     "last_training_timestamp_seconds": "When the newest training started.",
+    "memory_bytes": "Memory of such a program; what its processes share counts once.",
     "observed_timestamp_seconds": "When a source (database, mlflow, features) was read.",
     "production_version": "1 for the version in production, told by mlflow or the ledger.",
     "source_silence_promise_seconds": "How long a dataset may have no new event.",
@@ -39,8 +43,19 @@ METRICS = {
 """Without `gyre_`."""
 
 
-def loop_metrics(loop: LoopStatus, records: Sequence[DatasetRecord] = ()) -> bytes:
-    """Return all samples of the loop and of its datasets in Prometheus's text format."""
+def loop_metrics(
+    loop: LoopStatus,
+    records: Sequence[DatasetRecord] = (),
+    usages: Mapping[str, Usage] = MappingProxyType({}),
+) -> bytes:
+    """Return all samples in Prometheus's text format.
+
+    Args:
+        loop: What is known.
+        records: Of datasets.
+        usages: Of the programs of a stack on one machine.
+
+    """
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
 
@@ -60,6 +75,16 @@ def loop_metrics(loop: LoopStatus, records: Sequence[DatasetRecord] = ()) -> byt
         _add_dataset(partial(add, dataset=record.dataset), record, loop.now)
     for dataset, lag in loop.lags.items():
         add("consumer_lag_seconds", lag.seconds(loop.now), dataset=dataset)
+    if usages:
+        cpu_seconds = Counter(
+            "gyre_cpu_seconds_total",
+            METRICS["cpu_seconds_total"],
+            ["program"],
+            registry=registry,
+        )
+        for program, usage in usages.items():
+            cpu_seconds.labels(program).inc(usage.cpu_seconds)
+            add("memory_bytes", usage.memory_bytes, program=program)
     return generate_latest(registry)
 
 

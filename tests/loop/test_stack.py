@@ -198,6 +198,11 @@ def test_status_shows_the_state_versions_checks_and_memory_of_the_stack(stack):
     assert status["up"] is True
     checks = {check["name"] for check in status["checks"][MODEL]}
     assert checks >= {"production", "features", "alerts"}
+    metrics = httpx.get(f"{stack.settings.console_address}/metrics", timeout=60).text
+    for program in ("serving", "mlflow", "redis", "scheduler", "consumer", "console"):
+        for name in ("cpu_seconds_total", "memory_bytes"):
+            sample = rf'^gyre_{name}{{program="{program}"}} [\d.e+]+$'
+            assert re.search(sample, metrics, re.MULTILINE), sample
     text = stack.run("status")
     megabytes = re.search(r"all processes\s+(\d+)", text)
     assert 300 < int(megabytes[1]) < 1800

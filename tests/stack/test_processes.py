@@ -18,6 +18,7 @@ from stack.processes import (
     start_supervisor,
     states,
     stop_older,
+    usage,
     wait_ready,
 )
 from stack.scheduler import end_leftover_workers
@@ -74,6 +75,20 @@ def test_only_processes_that_died_or_are_older_than_a_change_are_started_again(
     assert [name for name in after if after[name] != before[name]] == ["reader"]
     os.kill(after["asleep"], signal.SIGKILL)
     wait_until("another", lambda: pids()["asleep"] not in {after["asleep"], 0})
+
+
+def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(settings):
+    work = "sum(range(20_000_000))"
+    child = "import time; memory = bytearray(b'x' * 50_000_000); time.sleep(6000)"
+    run = "subprocess.run([sys.executable, '-c', {!r}])"
+    parent = f"import subprocess, sys; {run.format(work)}; {run.format(child)}"
+    launch(settings, program("asleep"), program("parent", parent))
+    wait_until("memory", lambda: usage(settings)["parent"].memory_bytes > 50_000_000)
+    usages = usage(settings)
+    assert usages["parent"].memory_bytes < 200_000_000
+    assert usages["asleep"].memory_bytes < 50_000_000
+    # Of a process that has ended, too.
+    assert usages["parent"].cpu_seconds > usages["asleep"].cpu_seconds + 0.1
 
 
 def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(settings):
