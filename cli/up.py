@@ -193,8 +193,9 @@ def _first_training(
     train = f"train_{spec.name}"
     approve = f"approve_{spec.name}"
     asks = spec.promotion.approval
-    questions = airflow.last_runs(approve, state="running") if asks else []
-    if not questions:
+    note: str | None = None
+    question = _open_question(airflow, approve) if asks else None
+    if question is None:
         running = airflow.last_runs(train, state="running")
         if running:
             run = running[0]["dag_run_id"]
@@ -203,12 +204,21 @@ def _first_training(
             if as_of:
                 parameters["as_of"] = as_of.isoformat()
             run = airflow.trigger(train, parameters)
-        note: str | None = airflow.follow(train, run, tell)["note"]
-        if note or not asks:
-            return note
-        questions = airflow.last_runs(approve)
-    answer = airflow.follow(approve, questions[0]["dag_run_id"], tell)
-    return str(answer["note"])
+        note = airflow.follow(train, run, tell)["note"]
+        question = _open_question(airflow, approve) if asks else None
+    if question:
+        note = airflow.follow(approve, question, tell)["note"]
+    return note
+
+
+def _open_question(airflow: AirflowApi, dag: str) -> str | None:
+    """Return the newest run that waits for a person; None also where the DAG is not read yet."""
+    try:
+        runs = airflow.last_runs(dag, 20)
+    except StackError:
+        return None
+    open_runs = [run for run in runs if run["state"] in {"queued", "running"}]
+    return str(open_runs[0]["dag_run_id"]) if open_runs else None
 
 
 def _reconcile(settings: Settings, model: str) -> None:

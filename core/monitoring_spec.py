@@ -12,8 +12,8 @@ YEAR = 365 * 24
 
 
 class MetricLimit(Strict):
-    """How bad a metric may be: than at evaluation, by the sum of `worse` and `worse_share`, and
-    beyond chance; and as a value.
+    """How bad a metric may be: worse than at evaluation by at most `worse` plus `worse_share`, beyond
+    chance; and never beyond `at_least` or `at_most`.
     """
 
     worse: float | None = Field(None, ge=0)

@@ -275,6 +275,11 @@ class ModelSpec(Strict):
         for name in self.segment:
             if name not in {*texts, *self.audit}:
                 yield f"segment: {name!r} is not a string of [features], nor of audit"
+        if self.monitoring.bias:
+            if not self.segment:
+                yield "monitoring.bias: needs a segment, such as customer_segment"
+            if self.task != "classification":
+                yield "monitoring.bias: only of a classification, with 0 and 1"
         of_segments = OF_SEGMENTS & {gate.metric for gate in self.gates}
         if of_segments and not self.segment:
             yield f"gates: {min(of_segments)} needs a segment, such as customer_segment"

@@ -5,12 +5,14 @@ passed the gates; by hand it asks again, by the MLflow run of a training. The qu
 Airflow's required actions, and an alert says so. Questions wait side by side, and hold up no training.
 """
 
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Param, get_current_context, task
 
+from core.errors import GyreError
 from core.settings import Settings
 from core.spec import ModelSpec
 from dags.run import (
@@ -23,6 +25,7 @@ from dags.run import (
 )
 from stack.airflow_api import promotion_asset
 
+log = logging.getLogger(__name__)
 QUESTIONS = 16
 """That wait at once for a model; further ones are asked after these."""
 FORM = {
@@ -78,14 +81,22 @@ class Approval(ApprovalOperator):
         super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
-        from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
+        try:
+            self._conclude(event)
+        except GyreError as exc:  # a failed task would ask again: the answer counts
+            log.warning("the answer counts, and is not noted everywhere: %s", exc)
+        return super().execute_complete(context, event)
 
-        settings, spec, mlflow_run, version = _candidate()
-        with Alerts(settings) as alerts:
+    def _conclude(self, event: dict[str, Any]) -> None:
+        """End the alert; note why the version is not approved, if it is not."""
+        from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
+        from training.register import not_approved  # noqa: PLC0415  (heavy)
+
+        candidate = _candidate()
+        _, spec, _, version = candidate
+        with Alerts(candidate[0]) as alerts:
             alerts.end(spec.name, cause_of_question(version))
         if event.get("chosen_options") == [self.REJECT]:
-            from training.register import not_approved  # noqa: PLC0415  (heavy)
-
             name, comment = answer_of(event)
             hours = spec.promotion.wait_hours
             reason = (
@@ -93,8 +104,7 @@ class Approval(ApprovalOperator):
             )
             if comment:
                 reason = f"{reason}: {comment}"
-            note(not_approved(settings, mlflow_run, version, reason))
-        return super().execute_complete(context, event)
+            note(not_approved(*candidate, reason))
 
     def _alert(self, context: Any) -> None:
         """Tell people that a question waits for them, and where."""
@@ -106,10 +116,13 @@ class Approval(ApprovalOperator):
         page = self.generate_link_to_ui_from_context(
             context=context, base_url=settings.link("airflow")
         )
+        cause = cause_of_question(version)
         with Alerts(settings) as alerts:
+            # Of a question that was deleted in Airflow.
+            alerts.end(spec.name, cause)
             alerts.alert(
                 spec.name,
-                cause_of_question(version),
+                cause,
                 f"{self.subject} Answer until {until:%Y-%m-%d %H:%M} UTC: {page}",
                 now,
                 until=until,

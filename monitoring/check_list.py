@@ -9,6 +9,7 @@ from typing import Any
 from core.errors import GyreError
 from monitoring.check import CheckResult
 from monitoring.checks.online_store import online_store
+from monitoring.checks.performance import PERFORMANCE
 from monitoring.checks.report import report_results
 from monitoring.checks.segments import segments_of_window
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
@@ -21,7 +22,6 @@ from training.reference import Reference
 log = logging.getLogger(__name__)
 Check = Callable[[Any, Any], Iterable[CheckResult]]
 """A MonitoringRun and its Reference → results."""
-PERFORMANCE = "performance_drift"
 
 
 def performance(run: MonitoringRun, _reference: Reference) -> Iterator[CheckResult]:

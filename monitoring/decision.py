@@ -150,7 +150,9 @@ def _good_news(results: Sequence[CheckResult]) -> list[str]:
     judged = [
         result.words
         for result in results
-        if result.name.startswith(("online/", "backfilled/")) and result.limit
+        if result.name.startswith(("online/", "backfilled/"))
+        and result.limit
+        and result.kind not in ALERT_ONLY
     ]
     if judged:
         return [*news, f"performance holds: {judged[0]}"]

@@ -42,7 +42,7 @@ from mlflow_server.registry import FORGOTTEN_TAG, Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from monitoring.collect import collect, is_closed, outcomes, predictions, request_of_row
 from monitoring.maintain import clean_data_docs, clean_reports
-from training.artifacts import FRAME, fetched
+from training.artifacts import EXPECTATIONS, FRAME, fetched
 from training.batch import scores
 
 DAY = timedelta(days=1)
@@ -355,6 +355,17 @@ def _forget_quotations(
     return 0
 
 
+def _forget_expectations(search: Search) -> int:
+    """Delete the pages of raw rows that ended a training; their rows are not counted."""
+    tracking = Tracking(search.settings)
+    for experiment in {spec.experiment for spec in load_specs()}:
+        for run in tracking.runs(experiment, deleted=True):
+            pages = tracking.list_artifacts(run.run_id, EXPECTATIONS)
+            if pages and search.erase:
+                tracking.delete_artifacts(run.run_id, EXPECTATIONS)
+    return 0
+
+
 def _wait(is_done: Callable[[], bool]) -> None:
     end = time.monotonic() + WAIT_SECONDS
     while not is_done() and time.monotonic() < end:
@@ -374,5 +385,6 @@ PLACES: dict[str, Callable[[Search], int]] = {
     "scores": partial(_forget_answers, scores),
     "drift reports": partial(_forget_quotations, clean_reports),
     "Data Docs": partial(_forget_quotations, clean_data_docs),
+    "Data Docs of trainings": _forget_expectations,
 }
 """What counts the rows of an entity there, and erases them if asked to; in the order of erasing."""

@@ -177,12 +177,14 @@ def usage(settings: Settings) -> dict[str, Usage]:
     """Return what each program of this stack uses, with all its processes; empty without a stack."""
     usages: dict[str, Usage] = {}
     for name, row in (states(settings) or {}).items():
+        if not row["pid"]:  # it has ended
+            continue
         seconds = 0.0
         memory = 0
-        with suppress(psutil.NoSuchProcess):
-            program = psutil.Process(row["pid"] or -1)
+        with suppress(psutil.Error):
+            program = psutil.Process(row["pid"])
             for process in (program, *program.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                with suppress(psutil.Error):  # ended meanwhile
                     times = process.cpu_times()
                     seconds += times.user + times.system
                     seconds += times.children_user + times.children_system

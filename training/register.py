@@ -239,8 +239,14 @@ def wait_in_shell(
     return outcome
 
 
-def not_approved(settings: Settings, run_id: str, version: str, why: str) -> str:
-    """Note in the run that the version keeps its role; return the outcome."""
-    outcome = f"not approved: version {version}: {why}"
+def not_approved(
+    settings: Settings, spec: ModelSpec, run_id: str, version: str, why: str
+) -> str:
+    """Note in the run that the version keeps its role; return the outcome.
+
+    A version that was promoted past the question is not "not approved".
+    """
+    outcome = settled(settings, spec, run_id, version)
+    outcome = outcome or f"not approved: version {version}: {why}"
     Tracking(settings).end(run_id, outcome)
     return outcome

@@ -15,14 +15,14 @@ from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from feature_repo.dataset_record import read_record
 from feature_repo.datasets import dataset_of, load_dataset
-from feature_repo.definition import Dataset
+from feature_repo.definition import Dataset, table_versions
 from feature_repo.engines import engine_connection
 from feature_repo.features import open_raw, raw_table
 from feature_repo.service import PublishedService
 from feature_repo.validation import suite_file
 from mlflow_server.pages import KEY_TAG, Pages
 from mlflow_server.tracking import Run, Tracking, tag_equals
-from training.artifacts import SPEC
+from training.artifacts import EXPECTATIONS, SPEC
 from training.estimators import estimator_problems
 from training.expectations import RowsResult, validate_rows
 from training.lineage import (
@@ -35,6 +35,8 @@ from training.lineage import (
 from training.snapshots import Plan, next_matures, plan
 
 log = logging.getLogger(__name__)
+EXPECTATIONS_TAG = "gyre.expectations."
+"""Beginning of the tags that say what Great Expectations says of a dataset's raw rows."""
 LONGEST = timedelta(hours=12)
 """A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
 ABOUT_EXPERIMENT = (
@@ -102,20 +104,22 @@ def open_run(
         "cause": cause or "",
     }
     datasets = service.datasets() | {dataset.name: dataset}
-    pinned_versions: dict[str, int] = {}
     for read_dataset in datasets.values():
         table = raw_table(settings, read_dataset)
         is_own = read_dataset.name == dataset.name
-        pinned_versions[read_dataset.name] = table_version if is_own else table.version
-        tags |= table_tags(read_dataset.name, table, pinned_versions[read_dataset.name])
+        pinned_version = table_version if is_own else table.version
+        tags |= table_tags(read_dataset.name, table, pinned_version)
     name = f"{as_of:%Y-%m-%d} {reason}"
     run_id = tracking.start_or_find_run(
         spec.experiment, key, name, tags, about=ABOUT_EXPERIMENT
     )
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec.model_dump_json(), SPEC)
-        for name, version in pinned_versions.items():
-            result = validate_rows(settings, datasets[name], version, as_of)
+        # Those of the first try, where this is another.
+        pinned_tags = tracking.run(run_id).tags
+        pinned_as_of = datetime.fromisoformat(pinned_tags["as_of"])
+        for name, version in table_versions(pinned_tags).items():
+            result = validate_rows(settings, datasets[name], version, pinned_as_of)
             _log_result(settings, run_id, name, result)
     return run_id
 
@@ -131,9 +135,9 @@ def _log_result(
     """
     tracking = Tracking(settings)
     if not result.rejections:
-        tracking.log(run_id, params={f"expectations/{dataset}": result.words})
+        tracking.log(run_id, tags={f"{EXPECTATIONS_TAG}{dataset}": result.words})
         return
-    page = f"expectations/{dataset}.html"
+    page = f"{EXPECTATIONS}/{dataset}.html"
     tracking.log_text(run_id, result.page, page)
     link = f"{Pages(settings).run(run_id)}/artifacts/{page}"
     raise TrainingError(

@@ -20,6 +20,8 @@ from training.metrics import (
     top_class,
 )
 
+PERFORMANCE = "performance_drift"
+"""The kind of a metric of the whole version."""
 SAMPLE_ROWS = 20_000
 """Rows that are resampled; the error of more rows is reckoned from it."""
 ERROR_RESAMPLES = 100
@@ -38,7 +40,7 @@ class MeasuredMetric:
     Attributes:
         name: Such as `online/f1`.
         metric: Such as `f1`.
-        kind: What it is about.
+        kind: PERFORMANCE, or another kind of check.
         value: The metric.
         low: Lower end of its 95 % interval.
         high: Upper end of its 95 % interval.
@@ -51,7 +53,7 @@ class MeasuredMetric:
 
     name: str
     metric: str
-    kind: str = "performance_drift"
+    kind: str = PERFORMANCE
     value: float
     low: float = nan
     high: float = nan

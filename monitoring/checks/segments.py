@@ -4,15 +4,19 @@ A segment is a value of a column of the spec's `segment`, with at least `fewest`
 the features; a column of `audit` is in rows of matured snapshots alone.
 """
 
-from collections.abc import Iterator
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from core.spec import MISSING, ModelSpec
-from monitoring.checks.performance import MeasuredMetric
+from monitoring.checks.performance import SURELY, MeasuredMetric
 from monitoring.outcomes import Outcomes
-from training.metrics import PARITY, Segment, by_segment, fairness, predict
+from training.metrics import PARITY, Segment, by_segment, predict
 from training.psi import SCORE
 from training.reference import Reference
 
@@ -20,8 +24,19 @@ BIAS = "bias"
 """The kind of these figures."""
 MOST_SEGMENTS = 20
 """Of a column; the largest are measured."""
+NOT_IN_A_NAME = re.compile(r"[^\w .-]")
+"""Characters that MLflow refuses in the name of a metric, and a slash, which makes it a path."""
+LONGEST_NAME = 60
+"""Characters of a segment in the name of a figure."""
 SHOWN = ("f1", "r2")
 """Metrics of a segment, those that the task has, beside the one that estimators are chosen by."""
+
+
+class Share(NamedTuple):
+    """A share of so many rows."""
+
+    value: float
+    rows: int
 
 
 def segments_of_window(
@@ -41,23 +56,23 @@ def segments_of_window(
     for name in spec.segment:
         if name not in window:
             continue
-        rates: dict[str, float] = {}
+        shares: list[Share] = []
         for value, rows in _largest(spec, window[name]):
-            rates[value] = _mean_answer(window[rows], reference)
+            rate = _mean_answer(window[rows], reference)
+            shares.append(Share(rate, int(rows.sum())))
             evaluated = reference.rows[reference.rows[name].fillna(MISSING) == value]
             old_rate = _mean_answer(evaluated, reference)
             yield MeasuredMetric(
-                name=f"{figure}/{name}={value}",
+                name=f"{figure}/{name}={_in_a_name(value)}",
                 metric=figure,
                 kind=BIAS,
-                value=rates[value],
+                value=rate,
                 rows=int(rows.sum()),
-                words=f"{figure} {rates[value]:.3f} of a segment of {name}, {old_rate:.3f} in "
+                words=f"{figure} {rate:.3f} of a segment of {name}, {old_rate:.3f} in "
                 "the reference",
             )
-        if spec.task == "classification" and len(rates) > 1:
-            gap = max(rates.values()) - min(rates.values())
-            yield _gap(spec, f"{PARITY}/{name}", PARITY, gap, len(window))
+        if spec.task == "classification":
+            yield from _gap(spec, f"{PARITY}/{name}", PARITY, [shares])
 
 
 def segments_of_outcomes(
@@ -80,10 +95,18 @@ def segments_of_outcomes(
         )
         for segment in segments:
             yield from _performance(spec, outcomes, segment)
-        if spec.task == "classification" and len(segments) > 1:
-            for metric, gap in fairness(segments).items():
-                figure = f"{outcomes.kind}/{metric}/{name}"
-                yield _gap(spec, figure, metric, gap, int(chosen.sum()))
+        if spec.task == "classification":
+            selected = [Share(each.selected, each.rows) for each in segments]
+            found = [_share(each, "tp", "fn") for each in segments]
+            false_alarms = [_share(each, "fp", "tn") for each in segments]
+            for metric, groups in (
+                (PARITY, [selected]),
+                ("equal_opportunity_difference", [found]),
+                ("largest_gap", [selected, found, false_alarms]),
+            ):
+                yield from _gap(
+                    spec, f"{outcomes.kind}/{metric}/{name}", metric, groups
+                )
 
 
 def _largest(
@@ -109,7 +132,8 @@ def _performance(
         value = segment.metrics.get(metric, float("nan"))
         if np.isfinite(value):
             yield MeasuredMetric(
-                name=f"{outcomes.kind}/{metric}/{segment.column}={segment.value}",
+                name=f"{outcomes.kind}/{metric}/{segment.column}="
+                f"{_in_a_name(segment.value)}",
                 metric=metric,
                 kind=BIAS,
                 value=value,
@@ -119,18 +143,50 @@ def _performance(
             )
 
 
+def _in_a_name(value: str) -> str:
+    """Return a segment as part of a figure's name; of different segments they differ."""
+    name = NOT_IN_A_NAME.sub("_", value)[:LONGEST_NAME]
+    if name == value:
+        return name
+    return f"{name}-{zlib.crc32(value.encode()):08x}"
+
+
+def _share(segment: Segment, cell: str, other_cell: str) -> Share:
+    """Return the share of one cell of the confusion matrix in two."""
+    count = segment.metrics[cell] + segment.metrics[other_cell]
+    share = segment.metrics[cell] / count if count else float("nan")
+    return Share(share, int(count))
+
+
 def _gap(
-    spec: ModelSpec, name: str, metric: str, value: float, rows: int
-) -> MeasuredMetric:
+    spec: ModelSpec, name: str, metric: str, groups: Sequence[Sequence[Share]]
+) -> Iterator[MeasuredMetric]:
+    """Yield the largest difference of two shares of a group, which must be large beyond chance.
+
+    Shares of fewer rows than `fewest` do not count; of less than two nothing is yielded.
+    """
+    gaps: list[tuple[float, float]] = []
+    row_count = 0
+    for group in groups:
+        shares = [share for share in group if share.rows >= spec.monitoring.fewest]
+        if len(shares) > 1:
+            low = min(shares)
+            high = max(shares)
+            variances = [p * (1 - p) / rows for p, rows in (low, high)]
+            gaps.append((high.value - low.value, math.sqrt(sum(variances))))
+            row_count = max(row_count, sum(share.rows for share in shares))
+    if not gaps:
+        return
+    gap, error = max(gaps)
     limits = {str(key): limit for key, limit in spec.monitoring.bias.items()}
     limit = limits.get(metric)
     allowed = "shown alone" if limit is None else f"at most {limit:g} is allowed"
-    return MeasuredMetric(
+    yield MeasuredMetric(
         name=name,
         metric=metric,
         kind=BIAS,
-        value=value,
-        limit=limit,
-        rows=rows,
-        words=f"{name.replace('_', ' ')}: segments lie {value:.3f} apart, {allowed}",
+        value=gap,
+        limit=None if limit is None else limit + SURELY * error,
+        rows=row_count,
+        words=f"{name.replace('_', ' ')}: segments lie {gap:.3f} apart, {allowed}",
     )

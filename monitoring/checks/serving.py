@@ -13,6 +13,7 @@ from core.monitoring_spec import Monitoring
 from core.training_spec import LOWER_IS_BETTER, Costs, Metric
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult, Status
+from monitoring.checks.performance import PERFORMANCE
 from monitoring.harm import (
     HarmLimits,
     Variant,
@@ -148,7 +149,11 @@ def previous_is_better(
     previous = run.past.previous
     for judged in run.judged:
         outcomes = judged.outcomes
-        bad_metrics = [metric.metric for metric in judged.metrics if metric.is_bad]
+        bad_metrics = [
+            metric.metric
+            for metric in judged.metrics
+            if metric.is_bad and metric.kind == PERFORMANCE
+        ]
         if outcomes.kind != "backfilled" or not previous or not bad_metrics:
             continue
         better = surely_better(

@@ -321,7 +321,12 @@ def _alerts(
     decision = rows.last_decision
     if decision and decision.verdict == "bad":
         checked_causes.add(decision.cause)
-    open_alerts = rows.open_alerts(now)
+    open_alerts = [
+        alert
+        for alert in rows.open_alerts(now)
+        # Where nobody is asked any more, nothing waits.
+        if status.spec.promotion.approval or not alert["cause"].endswith(WAITS)
+    ]
     alerts = [
         alert
         for alert in rows.alerts

@@ -351,7 +351,11 @@ def a_version_with_a_worse_f1_is_rolled_back_to_a_better_one(roles, frame, tmp_p
     assert worse.figures["online/f1"] < 0.7
     assert worse.decision.action != "rollback", "labels have not matured"
 
-    matured = monitor(settings, SPEC, AS_OF + 50 * HOUR)
+    limits = SPEC.monitoring.model_copy(update={"bias": {"largest_gap": 0.001}})
+    biased = SPEC.model_copy(update={"monitoring": limits})
+    matured = monitor(settings, biased, AS_OF + 50 * HOUR)
+    gaps = [result for result in matured.results if result.kind == "bias"]
+    assert "alert" in {result.status for result in gaps}, gaps
     assert (matured.version, matured.decision.action) == (version, "rollback")
     assert matured.decision.reason.startswith("version 1 is better on 2099-0")
     last = roles.rows[-1]

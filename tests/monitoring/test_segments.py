@@ -10,7 +10,7 @@ import pytest
 from core.spec import MISSING, load_spec
 from monitoring.checks.report import report_results
 from monitoring.checks.segments import segments_of_outcomes, segments_of_window
-from monitoring.decision import judge
+from monitoring.decision import describe, judge
 from monitoring.outcomes import Outcomes
 from training.metrics import Scored
 from training.psi import UsualSpread
@@ -80,26 +80,45 @@ def test_the_positive_rate_of_each_segment_stands_beside_the_references():
     assert len(means) == 3
 
 
-def outcomes(kind="backfilled"):
-    """Of region a: 60 of 100 true 1s are found; of b 90 of 100."""
-    labels = np.tile([1] * 100 + [0] * 100, 2)
-    found = [0.9] * 60 + [0.1] * 40, [0.9] * 90 + [0.1] * 10
-    scores = np.array([*found[0], *[0.1] * 100, *found[1], *[0.1] * 100])
-    rows = pa.table({"region": ["a"] * 200 + ["b"] * 200, "label": labels})
-    return Outcomes(kind, "May", rows, Scored(scores, 0.5))
+def test_names_of_figures_are_those_of_mlflow_and_of_one_segment_each():
+    urls = {"https://a.example/": (60, 40), "a&b": (60, 40), "a|b": (60, 40)}
+    names = {*window_figures(predictions(**urls))}
+    assert len(names) == 4
+    assert [name for name in names if "//" in name or name.endswith("/")] == []
+    assert "positive_rate/customer_segment=https___a.example_-" in " ".join(names)
+
+
+def outcomes(kind="backfilled", found=(500, 900)):
+    """Of region a: 500 of 1,000 true 1s are found; of b 900 of 1,000."""
+    labels = np.tile([1] * 1000 + [0] * 1000, 2)
+    answers = [[0.9] * count + [0.1] * (2000 - count) for count in found]
+    rows = pa.table({"region": ["a"] * 2000 + ["b"] * 2000, "label": labels})
+    return Outcomes(kind, "May", rows, Scored(np.concatenate(answers), 0.5))
 
 
 def test_performance_of_each_segment_and_the_gaps_between_them_are_measured():
     found = {each.name: each for each in segments_of_outcomes(SPEC, outcomes())}
-    assert found["backfilled/f1/region=a"].value == pytest.approx(0.75)
-    assert found["backfilled/f1/region=b"].value == pytest.approx(180 / 190)
-    assert found["backfilled/log_loss/region=a"].rows == 200
+    assert found["backfilled/f1/region=a"].value == pytest.approx(1000 / 1500)
+    assert found["backfilled/f1/region=b"].value == pytest.approx(1800 / 1900)
+    assert found["backfilled/log_loss/region=a"].rows == 2000
     gap = found["backfilled/equal_opportunity_difference/region"]
-    assert gap.value == pytest.approx(0.3)
+    assert gap.value == pytest.approx(0.4)
+    # Beyond 0.2 and three standard errors.
+    assert gap.limit == pytest.approx(0.2 + 3 * np.sqrt(0.25 / 1000 + 0.09 / 1000))
     assert gap.is_bad
+    chance = {
+        each.name: each
+        for each in segments_of_outcomes(SPEC, outcomes(found=(500, 720)))
+    }
+    assert not chance["backfilled/equal_opportunity_difference/region"].is_bad
     assert not found["backfilled/demographic_parity_difference/region"].is_bad
     assert found["backfilled/largest_gap/region"].limit is None
-    few = SPEC.monitoring.model_copy(update={"fewest": 300})
+    few = SPEC.monitoring.model_copy(update={"fewest": 1500})  # of the 1s alone
+    spec = SPEC.model_copy(update={"monitoring": few})
+    names = {each.name for each in segments_of_outcomes(spec, outcomes())}
+    assert "backfilled/f1/region=a" in names
+    assert "backfilled/equal_opportunity_difference/region" not in names
+    few = SPEC.monitoring.model_copy(update={"fewest": 3000})
     spec = SPEC.model_copy(update={"monitoring": few})
     assert [*segments_of_outcomes(spec, outcomes())] == []
 
@@ -116,7 +135,9 @@ def test_a_gap_beyond_its_limit_alerts_and_makes_no_window_bad(tmp_path):
         "demographic_parity_difference/customer_segment",
         "online/equal_opportunity_difference/region",
     }
-    assert by_name["demographic_parity_difference/customer_segment"].limit == 0.3
+    limit = by_name["demographic_parity_difference/customer_segment"].limit
+    assert limit == pytest.approx(0.3 + 3 * np.sqrt(2 * 0.09 / 100))
     assert {result.kind for result in results} == {"bias"}
     assert judge(results) == "ok"
+    assert "segments" not in describe("ok", results)
     assert "positive_rate/customer_segment" in (tmp_path / "report.json").read_text()

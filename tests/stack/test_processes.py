@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -14,6 +15,7 @@ from stack.environment import MARK, process_environment
 from stack.processes import (
     Program,
     end_stack,
+    socket_path,
     start,
     start_supervisor,
     states,
@@ -22,7 +24,7 @@ from stack.processes import (
     wait_ready,
 )
 from stack.scheduler import end_leftover_workers
-from tests.conftest import running, wait_until
+from tests.conftest import BIN, running, wait_until
 
 SLEEP = "import time; print('awake', flush=True); time.sleep(6000)"
 
@@ -89,6 +91,13 @@ def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(settings):
     assert usages["asleep"].memory_bytes < 50_000_000
     # Of a process that has ended, too.
     assert usages["parent"].cpu_seconds > usages["asleep"].cpu_seconds + 0.1
+    stop = [
+        BIN / "supervisorctl",
+        "--serverurl",
+        f"unix://{socket_path(settings.home)}",
+    ]
+    subprocess.run([*stop, "stop", "parent"], check=True, stdout=subprocess.DEVNULL)
+    assert {*usage(settings)} == {"asleep"}
 
 
 def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(settings):
