@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from core.monitoring_spec import Promotion
 from core.spec import load_spec
 from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.alerts import (
@@ -200,7 +201,9 @@ def test_a_deleted_experiment_and_a_stopped_rollout_have_the_remedy_that_shows_t
 def test_a_version_that_waits_for_a_person_is_named_as_long_as_it_waits():
     until = NOW + timedelta(hours=72)
     asked = alerted(cause=cause_of_question("3"), last=until.isoformat())
-    check = checked(asked)["alerts"]
+    assert state(checked(asked)["alerts"]) == "ok", "nobody is asked any more"
+    spec = SPEC.model_copy(update={"promotion": Promotion(approval=True)})
+    check = checked(replace(asked, spec=spec))["alerts"]
     page = f"airflow/dags/approve_{SPEC.name}/runs"
     assert (state(check), check.link) == ("attention", page)
 
