@@ -58,7 +58,7 @@ METRIC_LIMITS: dict[str, dict[str, float]] = {
     "log_loss": {"worse": 0.05},
     "rmse": {"worse_share": 0.05},
 }
-"""How much worse metrics may be of which a spec does not say that."""
+"""How much worse a metric may be where the spec does not say it."""
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 

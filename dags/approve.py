@@ -77,7 +77,8 @@ class Approval(ApprovalOperator):
             return  # nothing to ask: `promote` says what became of it
         self.subject, self.body = ask(*candidate)
         note(f"waits for approval: {self.subject}")
-        self._alert(context)
+        settings, spec, _, version = candidate
+        self._alert(settings, spec, version, context)
         super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
@@ -93,8 +94,8 @@ class Approval(ApprovalOperator):
         from training.register import not_approved  # noqa: PLC0415  (heavy)
 
         candidate = _candidate()
-        _, spec, _, version = candidate
-        with Alerts(candidate[0]) as alerts:
+        settings, spec, _, version = candidate
+        with Alerts(settings) as alerts:
             alerts.end(spec.name, cause_of_question(version))
         if event.get("chosen_options") == [self.REJECT]:
             name, comment = answer_of(event)
@@ -106,27 +107,24 @@ class Approval(ApprovalOperator):
                 reason = f"{reason}: {comment}"
             note(not_approved(*candidate, reason))
 
-    def _alert(self, context: Any) -> None:
+    def _alert(
+        self, settings: Settings, spec: ModelSpec, version: str, context: Any
+    ) -> None:
         """Tell people that a question waits for them, and where."""
         from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
 
-        settings, spec, _, version = _candidate()
         now = datetime.now(UTC)
         until = now + timedelta(hours=spec.promotion.wait_hours)
         page = self.generate_link_to_ui_from_context(
             context=context, base_url=settings.link("airflow")
         )
+        message = f"{self.subject} Answer until {until:%Y-%m-%d %H:%M} UTC: {page}"
         cause = cause_of_question(version)
         with Alerts(settings) as alerts:
-            # Of a question that was deleted in Airflow.
+            # That of a question which was deleted in Airflow would keep this one from being sent.
             alerts.end(spec.name, cause)
-            alerts.alert(
-                spec.name,
-                cause,
-                f"{self.subject} Answer until {until:%Y-%m-%d %H:%M} UTC: {page}",
-                now,
-                until=until,
-            )
+            alerts.note(spec.name, cause, message, now, until=until)
+            alerts.deliver(spec.name, now)
 
 
 def _candidate() -> tuple[Settings, ModelSpec, str, str]:

@@ -73,16 +73,10 @@ class Alerts(Store):
     """Alerts about models and datasets."""
 
     def alert(
-        self,
-        subject: str,
-        cause: str,
-        content: str | DriftAlert,
-        at: datetime,
-        *,
-        until: datetime | None = None,
+        self, subject: str, cause: str, content: str | DriftAlert, at: datetime
     ) -> bool:
         """Deliver an alert unless that of this incident was; say whether one went out now."""
-        self.note(subject, cause, content, at, until=until)
+        self.note(subject, cause, content, at)
         return self.deliver(subject, at) > 0
 
     def alert_failure(self, subject: str, task: str, error: str, at: datetime) -> None:

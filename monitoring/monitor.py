@@ -53,7 +53,7 @@ NOT_STORED = "decisions cannot be stored"
 CHECKS_NOT_STORED = "what the checks found cannot be stored"
 NOT_PUBLISHED = "what the checks found is not in MLflow"
 NOT_IN_A_NAME = re.compile(r"[^\w./ -]")
-"""MLflow refuses such a character in the name of a metric; a segment's value may have any."""
+"""MLflow refuses such a character in the name of a metric, such as the "=" of a segment."""
 
 
 @dataclass(frozen=True)

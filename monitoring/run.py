@@ -27,7 +27,7 @@ from monitoring.checks.performance import Judged, measure
 from monitoring.checks.segments import segments_of_outcomes
 from monitoring.collect import KnownOutcomes, join_outcomes
 from monitoring.decision_log import DecisionRow, newest_decisions
-from monitoring.outcomes import backfilled_outcomes, online_outcomes
+from monitoring.outcomes import Outcomes, backfilled_outcomes, online_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from monitoring.window import Window, window
 from training.reference import Reference, load_reference, spec_of_version
@@ -160,9 +160,7 @@ def prepare(
             try:
                 rows = read(settings, spec, version, as_of=as_of)
                 if rows:
-                    metrics = [*measure(spec, rows, reference.evaluated)]
-                    metrics += segments_of_outcomes(spec, rows)
-                    judged.append(Judged(rows, metrics))
+                    judged.append(_judge(spec, rows, reference))
             except Exception as exc:  # noqa: BLE001
                 unmeasured.append(in_one_line(exc))
     run = MonitoringRun(
@@ -181,6 +179,12 @@ def prepare(
         unmeasured=unmeasured,
     )
     return run, reference
+
+
+def _judge(spec: ModelSpec, outcomes: Outcomes, reference: Reference) -> Judged:
+    metrics = [*measure(spec, outcomes, reference.evaluated)]
+    metrics += segments_of_outcomes(spec, outcomes)
+    return Judged(outcomes, metrics)
 
 
 def load_past(

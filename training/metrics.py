@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,12 @@ SMALLEST_PROBABILITY = np.finfo(np.float32).eps
 CELLS = ("tn", "fp", "fn", "tp")
 BINS = 10
 PARITY = "demographic_parity_difference"
+GAPS = {
+    PARITY: ("all",),
+    "equal_opportunity_difference": ("true 1s",),
+    "largest_gap": ("all", "true 1s", "true 0s"),
+}
+"""The shares of a segment that a figure of fairness compares; the largest difference counts."""
 
 
 def rounded(scores: ArrayLike, threshold: float | None) -> NDArray[np.float64]:
@@ -83,6 +89,13 @@ class Interval:
     high: float
 
 
+class Share(NamedTuple):
+    """A share of so many rows."""
+
+    value: float
+    rows: int
+
+
 @dataclass(frozen=True)
 class Segment:
     """One value of a column; prevalence: mean label; selected: mean prediction."""
@@ -93,6 +106,21 @@ class Segment:
     selected: float
     metrics: dict[str, float]
     column: str = ""  # as evaluations of one column alone have it
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        """Of a classification: what is predicted 1 of all rows, of the true 1s, of the true 0s."""
+        return {
+            "all": Share(self.selected, self.rows),
+            "true 1s": self._share("tp", "fn"),
+            "true 0s": self._share("fp", "tn"),
+        }
+
+    def _share(self, cell: str, other_cell: str) -> Share:
+        """Return the share of one cell of the confusion matrix in two; nan of no rows."""
+        count = self.metrics[cell] + self.metrics[other_cell]
+        share = self.metrics[cell] / count if count else float("nan")
+        return Share(share, int(count))
 
 
 def losses(y: Labels, model: Scored, loss: Metric = "rmse") -> Scores:
@@ -326,31 +354,20 @@ def fairness(segments: Sequence[Segment]) -> dict[str, float]:
     share among the true 1s. largest_gap: of these two and that of the share among the true 0s
     (equalised odds).
     """
-    columns = {segment.column for segment in segments}
-    gaps = [
-        _gaps([segment for segment in segments if segment.column == column])
-        for column in columns
-    ]
-    return {name: max(each[name] for each in gaps) for name in gaps[0]} if gaps else {}
+    largest: dict[str, float] = {}
+    for column in {segment.column for segment in segments}:
+        of_column = [segment for segment in segments if segment.column == column]
+        for name, kinds in GAPS.items():
+            gap = max(_gap(of_column, kind) for kind in kinds)
+            largest[name] = max(gap, largest.get(name, 0.0))
+    return largest
 
 
-def _gaps(segments: Sequence[Segment]) -> dict[str, float]:
-    """Return the gaps between the segments of one column."""
-    cells = pd.DataFrame([segment.metrics for segment in segments])
-    shares = pd.DataFrame(
-        {
-            "parity": [segment.selected for segment in segments],
-            "opportunity": cells["tp"] / (cells["tp"] + cells["fn"]),
-            "false_alarms": cells["fp"] / (cells["fp"] + cells["tn"]),
-        }
-    )
-    # A share of no rows does not count.
-    gaps = (shares.max() - shares.min()).fillna(0.0)
-    return {
-        PARITY: float(gaps["parity"]),
-        "equal_opportunity_difference": float(gaps["opportunity"]),
-        "largest_gap": float(gaps.max()),
-    }
+def _gap(segments: Sequence[Segment], kind: str) -> float:
+    """Return how far a share lies apart; a share of no rows does not count."""
+    shares = [segment.shares[kind] for segment in segments]
+    values = [share.value for share in shares if share.rows]
+    return float(max(values) - min(values)) if values else 0.0
 
 
 def calibration(y: Labels, p: Scores) -> float:

@@ -24,7 +24,7 @@ from mlflow_server.pages import KEY_TAG, Pages
 from mlflow_server.tracking import Run, Tracking, tag_equals
 from training.artifacts import EXPECTATIONS, SPEC
 from training.estimators import estimator_problems
-from training.expectations import RowsResult, validate_rows
+from training.expectations import validate_rows
 from training.lineage import (
     FINGERPRINT,
     PLANNED_TAG,
@@ -115,35 +115,35 @@ def open_run(
     )
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec.model_dump_json(), SPEC)
-        # Those of the first try, where this is another.
-        pinned_tags = tracking.run(run_id).tags
-        pinned_as_of = datetime.fromisoformat(pinned_tags["as_of"])
-        for name, version in table_versions(pinned_tags).items():
-            result = validate_rows(settings, datasets[name], version, pinned_as_of)
-            _log_result(settings, run_id, name, result)
+        _validate_rows(settings, run_id, datasets)
     return run_id
 
 
-def _log_result(
-    settings: Settings, run_id: str, dataset: str, result: RowsResult
+def _validate_rows(
+    settings: Settings, run_id: str, datasets: Mapping[str, Dataset]
 ) -> None:
-    """Log what Great Expectations says of raw rows.
+    """Hold the raw rows that a run is pinned to against Great Expectations.
+
+    Its tags say which; at another try they are those of the first.
 
     Raises:
         TrainingError: A rule fails.
 
     """
     tracking = Tracking(settings)
-    if not result.rejections:
-        tracking.log(run_id, tags={f"{EXPECTATIONS_TAG}{dataset}": result.words})
-        return
-    page = f"{EXPECTATIONS}/{dataset}.html"
-    tracking.log_text(run_id, result.page, page)
-    link = f"{Pages(settings).run(run_id)}/artifacts/{page}"
-    raise TrainingError(
-        f"{dataset}: {result.words}: {'; '.join(result.rejections)}. Correct the rule in "
-        f"{suite_file(load_dataset(dataset))}, or the rows at the source. All rules: {link}"
-    )
+    tags = tracking.run(run_id).tags
+    as_of = datetime.fromisoformat(tags["as_of"])
+    for name, version in table_versions(tags).items():
+        result = validate_rows(settings, datasets[name], version, as_of)
+        if result.rejections:
+            page = f"{EXPECTATIONS}/{name}.html"
+            tracking.log_text(run_id, result.page, page)
+            link = f"{Pages(settings).run(run_id)}/artifacts/{page}"
+            raise TrainingError(
+                f"{name}: {result.words}: {'; '.join(result.rejections)}. Correct the rule in "
+                f"{suite_file(datasets[name])}, or the rows at the source. All rules: {link}"
+            )
+        tracking.log(run_id, tags={f"{EXPECTATIONS_TAG}{name}": result.words})
 
 
 def _is_answered(

@@ -8,7 +8,6 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ import pandas as pd
 from core.spec import MISSING, ModelSpec
 from monitoring.checks.performance import SURELY, MeasuredMetric
 from monitoring.outcomes import Outcomes
-from training.metrics import PARITY, Segment, by_segment, predict
+from training.metrics import GAPS, PARITY, Segment, Share, by_segment, predict
 from training.psi import SCORE
 from training.reference import Reference
 
@@ -30,13 +29,6 @@ LONGEST_NAME = 60
 """Characters of a segment in the name of a figure."""
 SHOWN = ("f1", "r2")
 """Metrics of a segment, those that the task has, beside the one that estimators are chosen by."""
-
-
-class Share(NamedTuple):
-    """A share of so many rows."""
-
-    value: float
-    rows: int
 
 
 def segments_of_window(
@@ -96,17 +88,10 @@ def segments_of_outcomes(
         for segment in segments:
             yield from _performance(spec, outcomes, segment)
         if spec.task == "classification":
-            selected = [Share(each.selected, each.rows) for each in segments]
-            found = [_share(each, "tp", "fn") for each in segments]
-            false_alarms = [_share(each, "fp", "tn") for each in segments]
-            for metric, groups in (
-                (PARITY, [selected]),
-                ("equal_opportunity_difference", [found]),
-                ("largest_gap", [selected, found, false_alarms]),
-            ):
-                yield from _gap(
-                    spec, f"{outcomes.kind}/{metric}/{name}", metric, groups
-                )
+            for metric, kinds in GAPS.items():
+                groups = [_shares(segments, kind) for kind in kinds]
+                figure = f"{outcomes.kind}/{metric}/{name}"
+                yield from _gap(spec, figure, metric, groups)
 
 
 def _largest(
@@ -143,19 +128,16 @@ def _performance(
             )
 
 
+def _shares(segments: Sequence[Segment], kind: str) -> list[Share]:
+    return [segment.shares[kind] for segment in segments]
+
+
 def _in_a_name(value: str) -> str:
     """Return a segment as part of a figure's name; of different segments they differ."""
     name = NOT_IN_A_NAME.sub("_", value)[:LONGEST_NAME]
     if name == value:
         return name
     return f"{name}-{zlib.crc32(value.encode()):08x}"
-
-
-def _share(segment: Segment, cell: str, other_cell: str) -> Share:
-    """Return the share of one cell of the confusion matrix in two."""
-    count = segment.metrics[cell] + segment.metrics[other_cell]
-    share = segment.metrics[cell] / count if count else float("nan")
-    return Share(share, int(count))
 
 
 def _gap(
@@ -172,7 +154,9 @@ def _gap(
         if len(shares) > 1:
             low = min(shares)
             high = max(shares)
-            variances = [p * (1 - p) / rows for p, rows in (low, high)]
+            variances = [
+                share.value * (1 - share.value) / share.rows for share in (low, high)
+            ]
             gaps.append((high.value - low.value, math.sqrt(sum(variances))))
             row_count = max(row_count, sum(share.rows for share in shares))
     if not gaps:
