@@ -46,6 +46,7 @@ KINDS = frozenset(
         "freshness",
         "online_store",
         "bias",
+        "label_drift",
         "serving",
     }
 )
@@ -105,6 +106,9 @@ class Monitoring(Strict):
         default_factory=dict
     )
     """How far segments may lie apart, by figure: an alert goes out beyond it. None by default."""
+    label_change: float = Field(0.1, gt=0)
+    """How far outcomes may lie from those of the evaluation, beyond chance: the share of a class in
+    points of 1, the mean of numbers in standard deviations. An alert goes out beyond it."""
     failures: float = Field(0.05, gt=0, le=1)
     """Share of failed rows from which a version goes back."""
     freshness_hours: float = Field(2, gt=0, le=YEAR)

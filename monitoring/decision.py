@@ -37,7 +37,15 @@ ENTITIES = "volume/entities"
 REFERENCE = "reference"
 """The name of the result that says why there is no reference."""
 ALERT_ONLY = frozenset(
-    {"bias", "freshness", "online_store", "serving", "skew", "volume"}
+    {
+        "bias",
+        "freshness",
+        "label_drift",
+        "online_store",
+        "serving",
+        "skew",
+        "volume",
+    }
 )
 """Kinds of checks that are alerted of and never part of a verdict."""
 Verdict = Literal["ok", "bad", "unknown", "insufficient_data"]

@@ -23,6 +23,7 @@ from mlflow_server.roles import (
     ways_back,
 )
 from mlflow_server.tracking import Run, Tracking
+from monitoring.checks.labels import label_change
 from monitoring.checks.performance import Judged, measure
 from monitoring.checks.segments import segments_of_outcomes
 from monitoring.collect import KnownOutcomes, join_outcomes
@@ -183,6 +184,7 @@ def prepare(
 
 def _judge(spec: ModelSpec, outcomes: Outcomes, reference: Reference) -> Judged:
     metrics = [*measure(spec, outcomes, reference.evaluated)]
+    metrics += label_change(spec, outcomes, reference)
     metrics += segments_of_outcomes(spec, outcomes)
     return Judged(outcomes, metrics)
 

@@ -44,9 +44,6 @@ def report_results(
     reference_sample = _sample(reference.rows).drop(columns=LABEL)
     window_sample = _sample(window)[[*reference_sample]]
     sampled_reference = replace(reference, rows=reference_sample)
-    lines = report_metrics.report_lines(
-        limits, sampled_reference, window_sample, metrics
-    )
     samples = report_metrics.Samples(
         reference=reference_sample,
         window=window_sample,
@@ -54,8 +51,11 @@ def report_results(
         window_rows=len(window),
     )
     with warnings.catch_warnings():
-        # Evidently's own, on libraries that it uses.
+        # Evidently's own, on libraries that it uses, and of means beyond the largest number.
         warnings.simplefilter("ignore")
+        lines = report_metrics.report_lines(
+            limits, sampled_reference, window_sample, metrics
+        )
         snapshot, lines = report_metrics.run_report(lines, samples)
         results = [report_metrics.check_result(line, snapshot) for line in lines]
         try:

@@ -27,6 +27,7 @@ from evidently.metrics import (
     MeanValue,
     MissingValueCount,
     OutRangeValueCount,
+    QuantileValue,
     RowCount,
     ValueDrift,
 )
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 PSI_METHOD = "psi_reference_deciles"
 FEWEST_FOR_MODERATE = 300
 """Values from which a moderate PSI is worth a note."""
+QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
+"""Shown of each column of numbers."""
 UNSEEN_SHARE = 0.05
 UNSEEN_SHARE_NOTED = 0.01
 MEAN_SCORE_CHANGE = 0.1
@@ -67,6 +70,7 @@ REMEDIES = {
     "new_categories": "If the categories are right, train on rows that have them.",
     "out_of_range": "If the unit is unchanged, train on rows that have such values.",
     "performance_drift": "Train on the newer outcomes.",
+    "label_drift": "Outcomes are not as common as they were. See whether performance has fallen.",
     "bias": "Compare the segments in the report. A gate on the same figure refuses such a version.",
 }
 
@@ -159,9 +163,14 @@ class Column:
     def lines(self) -> list[ReportLine]:
         if not self.value_count:  # Evidently's drift raises on a column without any
             return [self.missing()]
-        shares = self.out_of_range if self.is_number else self.new_categories
-        last_line = self.mean if self.name == SCORE else shares
-        return [self.missing(), self.drift(), self.p_value(), last_line()]
+        lines = [self.missing(), self.drift(), self.p_value()]
+        if not self.is_number:
+            return [*lines, self.new_categories()]
+        if self.name == SCORE:
+            lines.append(self.mean())
+        else:
+            lines += [self.usual_mean(), self.out_of_range()]
+        return [*lines, *self.quantiles()]
 
     def line(
         self,
@@ -260,6 +269,31 @@ class Column:
                 f"a change of more than {allowed:.2g} counts"
             ),
             figure=self.window.mean,
+        )
+
+    def usual_mean(self) -> ReportLine:
+        """Return the mean of a feature, which is shown alone."""
+        mean = float(self.reference.mean())
+        return self.line(
+            "mean",
+            self.drift_kind,
+            MeanValue(column=self.name, tests=[]),
+            lambda value: f"mean {value:.3g}, {mean:.3g} in the reference",
+        )
+
+    def quantiles(self) -> list[ReportLine]:
+        """Return some quantiles, which are shown alone."""
+        return [self.quantile(name, share) for name, share in QUANTILES.items()]
+
+    def quantile(self, name: str, share: float) -> ReportLine:
+        old_value = float(self.reference.quantile(share))
+        return self.line(
+            name,
+            self.drift_kind,
+            QuantileValue(column=self.name, quantile=share, tests=[]),
+            lambda value: (
+                f"{share:.0%} quantile {value:.3g}, {old_value:.3g} in the reference"
+            ),
         )
 
     def out_of_range(self) -> ReportLine:

@@ -121,13 +121,29 @@ def test_columns_of_any_name_are_reported(results):
 def test_each_column_has_every_comparison_of_its_type(results):
     by_name = results(FULL, FULL, metrics=[F1, replace(F1, limit=None)])
     features = {"orders": "ks", "plan": "chi2", "score": "ks"}
-    expected = {"online/f1", "mean/score", "unseen/orders", "unseen/plan"}
+    expected = {"online/f1", "unseen/orders", "unseen/plan"}
     for name, test in features.items():
         expected |= {f"psi/{name}", f"missing/{name}", f"{test}/{name}"}
+    for name in ("orders", "score"):
+        expected |= {f"{group}/{name}" for group in ("mean", "p05", "p50", "p95")}
     assert by_name.keys() == expected
     assert of_status(by_name, "ok") == expected
     assert by_name["ks/orders"].limit is None
     assert by_name["psi/orders"].words == "orders: PSI 0.00, drift from 0.25"
+
+
+def test_mean_and_quantiles_of_numbers_are_shown_beside_the_references(results):
+    window = FULL.assign(orders=FULL["orders"] * 2, score=FULL["score"] / 2)
+    by_name = results(FULL, window)
+    for name, column in (("orders", window["orders"]), ("score", window["score"])):
+        assert by_name[f"mean/{name}"].value == pytest.approx(column.mean())
+        for group, share in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95)):
+            result = by_name[f"{group}/{name}"]
+            assert result.value == pytest.approx(column.quantile(share))
+            assert (result.status, result.limit) == ("ok", None)
+    usual = FULL["orders"].quantile(0.95)
+    assert f"{usual:.3g} in the reference" in by_name["p95/orders"].words
+    assert by_name["mean/orders"].limit is None
 
 
 def test_results_equal_the_figures_and_tests_of_the_report(results, tmp_path):
