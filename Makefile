@@ -1,6 +1,7 @@
 # `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install up down status demo check test faults image containers cluster nightly bench docs extras spark
+.PHONY: help install up down status demo check test faults image nightly loops promises cluster containers bench docs
+.PHONY: extras spark
 .PHONY: audit lock environment python tools jdk
 PYTHON ?= python3
 BIN := .venv/bin
@@ -66,11 +67,15 @@ HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
 	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
-nightly: environment spark jdk $(KSERVE) .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; a cluster, all containers.
-	$(BIN)/pytest -m "nightly and not timed" --numprocesses=2 --no-loadscope-reorder
-	@# Promises in seconds, one test at a time.
+NIGHT := environment spark jdk $(KSERVE) .venv-dynamodb/gyre.stamp
+nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects.
+	$(BIN)/pytest -m "nightly and not timed" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
+
+loops: $(NIGHT) ## What `faults` leaves out: the demos, other databases, an hour of load.
+	$(BIN)/pytest -m "nightly and not timed" tests/loop tests/faults --numprocesses=2 --no-loadscope-reorder
+
+promises: environment ## Promises in seconds, one test at a time, on a quiet machine.
 	TEST_TIMES=promised $(BIN)/pytest -m timed
-	@$(MAKE) --no-print-directory cluster containers
 
 tools:
 	@missing=; for each in podman buildah runc debootstrap iptables; do \

@@ -137,7 +137,7 @@ def unused_port() -> int:
 def at_most(seconds: float) -> float:
     """Return the limit for what is promised within `seconds`: ten times that, but in nightly.
 
-    `make nightly` sets TEST_TIMES=promised, and runs every test marked `timed` so.
+    `make promises` sets TEST_TIMES=promised, and runs every test marked `timed` so.
     """
     return seconds if PROMISED else 10 * seconds
 
