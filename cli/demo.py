@@ -2,28 +2,41 @@
 
 The first version is as of 180 days ago; the customers it meets are today's. Nothing is staged:
 where no drift is found, or the challenger is refused, the demo says so and its exit code is 1.
+With a canary, the new version takes over in steps, each judged on requests that the demo sends.
 """
 
 import json
+import random
+import re
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cli.terminal import OUT, progress, tell
+import httpx
+
+from cli.models import ledger_table
+from cli.project import STORE
+from cli.terminal import OUT, progress, show, tell
 from cli.up import ask_model
 from core.errors import MonitoringError
-from core.settings import Settings, load_settings
+from core.settings import PROJECT, Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
+from core.tokens import serving_headers
 from feature_repo.service import PublishedService
 from feature_repo.views import entities
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger
+from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.decision_log import DecisionRow, newest_decisions
+from monitoring.rollout import Candidate, find_candidate
+from monitoring.serving_status import read_status
 from stack.airflow_api import AirflowApi
 from stack.environment import process_environment
 from stack.processes import end_stack
@@ -31,18 +44,34 @@ from stack.processes import end_stack
 EXAMPLE = "customer_churn_model"
 MONITOR = f"monitor_{EXAMPLE}"
 TRAIN = f"train_{EXAMPLE}"
+ROLLOUT = f"rollout_{EXAMPLE}"
+SPEC = f"models/{EXAMPLE}.toml"
+ROLLOUT_LINES = re.compile(r"^\[rollout\].*?(?=^\[|\Z)", re.DOTALL | re.MULTILINE)
+"""Those of a spec where a canary is on already: the demo has its own in place of them."""
+CANARY = """
+[rollout]
+policy = "canary"
+minutes = 0
+latency = 10
+"""
+"""The steps and the other limits are the defaults. A step ends as soon as it has its requests, and
+a busy machine, which makes one step slower than the one before, does not end the rollout."""
 AGE = timedelta(days=180)
 UP_SECONDS = 400
-MONITOR_SECONDS = 120
+RUN_SECONDS = 120
 EVENT_SECONDS = 60
 """Time for a training to start, and for its version to be served."""
 BATCH_ROWS = 1_000
 TRIES = 5
 MONITORING_RUNS = 3
 """The rule for a retraining asks for 2 bad windows of 5."""
+STEP_REQUESTS = 3_000
+"""Of 6,000 members. A judgement needs 100 to each version; a challenger of 5 % gets about 150."""
+JUDGEMENTS = 15
+"""A rollout has 5 steps. A busy server leaves out answers of the shadow, and the step then waits."""
 
 
-def demo(home: Path | None, *, keep: bool) -> bool:
+def demo(home: Path | None, *, canary: bool, keep: bool) -> bool:
     """Run the demo in a home or a temporary folder; say whether it ended as it should.
 
     Its stack has free ports and is ended again unless `keep`.
@@ -52,11 +81,14 @@ def demo(home: Path | None, *, keep: bool) -> bool:
     first = (datetime.now(UTC) - AGE).isoformat()
     command = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
     with temporary_installation(base, "demo", home, keep=keep) as settings:
+        if canary:
+            project = _write_canary_project(settings.home / "project")
+            settings = settings.model_copy(update={"project": project})  # noqa: PLW2901
         environment = process_environment(settings)
         try:
             subprocess.run(command, env=environment, check=True, timeout=UP_SECONDS)
             with AirflowApi(settings) as airflow, progress("demo", OUT):
-                is_closed = DemoRun(settings, airflow).run()
+                is_closed = DemoRun(settings, airflow).run(canary=canary)
         finally:
             if not keep:
                 end_stack(settings)
@@ -66,6 +98,24 @@ def demo(home: Path | None, *, keep: bool) -> bool:
                 f"GYRE_HOME={settings.home} gyre down"
             )
     return is_closed
+
+
+def _write_canary_project(folder: Path) -> Path:
+    """Copy the files of the example, with a canary in its spec; return the folder."""
+    dataset = load_spec(EXAMPLE).dataset
+    files = (
+        STORE,
+        f"feature_repo/datasets/{dataset}.py",
+        f"feature_repo/expectations/{dataset}.json",
+        SPEC,
+    )
+    for name in files:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, file)
+    spec = folder / SPEC
+    spec.write_text(ROLLOUT_LINES.sub("", spec.read_text()) + CANARY)
+    return folder
 
 
 class DemoRun:
@@ -80,21 +130,24 @@ class DemoRun:
         self._entities = rows.to_pylist()
         self._began = time.monotonic()
 
-    def run(self) -> bool:
+    def run(self, *, canary: bool) -> bool:
         """Say whether a new version answers and the monitor has nothing against it."""
-        old_version = self._predict_all()["model_version"]
+        members = self._predict_all()
+        old_version = members[-1]["model_version"]
         decision = self._monitor_until_retraining()
         with Alerts(self._settings) as alerts:
             for alert in alerts.rows(EXAMPLE):
                 self._say(f"alert: {alert['message']} ({alert['cause']})")
         training = self._follow_training(decision.cause)
+        if canary:
+            self._follow_rollout(members)
         first = self._entities[:1]
         _wait_for(
             "a new version",
             lambda: self._predict(first)[0]["model_version"] != old_version,
         )
         served = datetime.now(UTC)
-        answer = self._predict_all()
+        answer = self._predict_all()[-1]
         last_decision = self._monitor()
         verdict = self._time_of(decision)
         started = datetime.fromisoformat(training["start_date"])
@@ -115,15 +168,15 @@ class DemoRun:
     def _say(self, text: str) -> None:
         tell(f"[{time.monotonic() - self._began:6.1f} s] {text}")
 
-    def _predict_all(self) -> dict[str, Any]:
-        """Ask for every entity there is; return the answer for one of the population."""
+    def _predict_all(self) -> list[dict[str, Any]]:
+        """Ask for every entity there is; return the answers for those of the population."""
         answers: list[dict[str, Any]] = []
         for start in range(0, len(self._entities), BATCH_ROWS):
             answers += self._predict(self._entities[start : start + BATCH_ROWS])
         version = answers[-1]["model_version"]
         self._say(f"{len(answers)} predictions, by version {version}")
         members = [answer for answer in answers if answer["in_population"]]
-        return members[-1] if members else answers[-1]
+        return members or answers
 
     def _predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Ask, again where features came too late: monitoring leaves out answers from defaults."""
@@ -153,13 +206,17 @@ class DemoRun:
 
     def _monitor(self) -> DecisionRow:
         """Run the monitor in Airflow and return what it decided."""
-        run_id = self._airflow.trigger(MONITOR, {})
-        run = self._airflow.follow(MONITOR, run_id, tell, MONITOR_SECONDS)
+        run = self._run_dag(MONITOR)
         as_of = datetime.fromisoformat(run["start_date"])
         decisions = newest_decisions(self._settings, EXAMPLE)
-        decision = next(row for row in decisions if row.as_of == as_of)
-        self._say(f"{MONITOR}: {run['note']}")
-        return decision
+        return next(row for row in decisions if row.as_of == as_of)
+
+    def _run_dag(self, dag: str) -> dict[str, Any]:
+        """Run a DAG in Airflow to its end, say its note, and return the run."""
+        run_id = self._airflow.trigger(dag, {})
+        run = self._airflow.follow(dag, run_id, tell, RUN_SECONDS)
+        self._say(f"{dag}: {run['note']}")
+        return run
 
     def _time_of(self, decision: DecisionRow) -> datetime:
         """Return when the task ended that took a decision."""
@@ -178,13 +235,59 @@ class DemoRun:
         self._say(f"training {run_id}, its cause: {cause}")
         outcome = self._airflow.follow(TRAIN, run_id, tell)["note"]
         self._say(f"training ended: {outcome}")
-        with Ledger(self._settings) as ledger:
-            row = ledger.rows(EXAMPLE)[-1]
+        row = self._ledger_rows()[-1]
         self._say(
-            f"ledger {row.sequence}: {row.from_version} → {row.to_version} "
+            f"ledger {row.sequence}: {row.role} {row.from_version} → {row.to_version} "
             f"by {row.who}: {row.why}"
         )
         return training
+
+    def _ledger_rows(self) -> list[LedgerRow]:
+        with Ledger(self._settings) as ledger:
+            return ledger.rows(EXAMPLE)
+
+    def _follow_rollout(self, members: list[dict[str, Any]]) -> None:
+        """Ask for members in each step and have it judged, until no rollout is in progress."""
+        for _ in range(JUDGEMENTS):
+            candidate = find_candidate(self._ledger_rows())
+            if candidate is None:
+                show(ledger_table(*self._ledger_rows()))
+                return
+            place = f"version {candidate.version} {candidate.place}"
+            _wait_for(place, partial(self._is_served, candidate))
+            counts = self._count_answers(members)
+            shares = [f"{counts[name]} by version {name}" for name in sorted(counts)]
+            self._say(f"{place}: {counts.total()} answers, {', '.join(shares)}")
+            # The clock starts the DAG too, and may have been quicker.
+            if find_candidate(self._ledger_rows()) == candidate:
+                self._run_dag(ROLLOUT)
+        raise MonitoringError(f"{place}: still after {JUDGEMENTS} judgements")
+
+    def _is_served(self, candidate: Candidate) -> bool:
+        """Whether serving follows the ledger's step."""
+        status = read_status(self._settings, self._settings.serving_address)
+        model = status["models"][EXAMPLE]
+        version = model["versions"].get(candidate.row.role)
+        return bool(
+            version == candidate.version and model["percent"] == candidate.percent
+        )
+
+    def _count_answers(self, members: list[dict[str, Any]]) -> Counter[str]:
+        """Send requests for members in any order; return how many each version answered."""
+        counts = Counter[str]()
+        key = self._entities[0]
+        with httpx.Client(
+            base_url=self._settings.serving_address,
+            headers=serving_headers(self._settings),
+            timeout=60,
+            trust_env=False,
+        ) as client:
+            # Those with the newest orders come first, and would not be like all others.
+            for member in random.sample(members, STEP_REQUESTS):
+                body = {name: member[name] for name in key}
+                answer = client.post(f"/models/{EXAMPLE}/predict", json=body)
+                counts[answer.raise_for_status().json()["model_version"]] += 1
+        return counts
 
 
 def _wait_for(event: str, ask: Callable[[], Any]) -> Any:

@@ -151,7 +151,7 @@ def promote(
         )
     if role == "production":
         signal(load_settings(), f"promoted/{model}")
-    say(_table(row), row.as_json(), as_json=as_json)
+    say(ledger_table(row), row.as_json(), as_json=as_json)
 
 
 def release(
@@ -166,7 +166,7 @@ def release(
 
     with _opened(model) as (registry, ledger):
         row = promotion.release(registry, ledger, model, role, who=who(), why=reason)
-    say(_table(row), row.as_json(), as_json=as_json)
+    say(ledger_table(row), row.as_json(), as_json=as_json)
 
 
 def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
@@ -179,7 +179,7 @@ def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
     with _opened(model) as (registry, ledger):
         row = promotion.rollback(registry, ledger, model, who=who(), why=reason)
     signal(load_settings(), f"promoted/{model}")
-    say(_table(row), row.as_json(), as_json=as_json)
+    say(ledger_table(row), row.as_json(), as_json=as_json)
 
 
 def ledger(model: str, *, as_json: AsJson = False) -> None:
@@ -192,7 +192,7 @@ def ledger(model: str, *, as_json: AsJson = False) -> None:
         except RegistryError as exc:
             typer.echo(f"changes outside Gyre may be missing: {exc}", err=True)
             rows = ledger.rows(model)
-    text = _table(*rows) if rows else f"{model}: no version was ever promoted"
+    text = ledger_table(*rows) if rows else f"{model}: no version was ever promoted"
     say(text, [row.as_json() for row in rows], as_json=as_json)
 
 
@@ -207,7 +207,8 @@ def _opened(model: str) -> Iterator[tuple[Registry, Ledger]]:
         yield Registry(settings), ledger
 
 
-def _table(*rows: LedgerRow) -> Table:
+def ledger_table(*rows: LedgerRow) -> Table:
+    """Return the ledger's rows as `gyre ledger` shows them."""
     lines = []
     for row in rows:
         share = f" {row.percent} %" if row.role == CHALLENGER and row.to_version else ""

@@ -15,6 +15,10 @@ from core.settings import Page, load_settings
 COMMAND_HELP = (
     "After `--`: what `gyre run task` becomes, a task of Airflow in a pod of its own."
 )
+CANARY_HELP = (
+    "The new version takes over by a canary: a shadow, then 5, 25, 50 and 100 percent, "
+    "then production."
+)
 
 
 def up(as_of: AsOf = None) -> None:
@@ -106,14 +110,18 @@ def demo(
         Path | None, typer.Option(help="Its folder. A temporary one if absent.")
     ] = None,
     *,
+    canary: Annotated[bool, typer.Option("--canary", help=CANARY_HELP)] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the stack running.")
     ] = False,
 ) -> None:
-    """Show the loop on real history: drift, a training, a better version that answers."""
+    """Show the loop on real history: drift, a training, a better version that answers.
+
+    It takes three to five minutes on 2 cores, and one to three more with --canary.
+    """
     from cli.demo import demo as run_demo  # noqa: PLC0415  (heavy)
 
-    raise typer.Exit(0 if run_demo(home, keep=keep) else 1)
+    raise typer.Exit(0 if run_demo(home, canary=canary, keep=keep) else 1)
 
 
 def run(

@@ -1,8 +1,11 @@
 """A model is a file: every shipped one loads, and a bad one is one line with file, key, remedy."""
 
+import re
+
 import pytest
 
 from core.errors import SettingsError
+from core.monitoring_spec import Rollout
 from core.settings import PROJECT, load_settings
 from core.spec import MODELS, load_spec, load_specs
 from feature_repo.feast_config import feast_connection
@@ -26,6 +29,15 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
     assert [spec.name for spec in load_specs()] == [
         p.stem for p in sorted(MODELS.glob("*.toml"))
     ]
+
+
+def test_tables_that_are_comments_of_the_shipped_model_are_right_as_written(tmp_path):
+    text = re.sub(r"^# (?=\[|\w+ = )", "", SHIPPED, flags=re.MULTILINE)
+    (tmp_path / "customer_churn_model.toml").write_text(text)
+    spec = load_spec("customer_churn_model", tmp_path)
+    assert spec.rollout == Rollout(policy="canary")
+    assert spec.promotion.approval
+    assert spec.search.trials == 20
 
 
 FILES = {

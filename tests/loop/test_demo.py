@@ -9,20 +9,23 @@ import pytest
 from core.settings import PROJECT, Settings
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
+from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW
 from monitoring.decision_log import newest_decisions
+from monitoring.rollout import AUTHOR
 from stack.processes import members
 from tests.cli.clone import outer_environment, run
 from tests.conftest import BIN, wait_until
 
 MODEL = "customer_churn_model"
+ENVIRONMENT = outer_environment() | {"PATH": os.environ["PATH"]}
+STEPS = ["as shadow", "at 5 %", "at 25 %", "at 50 %", "at 100 %"]
 
 
 @pytest.mark.nightly
 def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_path):
     settings = Settings(home=tmp_path / "home")
     command = f"{BIN}/gyre demo --home {settings.home}"
-    environment = outer_environment() | {"PATH": os.environ["PATH"]}
-    demo = run(command, PROJECT, environment)
+    demo = run(command, PROJECT, ENVIRONMENT)
     assert "version 1 at first, version 2 now: ok" in demo
     assert '"model_version": "2"' in demo
     assert "training ended: version 2 is in production, in place of 1" in demo
@@ -40,4 +43,27 @@ def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_
     assert (alert["cause"], alert["delivered"]) == (decision.cause, True)
     wait_until("the end of all", lambda: not members(settings.home))
 
-    assert "holds a stack already" in run(command, PROJECT, environment, 1)
+    assert "holds a stack already" in run(command, PROJECT, ENVIRONMENT, 1)
+
+
+@pytest.mark.nightly
+def test_a_canary_shows_each_step_from_shadow_to_production(tmp_path):
+    settings = Settings(home=tmp_path / "home")
+    command = f"{BIN}/gyre demo --canary --home {settings.home}"
+    demo = run(command, PROJECT, ENVIRONMENT)
+    assert "training ended: version 2 is the shadow" in demo
+    for step in STEPS:
+        assert re.search(rf"version 2 {step}: 3000 answers, \d+ by version", demo)
+        assert f"{step}: 0 of " in demo
+    assert "version 1 at first, version 2 now: ok" in demo
+
+    with closing(Ledger(settings)) as ledger:
+        rows = ledger.rows(MODEL)
+    assert [(row.role, row.percent) for row in rows if row.to_version == "2"] == [
+        (SHADOW, 100),
+        *[(CHALLENGER, percent) for percent in (5, 25, 50, 100)],
+        (PRODUCTION, 100),
+    ]
+    by_rollout = [row.why for row in rows if row.to_version and row.who == AUTHOR]
+    assert [why.partition(":")[0] for why in by_rollout] == STEPS
+    wait_until("the end of all", lambda: not members(settings.home))
