@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,9 @@ IN_WORDS = {"as_of", "cause", "feature_service", "reason", "who"}
 """Tags that MLflow keeps by themselves."""
 FORGOTTEN_TAG = "forgotten"
 """Of a version: the day on which rows of its training frame were forgotten."""
+REPRODUCED_TAG = "reproduced"
+"""Of a version: whether it was the same when it was last built again, and the day: `yes 2026-11-27`."""
+YES = "yes"
 MODELS_A_PAGE = "1000"
 VERSIONS_A_PAGE = "10000"
 
@@ -79,6 +83,14 @@ class Registry:
         )
         return [_version(answer) for answer in answers]
 
+    def reproduced(self, model: str) -> dict[str, bool]:
+        """Whether a version was the same when it was last built again; without those never tried."""
+        return {
+            version.version: version.tags[REPRODUCED_TAG].startswith(YES)
+            for version in self.versions(model)
+            if REPRODUCED_TAG in version.tags
+        }
+
     def version(self, model: str, number: str) -> Version:
         """Return one version; RegistryError where there is none."""
         answer = self._call("model-versions/get", name=model, version=number)
@@ -126,6 +138,10 @@ class Registry:
         """Set a tag beside those that the version was registered with."""
         place = {"name": version.model, "version": version.version}
         self._call("model-versions/set-tag", place | {"key": name, "value": value})
+
+    def note_reproduction(self, version: Version, day: date, *, is_same: bool) -> None:
+        """Note in REPRODUCED_TAG what came of building a version again."""
+        self.tag(version, REPRODUCED_TAG, f"{YES if is_same else 'no'} {day}")
 
     def download(self, version: Version, folder: Path) -> None:
         """Put the files that a version is served by into `folder`; unchecked, see `wrong_files`.

@@ -14,6 +14,8 @@ from core.text_limits import AIRFLOW_NOTE, cut
 from stack.environment import LOGIN, load_secrets
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
+ENDED = ("success", "failed")
+"""States of a run that has ended."""
 LINKS = " · "
 """What stands before the links of a note, as Airflow shows its first line at once."""
 PARSE_SECONDS = 300.0
@@ -87,6 +89,30 @@ class AirflowApi:
             f"/dags/{dag}/dagRuns", limit=count, order_by="-run_after", **query
         )
         return list[dict[str, Any]](page["dag_runs"])
+
+    def ended_runs(self, since: datetime) -> dict[str, dict[str, int]]:
+        """Count runs of Gyre's DAGs that have ended since a moment (aware UTC), by DAG and state."""
+        counts: dict[str, dict[str, int]] = {}
+        for dag in self._dags():
+            counts[dag] = {}
+            for state in ENDED:
+                page = self._get(
+                    f"/dags/{dag}/dagRuns",
+                    state=state,
+                    end_date_gte=since.isoformat(),
+                    limit=1,
+                )
+                counts[dag][state] = int(page["total_entries"])
+        return counts
+
+    def _dags(self) -> list[str]:
+        """Return the names of Gyre's DAGs, a page of Airflow's after the other."""
+        names: list[str] = []
+        while True:
+            page = self._get("/dags", tags="gyre", offset=len(names))
+            names += [dag["dag_id"] for dag in page["dags"]]
+            if len(names) >= page["total_entries"]:
+                return names
 
     def follow(
         self, dag: str, run: str, say: Callable[[str], None], limit: float = 3600

@@ -1,12 +1,13 @@
 """Build a registered version again from the frame and the estimator of its run, and compare.
 
-The installation is only read. The code and packages that fit and export are those that are here
-now.
+The installation is only read; the version gets a tag with the outcome. The code and packages that
+fit and export are those that are here now.
 """
 
 import logging
 import tempfile
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,10 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     for tag in digests:
         if tag != DIGEST_TAG + SKOPS_FILE:
             results[tag.removeprefix(DIGEST_TAG)] = changed_files.get(tag, "")
-    return Reproduction(model, version, inputs, results, largest)
+    report = Reproduction(model, version, inputs, results, largest)
+    today = datetime.now(UTC).date()
+    registry.note_reproduction(registered, today, is_same=report.reproduced)
+    return report
 
 
 def _differences(registered: dict[str, str], here: dict[str, str]) -> dict[str, str]:

@@ -92,7 +92,7 @@ class Console:
 
     def start(self, _request: Request) -> Response:
         """Show what is wrong, and every check."""
-        loop = self._loop.read()
+        loop = self._loop.read(None, self._loop.dag_runs)
         return self._page("index.html", snapshot=loop, checks=loop.checks)
 
     def model(self, request: Request) -> Response:
@@ -191,7 +191,9 @@ class Console:
 
     def metrics(self, _request: Request) -> Response:
         """Return the figures of the loop, for Prometheus."""
-        loop = self._loop.read(None, *self._records.values(), self._usages)
+        loop = self._loop.read(
+            None, *self._records.values(), self._usages, self._loop.dag_runs
+        )
         values = [reader.reading.value for reader in self._records.values()]
         text = loop_metrics(
             loop,

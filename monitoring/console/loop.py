@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult
-from monitoring.console.cached_reader import CachedReader, read_all
+from monitoring.console.cached_reader import CachedReader, Reading, read_all
 from monitoring.console.checks import (
     STATES,
     of_events,
@@ -27,9 +27,13 @@ from monitoring.console.status import (
     ServingStatuses,
 )
 from monitoring.serving_status import read_statuses
+from stack.airflow_api import AirflowApi
 
 SHARED = "serving and its resources"
 BROKEN_SPECS_SECONDS = 10
+RUN_DAYS = timedelta(days=30)
+RUNS_SECONDS = 300
+"""Airflow is asked twice for each DAG."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class LoopStatus:
         cards: By the model, the worst first.
         lags: Of the consumer, by dataset.
         broken_specs: Files of models that are no specs, and why.
+        dag_runs: Runs of RUN_DAYS that have ended, by DAG and state, as Airflow counts them.
 
     """
 
@@ -104,6 +109,7 @@ class LoopStatus:
     cards: Mapping[str, Card]
     lags: Mapping[str, ConsumerLag]
     broken_specs: Sequence[str]
+    dag_runs: Reading[Mapping[str, Mapping[str, int]]]
 
     def promotion_times(self) -> list[datetime]:
         """Return when a version of any model was given a role."""
@@ -123,6 +129,7 @@ class Loop:
         self._lags = CachedReader(partial(consumer_lags, settings))
         self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)
         self._shared = (self._serving, self._consumer, self._lags, self._broken_specs)
+        self.dag_runs = CachedReader(partial(_ended_runs, settings), RUNS_SECONDS)
         stores = cache(lambda: (Ledger(settings), Alerts(settings)))
         self.models = {
             spec.name: ModelReaders(settings, spec, self._serving, stores)
@@ -158,4 +165,10 @@ class Loop:
             ),
             lags=self._lags.reading.value or {},
             broken_specs=self._broken_specs.reading.value or (),
+            dag_runs=self.dag_runs.reading,
         )
+
+
+def _ended_runs(settings: Settings) -> dict[str, dict[str, int]]:
+    with AirflowApi(settings) as airflow:
+        return airflow.ended_runs(datetime.now(UTC) - RUN_DAYS)

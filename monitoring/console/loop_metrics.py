@@ -26,6 +26,8 @@ METRICS = {
     "check_value": "The figure of a check in the newest monitoring run.",
     "consumer_lag_seconds": "Age of the oldest request of events that waits for the consumer; 0: none.",
     "cpu_seconds_total": "Processor time of a program of the stack, with all its processes.",
+    "dag_runs": "Runs of a DAG that have ended in 30 days, by state.",
+    "dag_success_ratio": "Share of gyre_dag_runs that succeeded.",
     "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
     "data_validation_passed": "0: the last batch broke a rule as a whole and was stopped.",
     "feature_age_promise_seconds": "The most that gyre_feature_watermark_age_seconds may be.",
@@ -36,6 +38,8 @@ METRICS = {
     "memory_bytes": "Memory of such a program; what its processes share counts once.",
     "observed_timestamp_seconds": "When a source (database, mlflow, features) was read.",
     "production_version": "1 for the version in production, told by mlflow or the ledger.",
+    "reproduced_ratio": "Share of gyre_reproduced_versions that were the same when last built again.",
+    "reproduced_versions": "Versions that were built again by `gyre reproduce`.",
     "source_silence_promise_seconds": "How long a dataset may have no new event.",
     "source_silence_seconds": "Now minus a dataset's newest event.",
     "verdict": "1 for the newest verdict.",
@@ -71,6 +75,8 @@ def loop_metrics(
         _add_sources(add_model, status)
         if status.rows.value:
             _add_rows(add_model, status.rows.value, loop.now)
+    for dag, counts in (loop.dag_runs.value or {}).items():
+        _add_dag(partial(add, dag=dag), counts)
     for record in records:
         _add_dataset(partial(add, dataset=record.dataset), record, loop.now)
     for dataset, lag in loop.lags.items():
@@ -106,6 +112,10 @@ def _add_sources(add: Add, status: ModelStatus) -> None:
     if isinstance(run, RunPage):
         started = run.started.timestamp()
         add("last_training_timestamp_seconds", started, status=run.status)
+    outcomes = (status.reproduced.value or {}).values()
+    if outcomes:
+        add("reproduced_versions", len(outcomes))
+        add("reproduced_ratio", sum(outcomes) / len(outcomes))
 
 
 def _add_rows(add: Add, rows: ModelRows, now: datetime) -> None:
@@ -129,6 +139,14 @@ def _add_rows(add: Add, rows: ModelRows, now: datetime) -> None:
             add("check_limit", result.limit, check=result.name)
         if result.acts and result.status not in {"ok", "note"}:
             add("check_status", 1, check=result.name, status=result.status)
+
+
+def _add_dag(add: Add, counts: Mapping[str, int]) -> None:
+    for state, count in counts.items():
+        add("dag_runs", count, state=state)
+    ended_count = sum(counts.values())
+    if ended_count:
+        add("dag_success_ratio", counts["success"] / ended_count)
 
 
 def _add_dataset(add: Add, record: DatasetRecord, now: datetime) -> None:

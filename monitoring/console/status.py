@@ -99,6 +99,7 @@ class ModelStatus:
         freshness: Records of the datasets that the model reads.
         rows: See `ModelRows`.
         runs: The newest training, or that its experiment is deleted.
+        reproduced: Whether versions were the same when they were last built again.
 
     """
 
@@ -108,6 +109,7 @@ class ModelStatus:
     freshness: Reading[list[DatasetRecord]]
     rows: Reading[ModelRows]
     runs: Reading[RunPage | DeletedExperiment | None]
+    reproduced: Reading[Mapping[str, bool]]
 
     def replicas(self) -> Iterator[Mapping[str, Any]]:
         """Yield what each replica of serving says of the model."""
@@ -166,6 +168,9 @@ class ModelReaders:
             "freshness": CachedReader(freshness),
             "rows": CachedReader(partial(_model_rows, settings, stores, spec)),
             "runs": CachedReader(training, PAGES_SECONDS),
+            "reproduced": CachedReader(
+                partial(Registry(settings).reproduced, name), PAGES_SECONDS
+            ),
         }
         self.pages = CachedReader(
             partial(pages.pages, name, spec.experiment), PAGES_SECONDS

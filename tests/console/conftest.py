@@ -89,7 +89,10 @@ def monitored(rig, served):
         report = f"{now - timedelta(hours=hours):%Y-%m-%dT%H%M%S}/report.html"
         tracking.log_text(run_id, f"Evidently's {SCRIPT}", f"reports/{report}")
     for number in (served.first, served.second):
-        version = Registry(rig.settings).version(name, number)
+        registry = Registry(rig.settings)
+        version = registry.version(name, number)
+        is_first = number == served.first
+        registry.note_reproduction(version, now.date(), is_same=is_first)
         tracking.log_text(
             version.run_id, f"of version {number} {SCRIPT}", "model_card.html"
         )

@@ -71,9 +71,10 @@ FRESH = DatasetRecord("orders", NOW - HOUR, watermark=NOW - HOUR, newest=NOW - 4
                       silence=48 * HOUR)  # fmt: skip
 WELL = ModelStatus(
     SPEC, workers("2"), reading({"production": "2"}), reading([FRESH]), reading(ROWS),
-    reading(RUN),
+    reading(RUN), reading({"1": True, "2": False}),
 )  # fmt: skip
-SILENT = ModelStatus(SPEC, *[Reading[Any](why="it does not answer") for _ in range(5)])
+NO_ANSWER = Reading[Any](why="it does not answer")
+SILENT = ModelStatus(SPEC, *[NO_ANSWER for _ in range(6)])
 
 
 def checked(status):
@@ -231,15 +232,16 @@ def test_an_unhealthy_resource_of_serving_is_named():
     assert "gyre logs redis" in redis.remedy
 
 
-def metrics_of(status):
+def metrics_of(status, dag_runs=NO_ANSWER):
     loop = LoopStatus(now=NOW, is_ready=True, models={SPEC.name: status}, checks={},
-                      cards={}, lags={}, broken_specs=())  # fmt: skip
+                      cards={}, lags={}, broken_specs=(), dag_runs=dag_runs)  # fmt: skip
     return loop_metrics(loop).decode()
 
 
 def test_unknown_figures_have_no_sample():
     skew = CheckResult(name="skew/share", kind="skew", status="alert", limit=0.1)
-    text = metrics_of(rows(results=[DRIFT, SHOWN, skew]))
+    counts = {"ingest": {"success": 9, "failed": 1}, "due": {"success": 0, "failed": 0}}
+    text = metrics_of(rows(results=[DRIFT, SHOWN, skew]), reading(counts))
     model = f'model="{SPEC.name}"'
     for line in (
         f'gyre_check_value{{check="psi/spend",{model}}} 0.31',
@@ -249,8 +251,14 @@ def test_unknown_figures_have_no_sample():
         f'gyre_check_status{{check="skew/share",{model},status="alert"}} 1.0',
         f"gyre_alerts_undelivered{{{model}}} 0.0",
         f'gyre_production_version{{{model},told_by="ledger",version="2"}} 1.0',
+        f"gyre_reproduced_versions{{{model}}} 2.0",
+        f"gyre_reproduced_ratio{{{model}}} 0.5",
+        'gyre_dag_runs{dag="ingest",state="failed"} 1.0',
+        'gyre_dag_runs{dag="due",state="success"} 0.0',
+        'gyre_dag_success_ratio{dag="ingest"} 0.9',
     ):
         assert line in text
+    assert 'gyre_dag_success_ratio{dag="due"}' not in text
     for sample in ('value{check="skew/share"', 'limit{check="psi/tenure"'):
         assert f"gyre_check_{sample}" not in text
     silent = metrics_of(SILENT).splitlines()

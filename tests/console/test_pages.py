@@ -22,6 +22,8 @@ def test_the_start_page_names_the_model_and_its_problem(
     assert f"version {served.first}: total_orders_30d drifts, all else holds" in page
     assert "A retraining starts by itself." in page
     assert "60 a minute, p99 9.5 ms" in page
+    runs = page.split('<section aria-labelledby="runs">')[1]
+    assert "holds no stack yet" in runs.partition("</section>")[0]
     assert "model customer_churn_model" in page  # as a worker says it
     assert "<script" not in page
     assert re.search(r">What happened since \d{4}-\d\d-\d\d \d\d:\d\d UTC</h2>", page)
@@ -47,6 +49,8 @@ def test_the_page_of_a_model_has_its_checks_rows_and_runs(
     )
     assert "<strong>production</strong>" in versions
     assert "0.71 <small>(0.5)</small>" in versions
+    assert "<td>not the same</td><td>the same</td>" in versions
+    assert "1 of 2 versions were the same (50 %)" in versions
     assert '<td class="who">test</td>' in page
     for link in ("report</a>", '">its monitoring in MLflow</a>',
                  '">last training in MLflow</a>', f'/#/models/{name}">MLflow</a>'):  # fmt: skip

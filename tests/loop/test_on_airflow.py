@@ -5,13 +5,16 @@ person approves the versions of three, and those of the third come into producti
 """
 
 import json
+import re
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -38,9 +41,11 @@ from tests.cli.clone import Copy
 from tests.conftest import (
     AS_OF,
     BIN,
+    answers,
     feast_apply,
     mlflow_server,
     new_settings,
+    running,
     wait_until,
 )
 from tests.faults.conftest import alerts
@@ -244,6 +249,36 @@ def test_a_user_has_the_role_of_the_settings_and_no_header_gives_a_role(
         assert response.status_code == status
     headers = {"X-Forwarded-User": "ann", "Authorization": ""}
     assert airflow._http.get("/api/v2/dags", headers=headers).status_code == 401
+
+
+def test_the_console_counts_runs_that_ended_by_their_state(airflow, settings):
+    dag = "maintain"
+    wait_until(dag, lambda: airflow._send("GET", f"/dags/{dag}").is_success)
+    for number, state in enumerate(("success", "failed", "success", "success")):
+        body = {"dag_run_id": f"counted-{number}", "logical_date": None}
+        request(airflow, "POST", f"/dags/{dag}/dagRuns", json=body)
+        path = f"/dags/{dag}/dagRuns/counted-{number}"
+        request(airflow, "PATCH", path, json={"state": state})
+    now = datetime.now(UTC)
+    counts = airflow.ended_runs(now - timedelta(hours=1))
+    assert counts[dag] == {"success": 3, "failed": 1}
+    assert "team" not in counts
+    later_counts = airflow.ended_runs(now + timedelta(hours=1))
+    assert later_counts[dag] == {"success": 0, "failed": 0}
+
+    command = [sys.executable, "-m", "monitoring.console"]
+    variables = process_environment(settings)
+    console = settings.console_address
+    with running(command, settings.home / "console.log", **variables):
+        wait_until("console", lambda: answers(f"{console}/health/live"))
+        wait_until("page", lambda: "75.0 %" in httpx.get(console, timeout=60).text)
+        page = httpx.get(console, timeout=60).text
+        metrics = httpx.get(f"{console}/metrics", timeout=60).text
+    link = f'<a href="{settings.link("airflow")}/dags/{dag}/runs">{dag}</a>'
+    row = page.split(link)[1].partition("</tr>")[0]
+    assert re.findall(r'number">([^<]*)<', row) == ["3", "4", "75.0 %"]
+    assert f'gyre_dag_runs{{dag="{dag}",state="failed"}} 1.0' in metrics
+    assert f'gyre_dag_success_ratio{{dag="{dag}"}} 0.75' in metrics
 
 
 def start_at_approval(airflow, settings, model):

@@ -3,6 +3,7 @@
 import json
 import re
 
+from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.mlflow_server.conftest import client
 from tests.training.conftest import SPEC, other_hashes
@@ -37,6 +38,8 @@ def test_a_version_is_reproduced_to_the_byte_and_no_file_changes(
         assert report.largest_difference == 0
         assert {"model.onnx", "serving.json"} < set(report.results)
     assert files(tracked) == before
+    outcomes = {first.version: True, second.version: True}
+    assert Registry(tracked).reproduced(SPEC.name) == outcomes
 
 
 def test_a_changed_estimator_is_reported_as_a_difference_of_the_results(tracked, first):
@@ -46,6 +49,7 @@ def test_a_changed_estimator_is_reported_as_a_difference_of_the_results(tracked,
     assert report.results["model.onnx"]
     assert report.largest_difference > 0
     assert "because: all inputs are equal" in report.summary()
+    assert Registry(tracked).reproduced(SPEC.name)[first.version] is False
 
 
 def test_differing_inputs_with_equal_results_are_named_and_refuse_no_version(
