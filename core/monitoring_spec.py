@@ -111,8 +111,8 @@ class Monitoring(Strict):
     points of 1, the mean of numbers in standard deviations. An alert goes out beyond it."""
     failures: float = Field(0.05, gt=0, le=1)
     """Share of failed rows from which a version goes back."""
-    freshness_hours: float = Field(2, gt=0, le=YEAR)
-    """Age of features from which an alert goes out: ingest is hourly, and may miss once."""
+    freshness_hours: float = Field(1, gt=0, le=YEAR)
+    """Age of features from which an alert goes out: ingest runs every 20 minutes, and may miss once."""
 
     @property
     def feature_age_limit(self) -> timedelta:

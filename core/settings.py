@@ -28,6 +28,7 @@ from upath import UPath
 
 from core.errors import SettingsError
 from core.files import location
+from core.schedule import Schedule
 
 CLONE = Path(__file__).resolve().parents[1]
 """Where Gyre's own code, its DAG files and its lock file lie."""
@@ -157,6 +158,10 @@ class Settings(BaseSettings):
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
+    ingest_schedule: Schedule = "*/20 * * * *"
+    """When Airflow runs the DAG `ingest` (UTC): a cron expression, or a name such as @hourly. Of a
+    whole installation: the skew check knows by it how late features may be. Where it is rarer, set
+    `freshness_hours` of the specs too."""
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What computes feature views, labels and training frames; `make spark` installs
     [Spark](../how-to/spark.md)."""

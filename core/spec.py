@@ -15,13 +15,13 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from core.errors import SettingsError
 from core.monitoring_spec import KINDS, Monitoring, Promotion, Rollout
+from core.schedule import Schedule
 from core.settings import PROJECT, Settings
 from core.training_spec import (
     ESTIMATORS,
@@ -83,7 +83,6 @@ Columns = Annotated[
 """Names of columns; one alone is a tuple of one."""
 Entity = Mapping[str, int | str]
 """One entity: the value of each of these columns."""
-CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
 MISSING = "__missing__"
 """What a text that is null is to a model, in frames, serving and logs: ONNX would read "None"."""
 OURS = frozenset(
@@ -129,7 +128,7 @@ class ModelSpec(Strict):
     entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
     feature_service: str  # of Feast: the views that the features come from
     label: str  # the name of one of the labels of `dataset`
-    schedule: str  # when Airflow trains: a cron expression, or a name such as @weekly
+    schedule: Schedule  # of training: a cron expression, or a name such as @weekly
     seed: int = Field(ge=0)  # of all that is random in a training
     threshold: float | None = Field(None, gt=0, lt=1)
     """Used when the history is too short for a forward fold. Otherwise the cheapest threshold on
@@ -179,28 +178,6 @@ class ModelSpec(Strict):
     def inputs(self) -> dict[str, InputType]:
         """The model's inputs, which are its features in order."""
         return {name: INPUTS[kind] for name, kind in self.features.items()}
-
-    @field_validator("schedule")
-    @classmethod
-    def _known_to_airflow(cls, schedule: str) -> str:
-        # 0.1 s; Airflow reads schedules with it.
-        from croniter import CroniterBadDateError, CroniterError, croniter  # noqa: PLC0415
-
-        if schedule == "@quarterly":  # Airflow's own
-            return schedule
-        names = "@hourly, @daily, @weekly, @monthly, @quarterly or @yearly"
-        expected = f"expected a cron expression of five fields, {names}"
-        try:
-            dates = croniter(schedule)
-            dates.get_next()
-        except CroniterBadDateError as exc:
-            raise ValueError(f"{expected}; {schedule!r} never comes") from exc
-        except CroniterError as exc:
-            raise ValueError(f"{expected}; found {schedule!r}") from exc
-        if len(dates.expanded) > len(CRON_FIELDS):
-            fields = ", ".join(CRON_FIELDS)
-            raise ValueError(f"{expected} ({fields}); found {schedule!r}")
-        return schedule
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -47,7 +47,7 @@ RETENTION = {
 """Table properties. For readers at work, and for features, which are computed from what changed
 since a version."""
 REPLACED = RETENTION | {"delta.deletedFileRetentionDuration": "interval 1 days"}
-"""The same where every hour replaces files of many rows."""
+"""The same where every ingest replaces files of many rows."""
 SMALL_BYTES = 1024 * 1024
 """Files below this size are compacted as they come; `gyre maintain` makes larger ones of them."""
 COMPACTED_BYTES = 32 * 1024 * 1024

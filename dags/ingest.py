@@ -1,4 +1,7 @@
-"""`ingest`: every hour, what is due of each dataset becomes tables and features."""
+"""`ingest`: every 20 minutes, what is due of each dataset becomes tables and features.
+
+`GYRE_INGEST_SCHEDULE` is its schedule.
+"""
 
 from airflow.sdk import Asset, task
 
@@ -9,7 +12,7 @@ from core.user_code import dataset_names
 from dags.run import current_run, new_dag, task_defaults
 from stack.airflow_api import WRITE_POOL
 
-with new_dag("ingest", __doc__, "@hourly"):
+with new_dag("ingest", __doc__, load_settings().ingest_schedule):
 
     @task(task_display_name="Read the specs")
     def read_specs() -> None:

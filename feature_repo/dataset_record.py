@@ -80,10 +80,12 @@ class DatasetRecord:
         for complaint, moment, limit in ages:
             if moment is not None and now - moment > limit:
                 cause = f"{self.dataset}: {complaint}"
-                since = (
-                    f"since {moment:%Y-%m-%d %H:%M} UTC: {(now - moment) / HOUR:.0f} h"
+                since = f"since {moment:%Y-%m-%d %H:%M} UTC"
+                age_hours = round((now - moment) / HOUR, 1)
+                text = (
+                    f"{cause} {since}: {age_hours:g} h, at most {limit / HOUR:g} h are "
+                    "expected"
                 )
-                text = f"{cause} {since}, at most {limit / HOUR:.0f} h are expected"
                 problems.append((cause, text))
         return problems
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic_core import to_jsonable_python
 from scipy.stats import binomtest
 
+from core.schedule import shortest_period
 from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
@@ -34,11 +35,10 @@ from monitoring.window import LENGTH
 from training.reference import Reference
 
 SAMPLE_VECTORS = 1_000
-DELAYS = (timedelta(0), timedelta(hours=1), timedelta(seconds=2))
-"""How late an online value may be, after a row has arrived and after a window has ended: ingest is
-hourly, a window that ends is written within 2 s (docs/monitoring.md)."""
+WINDOW_END = timedelta(seconds=2)
+"""How late the online value of a window that ends may be (docs/monitoring.md)."""
 LIMIT = 0.01
-"""Share of vectors with another value, as the rows of an hour may come in several steps."""
+"""Share of vectors with another value, as the rows of an ingest may come in several steps."""
 SIGNIFICANCE = 0.001
 """Of a share beyond the limit."""
 SAMPLE = f"""
@@ -71,7 +71,9 @@ def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResu
     contract, _ = read_version(registry, registry.version(run.spec.name, run.version))
     vectors = read_vectors(rows, contract)
     service = PublishedService(run.settings, contract.feature_service)
-    differing_features = compare_offline(service, vectors, [*contract.features])
+    differing_features = compare_offline(
+        service, vectors, [*contract.features], online_delays(run.settings)
+    )
     yield from judge_skew(run.spec.name, run.version, differing_features)
 
 
@@ -107,10 +109,23 @@ def read_vectors(
     return vectors
 
 
+def online_delays(settings: Settings) -> list[timedelta]:
+    """Return how late online values may be, after a row has arrived and after a window has ended.
+
+    Until an ingest has ended, values are those of the ingest before: one period late, two where it
+    takes longer than its period.
+    """
+    period = shortest_period(settings.ingest_schedule)
+    return [timedelta(0), period, 2 * period, WINDOW_END]
+
+
 def compare_offline(
-    service: PublishedService, vectors: Sequence[Vector], names: Sequence[str]
+    service: PublishedService,
+    vectors: Sequence[Vector],
+    names: Sequence[str],
+    delays: Sequence[timedelta],
 ) -> list[set[str]]:
-    """Return the features of each vector that have no offline value of the moment, or of DELAYS.
+    """Return the features of each vector that have no offline value of the moment less a delay.
 
     What differs from the values of all rows that are known today is compared once more, with those
     of the rows that had arrived.
@@ -129,7 +144,7 @@ def compare_offline(
     keys["as_of"] = [microseconds(vector.moment) for vector in vectors]
     keys["position"] = range(len(vectors))
     moments = pd.Series([vector.moment for vector in vectors])
-    for delay in DELAYS:
+    for delay in delays:
         frame = keys.assign(event_timestamp=moments - delay)
         offline = service.historical(frame)
         _remove_equal(differing_features, vectors, offline)
@@ -141,8 +156,8 @@ def compare_offline(
         keys.assign(event_timestamp=moments - delay, **{KNOWN_AT: moments - arrival})[
             is_open
         ]
-        for arrival in DELAYS
-        for delay in DELAYS
+        for arrival in delays
+        for delay in delays
     ]
     asked = pa.Table.from_pandas(pd.concat(frames), preserve_index=False)
     known = arrived_features(service, asked)

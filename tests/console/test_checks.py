@@ -31,7 +31,6 @@ from tests.console.year import decision_row
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SPEC = load_spec("customer_churn_model")
-HOURLY = SPEC.monitoring.model_copy(update={"freshness_hours": 1})
 LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", None,
                    NOW - 30 * HOUR, NOW - 30 * HOUR)  # fmt: skip
 DECISION = decision_row(
@@ -169,9 +168,8 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
         (trained(tags={"outcome": "refused: auc"}), "last training", "attention", "refused: auc"),
         (replace(WELL, runs=reading(DELETED)), "last training", "attention",
          "the experiment churn was deleted in MLflow"),
-        (replace(fresh(watermark=NOW - 2 * HOUR),
-                 spec=SPEC.model_copy(update={"monitoring": HOURLY})),
-         "features", "attention", "at most 1 h"),
+        (fresh(watermark=NOW - 1.25 * HOUR), "features", "attention",
+         "1.2 h, at most 1 h are expected"),
         (fresh(newest=NOW - 49 * HOUR), "features", "attention",
          "source is silent since 2026-11-18 11:00 UTC: 49 h"),
         (fresh(watermark=None, faults=["broken"]), "features", "attention", "broken"),
@@ -263,7 +261,7 @@ def test_unknown_figures_have_no_sample():
         assert f"gyre_check_{sample}" not in text
     silent = metrics_of(SILENT).splitlines()
     assert [line for line in silent if line[0] != "#"] == [
-        f"gyre_feature_age_promise_seconds{{{model}}} 7200.0"
+        f"gyre_feature_age_promise_seconds{{{model}}} 3600.0"
     ]
 
 

@@ -68,6 +68,7 @@ def read(home, project):
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": dags,
         "PYTHONPATH": str(project),
+        "GYRE_INGEST_SCHEDULE": "7-59/20 * * * *",
     }
     command = [sys.executable, "-c", READ, dags]
     output = subprocess.check_output(command, cwd=project, env=env)
@@ -129,6 +130,8 @@ def test_a_dag_first_runs_at_the_next_time_of_its_schedule_and_never_at_one_in_t
     assert hours_to_first_run(bag, "train_due") > 6 * 24
     assert hours_to_first_run(bag, f"monitor_{MODEL}") <= 1
     assert hours_to_first_run(bag, "rollout_canary") <= 0.1
+    ingest = datetime.fromisoformat(bag["dags"]["ingest"]["first_run"])
+    assert ingest.minute in {7, 27, 47}
 
 
 def test_every_dag_alerts_on_failure_and_shipped_dags_run_one_at_a_time_without_catchup(

@@ -30,6 +30,7 @@ from mlflow_server.served_model import LookupSpecification, ServedModel
 from monitoring.checks.skew import (
     compare_offline,
     judge_skew,
+    online_delays,
     read_vectors,
     sample_rows,
 )
@@ -83,15 +84,16 @@ class Serving:
         line = answer(str(self.count), moment, **values)
         write(self.settings, f"predictions-1-{self.count}.jsonl", line)
 
-    def differing(self):
-        """Features of each vector that are skewed, the vectors in order of their requests."""
+    def differing(self, until=AS_OF + 12 * HOUR):
+        """Features of each vector of 24 hours that are skewed, in order of their requests."""
         collect(self.settings)
         model = RegisteredModel("m", 0)
-        rows = sample_rows(self.settings, model, "1", AS_OF + 12 * HOUR)
+        rows = sample_rows(self.settings, model, "1", until)
         rows.sort(key=lambda row: row["as_of"])
         vectors = read_vectors(rows, self.contract)
         service = PublishedService(self.settings, self.contract.feature_service)
-        return compare_offline(service, vectors, [*self.contract.features])
+        delays = online_delays(self.settings)
+        return compare_offline(service, vectors, [*self.contract.features], delays)
 
 
 @pytest.fixture
@@ -126,9 +128,10 @@ def test_rows_landed_within_the_hour_and_events_since_their_arrival_are_no_skew(
 
 def test_a_window_that_ended_two_seconds_ago_is_no_skew(shop, serving):
     end = AS_OF + 2 * HOUR  # of the 30 days' window
-    # Of the moments of an hour and of 2 s before, the first is of another order.
-    shop.has(order(1, 1, end - 30 * DAY, 5.0), order(2, 1, end - 30 * DAY - HOUR, 6.0))
-    shop.ingest(AS_OF + HOUR + MINUTE)
+    # Of the moments of 20 minutes and of 2 s before, the first is of another order.
+    earlier = end - 10 * MINUTE
+    shop.has(order(1, 1, end - 30 * DAY, 5.0), order(2, 1, earlier - 30 * DAY, 6.0))
+    shop.ingest(earlier + MINUTE)
     # Nothing brings the end online.
     serving.ask(end + timedelta(seconds=1), *customers(1))
     assert serving.differing() == [set()]
