@@ -1,8 +1,9 @@
 """`make bench`: what the README says of it, measured here and now."""
 
-from benchmarks import busy_entity, drift, features, ingest, serving, training
+from benchmarks import busy_entity, drift, features, ingest, onnx, serving, training
 
 serving.main(3.0)
+onnx.main()
 features.main(1_000_000)
 busy_entity.main(105_000)
 ingest.main(10_000_000)
