@@ -6,7 +6,7 @@ A check is a generator of findings, a line each; what a user's expression raises
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import DataError, RegistryError, TrainingError
+from core.schedule import shortest_period
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names, in_one_line
@@ -57,7 +58,7 @@ def check(
 ) -> tuple[list[str], str]:
     """Return all findings, and one line on whether rows of the source were looked at."""
     file = f"{spec.name}.toml"
-    findings = [*estimator_problems(spec)]
+    findings = [*estimator_problems(spec), *late_features(settings, spec)]
     for line in wide_features(settings, spec):
         log.warning(line)
     try:
@@ -93,6 +94,18 @@ def check(
         return findings, f"rows: not checked, {exc}"
     findings += _findings(f"{module}: rows", _rows(settings, spec, dataset, as_of))
     return findings, f"rows: a sample of {place(settings, dataset)}"
+
+
+def late_features(settings: Settings, spec: ModelSpec) -> Iterator[str]:
+    """Yield that features are too old before the next ingest, if they are."""
+    schedule = settings.ingest_schedule
+    period = shortest_period(schedule)
+    if period >= spec.monitoring.feature_age_limit:
+        yield (
+            f"{spec.name}.toml: monitoring.freshness_hours: expected more than the "
+            f"{period / timedelta(hours=1):g} h from one ingest to the next (GYRE_INGEST_SCHEDULE is "
+            f"{schedule!r}), found {spec.monitoring.freshness_hours:g}: each ingest would be late"
+        )
 
 
 def wide_features(settings: Settings, spec: ModelSpec) -> list[str]:

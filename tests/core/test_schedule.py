@@ -7,7 +7,9 @@ import pytest
 from core.errors import SettingsError
 from core.schedule import shortest_period
 from core.settings import load_settings
+from core.spec import load_spec
 from tests.conftest import new_settings
+from training.check import late_features
 
 MINUTE = timedelta(minutes=1)
 
@@ -34,3 +36,17 @@ def test_an_ingest_comes_every_20_minutes_and_a_schedule_of_no_meaning_is_refuse
     monkeypatch.setenv("GYRE_INGEST_SCHEDULE", "@often")
     with pytest.raises(SettingsError, match=r"GYRE_INGEST_SCHEDULE: .* '@often'"):
         load_settings(home=tmp_path)
+
+
+def test_check_finds_an_ingest_that_comes_too_rarely_for_the_freshness(tmp_path):
+    spec = load_spec("customer_churn_model")
+    settings = new_settings(tmp_path)
+    assert [*late_features(settings, spec)] == []
+    daily = settings.model_copy(update={"ingest_schedule": "0 6 * * *"})
+    (finding,) = late_features(daily, spec)
+    assert finding.startswith("customer_churn_model.toml: monitoring.freshness_hours: ")
+    assert "more than the 24 h from one ingest to the next" in finding
+    patient = spec.monitoring.model_copy(update={"freshness_hours": 25})
+    assert [
+        *late_features(daily, spec.model_copy(update={"monitoring": patient}))
+    ] == []
