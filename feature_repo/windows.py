@@ -17,6 +17,7 @@ from feast.data_format import DeltaFormat
 from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from ibis.common.deferred import Deferred
 from ibis.common.exceptions import IbisError
+from ibis.expr.operations import DatabaseTable
 
 from core.settings import load_settings
 from core.timestamps import microseconds
@@ -29,7 +30,7 @@ from feature_repo.definition import (
 )
 from feature_repo.views import view_address
 
-Function = Literal["count", "sum", "mean", "min", "max", "first", "last"]
+Function = Literal["count", "sum", "mean", "min", "max", "first", "last", "mode"]
 DECIMAL = "decimal(18, 6)"
 """Type of sums of floats. A sum of floats depends on the order of addition; this one does not."""
 MICROSECOND = timedelta(microseconds=1)
@@ -57,7 +58,8 @@ class Window:
     A sum of whole numbers is int64; every other sum is float64 and is added as decimals of six
     places. A time is int64 microseconds since 1970 UTC. Over no rows, count and sum are 0 and
     every other function is null. Of rows at the same time, the last is the one that arrived last,
-    then the one with the greatest value.
+    then the one with the greatest value. The mode is the most frequent value; of several, the
+    smallest. Its cost grows with the number of distinct values in a window.
 
     Args:
         column: A raw column, or an expression of some, such as `_.price * _.pieces`; None counts
@@ -133,8 +135,8 @@ class Window:
             )
             return total.over(frame)
 
-        if self.function in {"min", "max", "first", "last"}:
-            return self._extreme(points, value, moment, at)
+        if self.function in {"min", "max", "first", "last", "mode"}:
+            return self._chosen_value(points, value, moment, at)
         count = at(self._running_total(points, value.notnull().cast("int64")))
         if self.function == "count":
             return count
@@ -162,12 +164,17 @@ class Window:
             raise ValueError(
                 f"window {self.name}: {self}: expected a column of numbers, found {value.type()}"
             )
+        if self.function == "mode" and value.type().is_floating():
+            raise ValueError(
+                f"window {self.name}: {self}: expected whole numbers, texts, booleans or times, "
+                f"found {value.type()}: round or cast it"
+            )
         return value
 
-    def _extreme(
+    def _chosen_value(
         self, points: ir.Table, value: Any, moment: int | None, at: Callable[..., Any]
     ) -> Any:
-        """Return the smallest, greatest, first or last value of the rows in the window."""
+        """Return the smallest, greatest, first, last or most frequent value in the window."""
         preceding = None
         is_arrival = points[AGE] == 0
         if self.period is not None:
@@ -185,6 +192,8 @@ class Window:
                 }
             )
         values = is_arrival.ifelse(value, None)
+        if self.function == "mode":
+            return _most_frequent(values, lambda total: at(total, preceding))
         extreme = values.min() if self.function in {"min", "first"} else values.max()
         extreme = at(extreme, preceding)
         return extreme["value"] if is_dated else extreme
@@ -376,6 +385,36 @@ def feature_view(
 def _time(instant: Any) -> Any:
     """Return microseconds since 1970 UTC as a time."""
     return (EPOCH + instant.as_interval("us")).cast("timestamp('UTC')")
+
+
+def _most_frequent(values: Any, at: Callable[[Any], Any]) -> Any:
+    """Return the most frequent value in the window; of several, the smallest.
+
+    Ibis's `mode` takes any of several, so each engine's own functions are called.
+    """
+    value_type = values.type()
+    counts_type = f"map<{value_type}, uint64>"
+    entries_type = f"array<struct<key: {value_type}, value: uint64>>"
+
+    @ibis.udf.agg.builtin(signature=((value_type, "bool"), value_type))  # type: ignore[untyped-decorator]
+    def mode(_values: Any, _is_smallest: Any) -> None: ...
+
+    @ibis.udf.agg.builtin(signature=((value_type,), counts_type))  # type: ignore[untyped-decorator]
+    def histogram(_values: Any) -> None: ...
+
+    @ibis.udf.scalar.builtin(signature=((counts_type,), entries_type))  # type: ignore[untyped-decorator]
+    def map_entries(_counts: Any) -> None: ...
+
+    tables = values.op().find(DatabaseTable)
+    if any(table.source.name == "pyspark" for table in tables):
+        return at(mode(values, ibis.literal(value=True)))
+    entries = map_entries(at(histogram(values)))
+    candidates = entries.map(
+        lambda entry: ibis.struct(
+            {"rows": -entry["value"].cast("int64"), "value": entry["key"]}
+        )
+    )
+    return candidates.mins()["value"]
 
 
 def _number(value: Any) -> Any:

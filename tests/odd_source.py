@@ -13,6 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import product
 from math import isfinite
 from random import Random
+from statistics import multimode
 
 import duckdb
 import numpy as np
@@ -183,6 +184,8 @@ class Source:
         functions = ["count", "min", "max", "first", "last"]
         if column in {self.amount, self.pieces}:
             functions += ["sum", "mean"]
+        if column != self.amount:
+            functions.append("mode")
         return column, self.chance.choice(functions), self.chance.choice(PERIODS)
 
     def key_of(self, row):
@@ -620,7 +623,8 @@ def window_value(function, values):
         return sum(map(_added, plain)) / len(plain)
     if function in {"first", "last"}:
         return (min if function == "first" else max)(values)[2]
-    return (min if function == "min" else max)(plain)
+    candidates = multimode(plain) if function == "mode" else plain
+    return (max if function == "max" else min)(candidates)
 
 
 def _added(value):

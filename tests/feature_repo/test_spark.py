@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 from datetime import timedelta
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from tests.feature_repo.test_offline_store import (
     same_frames,
 )
 from tests.feature_repo.test_refresh import hashes
+from tests.feature_repo.test_windows import BEGIN, FEATURES, as_table
 from tests.preloaded import commands_folder
 from tests.training.conftest import SHIPPED
 from training.frame import build_frame, population
@@ -46,6 +48,7 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("spark_ends_here"),
 ]
+ORDER = [("id", "ascending"), ("event_timestamp", "ascending")]
 
 
 def with_engine(engine, settings):
@@ -106,6 +109,25 @@ def test_executors_write_the_online_values_of_duckdb_to_the_byte(applied):
     assert len(duckdb_hashes) == 39
     assert spark_hashes == duckdb_hashes
     assert not [*applied.scratch.glob("**/*.parquet")]
+
+
+def test_executors_compute_every_function_of_windows_as_duckdb_does(spark):
+    chance = Random(5)
+    raw_rows = [
+        {
+            "id": chance.randint(1, 5),
+            "at": BEGIN + chance.randint(0, 60) * DAY,  # with ties
+            "paid": chance.choice([None, 0.01, 14.96, -3.0]),
+            "pieces": chance.choice([None, 1, 7]),
+            "kind": chance.choice([None, "a", "b", "é", "数"]),
+            "late": chance.choice([None, True, False]),
+        }
+        for _ in range(150)
+    ]
+    rows = as_table(raw_rows)
+    with spark.opened(rows.to_pyarrow()) as opened_rows:
+        view_rows = spark.to_pyarrow(FEATURES(opened_rows))
+    assert_same(view_rows.sort_by(ORDER), FEATURES(rows).to_pyarrow().sort_by(ORDER))
 
 
 def test_a_row_that_spark_cannot_compute_from_is_moved_to_quarantine(applied, tmp_path):

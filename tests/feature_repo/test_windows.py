@@ -1,17 +1,22 @@
 """Declared windows against brute force from the rows themselves."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
-from statistics import fmean
+from statistics import fmean, multimode
 
 import ibis
 import pyarrow as pa
 import pytest
+from feast import Entity, ValueType
+from feast.types import Int64, String
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis import _
 
-from feature_repo.windows import Window, Windows
+from core.timestamps import microseconds
+from feature_repo.datasets import load_dataset
+from feature_repo.windows import Window, Windows, feature_view
 
 TIME = pa.timestamp("us", tz="UTC")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -25,10 +30,17 @@ FUNCTIONS = {
     "max": max,
     "first": itemgetter(0),
     "last": itemgetter(-1),
+    "mode": lambda values: min(multimode(values)),
 }
 WINDOWS = [
     *(Window(None, "count", period) for period in PERIODS),
-    *(Window("paid", name, period) for name in FUNCTIONS for period in PERIODS),
+    *(
+        Window("kind" if name == "mode" else "paid", name, period)
+        for name in FUNCTIONS
+        for period in PERIODS
+    ),
+    *(Window(name, "mode", PERIODS[1]) for name in ("pieces", "late", "at")),
+    Window("kind", "mode", where=_.late, name="kind_late"),
     Window("pieces", "sum", PERIODS[1]),
     Window("kind", "last", PERIODS[1]),
     Window("late", "mean", PERIODS[1]),
@@ -83,7 +95,8 @@ def column_value(window, row):
     if window.name == "worth":
         pair = (row["paid"], row["pieces"])
         return None if None in pair else row["paid"] * row["pieces"]
-    return row[window.column]
+    value = row[window.column]
+    return microseconds(value) if window.column == "at" else value
 
 
 def brute_force(window, history, at):
@@ -132,3 +145,20 @@ def test_a_declared_window_equals_brute_force_at_any_moment(raw_rows, times):
                 if isinstance(expected, float):
                     expected = pytest.approx(expected, rel=1e-9, abs=1e-9)
                 assert past[-1][window.name] == expected, (window.name, at)
+
+
+def test_the_mode_of_texts_is_a_text_and_one_of_fractions_is_refused():
+    orders = load_dataset("orders")
+    orders = replace(orders, schema=orders.schema.append(pa.field("kind", pa.string())))
+    entity = Entity(name="x", join_keys=["customer_id"], value_type=ValueType.INT64)
+
+    def field(column):
+        view = Windows("customer_id", "order_ts", [Window(column, "mode", name="top")])
+        dataset = replace(orders, views={"view": view})
+        (top,) = feature_view(dataset, "view", [entity]).features
+        return top
+
+    assert field("kind").dtype == String
+    assert field("order_ts").dtype == Int64
+    with pytest.raises(ValueError, match=r"window top: .* booleans or times.*float64"):
+        field("dollar_value")
