@@ -251,9 +251,12 @@ def _add_outcome(validation: Validation, outcome: dict[str, Any]) -> None:
             return
     if outcome["success"]:
         return
+    unexpected_values = details.get("partial_unexpected_list") or []
+    examples = json.dumps(unexpected_values[:3], default=str)
     text = f"expected {rule['kwargs']}, found {details.get('observed_value')}"
     if positions:
-        examples = json.dumps(details["partial_unexpected_list"][:3], default=str)
         text = f"{len(positions)} rows, such as {examples}"
+    elif unexpected_values:  # distinct ones, beside an observed value of None
+        text = f"expected {rule['kwargs']}, found values such as {examples}"
     failures = validation.warnings if _is_warning(rule) else validation.rejections
     failures.append(f"{name}: {text}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from feature_repo.quarantine import quarantine_table, quarantined
 from feature_repo.source import pull
 from feature_repo.validation import NOT_NULL, DatasetRules
 from tests.conftest import AS_OF, new_settings
+from tests.feature_repo.conftest import Events
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, order_table
 
 
@@ -80,6 +82,81 @@ def test_bad_rows_are_set_aside_and_a_rule_that_fails_as_a_whole_stops_a_deliver
     assert delivery.bad_rows == events.bad_rows == {}
     assert delivery.rejections == events.rejections == []
     assert len(delivery.warnings) == failures
+
+
+RULES_OF_ROWS = [
+    (rule(NOT_NULL, "number_of_cds"), None),
+    (between("number_of_cds", min_value=1, max_value=8), 9),
+    (rule("expect_column_values_to_be_in_set", "number_of_cds", value_set=[1, 2]), 9),
+]
+"""And a value that breaks each."""
+RULES_OF_DELIVERIES = [
+    (rule("expect_column_values_to_be_unique", "customer_id"), r"2 rows.*\[7, 7\]"),
+    (
+        rule(
+            "expect_column_distinct_values_to_be_in_set",
+            "number_of_cds",
+            value_set=[1, 2],
+        ),
+        r"\[1, 2\].*found values such as \[9\]",
+    ),
+    (
+        rule(
+            "expect_column_proportion_of_unique_values_to_be_between",
+            "customer_id",
+            min_value=0.9,
+        ),
+        r"0\.9.*found 0\.5",
+    ),
+]
+"""And what is said of two orders of customer 7, of 9 CDs each."""
+
+
+def row_count(settings):
+    return raw_table(settings, ORDERS).read().num_rows
+
+
+@pytest.mark.parametrize(("suite_rule", "bad_value"), RULES_OF_ROWS)
+def test_a_row_that_breaks_a_rule_of_single_rows_is_set_aside_however_it_comes(
+    suite, applied, suite_rule, bad_value
+):
+    name = f"{suite_rule['type']}(number_of_cds)"
+    bad_order = order(2, 7, AS_OF - DAY) | {"number_of_cds": bad_value}
+    rows = order_table(order(1, 7, AS_OF - DAY), bad_order)
+    suite(suite_rule)
+    message = f"{name}: 1 rows, such as [{json.dumps(bad_value)}]"
+    with pytest.raises(BatchRejectedError, match=re.escape(message)):
+        deliver(applied, rows)
+    assert not raw_table(applied, ORDERS).exists
+    limits = suite_rule["kwargs"] | {"mostly": 0.9}
+    suite(suite_rule | {"kwargs": limits})
+    report = deliver(applied, rows)
+    assert (report.inserted, report.quarantined) == (1, 1)
+    with closing(Events(applied, ORDERS)) as events:
+        events.receives(AS_OF + HOUR, bad_order | {"order_id": 3})
+    assert row_count(applied) == 1
+    of_delivery, of_event = [row["rules"] for row in quarantined(applied, ORDERS)]
+    assert of_delivery == name
+    # Serving refuses a null that a rule forbids, and so does the consumer, before any rule.
+    assert of_event == name or ("number_of_cds" in of_event and bad_value is None)
+
+
+@pytest.mark.parametrize(("suite_rule", "message"), RULES_OF_DELIVERIES)
+def test_a_rule_over_many_rows_stops_a_delivery_and_judges_no_event(
+    suite, applied, suite_rule, message
+):
+    first, second, third = [
+        order(number, 7, AS_OF - DAY) | {"number_of_cds": 9} for number in (1, 2, 3)
+    ]
+    suite(suite_rule)
+    with pytest.raises(BatchRejectedError, match=rf"{suite_rule['type']}.*{message}"):
+        deliver(applied, order_table(first, second))
+    assert not raw_table(applied, ORDERS).exists
+    deliver(applied, order_table(first | {"number_of_cds": 2}))
+    with closing(Events(applied, ORDERS)) as events:
+        events.receives(AS_OF + HOUR, second, third)
+    assert row_count(applied) == 3
+    assert not quarantine_table(applied, ORDERS).exists
 
 
 TYPO = AMOUNT | {"type": "expect_typo"}

@@ -14,6 +14,7 @@ from feature_repo.validation import EXPECTATIONS
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import order
+from tests.feature_repo.test_validation import RULES_OF_DELIVERIES, RULES_OF_ROWS
 from tests.training.chains import open_run
 from tests.training.conftest import ORDERS, SPEC
 from training.artifacts import read
@@ -32,10 +33,10 @@ def suites(tmp_path, monkeypatch):
     return folder
 
 
-def add_rule(suites, **kwargs):
+def add_rule(suites, expectation=BETWEEN, **kwargs):
     file = suites / "orders.json"
     suite = json.loads(file.read_text())
-    suite["expectations"].append({"type": BETWEEN, "kwargs": kwargs})
+    suite["expectations"].append({"type": expectation, "kwargs": kwargs})
     file.write_text(json.dumps(suite))
 
 
@@ -77,6 +78,24 @@ def test_a_rule_with_mostly_counts_the_rows_that_break_it(shop, suites):
     assert validate(shop).words == expected
     add_rule(suites, column="order_id", max_value=75, mostly=0.8)
     assert validate(shop).rejections
+
+
+@pytest.mark.parametrize(("rule", "bad_value"), RULES_OF_ROWS)
+def test_each_kind_of_rule_of_single_rows_ends_a_training(
+    shop, suites, rule, bad_value
+):
+    _, add = shop
+    add(order(101, 1, AS_OF - DAY) | {"number_of_cds": bad_value})
+    add_rule(suites, rule["type"], **rule["kwargs"])
+    assert f"{rule['type']}(number_of_cds): 1 rows" in validate(shop).rejections
+
+
+@pytest.mark.parametrize(("rule", "_message"), RULES_OF_DELIVERIES)
+def test_no_rule_over_many_rows_is_applied_to_a_table(shop, suites, rule, _message):
+    _, add = shop
+    add(*(order(n, 7, AS_OF - DAY) | {"number_of_cds": 9} for n in range(101, 200)))
+    add_rule(suites, rule["type"], **rule["kwargs"])
+    assert validate(shop).words == "199 rows of version 1 pass 10 rules"
 
 
 def test_only_rows_at_or_before_as_of_are_judged(shop, suites):
