@@ -120,6 +120,12 @@ def check(settings: Settings, source: Path) -> None:
         _run(source, "sha256sum", "--check", "--strict", "--quiet", SUMS)
     except StackError as exc:
         raise StackError(f"{source}: cut short or altered: {exc}") from exc
+    sum_count = len((source / SUMS).read_text().splitlines())
+    file_count = sum(path.is_file() for path in source.rglob("*")) - 1  # but SUMS
+    if file_count > sum_count:
+        raise StackError(
+            f"{source}: altered: {file_count - sum_count} of its files have no sum in {SUMS}"
+        )
     if (source / POSTGRES).exists() != bool(settings.database_url):
         kind = "SQLite: leave out" if settings.database_url else "PostgreSQL: set"
         raise StackError(f"{source}: its databases are of {kind} GYRE_DATABASE_URL")

@@ -147,6 +147,10 @@ def test_a_backup_with_an_altered_or_missing_file_is_refused(folder, elsewhere):
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if content else b"x")
         refused(elsewhere, folder, reason)
         file.write_bytes(content)
+    added_file = folder / "data" / "added"
+    added_file.write_text("no sum")
+    refused(elsewhere, folder, "1 of its files have no sum")
+    added_file.unlink()
     restore(elsewhere, folder)
 
 
