@@ -299,14 +299,15 @@ def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckRes
         yield from [result for result in results if result.kind in ALERT_ONLY]
         return
     bad = [result for result in results if result.status in {"bad", "harmful"}]
-    remedy = bad[0].remedy if bad else ""
+    worst = max(bad, key=lambda result: result.distance() or 0.0, default=None)
+    remedy = worst.remedy if worst else ""
     yield CheckResult(
         name="verdict",
         kind="verdict",
         status="ok" if decision.verdict == "ok" else "bad",
         words=f"version {decision.version}: {words}",
         remedy=remedy or f"See which check is bad: `gyre decide {model} --explain`",
-        link=bad[0].link if bad else f"/status/{model}#history",
+        link=worst.link if worst else f"/status/{model}#history",
     )
     yield from results
 
