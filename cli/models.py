@@ -77,7 +77,8 @@ def evaluation(
 def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
     """Build a version again elsewhere from its lineage; exit code 1 unless all is the same.
 
-    The spec is the version's own; a raw table, lock file, code or spec that changed is named.
+    Rows and spec are those that its run stored. Code, a lock file or a feature definition that
+    changed is named.
     """
     log_to_stderr()
     settings = load_settings()

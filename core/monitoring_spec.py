@@ -77,7 +77,8 @@ def _with_defaults(given: object) -> object:
 class Monitoring(Strict):
     """`[monitoring]`: what a monitoring run measures against, and for how long it is patient.
 
-    What is beyond a limit makes a window bad and may start a retraining. Shares are of 1.
+    Drift beyond `psi_significant`, missing values beyond `nulls` or a metric beyond its limit makes
+    a window bad, which may start a retraining. Each other limit says what follows. Shares are of 1.
     """
 
     monitor_only: dict[str, str] = Field(default_factory=dict)

@@ -37,7 +37,7 @@ SETTINGS_HEAD = """# Settings
 
 Environment variables, or lines of `GYRE_HOME/gyre.env` such as `GYRE_MLFLOW_PORT=5001`. A variable
 of the environment wins. A running stack keeps the environment of its `gyre up`. Tests run every
-setting but one whose text says that it is not tested.
+setting.
 
 | variable | default | meaning |
 |---|---|---|
@@ -83,6 +83,7 @@ def settings() -> str:
             value = (
                 value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value
             )
+            value = None if value == Path() else value  # the clone
         default = "" if value in {None, "", PydanticUndefined} else f"`{value}`"
         meaning = " ".join((field.description or "").split())
         page += f"| `GYRE_{name.upper()}` | {default} | {meaning} |\n"

@@ -32,9 +32,9 @@ from training.scoring import version_scores
 from training.snapshots import dates, matured
 
 DAY = "event_timestamp"
+"""The column of a label's moment; here it is the beginning of a day."""
 FIRST = f"{OWN_PREFIX}first"
 """Column of the time of an entity's first event of a day."""
-"""The column of a label's moment; here it is the beginning of a day."""
 
 
 @dataclass(frozen=True)
