@@ -105,7 +105,7 @@ def harms(night):
 FAULTS = {
     harms: ("version 9 did harm and was taken back", "60 of 110", "gyre decide"),
     dies: ("Events are not processed", "windows that end", "gyre logs consumer"),
-    stands_still: ("features are not complete", "6 h, at most 2 h", "/dags/ingest/run"),
+    stands_still: ("features are not complete", "6 h, at most 1 h", "/dags/ingest/run"),
     drifts: ("total_orders_30d: PSI 0.43", "A retraining starts", "check=psi/total_"),
 }
 """What the page says of each fault, the worst first."""

@@ -88,7 +88,7 @@ BROKEN = {
             "from feature_repo.definition import Dataset\n\n"
             "WINDOW = Dataset(look_back=timedelta(dayz=3))\n"
         ),
-        ".py:4: TypeError: 'dayz' is an invalid keyword",
+        ".py:4: TypeError: ",  # the words differ by the Python
     ),
     "a_torn": (
         "x = (",
