@@ -215,7 +215,7 @@ class DemoRun:
         """Run a DAG in Airflow to its end, say its note, and return the run."""
         run_id = self._airflow.trigger(dag, {})
         run = self._airflow.follow(dag, run_id, tell, RUN_SECONDS)
-        self._say(f"{dag}: {run['note']}")
+        self._say(f"{dag}: {run['note'] or 'nothing was left to do'}")
         return run
 
     def _time_of(self, decision: DecisionRow) -> datetime:
