@@ -71,7 +71,7 @@ NIGHT := environment spark jdk $(KSERVE) .venv-dynamodb/gyre.stamp
 nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects.
 	$(BIN)/pytest -m "nightly and not timed" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
 
-loops: $(NIGHT) ## What `faults` leaves out: the demos, other databases, an hour of load.
+loops: $(NIGHT) ## What `faults` leaves out: the demos, PostgreSQL, real rollouts, sixty promotions.
 	$(BIN)/pytest -m "nightly and not timed" tests/loop tests/faults --numprocesses=2 --no-loadscope-reorder
 
 promises: environment ## Promises in seconds, one test at a time, on a quiet machine.

@@ -53,11 +53,8 @@ def test_the_share_of_1s_stands_beside_that_of_the_evaluation():
     few = [1] * 6 + [0] * 4  # as far away by chance
     assert not change(SPEC, few, then).is_bad
     wide = SPEC.monitoring.model_copy(update={"label_change": 0.4})
-    assert not change(
-        SPEC.model_copy(update={"monitoring": wide}),
-        now=[1] * 600 + [0] * 400,
-        then=then,
-    ).is_bad
+    patient = SPEC.model_copy(update={"monitoring": wide})
+    assert not change(patient, [1] * 600 + [0] * 400, then).is_bad
 
 
 def test_of_many_classes_the_one_that_moved_most_counts_a_new_one_too():
