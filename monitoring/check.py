@@ -1,5 +1,6 @@
 """What one check of a monitoring run found."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,3 +53,8 @@ class CheckResult:
         if self.value is None or self.limit is None:
             return None
         return abs(self.value - self.limit) / (abs(self.limit) or 1)
+
+
+def farthest_from_limit(results: Iterable[CheckResult]) -> CheckResult | None:
+    """Return the result that is farthest from its limit, the first of several; None of none."""
+    return max(results, key=lambda result: result.distance() or 0.0, default=None)

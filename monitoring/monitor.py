@@ -24,7 +24,7 @@ from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, reconcile
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from monitoring.check import CheckResult
+from monitoring.check import CheckResult, farthest_from_limit
 from monitoring.check_list import run_checks
 from monitoring.collect import collect
 from monitoring.decision import (
@@ -323,7 +323,7 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
         for result in report.results
         if result.status == "bad" and result.acts and not is_harm
     ]
-    worst = max(bad, key=lambda result: result.distance() or 0.0, default=None)
+    worst = farthest_from_limit(bad)
     is_psi = worst is not None and worst.name.startswith("psi/")
     return DriftAlert(
         feature=worst.feature if worst else "predictions",

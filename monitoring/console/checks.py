@@ -9,7 +9,7 @@ from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.alerts import FAILED, ROLLOUT, WAITS
 from mlflow_server.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
-from monitoring.check import CheckResult, Status
+from monitoring.check import CheckResult, Status, farthest_from_limit
 from monitoring.console.cached_reader import Reading
 from monitoring.console.status import (
     ModelRows,
@@ -299,7 +299,7 @@ def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckRes
         yield from [result for result in results if result.kind in ALERT_ONLY]
         return
     bad = [result for result in results if result.status in {"bad", "harmful"}]
-    worst = max(bad, key=lambda result: result.distance() or 0.0, default=None)
+    worst = farthest_from_limit(bad)
     remedy = worst.remedy if worst else ""
     yield CheckResult(
         name="verdict",

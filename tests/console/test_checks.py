@@ -207,6 +207,14 @@ def test_a_version_that_waits_for_a_person_is_named_as_long_as_it_waits():
     assert (state(check), check.link) == ("attention", page)
 
 
+def test_a_bad_verdict_has_the_remedy_of_the_check_farthest_from_its_limit():
+    near = replace(DRIFT, name="psi/near", value=0.26, remedy="look at near")
+    far = replace(DRIFT, name="psi/far", value=0.9, remedy="look at far")
+    bad = replace(DECISION, verdict="bad", words="bad: two features drift")
+    check = checked(rows(decisions=[bad], results=[near, far]))["verdict"]
+    assert check.remedy == "look at far"
+
+
 def test_lost_rows_are_a_problem_though_there_are_too_few_answers_for_a_verdict():
     lost = CheckResult(
         name="online_store/customer_features", kind="online_store", status="alert", value=7.0,
