@@ -36,8 +36,7 @@ from datetime import timedelta
 import pyarrow as pa
 from feast import Entity, ValueType
 
-from feature_repo.definition import Dataset
-from feature_repo.windows import Window, Windows, feature_view
+from gyre import Dataset, Window, Windows, feature_view
 
 SCHEMA = {
     "flight": pa.int64(),

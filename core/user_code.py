@@ -86,7 +86,7 @@ def makes_dataset(module: Path) -> bool:
         if isinstance(call, ast.Call):
             root, _, rest = ast.unparse(call.func).partition(".")
             function = f"{origins.get(root, root)}.{rest}".strip(".")
-            if function == "feature_repo.definition.Dataset":
+            if function in {"gyre.Dataset", "feature_repo.definition.Dataset"}:
                 return True
             arguments = [*call.args, *(option.value for option in call.keywords)]
             is_named = repr(module.stem) in map(ast.unparse, arguments)

@@ -11,9 +11,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Int64
 from ibis import _
 
-from core.settings import CLONE
-from feature_repo.definition import Dataset, Label
-from feature_repo.windows import Window, Windows, feature_view
+from gyre import PROJECT, Dataset, Label, Window, Windows, feature_view
 
 SCHEMA = {
     "order_id": pa.int64(),
@@ -79,7 +77,7 @@ ORDERS = Dataset(
     silence=timedelta(hours=48),  # the days have no clock time
     views={"customer_features": FEATURES},
     labels={"churned_90d": Label(churned_90d, horizon=D90, lateness=timedelta(days=2))},
-    shipped=CLONE / "data" / "cdnow_orders.parquet",
+    shipped=PROJECT / "data" / "cdnow_orders.parquet",
 )
 OWNED: dict[str, Any] = {"owner": "shop", "tags": {"dataset": "orders"}}
 customer = Entity(

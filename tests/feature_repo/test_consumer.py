@@ -37,8 +37,7 @@ import pyarrow as pa
 from feast import Entity, ValueType
 
 from feature_repo.datasets.people import person
-from feature_repo.definition import Dataset
-from feature_repo.windows import Window, Windows, feature_view
+from gyre import Dataset, Window, Windows, feature_view
 
 SCHEMA = {
     "id": pa.int64(),

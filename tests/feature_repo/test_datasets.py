@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from core.settings import PROJECT
+from gyre import PROJECT
 from tests.preloaded import commands_folder
 
 READ = """
@@ -36,7 +36,7 @@ HELPERS = {
     ),
     "money": (
         "import pyarrow as pa\n"
-        "from feature_repo.definition import Dataset\n"
+        "from gyre import Dataset\n"
         'NAME = pa.field("money", pa.float64())\n'
         'def money(name: str) -> Dataset:\n    return Dataset(name="money")\n'
     ),
@@ -85,7 +85,7 @@ BROKEN = {
     "a_typo": (
         (
             "from datetime import timedelta\n"
-            "from feature_repo.definition import Dataset\n\n"
+            "from gyre import Dataset\n\n"
             "WINDOW = Dataset(look_back=timedelta(dayz=3))\n"
         ),
         ".py:4: TypeError: ",  # the words differ by the Python

@@ -10,7 +10,7 @@ import pytest
 from deltalake import DeltaTable
 from redis import Redis
 
-from core.settings import PROJECT
+from gyre import PROJECT
 from tests.cli.clone import mlflow_and_redis, run, stack_environment
 from tests.conftest import new_settings
 
@@ -21,8 +21,7 @@ from datetime import timedelta
 import pyarrow as pa
 from feast import Entity, FeatureService, ValueType
 
-from feature_repo.definition import Dataset
-from feature_repo.windows import Window, Windows, feature_view
+from gyre import Dataset, Window, Windows, feature_view
 
 DATASET = Dataset(
     name="{name}",

@@ -184,8 +184,7 @@ from datetime import timedelta
 import pyarrow as pa
 from feast import Entity, FeatureService, ValueType
 
-from feature_repo.definition import Dataset
-from feature_repo.windows import Window, Windows, feature_view
+from gyre import Dataset, Window, Windows, feature_view
 
 HOUR = timedelta(hours=1)
 TIME = pa.timestamp("us", "UTC")

@@ -10,7 +10,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Bool, Float64, String, UnixTimestamp
 
 from feature_repo.datasets.orders import FEATURES, ORDERS, churned_90d, customer
-from feature_repo.windows import feature_view
+from gyre import feature_view
 
 
 def typed_features(orders: ir.Table) -> ir.Table:

@@ -5,7 +5,7 @@ from lightgbm import LGBMClassifier
 from sklearn.metrics import log_loss
 from sklearn.pipeline import Pipeline
 
-from training.estimators import columns
+from gyre import columns
 
 
 def train(frame, folds, parameters):

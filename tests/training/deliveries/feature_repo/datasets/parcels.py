@@ -8,8 +8,7 @@ import pyarrow as pa
 from feast import Entity, FeatureService, ValueType
 from ibis import _
 
-from feature_repo.definition import Dataset, Label
-from feature_repo.windows import Window, Windows, feature_view
+from gyre import Dataset, Label, Window, Windows, feature_view
 
 D14 = timedelta(days=14)
 D28 = timedelta(days=28)

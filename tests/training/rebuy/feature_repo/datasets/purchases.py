@@ -11,8 +11,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64
 from feature_repo.datasets.visits import product_visits
 
-from feature_repo.definition import Dataset, Label
-from feature_repo.windows import Window, Windows, feature_view
+from gyre import Dataset, Label, Window, Windows, feature_view
 
 TEN = ibis.interval(days=10)
 

@@ -15,8 +15,7 @@ import pyarrow as pa
 from feast import Entity, FeatureService, ValueType
 
 from feature_repo.datasets.orders import ORDERS, customer
-from feature_repo.definition import Dataset, Label
-from feature_repo.windows import DECIMAL, feature_view
+from gyre import DECIMAL, Dataset, Label, feature_view
 
 MONTHS = 12
 NOTHING = ibis.literal(0).cast(DECIMAL)

@@ -1,0 +1,30 @@
+"""The names that the files of a team import."""
+
+import subprocess
+import sys
+
+import pytest
+
+import gyre
+
+
+def test_each_name_is_that_of_its_module():
+    assert set(gyre.MODULES) == set(gyre.__all__)
+    for name, module in gyre.MODULES.items():
+        assert getattr(gyre, name) is vars(sys.modules[module])[name]
+
+
+def test_another_name_is_answered_with_those_that_exist():
+    with pytest.raises(ImportError):
+        from gyre import Windowz  # noqa: F401, PLC0415
+    with pytest.raises(AttributeError, match="'Windowz': it has DECIMAL, PROJECT"):
+        _ = gyre.Windowz
+
+
+def test_a_definition_imports_no_training_and_no_monitoring():
+    code = (
+        "import sys; from gyre import Dataset, Window; "
+        "print({'sklearn', 'training', 'monitoring'} & sys.modules.keys())"
+    )
+    answer = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert answer.strip() == "set()"
