@@ -26,8 +26,8 @@ import pandas as pd
 from deltalake import write_deltalake
 
 from benchmarks.measure import child, median, promised, ratio, rounds_of, start, title
-from core.monitoring_spec import Monitoring
 from core.settings import load_settings
+from core.spec.monitoring import Monitoring
 from training.psi import UsualSpread
 from training.reference import Reference
 

@@ -132,7 +132,7 @@ def prepare(home: Path, port: int, rows: int) -> None:
 
 
 def write_by_hand(home: str, port: str) -> dict[str, float]:
-    from core.storage import Table  # noqa: PLC0415
+    from core.tables.table import Table  # noqa: PLC0415
 
     files = Table(at_home(home, port), "raw/orders", None).files()
     sql = BY_HAND.format(files=files, to=f"{home}/by_hand.parquet")

@@ -35,7 +35,7 @@ import httpx
 
 from benchmarks import servers
 from benchmarks.measure import ROUNDS, promised, title
-from core.training_spec import Estimator, Limit
+from core.spec.training import Estimator, Limit
 from tests.serving import flood
 from tests.serving.conftest import SPEC, Rig
 from tests.serving.flood import load, post

@@ -14,14 +14,14 @@ from pydantic import TypeAdapter
 
 from core.errors import DataError
 from core.files import reached, read_file, replace_file
-from core.table_query import quoted
+from core.tables.query import quoted
 from core.user_code import dataset_names
 
 if TYPE_CHECKING:
     from upath import UPath
 
     from core.settings import Settings
-    from core.storage import Table
+    from core.tables.table import Table
     from feature_repo.definition import Dataset
 
 HOUR = timedelta(hours=1)

@@ -14,7 +14,7 @@ from ibis.expr.operations import InMemoryTable
 from sqlglot.optimizer import optimize
 from sqlglot.optimizer.canonicalize_internal_names import canonicalize_internal_names
 
-from core.table_query import quoted
+from core.tables.query import quoted
 from feature_repo.definition import Dataset, Expression, raw_schema
 from feature_repo.on_demand import digest, function_source
 

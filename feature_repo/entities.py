@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.definition import Dataset
 from feature_repo.engines import row_connection
 from feature_repo.features import open_raw

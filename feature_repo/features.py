@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from core.errors import DataError
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.definition import Dataset, Label, raw_schema
 from feature_repo.engines import read_files
 

@@ -18,7 +18,7 @@ from core.errors import BatchRejectedError, UncomputableError
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.storage import Table
+from core.tables.table import Table
 from core.temporary import temporary_installation
 from feature_repo.dataset_record import read_record, write_record
 from feature_repo.datasets import load_dataset

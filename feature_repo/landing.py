@@ -25,7 +25,7 @@ from core.errors import BatchRejectedError
 from core.files import replace_file
 from core.locks import one_writer
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 from feature_repo.engines import connected, read_files
 from feature_repo.features import open_raw, raw_table

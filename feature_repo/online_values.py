@@ -19,7 +19,7 @@ from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
 from core.locks import ONLINE_LOCK, one_writer
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.entities import ViewValues, compute_view, raw_rows

@@ -18,7 +18,7 @@ from pyarrow.json import ParseOptions, read_json
 
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.definition import POSITION, Dataset
 from feature_repo.engines import connected
 from feature_repo.features import TIME, open_raw, raw_table

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from core.errors import FeaturesUnavailableError
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.definition import Dataset
 from feature_repo.engines import engine_connection
 from feature_repo.entities import ViewValues

@@ -23,7 +23,7 @@ from pyarrow.fs import LocalFileSystem
 from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
-from core.storage import rows_at
+from core.tables.table import rows_at
 from feature_repo.definition import Dataset
 from feature_repo.engines import value_error
 from feature_repo.exact_types import (

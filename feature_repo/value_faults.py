@@ -10,7 +10,7 @@ import ibis
 import ibis.expr.types as ir
 
 from core.errors import BatchRejectedError
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 from feature_repo.engines import VALUE_ERRORS, typed_columns, value_error
 from feature_repo.features import open_raw

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from core.errors import DataError, UncomputableError
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.definition_hash import view_definition

@@ -15,7 +15,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from core.timestamps import BEGINNING, microseconds
 from feature_repo.definition import Dataset
 from feature_repo.engines import row_connection

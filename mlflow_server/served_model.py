@@ -11,14 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.spec import (
-    EntityKey,
-    FeatureType,
-    InputType,
-    KeyType,
-    Population,
-)
-from core.training_spec import Task
+from core.spec import EntityKey, FeatureType, InputType, KeyType, Population
+from core.spec.training import Task
 
 ONNX_FILE = "model.onnx"
 SKOPS_FILE = "model.skops"

@@ -36,7 +36,7 @@ from core.files import local_copies, reached, replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.storage import Table
+from core.tables.table import Table
 from mlflow_server.roles import SHADOW, RegisteredModel
 
 TIME = pa.timestamp("us", tz="UTC")

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from core.settings import Settings
-from core.table_query import query_table
+from core.tables.query import query_table
 from monitoring.check import CheckResult
 from monitoring.decision import Verdict
 
@@ -179,7 +179,7 @@ def _store(settings: Settings, name: str, row: dict[str, Any]) -> None:
     # Heavy, and the console only reads.
     import pyarrow as pa  # noqa: PLC0415
 
-    from core.storage import Table  # noqa: PLC0415
+    from core.tables.table import Table  # noqa: PLC0415
 
     columns = dict.fromkeys(row, pa.string())
     columns["as_of"] = pa.timestamp("us", tz="UTC")

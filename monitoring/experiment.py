@@ -20,7 +20,7 @@ from scipy.stats import ttest_ind
 from core.errors import MonitoringError
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.training_spec import Metric
+from core.spec.training import Metric
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.roles import (
     CHALLENGER,

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import ks_2samp
 
-from core.monitoring_spec import Rollout
 from core.settings import Settings
+from core.spec.monitoring import Rollout
 from mlflow_server.roles import RegisteredModel
 from monitoring.collect import query_log
 

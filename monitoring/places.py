@@ -24,8 +24,8 @@ from core.files import read_file
 from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
-from core.storage import Table
-from core.table_query import query_table
+from core.tables.query import query_table
+from core.tables.table import Table
 from core.user_code import DATASETS, in_one_line
 from feature_repo.broker import rewrite_file, waiting
 from feature_repo.datasets import load_datasets

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 
 from core.errors import PromotionRefusedError
 from core.locks import one_writer
-from core.monitoring_spec import Rollout
 from core.settings import Settings
 from core.spec import ModelSpec
+from core.spec.monitoring import Rollout
 from mlflow_server.alerts import ROLLOUT, Alerts
 from mlflow_server.ledger import Action as LedgerAction
 from mlflow_server.ledger import Ledger, LedgerRow

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from core.errors import NoChampionError
 from core.settings import Settings
 from core.spec import ModelSpec, entity_text
-from core.storage import Table
+from core.tables.table import Table
 from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from training.frame import TIME, population

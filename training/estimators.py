@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from core.spec import InputType, ModelSpec
-from core.training_spec import ESTIMATORS, MOST_CATEGORIES, Estimator
+from core.spec.training import ESTIMATORS, MOST_CATEGORIES, Estimator
 from core.user_code import in_one_line, load_object
 
 PRESET: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
-from core.training_spec import MOST_CATEGORIES
+from core.spec.training import MOST_CATEGORIES
 from feature_repo.definition import Dataset
 from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table

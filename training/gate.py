@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from core.errors import TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.training_spec import (
+from core.spec.training import (
     LOWER_IS_BETTER,
     AgainstChampion,
     BetterThanBaseline,

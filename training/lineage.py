@@ -10,15 +10,15 @@ from typing import Any
 
 from core.settings import CLONE, PROJECT
 from core.spec import ModelSpec
-from core.storage import Table
+from core.tables.table import Table
 from core.user_code import dataset_modules, user_modules
 from feature_repo.definition import TABLE_TAG
 from feature_repo.definition_hash import DEFINITION_TAG
 from mlflow_server.tracking import Run
 
 CODE = (
-    "core/spec.py",
-    "core/training_spec.py",
+    "core/spec/__init__.py",
+    "core/spec/training.py",
     "feature_repo/engines/__init__.py",
     "feature_repo/engines/spark.py",
     "feature_repo/extensions/offline.py",

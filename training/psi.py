@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from core.monitoring_spec import Monitoring
 from core.spec import MISSING
+from core.spec.monitoring import Monitoring
 
 Bins: TypeAlias = NDArray[np.integer[Any]]
 DECILES = np.linspace(0.1, 0.9, 9)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.training_spec import Estimator
+from core.spec.training import Estimator
 from feature_repo.service import PublishedService
 from mlflow_server.pyfunc import read_files, read_version
 from mlflow_server.registry import FORGOTTEN_TAG, Registry

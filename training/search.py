@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from core.spec import ModelSpec
-from core.training_spec import Estimator, Range, Search
+from core.spec.training import Estimator, Range, Search
 from mlflow_server.tracking import Tracking
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from core.errors import TrainingError
-from core.training_spec import Every, Snapshots
+from core.spec.training import Every, Snapshots
 from feature_repo.definition import Label
 
 FOLDS = 3

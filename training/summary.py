@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.training_spec import LOWER_IS_BETTER
+from core.spec.training import LOWER_IS_BETTER
 from mlflow_server.tracking import Tracking, tag_equals
 from training.artifacts import GATES, read
 from training.gate import Evaluation, Outcome, load_evaluation

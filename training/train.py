@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from core.errors import TrainingError
 from core.settings import Settings
 from core.spec import MISSING, ModelSpec
-from core.training_spec import Costs, Estimator
+from core.spec.training import Costs, Estimator
 from core.user_code import load_object
 from feature_repo.lookup_writer import look_up_specification
 from mlflow_server.pyfunc import ModelFile

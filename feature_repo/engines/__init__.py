@@ -23,8 +23,8 @@ from upath import UPath
 
 from core.errors import UncomputableError
 from core.settings import Settings
-from core.storage import AddedFile, Table, added_file
-from core.table_query import quoted
+from core.tables.query import quoted
+from core.tables.table import AddedFile, Table, added_file
 
 PERIOD = timedelta(days=28)
 """Feature rows are cut into periods of event time."""

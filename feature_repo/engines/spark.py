@@ -19,7 +19,7 @@ from ibis.expr.operations import DatabaseTable
 from upath import UPath
 
 from core.errors import DataError
-from core.storage import AddedFile, Table, added_file, files_below
+from core.tables.table import AddedFile, Table, added_file, files_below
 from feature_repo import online_writer
 from feature_repo.engines import PERIOD_MICROSECONDS
 

@@ -31,7 +31,7 @@ from feast.transformation.python_transformation import PythonTransformation
 
 from core.errors import DataError
 from core.files import location
-from core.storage import files_at, names_at
+from core.tables.table import files_at, names_at
 from feature_repo.asof_join import (
     LATEST,
     ORDER,

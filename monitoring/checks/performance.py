@@ -6,9 +6,9 @@ from math import isfinite, isnan, nan, sqrt
 
 import numpy as np
 
-from core.monitoring_spec import MetricLimit
 from core.spec import ModelSpec
-from core.training_spec import LOWER_IS_BETTER
+from core.spec.monitoring import MetricLimit
+from core.spec.training import LOWER_IS_BETTER
 from monitoring.outcomes import Outcomes
 from training.metrics import (
     CELLS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.monitoring_spec import Monitoring
+from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult
 from monitoring.checks.performance import MeasuredMetric
 from training.psi import with_columns, with_nulls

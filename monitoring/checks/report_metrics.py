@@ -33,7 +33,7 @@ from evidently.metrics import (
 )
 from evidently.tests import gte, lt, lte
 
-from core.monitoring_spec import Monitoring
+from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult, Status
 from monitoring.checks.performance import MeasuredMetric
 from monitoring.decision import ALERT_ONLY

@@ -9,8 +9,8 @@ from datetime import timedelta
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from core.monitoring_spec import Monitoring
-from core.training_spec import LOWER_IS_BETTER, Costs, Metric
+from core.spec.monitoring import Monitoring
+from core.spec.training import LOWER_IS_BETTER, Costs, Metric
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult, Status
 from monitoring.checks.performance import PERFORMANCE

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.definition import OWN_COLUMNS, name_problems
 from tests.cli.clone import (
     Copy,

@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import DataError
 from core.settings import PROJECT
-from core.storage import Table, added_file, files_below
+from core.tables.table import Table, added_file, files_below
 from tests.cluster.conftest import MARKS, PACKAGES
 from tests.conftest import new_settings, wait_until
 from tests.faults.conftest import standing_still

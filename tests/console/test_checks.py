@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from core.monitoring_spec import Promotion
 from core.spec import load_spec
+from core.spec.monitoring import Promotion
 from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.alerts import (
     DRIFT_ALERTS,

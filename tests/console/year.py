@@ -9,7 +9,7 @@ from datetime import timedelta
 import pyarrow as pa
 
 from core.files import replace_file
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.dataset_record import DAYS, RECORD, DatasetRecord, record_file
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger, LedgerRow

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from core.errors import SettingsError
-from core.monitoring_spec import Rollout
 from core.settings import PROJECT, load_settings
 from core.spec import MODELS, load_spec, load_specs
+from core.spec.monitoring import Rollout
 from feature_repo.feast_config import feast_connection
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()

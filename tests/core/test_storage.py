@@ -16,8 +16,8 @@ from deltalake import DeltaTable
 
 from core.errors import DataError
 from core.settings import PROJECT
-from core.storage import RETENTION, Table, added_file
-from core.table_query import quoted
+from core.tables.query import quoted
+from core.tables.table import RETENTION, Table, added_file
 from tests.conftest import new_settings
 from tests.names import NAMES
 from tests.postgres import postgres_server
@@ -34,7 +34,7 @@ COMMITS = 20
 WRITER = """
 import sys
 from core.settings import load_settings
-from core.storage import Table
+from core.tables.table import Table
 from tests.core.test_storage import SCHEMA, rows
 first = int(sys.argv[1])
 for n in range(first, first + 12):

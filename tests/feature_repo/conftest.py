@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 
 from core.settings import Settings
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo import validation
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer

@@ -21,8 +21,8 @@ import pytest
 
 from cli.up import _first_training
 from core.errors import StackError
-from core.monitoring_spec import Promotion
 from core.spec import load_spec
+from core.spec.monitoring import Promotion
 from feature_repo.datasets import load_dataset
 from feature_repo.source import pull
 from mlflow_server.alerts import WAITS, Alerts, is_open

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from core.monitoring_spec import Monitoring
+from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult
 from monitoring.check_list import name_performance, run_checks
 from training.reference import Reference, UsualSpread

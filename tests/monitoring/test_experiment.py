@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from cli.watch import experiment_lines
 from core.errors import MonitoringError
-from core.training_spec import BetterThanBaseline
+from core.spec.training import BetterThanBaseline
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.experiment import (
     Experiment,

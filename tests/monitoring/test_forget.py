@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from cli.main import typer_app
 from core.errors import DataError, RegistryError, SettingsError
-from core.storage import Table
+from core.tables.table import Table
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from feature_repo.features import raw_table

@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from core.monitoring_spec import Monitoring
+from core.spec.monitoring import Monitoring
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.roles import RegisteredModel

@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from core.monitoring_spec import Monitoring
 from core.spec import load_spec
+from core.spec.monitoring import Monitoring
 from monitoring.checks.labels import label_change
 from monitoring.checks.report import report_results
 from monitoring.decision import judge

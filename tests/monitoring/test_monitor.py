@@ -16,7 +16,7 @@ import pytest
 
 from core.errors import DataError
 from core.settings import PROJECT
-from core.training_spec import Estimator
+from core.spec.training import Estimator
 from feature_repo.source import pull
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from core.monitoring_spec import MetricLimit, Monitoring
+from core.spec.monitoring import MetricLimit, Monitoring
 from monitoring.checks.performance import bad_from
 from monitoring.collect import ANSWERS, answered_rows, collect
 from monitoring.outcomes import actuals, online_outcomes

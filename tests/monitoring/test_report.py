@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core.monitoring_spec import Monitoring
 from core.spec import MISSING
+from core.spec.monitoring import Monitoring
 from monitoring.checks.performance import MeasuredMetric
 from monitoring.checks.report import report_results
 from training.psi import UsualSpread, psi, usual_spread

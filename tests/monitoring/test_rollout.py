@@ -7,8 +7,8 @@ from itertools import count
 import numpy as np
 import pytest
 
-from core.monitoring_spec import Rollout
 from core.spec import load_spec
+from core.spec.monitoring import Rollout
 from mlflow_server.ledger import Ledger, now
 from mlflow_server.registry import Registry
 from monitoring.harm import QUANTILES, Variant

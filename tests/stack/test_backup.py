@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from core.errors import DataError, StackError
 from core.locks import one_writer
 from core.settings import ENV_FILE, LAYOUT
-from core.storage import Table
+from core.tables.table import Table
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.collect import collect

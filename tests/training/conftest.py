@@ -11,7 +11,7 @@ import pytest
 
 from core.settings import Settings
 from core.spec import ModelSpec, load_spec
-from core.training_spec import Estimator
+from core.spec.training import Estimator
 from feature_repo.datasets import load_dataset
 from feature_repo.source import pull
 from mlflow_server.registry import Registry

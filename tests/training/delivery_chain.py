@@ -6,7 +6,7 @@ test_multiclass.py runs it and checks what it prints.
 from datetime import UTC, datetime, timedelta
 
 from core.spec import load_spec
-from core.training_spec import Training
+from core.spec.training import Training
 from monitoring.monitor import monitor
 from tests.conftest import AS_OF, mlflow_server
 from tests.training.chains import (

@@ -6,7 +6,7 @@ test_spend.py runs it and checks what it prints.
 from datetime import timedelta
 
 from core.spec import load_spec
-from core.training_spec import Limit
+from core.spec.training import Limit
 from monitoring.monitor import monitor
 from tests.conftest import AS_OF, mlflow_server
 from tests.training.chains import (

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from core.errors import TrainingError
-from core.monitoring_spec import Promotion, Rollout
-from core.training_spec import Limit
+from core.spec.monitoring import Promotion, Rollout
+from core.spec.training import Limit
 from feature_repo.features import raw_table
 from mlflow_server.ledger import Ledger
 from mlflow_server.pages import CARD

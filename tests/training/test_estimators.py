@@ -5,7 +5,7 @@ import re
 import pytest
 from sklearn.pipeline import Pipeline
 
-from core.training_spec import Estimator, Training
+from core.spec.training import Estimator, Training
 from tests.training.conftest import SHIPPED
 from training.estimators import build_pipeline, estimator_problems
 

@@ -5,7 +5,7 @@ import pytest
 
 from core.settings import PROJECT
 from core.spec import load_spec
-from core.training_spec import AgainstChampion, BetterThanBaseline, Limit
+from core.spec.training import AgainstChampion, BetterThanBaseline, Limit
 from tests.training.conftest import SHIPPED
 from tests.training.test_metrics import some_rows
 from training.evaluate import compare

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from core.errors import DataError
-from core.training_spec import Snapshots
+from core.spec.training import Snapshots
 from feature_repo.definition import Label
 from feature_repo.features import raw_table
 from mlflow_server.registry import Registry

@@ -3,9 +3,9 @@
 import pytest
 
 from core import user_code
-from core.monitoring_spec import Promotion
 from core.settings import PROJECT
-from core.training_spec import Estimator, Training
+from core.spec.monitoring import Promotion
+from core.spec.training import Estimator, Training
 from tests.conftest import AS_OF
 from tests.training.conftest import SHIPPED
 from training import lineage
@@ -19,12 +19,12 @@ MODELS = {
 }
 ALL = {*MODELS}
 NEWS = {
-    "core/training_spec.py": ALL,
+    "core/spec/training.py": ALL,
     "feature_repo/service.py": ALL,
     "mlflow_server/pyfunc.py": ALL,
     "training/onnx_export.py": ALL,
     "shop/models.py": {"orders", "own"},
-    "core/monitoring_spec.py": set(),
+    "core/spec/monitoring.py": set(),
     "feature_repo/broker.py": set(),
     "training/gate.py": set(),
     "feature_repo/datasets/orders.py": ALL,

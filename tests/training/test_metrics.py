@@ -7,12 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from core.training_spec import (
-    LOWER_IS_BETTER,
-    METRICS_OF_OTHER_TASKS,
-    Costs,
-    Metric,
-)
+from core.spec.training import LOWER_IS_BETTER, METRICS_OF_OTHER_TASKS, Costs, Metric
 from mlflow_server.served_model import rounded_one
 from training.metrics import (
     CELLS,

@@ -12,7 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
-from core.training_spec import Estimator
+from core.spec.training import Estimator
 from mlflow_server.pyfunc import ModelFile
 from tests.training.conftest import SHIPPED
 from training.estimators import build_pipeline, category_remarks

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.training_spec import Search
+from core.spec.training import Search
 from mlflow_server.tracking import PARENT_TAG, tag_equals
 from tests.conftest import AS_OF
 from tests.training.chains import open_run

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import TrainingError
-from core.training_spec import Snapshots
+from core.spec.training import Snapshots
 from feature_repo.definition import Label
 from training.frame import TIME
 from training.snapshots import FOLDS, Fold, Plan, Snapshot, matured, plan, starts

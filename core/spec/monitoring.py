@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from core.training_spec import LOWER_IS_BETTER, Metric, OfSegments, Strict
+from core.spec.training import LOWER_IS_BETTER, Metric, OfSegments, Strict
 
 YEAR = 365 * 24
 """Hours."""

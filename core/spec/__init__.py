@@ -20,10 +20,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from core.errors import SettingsError
-from core.monitoring_spec import KINDS, Monitoring, Promotion, Rollout
 from core.schedule import Schedule
 from core.settings import PROJECT, Settings
-from core.training_spec import (
+from core.spec.monitoring import KINDS, Monitoring, Promotion, Rollout
+from core.spec.training import (
     ESTIMATORS,
     FACTORY,
     METRICS_OF_OTHER_TASKS,

@@ -38,7 +38,7 @@ from core.errors import DataError
 from core.files import local_copies, location, reached
 from core.locks import one_writer
 from core.settings import Settings
-from core.table_query import S3, query_table, quoted, short_text
+from core.tables.query import S3, query_table, quoted, short_text
 
 RETENTION = {
     "delta.deletedFileRetentionDuration": "interval 7 days",
