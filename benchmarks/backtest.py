@@ -27,9 +27,9 @@ import pyarrow as pa
 from core.errors import TrainingError
 from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_spec
+from feature_engine.ingest.pipeline import whole_history
+from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import load_dataset
-from feature_repo.features import open_raw, raw_table
-from feature_repo.ingest import whole_history
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.tracking import Tracking
 from monitoring.checks.performance import measure

@@ -91,7 +91,7 @@ def load_example(home: str, name: str) -> Dataset:
 
 def land_page_views(settings: Settings, dataset: Dataset, rows: int) -> None:
     """Write so many page views into the raw table, by batches."""
-    from feature_repo.features import TIME, raw_table  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.raw import TIME, raw_table  # noqa: PLC0415  (heavy)
 
     raw = raw_table(settings, dataset)
     schema = dataset.schema.append(pa.field("ingested_at", TIME))
@@ -104,8 +104,8 @@ def land_page_views(settings: Settings, dataset: Dataset, rows: int) -> None:
 
 def write_features(home: str, name: str, engine: str) -> dict[str, float]:
     """Measure the features of an example by one engine."""
-    from feature_repo.features import raw_table  # noqa: PLC0415  (heavy)
-    from feature_repo.views import write_views  # noqa: PLC0415
+    from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.views import write_views  # noqa: PLC0415
 
     settings = settings_of(home, engine)
     dataset = load_example(home, name)
@@ -125,7 +125,7 @@ def build_frame(home: str, engine: str) -> dict[str, Any]:
 
 def compare(home: str, name: str) -> dict[str, float]:
     """Count the rows of an example's features that only one of both engines has."""
-    from feature_repo.views import view_table  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.views import view_table  # noqa: PLC0415  (heavy)
 
     rows = 0
     differing_rows = 0

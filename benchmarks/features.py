@@ -71,10 +71,10 @@ def write_rows(home: Path, customers: int, events: int) -> None:
 
 def write_view(settings: Settings) -> None:
     """Make a view's table of the rows, beside a raw table without rows."""
+    from feature_engine.engines.engine import engine_connection, write_files  # noqa: PLC0415
+    from feature_engine.offline.raw import raw_table  # noqa: PLC0415
+    from feature_engine.offline.views import view_table  # noqa: PLC0415
     from feature_repo.datasets.orders import ORDERS  # noqa: PLC0415  (not in what is measured)
-    from feature_repo.engines import engine_connection, write_files  # noqa: PLC0415
-    from feature_repo.features import raw_table  # noqa: PLC0415
-    from feature_repo.views import view_table  # noqa: PLC0415
 
     raw = raw_table(settings, ORDERS)
     raw.merge(raw.schema.empty_table(), ORDERS.key, ORDERS.schema.names)
@@ -166,9 +166,9 @@ def time_materialise(peer: str, rows: str, _events: str) -> dict[str, float]:
 
 
 def time_fill(settings: Settings, store: Any, *, stock: bool) -> float:
+    from feature_engine.offline.raw import raw_table  # noqa: PLC0415
+    from feature_engine.online.refresh import refresh_online  # noqa: PLC0415
     from feature_repo.datasets.orders import ORDERS  # noqa: PLC0415  (heavy)
-    from feature_repo.features import raw_table  # noqa: PLC0415
-    from feature_repo.refresh import refresh_online  # noqa: PLC0415
 
     end = datetime(2100, 1, 1, tzinfo=UTC)
     began = time.perf_counter()

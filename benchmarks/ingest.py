@@ -96,11 +96,12 @@ def write_history(file: Path, rows: int) -> None:
 
 def land(settings: Settings, file: Path, rows: int) -> None:
     """Write `rows` orders to `file`, into the raw table and its features."""
-    from feature_repo import ingest, views  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
+    from feature_engine.offline import views  # noqa: PLC0415  (heavy)
 
     write_history(file, rows)
-    dataset = ingest.load_dataset("orders")
-    raw = ingest.raw_table(settings, dataset)
+    dataset = pipeline.load_dataset("orders")
+    raw = pipeline.raw_table(settings, dataset)
     orders = pq.read_table(file).cast(dataset.schema)
     raw.merge(
         orders.append_column("ingested_at", orders["order_ts"]),
@@ -112,7 +113,9 @@ def land(settings: Settings, file: Path, rows: int) -> None:
 
 def prepare(home: Path, port: int, rows: int) -> None:
     """A table of `rows` orders, its features, and all of them online."""
-    from feature_repo import features, ingest, refresh  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (heavy)
+    from feature_engine.online import refresh  # noqa: PLC0415  (heavy)
     from tests.conftest import feast_apply  # noqa: PLC0415  (not in what is measured)
 
     settings = at_home(str(home), str(port))
@@ -125,9 +128,9 @@ def prepare(home: Path, port: int, rows: int) -> None:
             history=history, rows=10 * number * rows, new=NEW, begin=begin, to=new
         )
         duckdb.execute(sql)
-    dataset = ingest.load_dataset("orders")
+    dataset = pipeline.load_dataset("orders")
     feast_apply(settings)
-    raw = features.raw_table(settings, dataset)
+    raw = raw_table(settings, dataset)
     refresh.refresh_online(settings, dataset, raw, clock=lambda: AS_OF)
 
 
@@ -146,37 +149,38 @@ def write_by_hand(home: str, port: str) -> dict[str, float]:
 
 
 def write_features(home: str, port: str) -> dict[str, float]:
-    from feature_repo import ingest, views  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
+    from feature_engine.offline import views  # noqa: PLC0415  (heavy)
 
-    settings, dataset = at_home(home, port), ingest.load_dataset("orders")
+    settings, dataset = at_home(home, port), pipeline.load_dataset("orders")
     began = time.perf_counter()
     for view in dataset.views:
         shutil.rmtree(views.view_address(settings, view))
-    views.write_views(settings, dataset, ingest.raw_table(settings, dataset))
+    views.write_views(settings, dataset, pipeline.raw_table(settings, dataset))
     return {"seconds": time.perf_counter() - began}
 
 
 def ingest_new(home: str, port: str) -> dict[str, float]:
     import great_expectations  # noqa: F401, PLC0415  (validation imports it late)
 
-    from feature_repo import ingest  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
 
     settings = at_home(home, port)
     new = min(settings.home.glob("new-*.parquet"))
     new.rename(settings.home / "source" / new.name)
     as_of = AS_OF + int(new.stem[-1]) * HOUR
-    ingest.load_dataset("orders")  # its module's imports
+    pipeline.load_dataset("orders")  # its module's imports
     began = time.perf_counter()
-    result = ingest.ingest(settings, "orders", as_of)
+    result = pipeline.ingest(settings, "orders", as_of)
     assert result.inserted == NEW, result.summary()
     return {"seconds": time.perf_counter() - began}
 
 
 def land_first(home: str, port: str) -> dict[str, float]:
     """Land all rows of a source, with validation, where there are none yet."""
-    from feature_repo import ingest, landing, source  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import landing, pipeline, source  # noqa: PLC0415  (heavy)
 
-    settings, dataset = at_home(home, port), ingest.load_dataset("orders")
+    settings, dataset = at_home(home, port), pipeline.load_dataset("orders")
     began = time.perf_counter()
     landing.land(settings, dataset, source.pull(settings, dataset, AS_OF), AS_OF)
     return {"seconds": time.perf_counter() - began}

@@ -38,10 +38,10 @@ COPIES_AT_ONCE = 15
 
 def land_orders(settings: Settings, rows: int) -> None:
     """Write so many orders into the raw table, by batches."""
-    from feature_repo import ingest  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
 
-    dataset = ingest.load_dataset("orders")
-    raw = ingest.raw_table(settings, dataset)
+    dataset = pipeline.load_dataset("orders")
+    raw = pipeline.raw_table(settings, dataset)
     settings.home.mkdir(parents=True, exist_ok=True)
     file = settings.home / "batch.parquet"
     rows_at_once = COPIES_AT_ONCE * SHIPPED_ROWS
@@ -63,7 +63,7 @@ def land_orders(settings: Settings, rows: int) -> None:
 
 def view_sizes(settings: Settings, dataset: Dataset) -> dict[str, float]:
     """Return the number and the size of the files of all views of a dataset."""
-    from feature_repo.views import view_table  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.views import view_table  # noqa: PLC0415  (heavy)
 
     sizes = []
     for view in dataset.views:
@@ -74,11 +74,12 @@ def view_sizes(settings: Settings, dataset: Dataset) -> dict[str, float]:
 
 def write_features(home: str) -> dict[str, float]:
     """Measure the features of all orders."""
-    from feature_repo import ingest, views  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
+    from feature_engine.offline import views  # noqa: PLC0415  (heavy)
 
     settings = load_settings(home=Path(home))
-    dataset = ingest.load_dataset("orders")
-    raw = ingest.raw_table(settings, dataset)
+    dataset = pipeline.load_dataset("orders")
+    raw = pipeline.raw_table(settings, dataset)
     start = time.perf_counter()
     processor_start = time.process_time()
     views.write_views(settings, dataset, raw)
@@ -98,12 +99,13 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     """Build the training frame of the shipped model; return the figures."""
     from core.errors import TrainingError  # noqa: PLC0415
     from core.spec import load_spec  # noqa: PLC0415
-    from feature_repo import ingest, store  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
+    from feature_repo import store  # noqa: PLC0415  (heavy)
     from training import frame, validate  # noqa: PLC0415
 
     spec = load_spec(MODEL)
-    dataset = ingest.load_dataset(spec.dataset)
-    version = ingest.raw_table(settings, dataset).version
+    dataset = pipeline.load_dataset(spec.dataset)
+    version = pipeline.raw_table(settings, dataset).version
     store.publish_beside(settings, dataset)
     start = time.perf_counter()
     processor_start = time.process_time()

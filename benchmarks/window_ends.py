@@ -67,12 +67,12 @@ def page_views(dataset: Any, count: int, moment: datetime) -> Any:
 
 def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
     """Measure one round."""
-    from feature_repo.features import raw_table  # noqa: PLC0415  (heavy)
-    from feature_repo.online_values import OnlineValues  # noqa: PLC0415
-    from feature_repo.refresh import refresh_online  # noqa: PLC0415
+    from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.views import write_views  # noqa: PLC0415
+    from feature_engine.online.refresh import refresh_online  # noqa: PLC0415
+    from feature_engine.online.values import OnlineValues  # noqa: PLC0415
+    from feature_engine.online.window_ends import WindowEnds  # noqa: PLC0415
     from feature_repo.store import publish_beside  # noqa: PLC0415
-    from feature_repo.views import write_views  # noqa: PLC0415
-    from feature_repo.window_ends import WindowEnds  # noqa: PLC0415
 
     Redis(port=int(port)).flushall()  # of the round before
     home = tempfile.mkdtemp(dir=folder)

@@ -13,8 +13,13 @@ from rich.prompt import Prompt
 from cli.terminal import ERR
 from core.errors import SettingsError
 from core.spec import OURS
+from feature_engine.ingest.exact_types import (
+    TIME_WORDS,
+    exact_values,
+    type_of,
+    within_limits,
+)
 from feature_repo.definition import OWN_COLUMNS, VIEW_COLUMNS, name_problems
-from feature_repo.exact_types import TIME_WORDS, exact_values, type_of, within_limits
 
 WRITTEN = {
     "int64": ("pa.int64()", "int64"),

@@ -40,7 +40,7 @@ def ingest(
     time = moment(as_of)
     settings = load_settings()
     with progress(f"ingest {dataset}"):
-        from feature_repo.ingest import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
+        from feature_engine.ingest.pipeline import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
         from mlflow_server.alerts import Alerts  # noqa: PLC0415
 
         report = run(settings, dataset, time, full=full)
@@ -52,7 +52,7 @@ def ingest(
 def consume() -> None:
     """Consume the events that serving puts on the stream, until it is ended; gyre up starts it."""
     log_to_stderr()
-    from feature_repo.consumer import consume as run  # noqa: PLC0415
+    from feature_engine.events.consumer import consume as run  # noqa: PLC0415
 
     run(load_settings())
 
@@ -115,7 +115,7 @@ def parity(
     """
     settings, spec, time = begin(model, as_of)
     with progress(f"parity {model}"):
-        from feature_repo.parity import parity as compare  # noqa: PLC0415
+        from feature_engine.parity import parity as compare  # noqa: PLC0415
         from training.snapshots import starts  # noqa: PLC0415
 
         newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
@@ -163,8 +163,8 @@ def list_quarantined(
     as_json: AsJson = False,
 ) -> None:
     """List the rows in quarantine: since when, the rules they broke, and what they say."""
+    from feature_engine.ingest.quarantine import quarantined  # noqa: PLC0415
     from feature_repo.datasets import load_dataset  # noqa: PLC0415
-    from feature_repo.quarantine import quarantined  # noqa: PLC0415
 
     rows = quarantined(load_settings(), load_dataset(dataset))
     lines = [(row["quarantined_at"], row["rules"], row["row"]) for row in rows]
@@ -186,8 +186,8 @@ def release_quarantined(
     log_to_stderr()
     settings = load_settings()
     with progress(f"quarantine release {dataset}"):
+        from feature_engine.ingest.quarantine import as_text, release  # noqa: PLC0415
         from feature_repo.datasets import load_dataset  # noqa: PLC0415  (Feast takes 3 s to import)
-        from feature_repo.quarantine import as_text, release  # noqa: PLC0415
 
         report = release(settings, load_dataset(dataset), datetime.now(UTC))
     lines = [

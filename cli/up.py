@@ -13,7 +13,7 @@ from core.errors import RegistryError, RegistryUnavailableError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
-from feature_repo.broker import redis_warning
+from feature_engine.events.broker import redis_warning
 from mlflow_server.pages import Pages
 from mlflow_server.registry import Registry
 from monitoring.serving_status import read_statuses
@@ -235,8 +235,8 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
 
     A version that needs request data names it beside the key: no stored entity has that.
     """
+    from feature_engine.offline.views import entities  # noqa: PLC0415
     from feature_repo.service import PublishedService  # noqa: PLC0415  (seconds)
-    from feature_repo.views import entities  # noqa: PLC0415
 
     views = PublishedService(settings, spec.feature_service).join_keys
     now = datetime.now(UTC)

@@ -85,7 +85,7 @@ def new(
     import pyarrow as pa  # noqa: PLC0415  (heavy, as what follows)
 
     from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415
-    from feature_repo.source import is_url, read  # noqa: PLC0415
+    from feature_engine.ingest.source import is_url, read  # noqa: PLC0415
 
     if source is None:
         rows = pa.table(EXAMPLE_ROWS)

@@ -23,7 +23,7 @@ with new_dag("ingest", __doc__, load_settings().ingest_schedule):
 
     @task(pool=WRITE_POOL, outlets=[Asset("features")])
     def ingest(dataset: str) -> str:
-        from feature_repo.ingest import ingest as run  # noqa: PLC0415  (heavy)
+        from feature_engine.ingest.pipeline import ingest as run  # noqa: PLC0415  (heavy)
 
         return run(load_settings(), dataset, current_run().as_of).summary()
 

@@ -135,7 +135,7 @@ def name_problems(names: Iterable[str], own_names: Collection[str]) -> list[str]
 
 
 def raw_schema(dataset: Dataset) -> pa.Schema:
-    """Return the columns of the dataset's raw table, see `feature_repo.features.raw_table`."""
+    """Return the columns of the dataset's raw table, see `feature_engine.offline.raw.raw_table`."""
     arrival = ("ingested_at", pa.timestamp("us", tz="UTC"))
     return pa.schema([*dataset.schema, arrival, ("superseded", pa.string())])
 

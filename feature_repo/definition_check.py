@@ -9,13 +9,13 @@ from functools import cache
 from core.errors import DataError, RegistryError
 from core.settings import Settings, load_settings
 from core.temporary import temporary_installation
+from feature_engine.definition.view_hash import DEFINITION_TAG
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import redefined
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset, table_versions
-from feature_repo.definition_hash import DEFINITION_TAG
-from feature_repo.features import raw_table
 from feature_repo.service import PublishedService
 from feature_repo.store import publish_beside
-from feature_repo.views import redefined
 from mlflow_server.registry import Registry, Version
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
 from core.settings import Settings
+from feature_engine.online.redis_rows import hash_fields
+from feature_engine.online.state import state_key
 from feature_repo import datasets
 from feature_repo.on_demand import digest, function_source, module_source
-from feature_repo.online_state import state_key
-from feature_repo.online_writer import hash_fields
 from feature_repo.service import TYPES, PublishedService, field_types
 from mlflow_server.served_model import (
     LookupSpecification,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.errors import StackError
-from feature_repo.broker import LEAST_VERSION
+from feature_engine.events.broker import LEAST_VERSION
 
 PROGRAMS = ("valkey-server", "redis-server")
 

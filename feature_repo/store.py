@@ -11,9 +11,9 @@ from feast.repo_config import RepoConfig
 from core.errors import DataError
 from core.settings import Settings
 from core.user_code import DATASETS, dataset_modules
+from feature_engine.offline.views import view_address
 from feature_repo.definition import Dataset
 from feature_repo.feast_config import feast_config, registry_path
-from feature_repo.views import view_address
 
 # Feast, once imported, shows the deprecations of all libraries, which are not a user's.
 warnings.simplefilter("ignore", DeprecationWarning)

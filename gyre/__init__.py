@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from core.settings import PROJECT
+    from feature_engine.definition.windows import DECIMAL, Window, Windows, feature_view
     from feature_repo.definition import Dataset, Label
-    from feature_repo.windows import DECIMAL, Window, Windows, feature_view
     from monitoring.check import CheckResult
     from training.estimators import columns
 
@@ -25,15 +25,15 @@ __all__ = [
     "feature_view",
 ]
 MODULES = {
-    "DECIMAL": "feature_repo.windows",
+    "DECIMAL": "feature_engine.definition.windows",
     "PROJECT": "core.settings",
     "CheckResult": "monitoring.check",
     "Dataset": "feature_repo.definition",
     "Label": "feature_repo.definition",
-    "Window": "feature_repo.windows",
-    "Windows": "feature_repo.windows",
+    "Window": "feature_engine.definition.windows",
+    "Windows": "feature_engine.definition.windows",
     "columns": "training.estimators",
-    "feature_view": "feature_repo.windows",
+    "feature_view": "feature_engine.definition.windows",
 }
 
 

@@ -1,7 +1,7 @@
 """`gyre forget`: every row of one entity goes, from every place that holds some.
 
-The key is kept out first (feature_repo/forgotten.py). Every step can be repeated, and each call
-repeats all: what a killed one left is gone after the next.
+The key is kept out first (feature_engine/ingest/forgotten.py). Every step can be repeated, and
+each call repeats all: what a killed one left is gone after the next.
 """
 
 import re
@@ -12,8 +12,8 @@ from core.locks import one_writer
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
 from core.user_code import in_one_line
+from feature_engine.ingest.forgotten import forgotten, keep_out
 from feature_repo.datasets import load_datasets
-from feature_repo.forgotten import forgotten, keep_out
 from monitoring.places import PLACES, Key, Search
 
 OUT_OF_REACH = """out of reach:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from core.settings import Settings
 from core.spec import ModelSpec, entity_of
 from core.timestamps import BEGINNING
+from feature_engine.engines.engine import engine_connection
+from feature_engine.offline.raw import labels, open_raw, raw_table
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import OWN_PREFIX
-from feature_repo.engines import engine_connection
-from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW
 from monitoring.collect import ANSWERS, answered_rows, logged_scores
 from training.frame import TIME, build_frame, require_outcome_key, typed

@@ -27,17 +27,17 @@ from core.spec import ModelSpec, broken_specs, load_specs
 from core.tables.query import query_table
 from core.tables.table import Table
 from core.user_code import DATASETS, in_one_line
-from feature_repo.broker import rewrite_file, waiting
+from feature_engine.events.broker import rewrite_file, waiting
+from feature_engine.ingest.pipeline import catch_up
+from feature_engine.ingest.quarantine import quarantine_table
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import view_table
+from feature_engine.online.refresh import REDIS_SECONDS
+from feature_engine.online.state import ends_key, loaded_ends_key
+from feature_engine.online.values import LOCK_SECONDS, OnlineValues
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.features import raw_table
-from feature_repo.ingest import catch_up
-from feature_repo.online_state import ends_key, loaded_ends_key
-from feature_repo.online_values import LOCK_SECONDS, OnlineValues
-from feature_repo.quarantine import quarantine_table
-from feature_repo.refresh import REDIS_SECONDS
 from feature_repo.store import open_store
-from feature_repo.views import view_table
 from mlflow_server.registry import FORGOTTEN_TAG, Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from monitoring.collect import collect, is_closed, outcomes, predictions, request_of_row

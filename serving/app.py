@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from core.errors import GyreError
 from core.settings import Settings
-from feature_repo.broker import Intake
+from feature_engine.events.broker import Intake
 from serving import feedback
 from serving.edge import JSON, refusal
 from serving.events import document_events, events_route

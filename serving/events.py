@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from core.errors import BrokerUnavailableError
-from feature_repo.broker import EventSchema, Intake
+from feature_engine.events.broker import EventSchema, Intake
 from serving.edge import json_response, read_body, run_by_size
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.metrics import EVENTS

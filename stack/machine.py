@@ -11,7 +11,7 @@ from pathlib import Path
 from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
 from core.settings import LAYOUT, PORTS, Settings
-from feature_repo.broker import redis_problem
+from feature_engine.events.broker import redis_problem
 from feature_repo.feast_config import write_feast_config
 from feature_repo.redis_server import find_server
 from mlflow_server.ledger import database

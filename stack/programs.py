@@ -19,7 +19,7 @@ import httpx
 from core.errors import StackError
 from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
-from feature_repo.broker import consumer_problem, redis_problem, redis_warning
+from feature_engine.events.broker import consumer_problem, redis_problem, redis_warning
 from feature_repo.redis_server import find_server
 from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config

@@ -21,12 +21,12 @@ from core.schedule import shortest_period
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names, in_one_line
+from feature_engine.ingest.pipeline import whole_history
+from feature_engine.ingest.source import place, require_source
+from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.features import raw_table
-from feature_repo.ingest import whole_history
 from feature_repo.service import TYPES, PublishedService
-from feature_repo.source import place, require_source
 from feature_repo.store import defined, publish_beside
 from feature_repo.validation import suite_file, suite_problems, suite_rules
 from mlflow_server.registry import Registry

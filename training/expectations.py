@@ -16,10 +16,10 @@ from upath import UPath
 
 from core.files import read_file, replace_file
 from core.settings import Settings
+from feature_engine.engines.engine import connected
+from feature_engine.ingest.landing import in_batches
+from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
-from feature_repo.features import open_raw, raw_table
-from feature_repo.landing import in_batches
 from feature_repo.validation import DatasetRules, suite_rules
 
 

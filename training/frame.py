@@ -21,11 +21,11 @@ from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
 from core.spec.training import MOST_CATEGORIES
+from feature_engine.engines.engine import engine_connection
+from feature_engine.offline.raw import labels, open_raw, raw_table
+from feature_engine.offline.views import entities
 from feature_repo.definition import Dataset
-from feature_repo.engines import engine_connection
-from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW, PublishedService, as_stored
-from feature_repo.views import entities
 from training.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)

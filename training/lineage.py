@@ -12,20 +12,20 @@ from core.settings import CLONE, PROJECT
 from core.spec import ModelSpec
 from core.tables.table import Table
 from core.user_code import dataset_modules, user_modules
+from feature_engine.definition.view_hash import DEFINITION_TAG
 from feature_repo.definition import TABLE_TAG
-from feature_repo.definition_hash import DEFINITION_TAG
 from mlflow_server.tracking import Run
 
 CODE = (
     "core/spec/__init__.py",
     "core/spec/training.py",
-    "feature_repo/engines/__init__.py",
-    "feature_repo/engines/spark.py",
+    "feature_engine/engines/engine.py",
+    "feature_engine/engines/spark.py",
     "feature_repo/extensions/offline.py",
-    "feature_repo/features.py",
+    "feature_engine/offline/raw.py",
     "feature_repo/lookup_writer.py",
     "feature_repo/service.py",
-    "feature_repo/views.py",
+    "feature_engine/offline/views.py",
     "mlflow_server/pyfunc.py",
     "mlflow_server/served_model.py",
     "training/dataset.py",

@@ -13,11 +13,11 @@ from core.errors import SettingsError, TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
-from feature_repo.dataset_record import read_record
+from feature_engine.engines.engine import engine_connection
+from feature_engine.ingest.record import read_record
+from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset, table_versions
-from feature_repo.engines import engine_connection
-from feature_repo.features import open_raw, raw_table
 from feature_repo.service import PublishedService
 from feature_repo.validation import suite_file
 from mlflow_server.pages import KEY_TAG, Pages

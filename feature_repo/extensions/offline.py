@@ -32,6 +32,7 @@ from feast.transformation.python_transformation import PythonTransformation
 from core.errors import DataError
 from core.files import location
 from core.tables.table import files_at, names_at
+from feature_engine.engines.engine import spark_connection
 from feature_repo.asof_join import (
     LATEST,
     ORDER,
@@ -41,7 +42,6 @@ from feature_repo.asof_join import (
     dated_rows,
     living,
 )
-from feature_repo.engines import spark_connection
 
 NUMBER = ibis.util.gen_name("number")
 ROW = ibis.util.gen_name("row")

@@ -20,9 +20,9 @@ from core.schedule import shortest_period
 from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
-from feature_repo.arrived_rows import KNOWN_AT, arrived_features
+from feature_engine.offline.arrived_rows import KNOWN_AT, arrived_features
+from feature_engine.parity import same
 from feature_repo.datasets import dataset_of
-from feature_repo.parity import same
 from feature_repo.service import PublishedService
 from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry

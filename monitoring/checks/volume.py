@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from feature_repo.dataset_record import service_records
+from feature_engine.ingest.record import service_records
 from monitoring.check import CheckResult
 from monitoring.decision import ENTITIES
 from monitoring.run import MonitoringRun, Past

@@ -28,7 +28,7 @@ from core.files import reached, read_file
 from core.packages import package_version
 from core.settings import Settings, load_settings
 from core.user_code import dataset_names
-from feature_repo.dataset_record import read_record
+from feature_engine.ingest.record import read_record
 from mlflow_server.pages import Document
 from mlflow_server.rest import read_artifact
 from mlflow_server.roles import PRODUCTION, ROLES

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import httpx
 
 from core.settings import Settings
-from feature_repo.broker import consumer_lags
+from feature_engine.events.broker import consumer_lags
 from mlflow_server.alerts import REFUSED, Alerts, DriftAlert
 from mlflow_server.roles import PRODUCTION, version_text
 from monitoring.console.checks import EVENTS_WAIT, late_events

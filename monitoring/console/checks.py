@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from feature_repo.broker import MAX_LAG_SECONDS, ConsumerLag
-from feature_repo.dataset_record import DatasetRecord
+from feature_engine.events.broker import MAX_LAG_SECONDS, ConsumerLag
+from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import FAILED, ROLLOUT, WAITS
 from mlflow_server.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text

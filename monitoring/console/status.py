@@ -9,7 +9,7 @@ from typing import Any
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names
-from feature_repo.dataset_record import DatasetRecord, service_records
+from feature_engine.ingest.record import DatasetRecord, service_records
 from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.pages import DeletedExperiment, Pages, RunPage

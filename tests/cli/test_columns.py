@@ -18,8 +18,8 @@ from cli.columns import choose, describe, in_types
 from cli.use_case import FILES, write_use_case
 from core.errors import SettingsError
 from core.spec import ModelSpec
+from feature_engine.ingest.source import read
 from feature_repo.datasets import load_dataset
-from feature_repo.source import read
 from gyre import PROJECT, Window, Windows, feature_view
 from tests.cli.clone import outer_environment, run
 

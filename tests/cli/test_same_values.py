@@ -6,8 +6,8 @@ from datetime import datetime
 
 import pytest
 
+from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.cli.clone import Copy, few_orders, fewer_trees, mlflow_and_redis

@@ -210,7 +210,7 @@ def spark_session(master):
     from pyspark import cloudpickle  # noqa: PLC0415
     from pyspark.sql import SparkSession  # noqa: PLC0415
 
-    from feature_repo.engines import executors  # noqa: PLC0415
+    from feature_engine.engines import executors  # noqa: PLC0415
 
     batch_rows = "spark.sql.execution.arrow.maxRecordsPerBatch"
     options = OPTIONS | {batch_rows: str(executors.BATCH_ROWS)}

@@ -18,8 +18,8 @@ from tests.conftest import new_settings, wait_until
 from tests.faults.conftest import standing_still
 
 NO_PYSPARK = "needs PySpark: make spark"
-executors = pytest.importorskip("feature_repo.engines.executors", reason=NO_PYSPARK)
-job_errors = pytest.importorskip("feature_repo.engines.job_errors", reason=NO_PYSPARK)
+executors = pytest.importorskip("feature_engine.engines.executors", reason=NO_PYSPARK)
+job_errors = pytest.importorskip("feature_engine.engines.job_errors", reason=NO_PYSPARK)
 
 pytestmark = MARKS
 TIME = pa.timestamp("us", "UTC")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from core.settings import PROJECT, free_ports, load_settings
-from feature_repo.views import view_table
+from feature_engine.offline.views import view_table
 from stack.environment import process_environment
 from tests.cli.clone import gyre, online_answer, serving, stack_environment
 from tests.cluster.conftest import HOST, spark_defaults

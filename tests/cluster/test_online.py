@@ -3,8 +3,8 @@
 import pytest
 from redis import Redis
 
-from feature_repo.refresh import refresh_online
-from feature_repo.views import write_views
+from feature_engine.offline.views import write_views
+from feature_engine.online.refresh import refresh_online
 from tests.cluster.conftest import HOST, MARKS, SECRET, page_texts
 from tests.conftest import (
     AS_OF,

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.settings import PROJECT
-from feature_repo.views import view_table, write_views
+from feature_engine.offline.views import view_table, write_views
 from tests.cluster.conftest import MARKS, spark_defaults
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.conftest import land_orders
@@ -59,7 +59,7 @@ START = """
 import sys
 from upath import UPath
 from core.errors import DataError
-from feature_repo.engines import spark
+from feature_engine.engines.engine import spark
 spark.WORKER_SECONDS = 5
 try:
     spark.connect(sys.argv[1], UPath("scratch"))

@@ -10,7 +10,7 @@ import pytest
 
 from core.spec import load_spec
 from core.spec.monitoring import Promotion
-from feature_repo.dataset_record import DatasetRecord
+from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import (
     DRIFT_ALERTS,
     ROLLOUT,

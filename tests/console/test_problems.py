@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from core.settings import Settings
-from feature_repo.broker import EventSchema, Stream
+from feature_engine.events.broker import EventSchema, Stream
 from mlflow_server.alerts import Alerts, DriftAlert
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from core.files import replace_file
 from core.tables.table import Table
-from feature_repo.dataset_record import DAYS, RECORD, DatasetRecord, record_file
+from feature_engine.ingest.record import DAYS, RECORD, DatasetRecord, record_file
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult

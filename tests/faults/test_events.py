@@ -6,9 +6,9 @@ import time
 import pytest
 from redis import Redis
 
+from feature_engine.ingest.quarantine import quarantine_table
+from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
-from feature_repo.quarantine import quarantine_table
 from tests.conftest import at_most
 from tests.faults.conftest import broken, second_server
 from tests.serving.test_events import (  # noqa: F401  (features: a fixture)

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.spec import load_spec
-from feature_repo.ingest import ingest, raw_table
-from feature_repo.quarantine import quarantined
+from feature_engine.ingest.pipeline import ingest, raw_table
+from feature_engine.ingest.quarantine import quarantined
 from tests.conftest import AS_OF
 from tests.faults.jobs import program
 from tests.feature_repo.conftest import (  # noqa: F401  (fixtures among them)
@@ -38,9 +38,9 @@ INGEST = """
 import json, os, signal, sys
 from datetime import datetime
 import great_expectations, ibis.backends.duckdb, feast.repo_operations
-import feature_repo.extensions.offline, feature_repo.refresh
+import feature_repo.extensions.offline, feature_engine.online.refresh
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import ingest
+from feature_engine.ingest.pipeline import ingest
 from core.settings import Settings
 
 load_dataset("orders")

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import DataError
+from feature_engine.ingest.pipeline import ingest
+from feature_engine.ingest.source import pull
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import view_table
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
-from feature_repo.ingest import ingest
-from feature_repo.source import pull
-from feature_repo.views import view_table
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
 from tests.faults.conftest import standing_still
 

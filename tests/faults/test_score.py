@@ -8,7 +8,7 @@ import psutil
 import pyarrow.compute as pc
 import pytest
 
-from feature_repo.source import pull
+from feature_engine.ingest.source import pull
 from stack.environment import child_environment
 from tests.conftest import AS_OF, mlflow_server, new_settings
 from tests.faults.jobs import program

@@ -17,15 +17,15 @@ from redis import Redis
 
 from core.settings import Settings
 from core.tables.table import Table
+from feature_engine.events.broker import Stream
+from feature_engine.events.consumer import EventConsumer
+from feature_engine.ingest.source import pull
+from feature_engine.offline.raw import raw_table
+from feature_engine.online.entity_values import key_of
 from feature_repo import validation
-from feature_repo.broker import Stream
-from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.entities import key_of
-from feature_repo.features import raw_table
 from feature_repo.online import OnlineFeatures
-from feature_repo.source import pull
 from feature_repo.store import open_store
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
 

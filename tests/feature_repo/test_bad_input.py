@@ -12,8 +12,8 @@ import pytest
 
 from core.errors import DataError
 from core.settings import PROJECT
-from feature_repo.features import raw_table
-from feature_repo.views import view_table
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import view_table
 from tests.conftest import AS_OF
 from tests.feature_repo.test_ingest import (
     DAY,

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from core.errors import BrokerUnavailableError
-from feature_repo import broker
-from feature_repo.broker import Intake, consumer_lags
+from feature_engine.events import broker
+from feature_engine.events.broker import Intake, consumer_lags
 from tests.feature_repo.conftest import Events
 from tests.feature_repo.test_ingest import ORDERS
 

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 
 from core.settings import PROJECT
+from feature_engine.ingest.pipeline import catch_up
+from feature_engine.offline.raw import labels, open_raw, raw_table
+from feature_engine.online.refresh import refresh_online
+from feature_engine.online.values import OnlineValues
+from feature_engine.online.window_ends import WindowEnds
 from feature_repo import datasets
-from feature_repo.features import labels, open_raw, raw_table
-from feature_repo.ingest import catch_up
-from feature_repo.online_values import OnlineValues
-from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.store import publish_beside
-from feature_repo.window_ends import WindowEnds
 from tests.feature_repo.conftest import land_orders, online_reader
 from tests.feature_repo.test_ingest import DAY, HOUR, order
 

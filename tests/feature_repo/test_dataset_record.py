@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import BatchRejectedError
-from feature_repo.dataset_record import DAYS, read_record, record_file
+from feature_engine.ingest.record import DAYS, read_record, record_file
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import DAY, HOUR, order, shop  # noqa: F401  (a fixture)
 

@@ -8,11 +8,11 @@ import pytest
 from mlflow import MlflowClient
 
 from core.errors import RegistryError
-from feature_repo.dataset_record import read_record
+from feature_engine.definition.view_hash import DEFINITION_TAG
+from feature_engine.ingest.pipeline import ingest
+from feature_engine.ingest.record import read_record
 from feature_repo.datasets.orders import SERVED_FEATURES
 from feature_repo.definition_check import DefinitionChangedError
-from feature_repo.definition_hash import DEFINITION_TAG
-from feature_repo.ingest import ingest
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store
 from tests.conftest import (

@@ -12,11 +12,11 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from core.locks import ONLINE_LOCK, one_writer
-from feature_repo import consumer
-from feature_repo.broker import Stream
-from feature_repo.features import raw_table
-from feature_repo.online_values import OnlineValues
-from feature_repo.window_ends import WindowEnds
+from feature_engine.events import consumer
+from feature_engine.events.broker import Stream
+from feature_engine.offline.raw import raw_table
+from feature_engine.online.values import OnlineValues
+from feature_engine.online.window_ends import WindowEnds
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Events, Snapshot
 from tests.feature_repo.test_incremental import rows_of
@@ -105,7 +105,7 @@ def test_events_of_a_dead_consumer_are_claimed_and_replace_no_correction(
     dead_stream.close()
     shop.receives(AS_OF + 2 * MINUTE, order(2, 1, AS_OF, 3.0))
     assert shop.orders() == [(1, 1, 5.0), (2, 1, 3.0)]
-    monkeypatch.setattr("feature_repo.broker.DEAD_AFTER", 0)
+    monkeypatch.setattr("feature_engine.events.broker.DEAD_AFTER", 0)
     shop.stream.declare(shop.consumer.schema)
     shop.consumes()
     assert shop.orders() == [(1, 1, 5.0), (2, 1, 3.0), (3, 1, 1.0)]

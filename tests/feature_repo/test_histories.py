@@ -2,7 +2,7 @@
 
 import pytest
 
-from feature_repo.quarantine import (
+from feature_engine.ingest.quarantine import (
     as_text,
     quarantine,
     quarantine_entries,

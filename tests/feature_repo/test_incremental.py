@@ -7,7 +7,7 @@ import ibis
 import pytest
 
 from core.errors import DataError
-from feature_repo.views import view_address, view_table, write_views
+from feature_engine.offline.views import view_address, view_table, write_views
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, VIEW, order

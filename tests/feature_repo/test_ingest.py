@@ -9,10 +9,10 @@ import pytest
 
 from core.errors import DataError
 from core.spec import load_spec
+from feature_engine.ingest.pipeline import ingest
+from feature_engine.ingest.quarantine import quarantine_table
+from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
-from feature_repo.ingest import ingest
-from feature_repo.quarantine import quarantine_table
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import online_reader
 

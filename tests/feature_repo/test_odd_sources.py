@@ -15,12 +15,12 @@ from pydantic_core import to_json
 from cli.columns import choose, describe, in_types
 from cli.use_case import write_use_case
 from core import user_code
+from feature_engine.ingest.pipeline import ingest
+from feature_engine.ingest.quarantine import quarantine_table
+from feature_engine.ingest.source import read
 from feature_repo import datasets, store, validation
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import ingest
-from feature_repo.quarantine import quarantine_table
 from feature_repo.service import PublishedService
-from feature_repo.source import read
 from feature_repo.store import publish_beside
 from tests.feature_repo.conftest import Events, online_reader
 from tests.odd_source import (

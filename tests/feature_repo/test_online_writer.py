@@ -20,7 +20,7 @@ from feast.types import (
 )
 from redis import Redis
 
-from feature_repo.online_writer import write_rows
+from feature_engine.online.redis_rows import write_rows
 from tests.conftest import redis_server, unused_port
 
 TIME = pa.timestamp("us", tz="UTC")

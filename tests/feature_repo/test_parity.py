@@ -9,8 +9,8 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 
 from core.errors import DataError
-from feature_repo.ingest import ingest
-from feature_repo.parity import parity
+from feature_engine.ingest.pipeline import ingest
+from feature_engine.parity import parity
 from feature_repo.store import open_store
 from tests.conftest import AS_OF
 

@@ -15,9 +15,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from core.timestamps import microseconds
-from feature_repo.ingest import catch_up
-from feature_repo.parity import REDIS_SECONDS, same
-from feature_repo.refresh import refresh_online
+from feature_engine.ingest.pipeline import catch_up
+from feature_engine.online.refresh import refresh_online
+from feature_engine.parity import REDIS_SECONDS, same
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store
 from tests.feature_repo.conftest import land_orders

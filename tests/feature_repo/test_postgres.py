@@ -2,8 +2,8 @@
 
 import psycopg
 
-from feature_repo.ingest import ingest, raw_table
-from feature_repo.source import read
+from feature_engine.ingest.pipeline import ingest, raw_table
+from feature_engine.ingest.source import read
 from tests.conftest import AS_OF
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS
 from tests.postgres import postgres_server

@@ -3,7 +3,7 @@
 import json
 from datetime import timedelta
 
-from feature_repo.quarantine import (
+from feature_engine.ingest.quarantine import (
     quarantine,
     quarantine_entries,
     quarantine_table,

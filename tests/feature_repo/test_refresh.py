@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
-from feature_repo.features import raw_table
-from feature_repo.online_state import STATE_JSON
-from feature_repo.refresh import refresh_online
-from feature_repo.views import view_table, write_views
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import view_table, write_views
+from feature_engine.online.refresh import refresh_online
+from feature_engine.online.state import STATE_JSON
 from stack.environment import process_environment
 from tests.conftest import AS_OF, running, wait_until
 from tests.feature_repo.conftest import online_reader

@@ -15,11 +15,11 @@ from deltalake import DeltaTable, write_deltalake
 from pyarrow import csv
 
 from core.errors import BatchRejectedError, DataError
-from feature_repo.features import raw_table
-from feature_repo.forgotten import keep_out
-from feature_repo.landing import land
-from feature_repo.quarantine import quarantined
-from feature_repo.source import pull, read
+from feature_engine.ingest.forgotten import keep_out
+from feature_engine.ingest.landing import land
+from feature_engine.ingest.quarantine import quarantined
+from feature_engine.ingest.source import pull, read
+from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import DAY, ORDERS, order, order_table
 

@@ -16,10 +16,10 @@ from upath import UPath
 
 from core.errors import UncomputableError
 from core.settings import PROJECT
-from feature_repo.engines import spark_connection
-from feature_repo.ingest import ingest, raw_table
-from feature_repo.refresh import refresh_online
-from feature_repo.views import write_views
+from feature_engine.engines.engine import spark_connection
+from feature_engine.ingest.pipeline import ingest, raw_table
+from feature_engine.offline.views import write_views
+from feature_engine.online.refresh import refresh_online
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_incremental import land
@@ -162,7 +162,7 @@ import ibis
 import psutil
 from upath import UPath
 from core.errors import DataError
-from feature_repo.engines import spark_connection
+from feature_engine.engines.engine import spark_connection
 sys.modules |= dict.fromkeys(sys.argv[1:])
 try:
     connection = spark_connection("local[1]", UPath("scratch"))

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from core.errors import BatchRejectedError, DataError
-from feature_repo import landing
-from feature_repo.features import raw_table
-from feature_repo.landing import land
-from feature_repo.quarantine import quarantine_table, quarantined
-from feature_repo.source import pull
+from feature_engine.ingest import landing
+from feature_engine.ingest.landing import land
+from feature_engine.ingest.quarantine import quarantine_table, quarantined
+from feature_engine.ingest.source import pull
+from feature_engine.offline.raw import raw_table
 from feature_repo.validation import NOT_NULL, DatasetRules
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.conftest import Events

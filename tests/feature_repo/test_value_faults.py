@@ -9,9 +9,9 @@ import pytest
 from deltalake import DeltaTable
 
 from core.errors import BatchRejectedError, UncomputableError
-from feature_repo.features import raw_table
-from feature_repo.landing import land
-from feature_repo.quarantine import (
+from feature_engine.definition.windows import Window, Windows
+from feature_engine.ingest.landing import land
+from feature_engine.ingest.quarantine import (
     as_text,
     quarantine,
     quarantine_entries,
@@ -19,8 +19,8 @@ from feature_repo.quarantine import (
     quarantined,
     release,
 )
-from feature_repo.views import view_address, write_views
-from feature_repo.windows import Window, Windows
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import view_address, write_views
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_events import (  # noqa: F401  (fixtures)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ibis import _
 
 from core.timestamps import microseconds
+from feature_engine.definition.windows import Window, Windows, feature_view
 from feature_repo.datasets import load_dataset
-from feature_repo.windows import Window, Windows, feature_view
 
 TIME = pa.timestamp("us", tz="UTC")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

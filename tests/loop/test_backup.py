@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from core.settings import ENV_FILE
+from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
 from monitoring.decision_log import newest_decisions
 from stack.processes import states
 from tests.conftest import at_most, new_settings, wait_until

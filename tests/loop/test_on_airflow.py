@@ -23,8 +23,8 @@ from cli.up import _first_training
 from core.errors import StackError
 from core.spec import load_spec
 from core.spec.monitoring import Promotion
+from feature_engine.ingest.source import pull
 from feature_repo.datasets import load_dataset
-from feature_repo.source import pull
 from mlflow_server.alerts import WAITS, Alerts, is_open
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote

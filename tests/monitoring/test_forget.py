@@ -21,14 +21,14 @@ from typer.testing import CliRunner
 from cli.main import typer_app
 from core.errors import DataError, RegistryError, SettingsError
 from core.tables.table import Table
-from feature_repo.broker import Stream
-from feature_repo.consumer import EventConsumer
-from feature_repo.features import raw_table
-from feature_repo.forgotten import forgotten_file
-from feature_repo.ingest import ingest
-from feature_repo.online_state import ends_key
-from feature_repo.source import pull
-from feature_repo.views import view_table
+from feature_engine.events.broker import Stream
+from feature_engine.events.consumer import EventConsumer
+from feature_engine.ingest.forgotten import forgotten_file
+from feature_engine.ingest.pipeline import ingest
+from feature_engine.ingest.source import pull
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import view_table
+from feature_engine.online.state import ends_key
 from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking

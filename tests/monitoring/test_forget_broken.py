@@ -55,7 +55,7 @@ INGEST = """
 import sys
 from datetime import UTC, datetime
 from core.settings import load_settings
-from feature_repo.ingest import ingest
+from feature_engine.ingest.pipeline import ingest
 for name in sys.argv[1:]:
     print(ingest(load_settings(), name, datetime.now(UTC)).summary())
 """

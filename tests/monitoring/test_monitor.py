@@ -17,7 +17,7 @@ import pytest
 from core.errors import DataError
 from core.settings import PROJECT
 from core.spec.training import Estimator
-from feature_repo.source import pull
+from feature_engine.ingest.source import pull
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
 from mlflow_server.pyfunc import ModelFile

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from redis import Redis
 
-from feature_repo.broker import redis_problem
+from feature_engine.events.broker import redis_problem
 from feature_repo.redis_server import find_server
 from monitoring.checks.online_store import _eviction, online_store
 from stack.machine import connection_problems

@@ -16,15 +16,15 @@ from redis import Redis
 
 from core import user_code
 from core.spec import entity_text
+from feature_engine.ingest.pipeline import catch_up
+from feature_engine.offline.raw import raw_table
+from feature_engine.online.redis_rows import hash_fields, hash_names
+from feature_engine.online.values import OnlineValues
+from feature_engine.online.window_ends import WindowEnds
 from feature_repo import datasets, store
 from feature_repo.datasets.orders import customer_features_view
-from feature_repo.features import raw_table
-from feature_repo.ingest import catch_up
-from feature_repo.online_values import OnlineValues
-from feature_repo.online_writer import hash_fields, hash_names
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store, publish_beside
-from feature_repo.window_ends import WindowEnds
 from mlflow_server.roles import RegisteredModel
 from mlflow_server.served_model import LookupSpecification, ServedModel
 from monitoring.checks.skew import (

@@ -21,7 +21,7 @@ import pytest
 
 from core.settings import Settings
 from core.spec import load_spec
-from feature_repo.broker import consumer_problem
+from feature_engine.events.broker import consumer_problem
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.store import publish_beside
@@ -69,7 +69,7 @@ TENSOR_TYPES = {
 TENSOR_TYPES |= {name: DATATYPES[kind] for name, kind in SPEC.features.items()}
 INGEST = """
 from datetime import UTC, datetime
-from feature_repo.ingest import ingest
+from feature_engine.ingest.pipeline import ingest
 from core.settings import load_settings
 
 ingest(load_settings(), "orders", datetime.now(UTC))

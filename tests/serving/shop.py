@@ -25,10 +25,10 @@ from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimest
 from redis import Redis
 
 from core.settings import Settings
+from feature_engine.online.state import state_key
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.online import OnlineFeatures
-from feature_repo.online_state import state_key
 from feature_repo.store import open_store, publish_beside
 from mlflow_server.served_model import ServedModel
 from serving.features import FeatureSource

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.settings import CLONE
+from feature_engine.ingest.source import pull
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.feast_config import write_feast_config
-from feature_repo.source import pull
 from tests.conftest import new_settings
 from tests.s3 import s3_server
 from tests.serving.conftest import KNOWN, SPEC, Rig

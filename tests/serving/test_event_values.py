@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from core.json_types import Int64
-from feature_repo.broker import EventSchema
+from feature_engine.events.broker import EventSchema
 from serving.events import checked_events
 from tests.names import NAMES
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from redis import Redis
 
-from feature_repo.broker import MAX_ENTRIES
-from feature_repo.ingest import ingest
+from feature_engine.events.broker import MAX_ENTRIES
+from feature_engine.ingest.pipeline import ingest
 from tests.conftest import at_most
 
 URL = "/events/orders"

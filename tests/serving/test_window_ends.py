@@ -31,7 +31,7 @@ PREPARE = """
 from datetime import UTC, datetime
 from core.settings import load_settings
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import ingest
+from feature_engine.ingest.pipeline import ingest
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.store import publish_beside
 

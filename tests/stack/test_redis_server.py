@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from core.errors import StackError
-from feature_repo.broker import redis_problem, redis_warning
+from feature_engine.events.broker import redis_problem, redis_warning
 from feature_repo.redis_server import ServerVersion, find_server, server_version
 from stack import audit
 from stack.environment import child_environment

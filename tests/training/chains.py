@@ -10,11 +10,11 @@ import httpx
 import pyarrow.compute as pc
 
 from core.settings import CLONE
+from feature_engine.ingest.source import pull
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import write_views
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
-from feature_repo.source import pull
 from feature_repo.store import publish_beside
-from feature_repo.views import write_views
 from mlflow_server.pages import CARD
 from mlflow_server.tracking import Tracking
 from monitoring.collect import predictions

@@ -12,8 +12,8 @@ import pytest
 from core.settings import Settings
 from core.spec import ModelSpec, load_spec
 from core.spec.training import Estimator
+from feature_engine.ingest.source import pull
 from feature_repo.datasets import load_dataset
-from feature_repo.source import pull
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings

@@ -15,8 +15,8 @@ import pytest
 
 from core.errors import GyreError
 from core.spec import load_spec
-from feature_repo.ingest import ingest
-from feature_repo.parity import parity
+from feature_engine.ingest.pipeline import ingest
+from feature_engine.parity import parity
 from feature_repo.service import PublishedService
 from mlflow_server.tracking import Tracking
 from monitoring.monitor import monitor

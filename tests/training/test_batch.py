@@ -7,7 +7,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.features import raw_table
+from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SPEC
 from training.batch import score_population, scores

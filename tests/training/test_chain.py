@@ -14,7 +14,7 @@ import pytest
 from core.errors import TrainingError
 from core.spec.monitoring import Promotion, Rollout
 from core.spec.training import Limit
-from feature_repo.features import raw_table
+from feature_engine.offline.raw import raw_table
 from mlflow_server.ledger import Ledger
 from mlflow_server.pages import CARD
 from mlflow_server.promotion import release

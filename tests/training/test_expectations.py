@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from core.errors import TrainingError
-from feature_repo import landing, validation
-from feature_repo.features import raw_table
+from feature_engine.ingest import landing
+from feature_engine.offline.raw import raw_table
+from feature_repo import validation
 from feature_repo.validation import EXPECTATIONS
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, new_settings

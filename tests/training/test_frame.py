@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pytest
 
 from core.errors import TrainingError
-from feature_repo.ingest import raw_table
+from feature_engine.ingest.pipeline import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training.dataset import without_label

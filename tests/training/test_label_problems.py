@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from feature_engine.ingest.source import pull
 from feature_repo.definition import Label
-from feature_repo.source import pull
 from tests.conftest import AS_OF, new_settings
 from tests.training.conftest import ORDERS, SHIPPED
 from training.check import label_problems

@@ -12,8 +12,8 @@ import pytest
 
 from core.errors import DataError
 from core.spec.training import Snapshots
+from feature_engine.offline.raw import raw_table
 from feature_repo.definition import Label
-from feature_repo.features import raw_table
 from mlflow_server.registry import Registry
 from monitoring.checks.performance import measure
 from monitoring.outcomes import actuals, backfilled_outcomes, units

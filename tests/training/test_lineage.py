@@ -25,7 +25,7 @@ NEWS = {
     "training/onnx_export.py": ALL,
     "shop/models.py": {"orders", "own"},
     "core/spec/monitoring.py": set(),
-    "feature_repo/broker.py": set(),
+    "feature_engine/events/broker.py": set(),
     "training/gate.py": set(),
     "feature_repo/datasets/orders.py": ALL,
     "feature_repo/datasets/spend.py": {"spend", "own"},

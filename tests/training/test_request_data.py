@@ -11,10 +11,10 @@ import pytest
 from core.errors import NoRequestError, TrainingError
 from core.settings import PROJECT
 from core.spec import MISSING, Population
-from feature_repo.features import raw_table
-from feature_repo.parity import parity
+from feature_engine.ingest.source import pull
+from feature_engine.offline.raw import raw_table
+from feature_engine.parity import parity
 from feature_repo.service import PublishedService
-from feature_repo.source import pull
 from feature_repo.store import publish_beside
 from tests.conftest import AS_OF, new_settings
 from tests.training.chains import store

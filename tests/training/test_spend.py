@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.source import pull
+from feature_engine.ingest.source import pull
 from tests.cli.clone import Copy, finished
 from tests.conftest import AS_OF, new_settings
 from tests.training.conftest import ORDERS

@@ -11,9 +11,9 @@ import ibis.expr.types as ir
 
 from core.errors import BatchRejectedError
 from core.tables.table import Table
+from feature_engine.engines.engine import VALUE_ERRORS, typed_columns, value_error
+from feature_engine.offline.raw import open_raw
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
-from feature_repo.engines import VALUE_ERRORS, typed_columns, value_error
-from feature_repo.features import open_raw
 
 REPLACED_BY = f"{OWN_PREFIX}replaced_by"
 """Column of a stored row: the position of the row that has its key."""

@@ -144,8 +144,8 @@ def write_record(
     """
     from sqlglot.expressions import convert  # noqa: PLC0415
 
-    from feature_repo.features import raw_table  # noqa: PLC0415  (the console does without Feast)
-    from feature_repo.quarantine import quarantine_table  # noqa: PLC0415
+    from feature_engine.ingest.quarantine import quarantine_table  # noqa: PLC0415
+    from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (the console does without Feast)
     from feature_repo.service import service_names, unbuilt_views  # noqa: PLC0415
     from feature_repo.validation import delivery_rules  # noqa: PLC0415
 
@@ -178,7 +178,7 @@ def write_record(
 
 def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, int]:
     """Count the rows of the last days by `group`; both are SQL."""
-    from feature_repo.engines import connected  # noqa: PLC0415
+    from feature_engine.engines.engine import connected  # noqa: PLC0415
 
     files = table.files()
     if not files:

@@ -13,14 +13,14 @@ from redis.exceptions import RedisError
 from core.errors import FeaturesUnavailableError
 from core.settings import Settings
 from core.timestamps import BEGINNING
-from feature_repo.definition import Dataset
-from feature_repo.online_state import (
+from feature_engine.online.redis_rows import connect_redis
+from feature_engine.online.state import (
     OnlineState,
     read_state,
     replace_state,
     state_key,
 )
-from feature_repo.online_writer import connect_redis
+from feature_repo.definition import Dataset
 from feature_repo.store import WRITE_DEADLINE, open_store
 
 

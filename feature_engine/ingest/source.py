@@ -24,17 +24,17 @@ from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
 from core.tables.table import rows_at
-from feature_repo.definition import Dataset
-from feature_repo.engines import value_error
-from feature_repo.exact_types import (
+from feature_engine.engines.engine import value_error
+from feature_engine.ingest.exact_types import (
     UTC_TIME,
     in_schema,
     inferred,
     type_of,
     type_problem,
 )
-from feature_repo.forgotten import forgotten
-from feature_repo.source_files import CSV_ENDINGS, files_at
+from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.source_files import CSV_ENDINGS, files_at
+from feature_repo.definition import Dataset
 
 DEMO_AHEAD = timedelta(days=120)
 WEEK = 7

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from feast import FeatureView
 
 from core.tables.table import Table
+from feature_engine.definition.windows import Windows
+from feature_engine.engines.engine import row_connection
+from feature_engine.offline.raw import open_raw
+from feature_engine.online.redis_rows import KeyValues, key_values
 from feature_repo.definition import Dataset
-from feature_repo.engines import row_connection
-from feature_repo.features import open_raw
-from feature_repo.online_writer import KeyValues, key_values
-from feature_repo.windows import Windows
 
 Row = dict[str, Any]
 """A raw row."""

@@ -105,8 +105,8 @@ def typed_columns(rows: ir.Table) -> str:
 
 
 def spark_connection(master: str, scratch: UPath) -> Any:
-    """Connect to Spark; see `feature_repo.engines.spark`."""
-    from feature_repo.engines import spark  # noqa: PLC0415  (400 MB, a JVM)
+    """Connect to Spark; see `feature_engine.engines.spark`."""
+    from feature_engine.engines import spark  # noqa: PLC0415  (400 MB, a JVM)
 
     return spark.connect(master, scratch)
 

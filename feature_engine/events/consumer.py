@@ -29,23 +29,23 @@ from redis.exceptions import RedisError
 from core.locks import one_writer
 from core.settings import PROJECT, Settings
 from core.user_code import change_times, in_one_line
-from feature_repo.broker import Entry, Stream, event_schema, redis_problem
-from feature_repo.datasets import load_datasets
-from feature_repo.definition import Dataset
-from feature_repo.engines import VALUE_ERRORS, value_error
-from feature_repo.entities import Row, ViewValues, key_of, raw_rows
-from feature_repo.features import raw_table
-from feature_repo.forgotten import forgotten
-from feature_repo.online_values import OnlineValues
-from feature_repo.quarantine import (
+from feature_engine.engines.engine import VALUE_ERRORS, value_error
+from feature_engine.events.broker import Entry, Stream, event_schema, redis_problem
+from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.quarantine import (
     as_json,
     leave_quarantine,
     quarantine,
     quarantine_entries,
     quarantine_table,
 )
+from feature_engine.offline.raw import raw_table
+from feature_engine.online.entity_values import Row, ViewValues, key_of, raw_rows
+from feature_engine.online.values import OnlineValues
+from feature_engine.online.window_ends import WindowEnds
+from feature_repo.datasets import load_datasets
+from feature_repo.definition import Dataset
 from feature_repo.validation import DatasetRules
-from feature_repo.window_ends import WindowEnds
 
 MAX_ROWS = 1_000
 BATCH_SECONDS = 0.2

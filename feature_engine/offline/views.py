@@ -20,9 +20,8 @@ from core.errors import DataError, UncomputableError
 from core.settings import Settings
 from core.tables.table import Table
 from core.timestamps import BEGINNING
-from feature_repo.definition import Dataset
-from feature_repo.definition_hash import view_definition
-from feature_repo.engines import (
+from feature_engine.definition.view_hash import view_definition
+from feature_engine.engines.engine import (
     PERIOD,
     VALUE_ERRORS,
     engine_connection,
@@ -31,7 +30,8 @@ from feature_repo.engines import (
     value_error,
     write_files,
 )
-from feature_repo.features import changed_rows, open_raw, raw_table
+from feature_engine.offline.raw import changed_rows, open_raw, raw_table
+from feature_repo.definition import Dataset
 
 DEFINITION_DIGITS = 15
 """Of a hash in hexadecimal: 60 bits, what a Delta table can note."""

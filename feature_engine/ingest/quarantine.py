@@ -19,11 +19,11 @@ from pyarrow.json import ParseOptions, read_json
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
+from feature_engine.engines.engine import connected
+from feature_engine.ingest.value_faults import find_faults
+from feature_engine.offline.raw import TIME, open_raw, raw_table
 from feature_repo.definition import POSITION, Dataset
-from feature_repo.engines import connected
-from feature_repo.features import TIME, open_raw, raw_table
 from feature_repo.validation import DatasetRules
-from feature_repo.value_faults import find_faults
 
 Row = dict[str, Any]
 ENTRY = pa.schema({"quarantined_at": TIME, "rules": pa.string(), "row": pa.string()})

@@ -20,8 +20,8 @@ from upath import UPath
 
 from core.errors import DataError
 from core.tables.table import AddedFile, Table, added_file, files_below
-from feature_repo import online_writer
-from feature_repo.engines import PERIOD_MICROSECONDS
+from feature_engine.engines.engine import PERIOD_MICROSECONDS
+from feature_engine.online import redis_rows
 
 try:
     from ibis.backends.pyspark import Backend
@@ -30,8 +30,8 @@ try:
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
-    from feature_repo.engines import executors
-    from feature_repo.engines.job_errors import one_line_errors
+    from feature_engine.engines import executors
+    from feature_engine.engines.job_errors import one_line_errors
 except ModuleNotFoundError as exc:
     raise DataError(
         f"GYRE_ENGINE=spark, but there is no {exc.name}: make spark"
@@ -87,7 +87,7 @@ def connect(master: str, scratch: UPath) -> "_Connection":
     if is_first:
         _wait_for_worker(session, master)
     cloudpickle.register_pickle_by_value(executors)
-    cloudpickle.register_pickle_by_value(online_writer)
+    cloudpickle.register_pickle_by_value(redis_rows)
     connection = _Connection()
     connection.scratch = scratch
     connection.register_options()
@@ -112,7 +112,7 @@ class _Connection(Backend):  # type: ignore[misc]
     def write_files(
         self, rows: ir.Table, table: Table, first_period: int | None
     ) -> list[AddedFile]:
-        """Write feature rows: see `feature_repo.engines.write_files`."""
+        """Write feature rows: see `feature_engine.engines.engine.write_files`."""
         period = f"unix_micros(event_timestamp) div {PERIOD_MICROSECONDS}"
         frame = self.frame(rows).selectExpr("*", f"{period} AS period")
         if first_period is not None:

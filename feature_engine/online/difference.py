@@ -7,11 +7,11 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-from feature_repo.engines import read_files, temporary_table
-from feature_repo.entities import key_rows
-from feature_repo.features import changed_rows
-from feature_repo.online_writer import KeyValues
-from feature_repo.views import ViewTable, period_of
+from feature_engine.engines.engine import read_files, temporary_table
+from feature_engine.offline.raw import changed_rows
+from feature_engine.offline.views import ViewTable, period_of
+from feature_engine.online.entity_values import key_rows
+from feature_engine.online.redis_rows import KeyValues
 
 
 class ViewDifference:

@@ -11,8 +11,8 @@ import pyarrow as pa
 from core.errors import DataError
 from core.settings import Settings
 from core.tables.table import Table
+from feature_engine.engines.engine import read_files
 from feature_repo.definition import Dataset, Label, raw_schema
-from feature_repo.engines import read_files
 
 TIME = pa.timestamp("us", tz="UTC")
 

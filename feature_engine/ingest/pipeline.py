@@ -2,7 +2,7 @@
 
 pull → validate → quarantine and merge → views → online. Each step can be repeated: rows are merged
 by key, a view changes in one commit, and what is online follows from both. Events land without
-ingest (feature_repo/consumer.py), also while it is under way.
+ingest (feature_engine/events/consumer.py), also while it is under way.
 """
 
 import logging
@@ -20,22 +20,22 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.tables.table import Table
 from core.temporary import temporary_installation
-from feature_repo.dataset_record import read_record, write_record
-from feature_repo.datasets import load_dataset
-from feature_repo.definition import Dataset
-from feature_repo.definition_check import check_definitions
-from feature_repo.features import raw_table
-from feature_repo.landing import IngestReport, land, stop_if_many
-from feature_repo.materialization import (
+from feature_engine.ingest.landing import IngestReport, land, stop_if_many
+from feature_engine.ingest.quarantine import heal
+from feature_engine.ingest.record import read_record, write_record
+from feature_engine.ingest.source import pull
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import write_views
+from feature_engine.online.intervals import (
     notice_materialization_by_hand,
     record_intervals,
 )
-from feature_repo.quarantine import heal
-from feature_repo.refresh import refresh_online
+from feature_engine.online.refresh import refresh_online
+from feature_repo.datasets import load_dataset
+from feature_repo.definition import Dataset
+from feature_repo.definition_check import check_definitions
 from feature_repo.service import PublishedService
-from feature_repo.source import pull
 from feature_repo.store import publish_beside
-from feature_repo.views import write_views
 
 logger = logging.getLogger(__name__)
 FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)

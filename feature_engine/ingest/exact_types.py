@@ -12,7 +12,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.broker import EARLIEST, LATEST
+from feature_engine.events.broker import EARLIEST, LATEST
 from feature_repo.definition import Dataset
 
 UTC_TIME = pa.timestamp("us", "UTC")

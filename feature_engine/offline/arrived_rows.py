@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
+from feature_engine.engines.engine import connected, temporary_table
+from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.asof_join import asof_join, dated_rows
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import OWN_PREFIX
-from feature_repo.engines import connected, temporary_table
-from feature_repo.features import open_raw, raw_table
 from feature_repo.service import PublishedService
 
 KNOWN_AT = f"{OWN_PREFIX}known_at"

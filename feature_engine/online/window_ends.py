@@ -17,13 +17,13 @@ import pyarrow as pa
 from core.settings import Settings
 from core.tables.table import Table
 from core.timestamps import BEGINNING, microseconds
+from feature_engine.engines.engine import row_connection
+from feature_engine.offline.views import ViewTable, period_of, view_tables
+from feature_engine.online.entity_values import ViewValues, key_rows, values_at
+from feature_engine.online.redis_rows import KeyValues, key_values
+from feature_engine.online.state import ends_key, loaded_ends_key
+from feature_engine.online.values import OnlineValues
 from feature_repo.definition import Dataset
-from feature_repo.engines import row_connection
-from feature_repo.entities import ViewValues, key_rows, values_at
-from feature_repo.online_state import ends_key, loaded_ends_key
-from feature_repo.online_values import OnlineValues
-from feature_repo.online_writer import KeyValues, key_values
-from feature_repo.views import ViewTable, period_of, view_tables
 
 KEYS_AT_ONCE = 1_000
 SOON = timedelta(hours=1)

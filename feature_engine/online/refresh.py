@@ -23,25 +23,20 @@ from redis.exceptions import RedisError
 from core.errors import FeaturesUnavailableError
 from core.settings import Settings
 from core.tables.table import Table
-from feature_repo.definition import Dataset
-from feature_repo.engines import engine_connection
-from feature_repo.entities import ViewValues
-from feature_repo.online_state import (
-    OnlineState,
-    ahead_key,
-    replace_state,
-    state_key,
-)
-from feature_repo.online_values import OnlineValues
-from feature_repo.online_writer import (
+from feature_engine.engines.engine import engine_connection
+from feature_engine.offline.views import ViewTable, view_tables
+from feature_engine.online.difference import ViewDifference
+from feature_engine.online.entity_values import ViewValues
+from feature_engine.online.redis_rows import (
     BATCH_ROWS,
     KeyValues,
     format_config,
     key_values,
     write_behind,
 )
-from feature_repo.view_difference import ViewDifference
-from feature_repo.views import ViewTable, view_tables
+from feature_engine.online.state import OnlineState, ahead_key, replace_state, state_key
+from feature_engine.online.values import OnlineValues
+from feature_repo.definition import Dataset
 
 REDIS_SECONDS = 10.0
 """What Redis may take for a batch."""

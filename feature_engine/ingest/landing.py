@@ -26,10 +26,8 @@ from core.files import replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.tables.table import Table
-from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
-from feature_repo.engines import connected, read_files
-from feature_repo.features import open_raw, raw_table
-from feature_repo.quarantine import (
+from feature_engine.engines.engine import connected, read_files
+from feature_engine.ingest.quarantine import (
     as_json,
     held_rows,
     leave_quarantine,
@@ -38,9 +36,11 @@ from feature_repo.quarantine import (
     quarantine_faults,
     quarantine_table,
 )
-from feature_repo.source import PARQUET, place
+from feature_engine.ingest.source import PARQUET, place
+from feature_engine.ingest.value_faults import find_faults
+from feature_engine.offline.raw import open_raw, raw_table
+from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 from feature_repo.validation import SINGLE_ROWS, DatasetRules, Validation, suite_file
-from feature_repo.value_faults import find_faults
 
 BATCH_ROWS = 500_000
 """Rows that Great Expectations judges at a time, about: it holds them in memory."""

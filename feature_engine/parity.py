@@ -22,14 +22,14 @@ from redis.retry import Retry
 from core.errors import DataError
 from core.settings import LOOPBACK, Settings, free_ports
 from core.timestamps import microseconds
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import entities
+from feature_engine.online.refresh import refresh_online
 from feature_repo.definition import Dataset
-from feature_repo.features import raw_table
 from feature_repo.online import OnlineFeatures
 from feature_repo.redis_server import find_server
-from feature_repo.refresh import refresh_online
 from feature_repo.service import ARROW, PublishedService
 from feature_repo.store import open_store
-from feature_repo.views import entities
 
 log = logging.getLogger(__name__)
 RELATIVE_TOLERANCE = 1e-9

@@ -21,16 +21,9 @@ from core.locks import ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
 from core.timestamps import BEGINNING
-from feature_repo.definition import Dataset
-from feature_repo.entities import ViewValues, compute_view, raw_rows
-from feature_repo.online import has_row
-from feature_repo.online_state import (
-    OnlineState,
-    ahead_key,
-    read_state,
-    state_key,
-)
-from feature_repo.online_writer import (
+from feature_engine.offline.views import redefined
+from feature_engine.online.entity_values import ViewValues, compute_view, raw_rows
+from feature_engine.online.redis_rows import (
     KeyValues,
     connect_redis,
     delete_rows,
@@ -40,8 +33,10 @@ from feature_repo.online_writer import (
     scan_keys,
     write_rows,
 )
+from feature_engine.online.state import OnlineState, ahead_key, read_state, state_key
+from feature_repo.definition import Dataset
+from feature_repo.online import has_row
 from feature_repo.store import open_store
-from feature_repo.views import redefined
 
 REDIS_SECONDS = 0.5
 """What Redis may take for one command."""
