@@ -82,13 +82,13 @@ SUITE = {
 
 def load_arrivals(folder: str, period: str) -> Any:
     """Import a dataset of arrivals whose windows have a period, or none; its suite lies beside it."""
-    from feature_repo import validation  # noqa: PLC0415  (heavy)
+    from feature_repo import rules  # noqa: PLC0415  (heavy)
 
     name = f"feature_repo.datasets.{NAME}"
     file = Path(folder) / f"{NAME}.py"
     file.write_text(MODULE.replace("PERIOD", period))
     (Path(folder) / f"{NAME}.json").write_text(json.dumps(SUITE))
-    validation.EXPECTATIONS = Path(folder)
+    rules.EXPECTATIONS = Path(folder)
     specification = importlib.util.spec_from_file_location(name, file)
     assert specification is not None
     assert specification.loader is not None
@@ -127,7 +127,7 @@ def process_events(folder: str, port: str, period: str, count: str) -> dict[str,
     from feature_engine.offline.raw import raw_table  # noqa: PLC0415
     from feature_engine.offline.views import write_views  # noqa: PLC0415
     from feature_engine.online.refresh import refresh_online  # noqa: PLC0415
-    from feature_repo.store import publish_beside  # noqa: PLC0415
+    from feature_repo.published.store import publish_beside  # noqa: PLC0415
 
     redis = Redis(port=int(port))
     redis.flushall()  # of the round before

@@ -104,8 +104,8 @@ def open_feast(settings: Settings, *, stock: bool) -> Any:
     from feast.repo_config import RepoConfig  # noqa: PLC0415
 
     from feature_repo.datasets import orders  # noqa: PLC0415
-    from feature_repo.feast_config import feast_config  # noqa: PLC0415
-    from feature_repo.store import open_store, publish_beside  # noqa: PLC0415
+    from feature_repo.published.config import feast_config  # noqa: PLC0415
+    from feature_repo.published.store import open_store, publish_beside  # noqa: PLC0415
 
     if not stock:
         publish_beside(settings, orders.ORDERS)

@@ -100,7 +100,7 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     from core.errors import TrainingError  # noqa: PLC0415
     from core.spec import load_spec  # noqa: PLC0415
     from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
-    from feature_repo import store  # noqa: PLC0415  (heavy)
+    from feature_repo.published import store  # noqa: PLC0415  (heavy)
     from training import frame, validate  # noqa: PLC0415
 
     spec = load_spec(MODEL)

@@ -72,7 +72,7 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
     from feature_engine.online.refresh import refresh_online  # noqa: PLC0415
     from feature_engine.online.values import OnlineValues  # noqa: PLC0415
     from feature_engine.online.window_ends import WindowEnds  # noqa: PLC0415
-    from feature_repo.store import publish_beside  # noqa: PLC0415
+    from feature_repo.published.store import publish_beside  # noqa: PLC0415
 
     Redis(port=int(port)).flushall()  # of the round before
     home = tempfile.mkdtemp(dir=folder)

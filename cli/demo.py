@@ -31,7 +31,7 @@ from core.spec import load_spec
 from core.temporary import temporary_installation
 from core.tokens import serving_headers
 from feature_engine.offline.views import entities
-from feature_repo.service import PublishedService
+from feature_repo.published.service import PublishedService
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.decision_log import DecisionRow, newest_decisions

@@ -95,7 +95,7 @@ def logs(
 
 def env() -> None:
     """Print what a shell needs to talk to this stack: eval "$(gyre env)"."""
-    from feature_repo.feast_config import write_feast_config  # noqa: PLC0415
+    from feature_repo.published.config import write_feast_config  # noqa: PLC0415
     from stack.environment import child_environment  # noqa: PLC0415
 
     settings = load_settings()

@@ -236,7 +236,7 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
     A version that needs request data names it beside the key: no stored entity has that.
     """
     from feature_engine.offline.views import entities  # noqa: PLC0415
-    from feature_repo.service import PublishedService  # noqa: PLC0415  (seconds)
+    from feature_repo.published.service import PublishedService  # noqa: PLC0415  (seconds)
 
     views = PublishedService(settings, spec.feature_service).join_keys
     now = datetime.now(UTC)

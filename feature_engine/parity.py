@@ -26,10 +26,10 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import entities
 from feature_engine.online.refresh import refresh_online
 from feature_repo.definition import Dataset
-from feature_repo.online import OnlineFeatures
-from feature_repo.redis_server import find_server
-from feature_repo.service import ARROW, PublishedService
-from feature_repo.store import open_store
+from feature_repo.online_store import find_server
+from feature_repo.published.feast_reader import OnlineFeatures
+from feature_repo.published.service import ARROW, PublishedService
+from feature_repo.published.store import open_store
 
 log = logging.getLogger(__name__)
 RELATIVE_TOLERANCE = 1e-9

@@ -37,7 +37,7 @@ from feature_engine.online.state import ends_key, loaded_ends_key
 from feature_engine.online.values import LOCK_SECONDS, OnlineValues
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.store import open_store
+from feature_repo.published.store import open_store
 from mlflow_server.registry import FORGOTTEN_TAG, Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from monitoring.collect import collect, is_closed, outcomes, predictions, request_of_row

@@ -13,7 +13,7 @@ from core.settings import Settings
 from serving.lookup import Keys, Moments, Rows, StoredRow
 
 if TYPE_CHECKING:
-    from feature_repo.online import OnlineFeatures
+    from feature_repo.published.feast_reader import OnlineFeatures
 
 T = TypeVar("T")
 READ_SECONDS = 0.5
@@ -71,7 +71,7 @@ class FeastReader:
 
     def _probe(self) -> datetime | None:
         # 190 MB: only who needs Feast's reader has it.
-        from feature_repo.online import OnlineFeatures  # noqa: PLC0415
+        from feature_repo.published.feast_reader import OnlineFeatures  # noqa: PLC0415
 
         online = self._online or OnlineFeatures(*self._arguments)
         watermark = online.probe()  # the first call takes longer than a read may

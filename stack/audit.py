@@ -7,7 +7,7 @@ vulnerability from the release notes of Valkey and Redis.
 import sys
 
 from core.errors import StackError
-from feature_repo.redis_server import ServerVersion, find_server, server_version
+from feature_repo.online_store import ServerVersion, find_server, server_version
 
 FIXED = {
     "Valkey": ((7, 2, 14), (8, 0, 10), (8, 1, 9), (9, 0, 5), (9, 1, 1)),

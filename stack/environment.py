@@ -13,7 +13,7 @@ from core import UNREPORTED
 from core.errors import StackError
 from core.files import replace_file
 from core.settings import CLONE, PORTS, SHARED, Settings
-from feature_repo.feast_config import feast_config_path
+from feature_repo.published.config import feast_config_path
 
 MARK = "GYRE_STACK"
 """The stack's home, in the environment of what its supervisor starts; no shell exports it."""

@@ -20,7 +20,7 @@ from core.errors import StackError
 from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
 from feature_engine.events.broker import consumer_problem, redis_problem, redis_warning
-from feature_repo.redis_server import find_server
+from feature_repo.online_store import find_server
 from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config
 from stack.environment import REDIS_BINARY, process_environment
@@ -276,7 +276,7 @@ def _publish(settings: Settings, say: Callable[[str], None]) -> None:
         _run_tool(settings, "feast", "apply")
     except StackError as exc:
         from feature_repo.datasets import load_datasets  # noqa: PLC0415  (seconds)
-        from feature_repo.store import publish_beside  # noqa: PLC0415
+        from feature_repo.published.store import publish_beside  # noqa: PLC0415
 
         datasets, broken = load_datasets()
         publish_beside(settings, *datasets)

@@ -21,8 +21,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from core.settings import PROJECT, Settings, free_ports
-from feature_repo.feast_config import write_feast_config
-from feature_repo.redis_server import find_server
+from feature_repo.online_store import find_server
+from feature_repo.published.config import write_feast_config
 from mlflow_server import server
 from stack.environment import process_environment
 from tests.preloaded import commands_folder

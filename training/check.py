@@ -26,9 +26,9 @@ from feature_engine.ingest.source import place, require_source
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.service import TYPES, PublishedService
-from feature_repo.store import defined, publish_beside
-from feature_repo.validation import suite_file, suite_problems, suite_rules
+from feature_repo.published.service import TYPES, PublishedService
+from feature_repo.published.store import defined, publish_beside
+from feature_repo.rules import suite_file, suite_problems, suite_rules
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from training.dataset import FEWEST, coverage, unlearnable, without_label

@@ -20,7 +20,7 @@ from feature_engine.engines.engine import connected
 from feature_engine.ingest.landing import in_batches
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import Dataset
-from feature_repo.validation import DatasetRules, suite_rules
+from feature_repo.rules import DatasetRules, suite_rules
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from feature_engine.engines.engine import engine_connection
 from feature_engine.offline.raw import labels, open_raw, raw_table
 from feature_engine.offline.views import entities
 from feature_repo.definition import Dataset
-from feature_repo.service import ARROW, PublishedService, as_stored
+from feature_repo.published.service import ARROW, PublishedService, as_stored
 from training.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)

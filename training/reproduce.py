@@ -18,7 +18,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import Estimator
-from feature_repo.service import PublishedService
+from feature_repo.published.service import PublishedService
 from mlflow_server.pyfunc import read_files, read_version
 from mlflow_server.registry import FORGOTTEN_TAG, Registry
 from mlflow_server.served_model import DIGEST_TAG, SKOPS_FILE, digest_tags

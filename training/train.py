@@ -24,7 +24,7 @@ from core.settings import Settings
 from core.spec import MISSING, ModelSpec
 from core.spec.training import Costs, Estimator
 from core.user_code import load_object
-from feature_repo.lookup_writer import look_up_specification
+from feature_repo.published.specification import look_up_specification
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking

@@ -18,8 +18,8 @@ from feature_engine.ingest.record import read_record
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset, table_versions
-from feature_repo.service import PublishedService
-from feature_repo.validation import suite_file
+from feature_repo.published.service import PublishedService
+from feature_repo.rules import suite_file
 from mlflow_server.pages import KEY_TAG, Pages
 from mlflow_server.tracking import Run, Tracking, tag_equals
 from training.artifacts import EXPECTATIONS, SPEC

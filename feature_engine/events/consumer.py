@@ -45,7 +45,7 @@ from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.validation import DatasetRules
+from feature_repo.rules import DatasetRules
 
 MAX_ROWS = 1_000
 BATCH_SECONDS = 0.2

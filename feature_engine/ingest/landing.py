@@ -40,7 +40,7 @@ from feature_engine.ingest.source import PARQUET, place
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
-from feature_repo.validation import SINGLE_ROWS, DatasetRules, Validation, suite_file
+from feature_repo.rules import SINGLE_ROWS, DatasetRules, Validation, suite_file
 
 BATCH_ROWS = 500_000
 """Rows that Great Expectations judges at a time, about: it holds them in memory."""

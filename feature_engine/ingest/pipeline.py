@@ -33,9 +33,9 @@ from feature_engine.online.intervals import (
 from feature_engine.online.refresh import refresh_online
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.definition_check import check_definitions
-from feature_repo.service import PublishedService
-from feature_repo.store import publish_beside
+from feature_repo.published.definition_check import check_definitions
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import publish_beside
 
 logger = logging.getLogger(__name__)
 FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)

@@ -23,7 +23,7 @@ from feature_engine.engines.engine import connected
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import TIME, open_raw, raw_table
 from feature_repo.definition import POSITION, Dataset
-from feature_repo.validation import DatasetRules
+from feature_repo.rules import DatasetRules
 
 Row = dict[str, Any]
 ENTRY = pa.schema({"quarantined_at": TIME, "rules": pa.string(), "row": pa.string()})

@@ -13,10 +13,10 @@ from feast import FeatureView
 
 from feature_engine.engines.engine import connected, temporary_table
 from feature_engine.offline.raw import open_raw, raw_table
-from feature_repo.asof_join import asof_join, dated_rows
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import OWN_PREFIX
-from feature_repo.service import PublishedService
+from feature_repo.extensions.asof_join import asof_join, dated_rows
+from feature_repo.published.service import PublishedService
 
 KNOWN_AT = f"{OWN_PREFIX}known_at"
 NUMBER = f"{OWN_PREFIX}number"

@@ -21,7 +21,7 @@ from feature_engine.online.state import (
     state_key,
 )
 from feature_repo.definition import Dataset
-from feature_repo.store import WRITE_DEADLINE, open_store
+from feature_repo.published.store import WRITE_DEADLINE, open_store
 
 
 def record_intervals(settings: Settings, dataset: Dataset) -> None:

@@ -35,8 +35,8 @@ from feature_engine.online.redis_rows import (
 )
 from feature_engine.online.state import OnlineState, ahead_key, read_state, state_key
 from feature_repo.definition import Dataset
-from feature_repo.online import has_row
-from feature_repo.store import open_store
+from feature_repo.published.feast_reader import has_row
+from feature_repo.published.store import open_store
 
 REDIS_SECONDS = 0.5
 """What Redis may take for one command."""

@@ -33,7 +33,7 @@ from core.errors import DataError
 from core.files import location
 from core.tables.table import files_at, names_at
 from feature_engine.engines.engine import spark_connection
-from feature_repo.asof_join import (
+from feature_repo.extensions.asof_join import (
     LATEST,
     ORDER,
     TIME,
@@ -116,7 +116,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
 
     def validate_data_source(self, config: RepoConfig, data_source: Any) -> None:
         """Validate a source of `feast apply`; say what the next ingest will refuse."""
-        from feature_repo.definition_check import announce_changes  # noqa: PLC0415  (seldom)
+        from feature_repo.published.definition_check import announce_changes  # noqa: PLC0415  (seldom)
 
         super().validate_data_source(config, data_source)
         announce_changes()

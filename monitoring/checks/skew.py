@@ -23,7 +23,7 @@ from core.timestamps import microseconds
 from feature_engine.offline.arrived_rows import KNOWN_AT, arrived_features
 from feature_engine.parity import same
 from feature_repo.datasets import dataset_of
-from feature_repo.service import PublishedService
+from feature_repo.published.service import PublishedService
 from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from mlflow_server.roles import RegisteredModel

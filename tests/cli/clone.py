@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.settings import PROJECT
-from feature_repo.feast_config import write_feast_config
+from feature_repo.published.config import write_feast_config
 from stack.environment import child_environment
 from tests.conftest import (
     BIN,

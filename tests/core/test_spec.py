@@ -8,7 +8,7 @@ from core.errors import SettingsError
 from core.settings import PROJECT, load_settings
 from core.spec import MODELS, load_spec, load_specs
 from core.spec.monitoring import Rollout
-from feature_repo.feast_config import feast_connection
+from feature_repo.published.config import feast_connection
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
 USE_CASES = PROJECT / "tests" / "training"

@@ -22,11 +22,10 @@ from feature_engine.events.consumer import EventConsumer
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.entity_values import key_of
-from feature_repo import validation
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.online import OnlineFeatures
-from feature_repo.store import open_store
+from feature_repo.published.feast_reader import OnlineFeatures
+from feature_repo.published.store import open_store
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
 
 
@@ -101,10 +100,10 @@ def small(applied: Settings, some_orders: Path) -> Settings:
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A function that gives the orders a suite of some rules, or one of any text."""
 
-    def write(*rules: Any, text: str = "") -> None:
-        text = text or json.dumps({"name": "orders", "expectations": rules})
+    def write(*expectations: Any, text: str = "") -> None:
+        text = text or json.dumps({"name": "orders", "expectations": expectations})
         (tmp_path / "orders.json").write_text(text)
-        monkeypatch.setattr(validation, "EXPECTATIONS", tmp_path)
+        monkeypatch.setattr(rules, "EXPECTATIONS", tmp_path)
 
     return write
 

@@ -15,8 +15,8 @@ from feature_engine.online.refresh import refresh_online
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo import datasets
-from feature_repo.service import PublishedService
-from feature_repo.store import publish_beside
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import publish_beside
 from tests.feature_repo.conftest import land_orders, online_reader
 from tests.feature_repo.test_ingest import DAY, HOUR, order
 

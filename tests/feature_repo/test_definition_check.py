@@ -12,9 +12,9 @@ from feature_engine.definition.view_hash import DEFINITION_TAG
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.record import read_record
 from feature_repo.datasets.orders import SERVED_FEATURES
-from feature_repo.definition_check import DefinitionChangedError
-from feature_repo.service import PublishedService
-from feature_repo.store import open_store
+from feature_repo.published.definition_check import DefinitionChangedError
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import open_store
 from tests.conftest import (
     AS_OF,
     mlflow_server,

@@ -14,9 +14,9 @@ from core.errors import DataError
 from core.timestamps import microseconds
 from feature_engine.ingest.pipeline import ingest
 from feature_repo.datasets import load_dataset
-from feature_repo.feast_config import feast_config_path, write_feast_config
-from feature_repo.service import PublishedService
-from feature_repo.store import open_store, publish_beside
+from feature_repo.published.config import feast_config_path, write_feast_config
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import open_store, publish_beside
 from tests.conftest import AS_OF, new_settings, redis_server, run_feast
 
 ORDERS = load_dataset("orders")

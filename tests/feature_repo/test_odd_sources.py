@@ -18,10 +18,11 @@ from core import user_code
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.quarantine import quarantine_table
 from feature_engine.ingest.source import read
-from feature_repo import datasets, store, validation
+from feature_repo import datasets, rules
 from feature_repo.datasets import load_dataset
-from feature_repo.service import PublishedService
-from feature_repo.store import publish_beside
+from feature_repo.published import store
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import publish_beside
 from tests.feature_repo.conftest import Events, online_reader
 from tests.odd_source import (
     DAY,
@@ -230,7 +231,7 @@ def project(tmp_path, monkeypatch):
     for module in (user_code, datasets, store):
         monkeypatch.setattr(module, "DATASETS", place / "datasets")
     monkeypatch.setattr(datasets, "__path__", [str(place / "datasets")])
-    monkeypatch.setattr(validation, "EXPECTATIONS", place / "expectations")
+    monkeypatch.setattr(rules, "EXPECTATIONS", place / "expectations")
     return tmp_path
 
 

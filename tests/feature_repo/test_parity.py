@@ -11,7 +11,7 @@ from feast.types import Float64, Int64
 from core.errors import DataError
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.parity import parity
-from feature_repo.store import open_store
+from feature_repo.published.store import open_store
 from tests.conftest import AS_OF
 
 SERVICE = "customer_churn_v1"

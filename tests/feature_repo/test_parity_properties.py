@@ -18,8 +18,8 @@ from core.timestamps import microseconds
 from feature_engine.ingest.pipeline import catch_up
 from feature_engine.online.refresh import refresh_online
 from feature_engine.parity import REDIS_SECONDS, same
-from feature_repo.service import PublishedService
-from feature_repo.store import open_store
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import open_store
 from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, SPEC, order
 

@@ -13,7 +13,7 @@ from feature_engine.ingest.landing import land
 from feature_engine.ingest.quarantine import quarantine_table, quarantined
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
-from feature_repo.validation import NOT_NULL, DatasetRules
+from feature_repo.rules import NOT_NULL, DatasetRules
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.conftest import Events
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, order_table

@@ -21,10 +21,11 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.online.redis_rows import hash_fields, hash_names
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
-from feature_repo import datasets, store
+from feature_repo import datasets
 from feature_repo.datasets.orders import customer_features_view
-from feature_repo.service import PublishedService
-from feature_repo.store import open_store, publish_beside
+from feature_repo.published import store
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import open_store, publish_beside
 from mlflow_server.roles import RegisteredModel
 from mlflow_server.served_model import LookupSpecification, ServedModel
 from monitoring.checks.skew import (

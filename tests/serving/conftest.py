@@ -23,8 +23,8 @@ from core.settings import Settings
 from core.spec import load_spec
 from feature_engine.events.broker import consumer_problem
 from feature_repo.datasets.orders import ORDERS
-from feature_repo.lookup_writer import look_up_specification
-from feature_repo.store import publish_beside
+from feature_repo.published.specification import look_up_specification
+from feature_repo.published.store import publish_beside
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.pyfunc import ModelFile

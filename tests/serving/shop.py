@@ -27,9 +27,9 @@ from redis import Redis
 from core.settings import Settings
 from feature_engine.online.state import state_key
 from feature_repo.datasets.orders import ORDERS
-from feature_repo.lookup_writer import look_up_specification
-from feature_repo.online import OnlineFeatures
-from feature_repo.store import open_store, publish_beside
+from feature_repo.published.feast_reader import OnlineFeatures
+from feature_repo.published.specification import look_up_specification
+from feature_repo.published.store import open_store, publish_beside
 from mlflow_server.served_model import ServedModel
 from serving.features import FeatureSource
 from tests.conftest import new_settings, redis_server

@@ -12,7 +12,7 @@ import pytest
 from core.settings import CLONE
 from feature_engine.ingest.source import pull
 from feature_repo.datasets.orders import ORDERS
-from feature_repo.feast_config import write_feast_config
+from feature_repo.published.config import write_feast_config
 from tests.conftest import new_settings
 from tests.s3 import s3_server
 from tests.serving.conftest import KNOWN, SPEC, Rig

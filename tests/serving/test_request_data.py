@@ -13,7 +13,7 @@ from feast.types import Bytes, Float64, Int64
 
 from core.errors import DataError
 from core.spec import INPUTS, Population
-from feature_repo.lookup_writer import look_up_specification
+from feature_repo.published.specification import look_up_specification
 from serving.app import add_routes
 from serving.copies import Origin
 from serving.features import FeatureSource

@@ -32,8 +32,8 @@ from datetime import UTC, datetime
 from core.settings import load_settings
 from feature_repo.datasets import load_dataset
 from feature_engine.ingest.pipeline import ingest
-from feature_repo.lookup_writer import look_up_specification
-from feature_repo.store import publish_beside
+from feature_repo.published.specification import look_up_specification
+from feature_repo.published.store import publish_beside
 
 settings = load_settings()
 publish_beside(settings, load_dataset("page_views"))

@@ -14,7 +14,7 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import write_views
 from feature_repo.datasets import load_dataset
-from feature_repo.store import publish_beside
+from feature_repo.published.store import publish_beside
 from mlflow_server.pages import CARD
 from mlflow_server.tracking import Tracking
 from monitoring.collect import predictions

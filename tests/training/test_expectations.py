@@ -10,8 +10,8 @@ import pytest
 from core.errors import TrainingError
 from feature_engine.ingest import landing
 from feature_engine.offline.raw import raw_table
-from feature_repo import validation
-from feature_repo.validation import EXPECTATIONS
+from feature_repo import rules
+from feature_repo.rules import EXPECTATIONS
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import order
@@ -30,7 +30,7 @@ def suites(tmp_path, monkeypatch):
     """A copy of the suites, to be changed."""
     folder = tmp_path / "expectations"
     shutil.copytree(EXPECTATIONS, folder)
-    monkeypatch.setattr(validation, "EXPECTATIONS", folder)
+    monkeypatch.setattr(rules, "EXPECTATIONS", folder)
     return folder
 
 
@@ -121,7 +121,7 @@ def test_a_result_is_kept_for_the_same_rows_and_rules(shop, suites, monkeypatch)
     _, add = shop
     found = validate(shop)
     with monkeypatch.context() as patched:
-        patched.setattr(validation.DatasetRules, "validate", None)
+        patched.setattr(rules.DatasetRules, "validate", None)
         assert validate(shop) == found
         assert validate(shop, AS_OF - DAY) == found
         add_rule(suites, column="order_id", max_value=1000)

@@ -14,8 +14,8 @@ from core.spec import MISSING, Population
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.parity import parity
-from feature_repo.service import PublishedService
-from feature_repo.store import publish_beside
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import publish_beside
 from tests.conftest import AS_OF, new_settings
 from tests.training.chains import store
 from tests.training.conftest import ORDERS, SHIPPED

@@ -13,8 +13,8 @@ from core.settings import Settings
 from core.spec import Entity
 from core.timestamps import BEGINNING, microseconds
 from feature_engine.online.redis_rows import entity_values
-from feature_repo.service import AS_OF, PublishedService
-from feature_repo.store import open_store
+from feature_repo.published.service import AS_OF, PublishedService
+from feature_repo.published.store import open_store
 
 READ_TIMEOUT_SECONDS = 0.05
 

@@ -14,8 +14,8 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import redefined
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset, table_versions
-from feature_repo.service import PublishedService
-from feature_repo.store import publish_beside
+from feature_repo.published.service import PublishedService
+from feature_repo.published.store import publish_beside
 from mlflow_server.registry import Registry, Version
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from core.settings import Settings
 from core.user_code import DATASETS, dataset_modules
 from feature_engine.offline.views import view_address
 from feature_repo.definition import Dataset
-from feature_repo.feast_config import feast_config, registry_path
+from feature_repo.published.config import feast_config, registry_path
 
 # Feast, once imported, shows the deprecations of all libraries, which are not a user's.
 warnings.simplefilter("ignore", DeprecationWarning)

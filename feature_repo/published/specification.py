@@ -15,7 +15,7 @@ from feature_engine.online.redis_rows import hash_fields
 from feature_engine.online.state import state_key
 from feature_repo import datasets
 from feature_repo.on_demand import digest, function_source, module_source
-from feature_repo.service import TYPES, PublishedService, field_types
+from feature_repo.published.service import TYPES, PublishedService, field_types
 from mlflow_server.served_model import (
     LookupSpecification,
     OnDemandFunction,

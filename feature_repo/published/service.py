@@ -25,7 +25,7 @@ from feature_engine.offline.views import unbuilt
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import Dataset
 from feature_repo.on_demand import digest
-from feature_repo.store import open_store
+from feature_repo.published.store import open_store
 
 TYPES: dict[str, FeatureType] = {
     "Int32": "int32",
