@@ -30,8 +30,8 @@ from core.spec import ModelSpec, load_spec
 from feature_engine.ingest.pipeline import whole_history
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import load_dataset
-from mlflow_server.pyfunc import ModelFile
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.model.pyfunc import ModelFile
 from monitoring.checks.performance import measure
 from monitoring.decision import Inputs, Verdict, decide
 from monitoring.outcomes import Outcomes

@@ -28,9 +28,9 @@ from benchmarks.measure import child, title
 from benchmarks.training import MODEL, prepare
 from core.settings import load_settings
 from core.spec import load_spec
-from mlflow_server.registry import Registry
-from mlflow_server.served_model import SCORE
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.manifest import SCORE
 from training.dataset import load_frame
 from training.frame import at, features
 from training.onnx_export import exported

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from core.settings import PROJECT, load_settings
-from mlflow_server.pyfunc import read_version
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.model.pyfunc import read_version
 from stack.processes import members
 from tests.conftest import (
     BIN,

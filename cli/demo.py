@@ -33,7 +33,7 @@ from core.tokens import serving_headers
 from feature_engine.offline.views import entities
 from feature_repo.published.service import PublishedService
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.decision_log import DecisionRow, newest_decisions
 from monitoring.rollout import Candidate, find_candidate
 from monitoring.serving_status import read_status

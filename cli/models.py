@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from mlflow_server.ledger import Ledger, LedgerRow
-    from mlflow_server.registry import Registry
+    from mlflow_server.api.registry import Registry
+    from mlflow_server.promotion.ledger import Ledger, LedgerRow
 
 REPLACES = "The version expected in the role now; `none` for none."
 ROLLOUT = (
@@ -129,16 +129,16 @@ def promote(
         raise SettingsError(
             "--percent: expected how many entities of a hundred, such as --percent 10"
         )
-    from mlflow_server import promotion  # noqa: PLC0415
+    from mlflow_server.promotion import promote  # noqa: PLC0415
 
-    expected = None if replaces == "none" else replaces or promotion.UNSET
+    expected = None if replaces == "none" else replaces or promote.UNSET
     with _opened(model) as (registry, ledger):
         damage = registry.damage(model, version)
         if damage:
             raise PromotionRefusedError(
                 f"{model}: version {version} is damaged: {damage}"
             )
-        row = promotion.promote(
+        row = promote.promote(
             registry,
             ledger,
             model,
@@ -163,10 +163,10 @@ def release(
     as_json: AsJson = False,
 ) -> None:
     """End a challenger or shadow: production answers everybody again, one ledger row says so."""
-    from mlflow_server import promotion  # noqa: PLC0415
+    from mlflow_server.promotion import promote  # noqa: PLC0415
 
     with _opened(model) as (registry, ledger):
-        row = promotion.release(registry, ledger, model, role, who=who(), why=reason)
+        row = promote.release(registry, ledger, model, role, who=who(), why=reason)
     say(ledger_table(row), row.as_json(), as_json=as_json)
 
 
@@ -175,17 +175,17 @@ def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
 
     It also ends a challenger: the restored version answers every entity.
     """
-    from mlflow_server import promotion  # noqa: PLC0415
+    from mlflow_server.promotion import promote  # noqa: PLC0415
 
     with _opened(model) as (registry, ledger):
-        row = promotion.rollback(registry, ledger, model, who=who(), why=reason)
+        row = promote.rollback(registry, ledger, model, who=who(), why=reason)
     signal(load_settings(), f"promoted/{model}")
     say(ledger_table(row), row.as_json(), as_json=as_json)
 
 
 def ledger(model: str, *, as_json: AsJson = False) -> None:
     """Every change of a role, oldest first: who, when, why, from, to."""
-    from mlflow_server.promotion import reconcile  # noqa: PLC0415
+    from mlflow_server.promotion.promote import reconcile  # noqa: PLC0415
 
     with _opened(model) as (registry, ledger):
         try:
@@ -199,8 +199,8 @@ def ledger(model: str, *, as_json: AsJson = False) -> None:
 
 @contextmanager
 def _opened(model: str) -> Iterator[tuple[Registry, Ledger]]:
-    from mlflow_server.ledger import Ledger  # noqa: PLC0415
-    from mlflow_server.registry import Registry  # noqa: PLC0415
+    from mlflow_server.api.registry import Registry  # noqa: PLC0415
+    from mlflow_server.promotion.ledger import Ledger  # noqa: PLC0415
 
     load_spec(model)  # a name that is no model gets the list of those there are
     settings = load_settings()

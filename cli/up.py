@@ -14,8 +14,8 @@ from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
 from feature_engine.events.broker import redis_warning
-from mlflow_server.pages import Pages
-from mlflow_server.registry import Registry
+from mlflow_server.api.pages import Pages
+from mlflow_server.api.registry import Registry
 from monitoring.serving_status import read_statuses
 from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
@@ -223,8 +223,8 @@ def _open_question(airflow: AirflowApi, dag: str) -> str | None:
 
 def _reconcile(settings: Settings, model: str) -> None:
     """Finish a promotion that died with the stack, and write down what was changed past Gyre."""
-    from mlflow_server.ledger import Ledger  # noqa: PLC0415  (seconds)
-    from mlflow_server.promotion import reconcile  # noqa: PLC0415
+    from mlflow_server.promotion.ledger import Ledger  # noqa: PLC0415  (seconds)
+    from mlflow_server.promotion.promote import reconcile  # noqa: PLC0415
 
     with Ledger(settings) as ledger:
         reconcile(Registry(settings), ledger, model)

@@ -49,7 +49,7 @@ def look() -> bool:
 
 def _is_idle(settings: Settings, model: str) -> bool:
     """Whether the ledger has no version in a rollout, and nothing to finish."""
-    from mlflow_server.ledger import Ledger  # noqa: PLC0415
+    from mlflow_server.promotion.ledger import Ledger  # noqa: PLC0415
     from mlflow_server.roles import (  # noqa: PLC0415
         CHALLENGER,
         SHADOW,

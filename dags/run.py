@@ -160,7 +160,7 @@ def note(text: str, mlflow_run: str | None = None) -> None:
 
     A run does not fail for want of it.
     """
-    from mlflow_server.pages import CARD, Pages  # noqa: PLC0415
+    from mlflow_server.api.pages import CARD, Pages  # noqa: PLC0415
 
     log.info("%s", text)
     settings = load_settings()
@@ -183,7 +183,7 @@ def put_into_production(
 
     who: a user of Airflow who approved it; None: in the name of who started the training.
     """
-    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
+    from mlflow_server.api.tracking import Tracking  # noqa: PLC0415  (heavy)
     from training.register import promote  # noqa: PLC0415
 
     settings, spec = task_inputs()

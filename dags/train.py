@@ -127,7 +127,7 @@ def run_gate(name: str, mlflow_run: str) -> bool:
 
 
 def _result_of(name: str, mlflow_run: str) -> Any:
-    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
+    from mlflow_server.api.tracking import Tracking  # noqa: PLC0415  (heavy)
 
     settings, spec = task_inputs()
     (stage,) = (stage for stage in STAGES if stage.name == name)

@@ -19,8 +19,8 @@ from PIL import Image
 from core.settings import CLONE, load_settings
 from core.spec import load_specs
 from docs.browser import HIGHEST, PHONE, browser
-from mlflow_server.pages import Pages
-from mlflow_server.registry import Registry
+from mlflow_server.api.pages import Pages
+from mlflow_server.api.registry import Registry
 from stack.airflow_api import AirflowApi
 from stack.environment import LOGIN, load_secrets
 

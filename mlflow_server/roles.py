@@ -15,7 +15,7 @@ from core.errors import PromotionRefusedError, RegistryError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from mlflow_server.ledger import LedgerRow
+    from mlflow_server.promotion.ledger import LedgerRow
 
 PRODUCTION = "production"
 CHALLENGER = "challenger"

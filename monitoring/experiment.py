@@ -21,7 +21,7 @@ from core.errors import MonitoringError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import Metric
-from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.roles import (
     CHALLENGER,
     PRODUCTION,

@@ -20,7 +20,7 @@ from core.tables.table import Table, table_names
 from core.user_code import in_one_line
 from feature_repo.datasets import load_dataset
 from mlflow_server.alerts import Alerts
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from stack.environment import process_environment
 
 YEAR = 400

@@ -20,10 +20,10 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import in_one_line
 from mlflow_server.alerts import Alerts, DriftAlert, is_open
-from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import promote, reconcile
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.promotion.ledger import Ledger
+from mlflow_server.promotion.promote import promote, reconcile
 from monitoring.check import CheckResult, farthest_from_limit
 from monitoring.check_list import run_checks
 from monitoring.collect import collect

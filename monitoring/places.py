@@ -38,8 +38,8 @@ from feature_engine.online.values import LOCK_SECONDS, OnlineValues
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.published.store import open_store
-from mlflow_server.registry import FORGOTTEN_TAG, Registry
-from mlflow_server.tracking import DATA_FOLDER, Tracking
+from mlflow_server.api.registry import FORGOTTEN_TAG, Registry
+from mlflow_server.api.tracking import DATA_FOLDER, Tracking
 from monitoring.collect import collect, is_closed, outcomes, predictions, request_of_row
 from monitoring.maintain import clean_data_docs, clean_reports
 from training.artifacts import EXPECTATIONS, FRAME, fetched

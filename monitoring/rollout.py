@@ -17,10 +17,10 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.monitoring import Rollout
 from mlflow_server.alerts import ROLLOUT, Alerts
-from mlflow_server.ledger import Action as LedgerAction
-from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.promotion import promote, reconcile, release
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.promotion.ledger import Action as LedgerAction
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.promote import promote, reconcile, release
 from mlflow_server.roles import (
     CHALLENGER,
     PRODUCTION,

@@ -13,16 +13,16 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from core.user_code import in_one_line
-from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.pages import OF_TRAININGS
-from mlflow_server.registry import Registry
+from mlflow_server.api.pages import OF_TRAININGS
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Run, Tracking
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.roles import (
     PRODUCTION,
     RegisteredModel,
     last_applied,
     ways_back,
 )
-from mlflow_server.tracking import Run, Tracking
 from monitoring.checks.labels import label_change
 from monitoring.checks.performance import Judged, measure
 from monitoring.checks.segments import segments_of_outcomes

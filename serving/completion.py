@@ -6,7 +6,7 @@ from datetime import datetime
 
 from core.errors import FeaturesUnavailableError
 from core.spec import MISSING, Entity, FeatureType
-from mlflow_server.served_model import LookupSpecification
+from mlflow_server.manifest import LookupSpecification
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.lookup import StoredRow
 from serving.model import LoadedModel

@@ -10,8 +10,8 @@ from typing import Literal, TypeVar
 
 from core.files import replace_file
 from core.settings import Settings
-from mlflow_server.registry import Registry
-from mlflow_server.served_model import DIGEST_TAG, Frozen
+from mlflow_server.api.registry import Registry
+from mlflow_server.manifest import DIGEST_TAG, Frozen
 
 Role = Literal["production", "challenger", "shadow"]
 ORIGIN_FILE = "origin.json"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.shapley import COALITIONS, Columns, shapley_values
-from mlflow_server.served_model import SCORE, rounded_one
+from mlflow_server.manifest import SCORE, rounded_one
 from serving.model import LoadedModel, columns
 
 PROCESS_ROWS = 128

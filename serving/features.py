@@ -9,7 +9,7 @@ from datetime import datetime
 
 from core.errors import FeaturesUnavailableError, GyreError
 from core.settings import Settings
-from mlflow_server.served_model import LookupSpecification, ServedModel
+from mlflow_server.manifest import LookupSpecification, ServedModel
 from serving.feast_reader import FeastReader
 from serving.lookup import Keys, Moments, Rows, StoredRow
 from serving.redis_reader import RedisReader

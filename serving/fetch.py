@@ -13,7 +13,7 @@ from filelock import FileLock
 from core.errors import ArtifactError, RegistryError
 from core.settings import Settings, load_settings
 from core.spec import load_spec
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
 from serving.copies import ORIGIN_FILE, LocalCopies, Origin, read_origin
 from serving.opening import open_version, reason_of
 

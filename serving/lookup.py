@@ -17,7 +17,7 @@ from core.errors import DataError
 from core.spec import Entity, FeatureType
 from core.timestamps import BEGINNING, microseconds, whole_second
 from feature_repo.on_demand import load_function
-from mlflow_server.served_model import LookupSpecification, StoredView
+from mlflow_server.manifest import LookupSpecification, StoredView
 from serving.metrics import UNREADABLE_FEATURES
 
 FeatureValues = dict[str, int | float | datetime | str | None]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core.spec import INPUTS
 from core.timestamps import microseconds
-from mlflow_server.served_model import DTYPES, SCORE, ServedModel, rounded_one
+from mlflow_server.manifest import DTYPES, SCORE, ServedModel, rounded_one
 from serving.copies import Origin
 from serving.features import FeatureSource
 from serving.pyfunc_process import PyfuncSession

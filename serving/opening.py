@@ -9,12 +9,7 @@ import yaml
 from core.packages import package_version
 from core.settings import PROJECT
 from core.spec import ModelSpec
-from mlflow_server.served_model import (
-    CONTRACT_FILE,
-    DIGEST_TAG,
-    ServedModel,
-    wrong_files,
-)
+from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG, ServedModel, wrong_files
 from serving.errors import ModelRefusedError
 from serving.lookup import RowReader
 from serving.model import OnnxSession, Session, score, wrong

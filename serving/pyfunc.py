@@ -20,14 +20,14 @@ def answer_worker(
         worker: Whose other end the worker has.
         file: What the version is served by.
         digest: SHA-256 of `file`, as registered. A worker looked at the first start.
-        options: Of `mlflow_server.pyfunc.ModelFile`.
+        options: Of `mlflow_server.model.pyfunc.ModelFile`.
 
     """
     # It ends with the worker, by no signal to a group.
     os.setsid()
     os.environ.update(ONE_THREAD)
     # 220 MB: a worker has none of it.
-    from mlflow_server.pyfunc import ModelFile  # noqa: PLC0415
+    from mlflow_server.model.pyfunc import ModelFile  # noqa: PLC0415
 
     model = ModelFile(content=file.read_bytes(), **options)
     if hashlib.sha256(model.content).hexdigest() != digest:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlflow_server.served_model import ServedModel
+from mlflow_server.manifest import ServedModel
 from serving.errors import ModelFailedError, NoModelError
 from serving.metrics import PYFUNC_PROCESSES
 from serving.pyfunc import answer_worker

@@ -9,7 +9,7 @@ from typing import Any
 from hiredis import HiredisError
 
 from core.errors import FeaturesUnavailableError
-from mlflow_server.served_model import LookupSpecification
+from mlflow_server.manifest import LookupSpecification
 from serving.lookup import Keys, Moments, RowReader, Rows
 from serving.redis_connection import Command, RedisConnection, open_connection
 

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from core.json_types import Float32, Int32, Int64, Timestamp
 from core.spec import FLOAT32, FeatureType, KeyType, ModelSpec
 from core.spec.training import Task
-from mlflow_server.served_model import ServedModel
+from mlflow_server.manifest import ServedModel
 
 MAX_ROWS = 10_000
 Double = Annotated[

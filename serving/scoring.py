@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from core.spec import entity_text
-from mlflow_server.served_model import ServedModel
+from mlflow_server.manifest import ServedModel
 from serving.copies import Role
 from serving.errors import InvalidRequestError, ModelFailedError
 from serving.model import LoadedModel, Score, outcome, rounded_score, score, wrong

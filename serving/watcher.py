@@ -20,7 +20,7 @@ import psutil
 from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import MODELS, broken_specs, load_specs
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
 from serving.copies import LocalCopies, Origin, read_origin
 from serving.model_versions import ModelVersions
 from serving.repository import ModelRepository

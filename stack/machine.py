@@ -14,7 +14,7 @@ from core.settings import LAYOUT, PORTS, Settings
 from feature_engine.events.broker import redis_problem
 from feature_repo.online_store import find_server
 from feature_repo.published.config import write_feast_config
-from mlflow_server.ledger import database
+from mlflow_server.promotion.ledger import database
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets
 from stack.processes import members

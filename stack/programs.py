@@ -81,7 +81,7 @@ def _answers(
 _airflow = partial(_answers, "airflow", "/api/v2/monitor/health")
 MLFLOW_SERVER = Program(
     "mlflow",
-    "python -m mlflow_server.server",
+    "python -m mlflow_server.server.command",
     problem=_answers("mlflow", "/health"),
     part="mlflow",
 )

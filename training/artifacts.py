@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_server.tracking import DATA_FOLDER, Tracking
+from mlflow_server.api.tracking import DATA_FOLDER, Tracking
 
 FRAME = "frame.parquet"
 PLAN = "plan.json"

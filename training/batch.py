@@ -15,8 +15,8 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.spec import ModelSpec, entity_text
 from core.tables.table import Table
-from mlflow_server.pyfunc import read_version
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.model.pyfunc import read_version
 from training.frame import TIME, population
 from training.metrics import predict
 from training.scoring import as_trained, version_scores

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from core.settings import Settings
 from core.spec import ModelSpec
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from training.register import promote, wait_in_shell
 from training.stages import STAGES
 from training.validate import NOTHING_NEW, open_run

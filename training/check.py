@@ -29,8 +29,8 @@ from feature_repo.definition import Dataset
 from feature_repo.published.service import TYPES, PublishedService
 from feature_repo.published.store import defined, publish_beside
 from feature_repo.rules import suite_file, suite_problems, suite_rules
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
 from training.dataset import FEWEST, coverage, unlearnable, without_label
 from training.estimators import category_remarks, estimator_problems
 from training.frame import (

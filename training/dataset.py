@@ -15,7 +15,7 @@ from core.settings import Settings
 from core.spec import FLOAT32, INPUTS, ModelSpec
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, load_table, read, store_table
 from training.frame import at, build_frame, content_hash, extent, population
 from training.lineage import PLANNED_TAG

@@ -19,10 +19,10 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.shapley import shapley_values
 from core.spec import ModelSpec
-from mlflow_server.pyfunc import ModelFile, read_files
-from mlflow_server.registry import Registry
-from mlflow_server.served_model import SCORE, ServedModel
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.manifest import SCORE, ServedModel
+from mlflow_server.model.pyfunc import ModelFile, read_files
 from training.artifacts import (
     CANDIDATE,
     EVALUATION,

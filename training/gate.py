@@ -23,8 +23,8 @@ from core.spec.training import (
     Limit,
 )
 from feature_repo.definition import table_versions
-from mlflow_server.pages import CARD
-from mlflow_server.tracking import Run, Tracking
+from mlflow_server.api.pages import CARD
+from mlflow_server.api.tracking import Run, Tracking
 from training.artifacts import EVALUATION, GATES, PLOTS, fetched, read
 from training.lineage import lineage
 from training.metrics import Interval, Segment

@@ -14,7 +14,7 @@ from core.tables.table import Table
 from core.user_code import dataset_modules, user_modules
 from feature_engine.definition.view_hash import DEFINITION_TAG
 from feature_repo.definition import TABLE_TAG
-from mlflow_server.tracking import Run
+from mlflow_server.api.tracking import Run
 
 CODE = (
     "core/spec/__init__.py",
@@ -26,8 +26,8 @@ CODE = (
     "feature_repo/published/specification.py",
     "feature_repo/published/service.py",
     "feature_engine/offline/views.py",
-    "mlflow_server/pyfunc.py",
-    "mlflow_server/served_model.py",
+    "mlflow_server/model/pyfunc.py",
+    "mlflow_server/manifest.py",
     "training/dataset.py",
     "training/estimators.py",
     "training/frame.py",

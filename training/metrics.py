@@ -29,7 +29,7 @@ from sklearn.metrics import (
 
 from core.spec import MISSING
 from core.spec.training import LOWER_IS_BETTER, Costs, Metric, Task
-from mlflow_server.served_model import SCORE_DIGITS, rounded_one
+from mlflow_server.manifest import SCORE_DIGITS, rounded_one
 
 Labels: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 Scores: TypeAlias = NDArray[np.float64]

@@ -29,8 +29,8 @@ from core.errors import TrainingError
 from core.spec import MISSING as FILLED
 from core.spec import InputType, ModelSpec
 from core.user_code import in_one_line
-from mlflow_server.pyfunc import ModelFile
-from mlflow_server.served_model import SCORE
+from mlflow_server.manifest import SCORE
+from mlflow_server.model.pyfunc import ModelFile
 from training.estimators import reason
 from training.metrics import predict
 from training.scoring import score

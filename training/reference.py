@@ -14,8 +14,8 @@ import pyarrow as pa
 from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import FeatureType, ModelSpec
-from mlflow_server.registry import Registry, Version
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry, Version
+from mlflow_server.api.tracking import Tracking
 from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read
 from training.frame import features
 from training.gate import load_evaluation

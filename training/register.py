@@ -16,15 +16,15 @@ import pandas as pd
 from core.errors import PromotionRefusedError
 from core.settings import Settings
 from core.spec import ModelSpec
-from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.pages import CARD, Pages
-from mlflow_server.promotion import promote as put_into_role
-from mlflow_server.promotion import reconcile
-from mlflow_server.pyfunc import ModelFile, read_files
-from mlflow_server.registration import register as register_version
-from mlflow_server.registry import Registry
+from mlflow_server.api.pages import CARD, Pages
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Run, Tracking
+from mlflow_server.model.pyfunc import ModelFile, read_files
+from mlflow_server.model.registration import register as register_version
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.promote import promote as put_into_role
+from mlflow_server.promotion.promote import reconcile
 from mlflow_server.roles import PRODUCTION, SHADOW
-from mlflow_server.tracking import Run, Tracking
 from training.artifacts import CANDIDATE, fetched
 from training.gate import load_evaluation
 from training.lineage import lineage

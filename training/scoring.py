@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from core.errors import NoChampionError
 from core.settings import Settings
 from core.spec import InputType, ModelSpec
-from mlflow_server.pyfunc import ModelFile, read_version
-from mlflow_server.registry import Registry
-from mlflow_server.served_model import DTYPES, SCORE, ServedModel
+from mlflow_server.api.registry import Registry
+from mlflow_server.manifest import DTYPES, SCORE, ServedModel
+from mlflow_server.model.pyfunc import ModelFile, read_version
 from training.frame import features, with_features
 from training.metrics import Scored
 

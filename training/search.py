@@ -15,7 +15,7 @@ import optuna
 
 from core.spec import ModelSpec
 from core.spec.training import Estimator, Range, Search
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from core.spec import MISSING, ModelSpec
 from core.spec.training import Costs, Estimator
 from core.user_code import load_object
 from feature_repo.published.specification import look_up_specification
-from mlflow_server.pyfunc import ModelFile
-from mlflow_server.served_model import CONTRACT_FILE, ServedModel
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.manifest import CONTRACT_FILE, ServedModel
+from mlflow_server.model.pyfunc import ModelFile
 from training.artifacts import CANDIDATE, ESTIMATOR, PROOF
 from training.dataset import load_frame
 from training.estimators import ANSWERS, build_pipeline, reason, require

@@ -16,7 +16,7 @@ from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset, table_versions
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
-from mlflow_server.registry import Registry, Version
+from mlflow_server.api.registry import Registry, Version
 
 log = logging.getLogger(__name__)
 ACCEPTED_TAG = "accepted_definition."

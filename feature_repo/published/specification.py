@@ -16,7 +16,7 @@ from feature_engine.online.state import state_key
 from feature_repo import datasets
 from feature_repo.on_demand import digest, function_source, module_source
 from feature_repo.published.service import TYPES, PublishedService, field_types
-from mlflow_server.served_model import (
+from mlflow_server.manifest import (
     LookupSpecification,
     OnDemandFunction,
     StoredFeature,

@@ -24,10 +24,10 @@ from feature_engine.offline.arrived_rows import KNOWN_AT, arrived_features
 from feature_engine.parity import same
 from feature_repo.datasets import dataset_of
 from feature_repo.published.service import PublishedService
-from mlflow_server.pyfunc import read_version
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.manifest import ServedModel
+from mlflow_server.model.pyfunc import read_version
 from mlflow_server.roles import RegisteredModel
-from mlflow_server.served_model import ServedModel
 from monitoring.check import CheckResult
 from monitoring.collect import query_log
 from monitoring.run import MonitoringRun

@@ -29,8 +29,8 @@ from core.packages import package_version
 from core.settings import Settings, load_settings
 from core.user_code import dataset_names
 from feature_engine.ingest.record import read_record
-from mlflow_server.pages import Document
-from mlflow_server.rest import read_artifact
+from mlflow_server.api.pages import Document
+from mlflow_server.api.rest import read_artifact
 from mlflow_server.roles import PRODUCTION, ROLES
 from monitoring.console.alerts import watch
 from monitoring.console.cached_reader import CachedReader, read_all

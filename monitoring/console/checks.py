@@ -7,7 +7,7 @@ from typing import Any
 from feature_engine.events.broker import MAX_LAG_SECONDS, ConsumerLag
 from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import FAILED, ROLLOUT, WAITS
-from mlflow_server.pages import DeletedExperiment, RunPage
+from mlflow_server.api.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
 from monitoring.check import CheckResult, Status, farthest_from_limit
 from monitoring.console.cached_reader import Reading

@@ -10,7 +10,7 @@ from core.settings import Settings
 from core.spec import broken_specs, load_specs
 from feature_engine.events.broker import ConsumerLag, consumer_lags, consumer_problem
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger
+from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading, read_all

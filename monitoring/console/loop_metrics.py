@@ -11,7 +11,7 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from feature_engine.ingest.record import DatasetRecord
-from mlflow_server.pages import RunPage
+from mlflow_server.api.pages import RunPage
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.loop import LoopStatus
 from monitoring.console.status import ModelRows, ModelStatus

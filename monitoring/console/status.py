@@ -11,9 +11,9 @@ from core.spec import ModelSpec
 from core.user_code import dataset_names
 from feature_engine.ingest.record import DatasetRecord, service_records
 from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
-from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.pages import DeletedExperiment, Pages, RunPage
-from mlflow_server.registry import Registry
+from mlflow_server.api.pages import DeletedExperiment, Pages, RunPage
+from mlflow_server.api.registry import Registry
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.roles import ROLES, last_applied, of_newest_model
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading

@@ -4,7 +4,7 @@ import json
 import sys
 
 from core.settings import PROJECT
-from mlflow_server.ledger import Ledger
+from mlflow_server.promotion.ledger import Ledger
 from stack.environment import process_environment
 from tests.cli.clone import finished
 from tests.conftest import mlflow_server, new_settings

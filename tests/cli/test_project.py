@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from core.settings import load_settings
 from core.spec import load_spec
 from feature_engine.ingest.pipeline import ingest
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
 from training.chain import train
 from training.lineage import code_hash
 

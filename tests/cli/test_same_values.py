@@ -8,8 +8,8 @@ import pytest
 
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
 from tests.cli.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
 from tests.conftest import new_settings
 from training.reference import load_reference

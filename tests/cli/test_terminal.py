@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from core.settings import PROJECT
-from mlflow_server.ledger import Ledger
+from mlflow_server.promotion.ledger import Ledger
 from monitoring.decision import INPUTS, Inputs, decide
 from monitoring.decision_log import store_decision
 from tests.cli.clone import finished, gyre, stack_environment

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_server.alerts import Alerts
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
 from monitoring.decision_log import store_checks, store_decision
 from tests.conftest import wait_until
 from tests.console.year import decision_row, figure

@@ -17,8 +17,8 @@ from mlflow_server.alerts import (
     DriftAlert,
     cause_of_question,
 )
-from mlflow_server.ledger import LedgerRow
-from mlflow_server.pages import DeletedExperiment, RunPage
+from mlflow_server.api.pages import DeletedExperiment, RunPage
+from mlflow_server.promotion.ledger import LedgerRow
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import KEPT, CachedReader, Reading
 from monitoring.console.checks import of_events, of_model, of_server, problems, state

@@ -15,7 +15,7 @@ from redis import Redis
 from core.settings import Settings
 from feature_engine.events.broker import EventSchema, Stream
 from mlflow_server.alerts import Alerts, DriftAlert
-from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decision_log import store_checks, store_decision
 from tests.conftest import wait_until

@@ -12,7 +12,7 @@ from core.files import replace_file
 from core.tables.table import Table
 from feature_engine.ingest.record import DAYS, RECORD, DatasetRecord, record_file
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decision_log import RESULTS, DecisionRow
 

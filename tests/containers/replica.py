@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from xgboost import XGBClassifier
 
-from mlflow_server.pyfunc import ModelFile
+from mlflow_server.model.pyfunc import ModelFile
 from tests.conftest import answers, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, container, run
 from tests.serving.conftest import contract

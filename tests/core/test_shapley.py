@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from core.shapley import COALITIONS, shapley_values
-from mlflow_server.pyfunc import ModelFile
+from mlflow_server.model.pyfunc import ModelFile
 from tests.training.test_onnx_export import FEATURES, fitted, spec_of
 from training.onnx_export import export
 from training.scoring import columns, open_session

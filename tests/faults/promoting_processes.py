@@ -9,9 +9,9 @@ import signal
 
 from core.errors import PromotionRefusedError
 from core.settings import Settings
-from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import promote
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.promotion.ledger import Ledger
+from mlflow_server.promotion.promote import promote
 from tests.faults.jobs import serve
 
 READY_SECONDS = 600

@@ -5,8 +5,8 @@ from threading import Thread
 import httpx
 import pytest
 
-from mlflow_server.promotion import promote
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.promotion.promote import promote
 from tests.conftest import at_most, wait_until
 from tests.mlflow_server.conftest import ANN, client
 from tests.serving.load import under_load

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_server.pyfunc import ModelFile
+from mlflow_server.model.pyfunc import ModelFile
 from tests.conftest import wait_until
 from tests.faults.conftest import (
     SPEC_TEXT,

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from mlflow_server.ledger import Ledger
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import AS_OF
 from tests.faults.jobs import program
 from tests.faults.test_score import small_installation

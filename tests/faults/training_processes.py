@@ -17,7 +17,7 @@ import sqlalchemy as sql
 from core.settings import Settings
 from core.spec import ModelSpec
 from feature_repo.datasets import load_dataset
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from tests.faults.jobs import serve
 from training import chain
 from training.stages import STAGES

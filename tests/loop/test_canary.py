@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.promotion.ledger import Ledger
 from monitoring.rollout import AUTHOR, STEP
 from tests.cli.clone import Copy, few_orders, fewer_trees, mlflow_and_redis, serving
 from tests.conftest import new_settings, wait_until

@@ -8,7 +8,7 @@ import pytest
 
 from core.settings import PROJECT, Settings
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger
+from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW
 from monitoring.decision_log import newest_decisions
 from monitoring.rollout import AUTHOR

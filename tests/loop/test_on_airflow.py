@@ -26,10 +26,10 @@ from core.spec.monitoring import Promotion
 from feature_engine.ingest.source import pull
 from feature_repo.datasets import load_dataset
 from mlflow_server.alerts import WAITS, Alerts, is_open
-from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import promote
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.promotion.ledger import Ledger
+from mlflow_server.promotion.promote import promote
 from monitoring.decision_log import DecisionRow, store_decision
 from monitoring.rollout import STEP
 from stack.airflow_api import AirflowApi

@@ -17,7 +17,7 @@ from cli.demo import AGE, DemoRun
 from core.errors import StackError
 from core.settings import PROJECT
 from core.spec import load_spec
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from stack.airflow_api import AirflowApi
 from tests.cli.clone import outer_environment, run, stack_environment
 from tests.conftest import BIN, at_most, new_settings, wait_until

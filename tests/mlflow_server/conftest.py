@@ -8,10 +8,10 @@ from mlflow import MlflowClient
 
 from core.errors import PromotionRefusedError
 from core.settings import Settings
-from mlflow_server import promotion
-from mlflow_server.ledger import Ledger
-from mlflow_server.registry import Registry, packed
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, digest_tags
+from mlflow_server.api.registry import Registry, packed
+from mlflow_server.manifest import CONTRACT_FILE, ONNX_FILE, digest_tags
+from mlflow_server.promotion import promote
+from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import BIN, mlflow_server, new_settings, unused_port
 from tests.postgres import postgres_server
 
@@ -96,10 +96,10 @@ class Roles:
         self.ledger = ledger
         self.model = model
         place = (registry, ledger, model)
-        self.promote = partial(promotion.promote, *place, **ANN)
-        self.release = partial(promotion.release, *place, **ANN)
-        self.rollback = partial(promotion.rollback, *place, **ANN)
-        self.reconcile = partial(promotion.reconcile, *place)
+        self.promote = partial(promote.promote, *place, **ANN)
+        self.release = partial(promote.release, *place, **ANN)
+        self.rollback = partial(promote.rollback, *place, **ANN)
+        self.reconcile = partial(promote.reconcile, *place)
 
     def refuses(self, version, reason, **more):
         with pytest.raises(PromotionRefusedError, match=reason):

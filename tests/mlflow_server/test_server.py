@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from docs.browser import NAMES, browser
-from mlflow_server.ledger import Ledger
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import BIN, answers, new_settings, running, wait_until
 from tests.mlflow_server.conftest import client, new_model
 

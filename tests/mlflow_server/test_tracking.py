@@ -9,10 +9,10 @@ import pytest
 
 from core.errors import RegistryError
 from core.settings import Settings
-from mlflow_server.ledger import Ledger
-from mlflow_server.pages import DeletedExperiment, Pages
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.pages import DeletedExperiment, Pages
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import at_most, mlflow_server, unused_port
 
 

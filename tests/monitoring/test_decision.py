@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_server.tracking import Run
+from mlflow_server.api.tracking import Run
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
 from monitoring.decision import Inputs, decide, describe, judge

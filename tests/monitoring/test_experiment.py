@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 from cli.watch import experiment_lines
 from core.errors import MonitoringError
 from core.spec.training import BetterThanBaseline
-from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.experiment import (
     Experiment,
     compare,

@@ -29,9 +29,9 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from feature_engine.online.state import ends_key
-from mlflow_server.pyfunc import read_version
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.model.pyfunc import read_version
 from monitoring.collect import collect, outcomes, predictions
 from monitoring.forget import count_rows
 from monitoring.places import Key

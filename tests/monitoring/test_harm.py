@@ -9,7 +9,7 @@ import pytest
 
 from core.spec.monitoring import Monitoring
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import LedgerRow
+from mlflow_server.promotion.ledger import LedgerRow
 from mlflow_server.roles import RegisteredModel
 from monitoring.checks.serving import judge_refusals, judge_serving, log_gap
 from monitoring.collect import collect

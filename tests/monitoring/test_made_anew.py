@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 
 from core.errors import PromotionRefusedError
-from mlflow_server.ledger import Ledger, now
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.promotion.ledger import Ledger, now
 from monitoring.causes import moment_since_promotion, open_decisions
 from monitoring.decision_log import DecisionRow, store_decision
 from monitoring.run import load_past

@@ -12,7 +12,7 @@ import pyarrow as pa
 from core.settings import PROJECT
 from core.spec import load_spec
 from mlflow_server.alerts import Alerts
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from monitoring.collect import collect, predictions
 from monitoring.decision_log import store_checks, store_decision
 from monitoring.maintain import maintain

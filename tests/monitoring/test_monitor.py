@@ -19,11 +19,11 @@ from core.settings import PROJECT
 from core.spec.training import Estimator
 from feature_engine.ingest.source import pull
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger
-from mlflow_server.pyfunc import ModelFile
-from mlflow_server.registration import register
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.model.pyfunc import ModelFile
+from mlflow_server.model.registration import register
+from mlflow_server.promotion.ledger import Ledger
 from monitoring.decision import INPUTS
 from monitoring.decision_log import newest_decisions, stored_checks
 from monitoring.monitor import monitor

@@ -9,8 +9,8 @@ import pytest
 
 from core.spec import load_spec
 from core.spec.monitoring import Rollout
-from mlflow_server.ledger import Ledger, now
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.promotion.ledger import Ledger, now
 from monitoring.harm import QUANTILES, Variant
 from monitoring.rollout import AUTHOR, Evidence, judge_step, roll_out
 from tests.conftest import mlflow_server, new_settings

@@ -26,8 +26,8 @@ from feature_repo.datasets.orders import customer_features_view
 from feature_repo.published import store
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import open_store, publish_beside
+from mlflow_server.manifest import LookupSpecification, ServedModel
 from mlflow_server.roles import RegisteredModel
-from mlflow_server.served_model import LookupSpecification, ServedModel
 from monitoring.checks.skew import (
     compare_offline,
     judge_skew,

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from core.settings import CLONE
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
 from tests.cli.clone import Copy, few_orders, mlflow_and_redis
 from tests.conftest import new_settings
 

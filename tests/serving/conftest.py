@@ -25,19 +25,19 @@ from feature_engine.events.broker import consumer_problem
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.published.specification import look_up_specification
 from feature_repo.published.store import publish_beside
-from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import promote
-from mlflow_server.pyfunc import ModelFile
-from mlflow_server.registration import register
-from mlflow_server.registry import Registry
-from mlflow_server.served_model import (
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.manifest import (
     CONTRACT_FILE,
     ONNX_FILE,
     SCORE,
     ServedModel,
     digest_tags,
 )
-from mlflow_server.tracking import Tracking
+from mlflow_server.model.pyfunc import ModelFile
+from mlflow_server.model.registration import register
+from mlflow_server.promotion.ledger import Ledger
+from mlflow_server.promotion.promote import promote
 from serving.opening import open_version
 from stack.environment import process_environment
 from tests.conftest import (

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 
 from core.spec import ModelSpec
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
 from serving.app import add_routes
 from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository

@@ -9,7 +9,7 @@ import uvloop
 from feast.protos.feast.types.Value_pb2 import Value
 
 from core.errors import DataError
-from mlflow_server.served_model import LookupSpecification
+from mlflow_server.manifest import LookupSpecification
 from serving.errors import ModelRefusedError
 from tests.serving.conftest import contract, opened_version, place, tiny_onnx
 from tests.serving.shop import (  # noqa: F401  (fixtures)

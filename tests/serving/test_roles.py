@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
 from tests.conftest import wait_until
 from tests.serving.conftest import counted, tiny_onnx
 

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from core.settings import CLONE
-from mlflow_server.served_model import LookupSpecification
+from mlflow_server.manifest import LookupSpecification
 from tests.conftest import PROMISED, at_most, new_settings
 from tests.pages import read_page
 from tests.preloaded import commands_folder

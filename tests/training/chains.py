@@ -15,8 +15,8 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import write_views
 from feature_repo.datasets import load_dataset
 from feature_repo.published.store import publish_beside
-from mlflow_server.pages import CARD
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.pages import CARD
+from mlflow_server.api.tracking import Tracking
 from monitoring.collect import predictions
 from stack.environment import process_environment
 from tests.cli.clone import finished, outer_environment

@@ -14,8 +14,8 @@ from core.spec import ModelSpec, load_spec
 from core.spec.training import Estimator
 from feature_engine.ingest.source import pull
 from feature_repo.datasets import load_dataset
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
 from tests.mlflow_server.conftest import client
 from tests.training.chains import store, train

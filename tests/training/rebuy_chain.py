@@ -18,7 +18,7 @@ from core.spec import load_spec
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.parity import parity
 from feature_repo.published.service import PublishedService
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from monitoring.monitor import monitor
 from tests.conftest import feast_apply, mlflow_server, redis_server, wait_until
 from tests.training.chains import client, settings_of, train

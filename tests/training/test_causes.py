@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_server.ledger import Ledger
+from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION, last_applied
 from monitoring.causes import TrainingCause, open_decisions, training_cause
 from monitoring.decision_log import DecisionRow, store_decision

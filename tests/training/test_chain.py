@@ -15,12 +15,12 @@ from core.errors import TrainingError
 from core.spec.monitoring import Promotion, Rollout
 from core.spec.training import Limit
 from feature_engine.offline.raw import raw_table
-from mlflow_server.ledger import Ledger
-from mlflow_server.pages import CARD
-from mlflow_server.promotion import release
-from mlflow_server.pyfunc import read_version
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.pages import CARD
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.model.pyfunc import read_version
+from mlflow_server.promotion.ledger import Ledger
+from mlflow_server.promotion.promote import release
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
 from tests.training.chains import open_run

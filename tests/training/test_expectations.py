@@ -12,7 +12,7 @@ from feature_engine.ingest import landing
 from feature_engine.offline.raw import raw_table
 from feature_repo import rules
 from feature_repo.rules import EXPECTATIONS
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.tracking import Tracking
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import order
 from tests.feature_repo.test_validation import RULES_OF_DELIVERIES, RULES_OF_ROWS

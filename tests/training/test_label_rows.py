@@ -14,7 +14,7 @@ from core.errors import DataError
 from core.spec.training import Snapshots
 from feature_engine.offline.raw import raw_table
 from feature_repo.definition import Label
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
 from monitoring.checks.performance import measure
 from monitoring.outcomes import actuals, backfilled_outcomes, units
 from tests.conftest import AS_OF

@@ -21,7 +21,7 @@ ALL = {*MODELS}
 NEWS = {
     "core/spec/training.py": ALL,
     "feature_repo/published/service.py": ALL,
-    "mlflow_server/pyfunc.py": ALL,
+    "mlflow_server/model/pyfunc.py": ALL,
     "training/onnx_export.py": ALL,
     "shop/models.py": {"orders", "own"},
     "core/spec/monitoring.py": set(),

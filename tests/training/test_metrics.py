@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from core.spec.training import LOWER_IS_BETTER, METRICS_OF_OTHER_TASKS, Costs, Metric
-from mlflow_server.served_model import rounded_one
+from mlflow_server.manifest import rounded_one
 from training.metrics import (
     CELLS,
     Interval,

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
 from core.spec.training import Estimator
-from mlflow_server.pyfunc import ModelFile
+from mlflow_server.model.pyfunc import ModelFile
 from tests.training.conftest import SHIPPED
 from training.estimators import build_pipeline, category_remarks
 from training.frame import memory_needed

@@ -7,8 +7,8 @@ import pytest
 
 from core.errors import TrainingError
 from core.spec import ModelSpec, load_spec
-from mlflow_server.pyfunc import read_version
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.model.pyfunc import read_version
 from tests.conftest import AS_OF
 from tests.training import factories
 from tests.training.chains import open_run

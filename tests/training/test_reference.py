@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mlflow_server.pages import CARD
-from mlflow_server.registry import Registry
+from mlflow_server.api.pages import CARD
+from mlflow_server.api.registry import Registry
 from tests.training.conftest import SPEC
 from training.artifacts import read
 from training.check import wide_features

@@ -3,8 +3,8 @@
 import json
 import re
 
-from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
 from tests.mlflow_server.conftest import client
 from tests.training.conftest import SPEC, other_hashes
 from training.artifacts import ESTIMATOR, read

@@ -1,7 +1,7 @@
 """What uvicorn serves: MLflow's application, its database made or checked before `/health` answers.
 
 An alias changed in MLflow's UI, or by any client of it, has its ledger row before the answer. A
-stage acts before MLflow sets it (mlflow_server/stages.py).
+stage acts before MLflow sets it (mlflow_server/server/stages.py).
 """
 
 import logging
@@ -23,9 +23,9 @@ from mlflow.server.handlers import (
 
 from core.errors import GyreError
 from core.settings import load_settings
-from mlflow_server.browser import preset_choices
-from mlflow_server.promotion import write_down
-from mlflow_server.stages import change_stage
+from mlflow_server.promotion.promote import write_down
+from mlflow_server.server.browser import preset_choices
+from mlflow_server.server.stages import change_stage
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
 # `mlflow server` only looks what its app is.

@@ -11,8 +11,8 @@ from typing import Any
 from core.errors import PromotionRefusedError, RegistryError
 from core.settings import Settings
 from mlflow_server import roles
-from mlflow_server.ledger import Action, Ledger, LedgerRow, now
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.promotion.ledger import Action, Ledger, LedgerRow, now
 from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, WHOLE, current
 
 UNSET = "*"

@@ -14,7 +14,14 @@ def command(settings: Settings) -> list[str]:
     """Command line of the server: one process. Needs `environment`."""
     address = ["--host", settings.mlflow_host, "--port", str(settings.mlflow_port)]
     quiet = ["--workers", "1", "--no-access-log", "--log-level", "warning"]
-    return [sys.executable, "-m", "uvicorn", *address, *quiet, "mlflow_server.app:app"]
+    return [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        *address,
+        *quiet,
+        "mlflow_server.server.app:app",
+    ]
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -31,8 +31,8 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import RUN_NAME, RUN_TAG, cut
 from core.user_code import in_one_line
-from mlflow_server.connection import translated
-from mlflow_server.pages import KEY_TAG, DeletedExperiment
+from mlflow_server.api.connection import translated
+from mlflow_server.api.pages import KEY_TAG, DeletedExperiment
 
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's UI shows the run below the run that the tag names."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from core.errors import RegistryError, TrainingError
 from core.user_code import in_one_line
-from mlflow_server.registry import Registry, Version
-from mlflow_server.served_model import (
+from mlflow_server.api.registry import Registry, Version
+from mlflow_server.manifest import (
     CONTRACT_FILE,
     MODEL_FILES,
     Loader,

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from core.settings import Settings
-from mlflow_server.registry import Registry
-from mlflow_server.rest import call_mlflow
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.rest import call_mlflow
 
 KEY_TAG = "gyre.key"
-"""What a run was started with (mlflow_server/tracking.py)."""
+"""What a run was started with (mlflow_server/api/tracking.py)."""
 CARD = "model_card.html"
 TRAINING_VIEW = "workflowType=machine_learning"
 """Of MLflow's UI, whatever the browser showed last: the other view is of chat models."""

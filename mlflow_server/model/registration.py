@@ -24,14 +24,10 @@ from mlflow.models import Model, ModelSignature, infer_signature
 from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import DESCRIPTION, cut
-from mlflow_server.pyfunc import ModelFile
-from mlflow_server.registry import Registry, Version, packed
-from mlflow_server.served_model import (
-    MODEL_FILES,
-    SCORE,
-    digest_tags,
-)
-from mlflow_server.tracking import Tracking
+from mlflow_server.api.registry import Registry, Version, packed
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.manifest import MODEL_FILES, SCORE, digest_tags
+from mlflow_server.model.pyfunc import ModelFile
 
 NAME = "model"
 ONNX_OPTIONS: dict[str, Any] = {

@@ -6,11 +6,11 @@ from typing import Any
 from core.errors import PromotionRefusedError
 from core.settings import Settings
 from core.spec import MODELS
-from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.promotion import promote
-from mlflow_server.registry import Registry
+from mlflow_server.api.registry import Registry
+from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.promote import promote
 from mlflow_server.roles import PRODUCTION, ROLES
-from mlflow_server.served_model import CONTRACT_FILE, DIGEST_TAG
 
 STAGING = "Staging"
 PRODUCTION_STAGE = "Production"

@@ -12,9 +12,9 @@ from typing import Any
 
 from core.errors import RegistryError
 from core.settings import Settings
-from mlflow_server.rest import call_mlflow, read_artifact
+from mlflow_server.api.rest import call_mlflow, read_artifact
+from mlflow_server.manifest import served_files, wrong_files
 from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, Deployed, RegisteredModel
-from mlflow_server.served_model import served_files, wrong_files
 
 LINEAGE = "lineage"
 """Of a version: its hashes as JSON, so that a person sees few tags."""
