@@ -35,11 +35,9 @@ from mlflow_server.model.pyfunc import ModelFile
 from monitoring.checks.performance import measure
 from monitoring.decision import Inputs, Verdict, decide
 from monitoring.outcomes import Outcomes
-from training.dataset import unlearnable
-from training.evaluate import compare
-from training.frame import at, build_frame, features
-from training.gate import decide as decide_gates
-from training.metrics import (
+from training.data.frame import at, build_frame, features
+from training.data.snapshots import Snapshot, dates, matured, plan
+from training.evaluation.metrics import (
     Scored,
     Scores,
     all_metrics,
@@ -47,12 +45,14 @@ from training.metrics import (
     interval,
     resampled,
 )
-from training.onnx_export import exported
-from training.psi import SCORE, psi, with_nulls
-from training.reference import PREDICTED_CLASS, measure_spread, with_scores
-from training.scoring import score
-from training.snapshots import Snapshot, dates, matured, plan
-from training.train import choose, train_model, with_usable_folds
+from training.evaluation.psi import SCORE, psi, with_nulls
+from training.evaluation.reference import PREDICTED_CLASS, measure_spread, with_scores
+from training.model.onnx_export import exported
+from training.model.scoring import score
+from training.stages.dataset import unlearnable
+from training.stages.evaluate import compare
+from training.stages.gate import decide as decide_gates
+from training.stages.train import choose, train_model, with_usable_folds
 
 WEEK = timedelta(weeks=1)
 FROZEN = "frozen"

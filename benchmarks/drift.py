@@ -28,8 +28,8 @@ from deltalake import write_deltalake
 from benchmarks.measure import child, median, promised, ratio, rounds_of, start, title
 from core.settings import load_settings
 from core.spec.monitoring import Monitoring
-from training.psi import UsualSpread
-from training.reference import Reference
+from training.evaluation.psi import UsualSpread
+from training.evaluation.reference import Reference
 
 APPENDS, COLUMNS, PEER_ROWS, REFERENCE = 20, 20, 1_000_000, 100_000
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)

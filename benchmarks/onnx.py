@@ -31,11 +31,11 @@ from core.spec import load_spec
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import SCORE
-from training.dataset import load_frame
-from training.frame import at, features
-from training.onnx_export import exported
-from training.scoring import columns, open_session
-from training.train import fit_pipeline
+from training.data.frame import at, features
+from training.model.onnx_export import exported
+from training.model.scoring import columns, open_session
+from training.stages.dataset import load_frame
+from training.stages.train import fit_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

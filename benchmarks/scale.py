@@ -101,7 +101,8 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     from core.spec import load_spec  # noqa: PLC0415
     from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
     from feature_repo.published import store  # noqa: PLC0415  (heavy)
-    from training import frame, validate  # noqa: PLC0415
+    from training.data import frame  # noqa: PLC0415
+    from training.stages import validate  # noqa: PLC0415
 
     spec = load_spec(MODEL)
     dataset = pipeline.load_dataset(spec.dataset)

@@ -116,7 +116,7 @@ def parity(
     settings, spec, time = begin(model, as_of)
     with progress(f"parity {model}"):
         from feature_engine.parity import parity as compare  # noqa: PLC0415
-        from training.snapshots import starts  # noqa: PLC0415
+        from training.data.snapshots import starts  # noqa: PLC0415
 
         newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
         report = compare(settings, spec.feature_service, newest)

@@ -70,7 +70,7 @@ class Approval(ApprovalOperator):
     """
 
     def execute(self, context: Any) -> None:
-        from training.register import ask, settled  # noqa: PLC0415  (heavy)
+        from training.stages.register import ask, settled  # noqa: PLC0415  (heavy)
 
         candidate = _candidate()
         if settled(*candidate):
@@ -91,7 +91,7 @@ class Approval(ApprovalOperator):
     def _conclude(self, event: dict[str, Any]) -> None:
         """End the alert; note why the version is not approved, if it is not."""
         from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
-        from training.register import not_approved  # noqa: PLC0415  (heavy)
+        from training.stages.register import not_approved  # noqa: PLC0415  (heavy)
 
         candidate = _candidate()
         settings, spec, _, version = candidate
@@ -129,7 +129,7 @@ class Approval(ApprovalOperator):
 
 def _candidate() -> tuple[Settings, ModelSpec, str, str]:
     """Return settings, spec, the MLflow run of the form, and the version that it made."""
-    from training.register import version_of  # noqa: PLC0415  (heavy)
+    from training.stages.register import version_of  # noqa: PLC0415  (heavy)
 
     settings, spec = task_inputs()
     mlflow_run = current_run().form["mlflow_run"]

@@ -184,7 +184,7 @@ def put_into_production(
     who: a user of Airflow who approved it; None: in the name of who started the training.
     """
     from mlflow_server.api.tracking import Tracking  # noqa: PLC0415  (heavy)
-    from training.register import promote  # noqa: PLC0415
+    from training.stages.register import promote  # noqa: PLC0415
 
     settings, spec = task_inputs()
     tracking = Tracking(settings)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from feature_engine.definition.windows import DECIMAL, Window, Windows, feature_view
     from feature_repo.definition import Dataset, Label
     from monitoring.check import CheckResult
-    from training.estimators import columns
+    from training.model.estimators import columns
 
 __all__ = [
     "DECIMAL",
@@ -32,7 +32,7 @@ MODULES = {
     "Label": "feature_repo.definition",
     "Window": "feature_engine.definition.windows",
     "Windows": "feature_engine.definition.windows",
-    "columns": "training.estimators",
+    "columns": "training.model.estimators",
     "feature_view": "feature_engine.definition.windows",
 }
 

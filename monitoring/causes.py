@@ -12,7 +12,7 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION, last_applied
 from monitoring.decision_log import DecisionRow, newest_decisions
-from training.validate import moment_of, nothing_new
+from training.stages.validate import moment_of, nothing_new
 
 
 @dataclass(frozen=True)

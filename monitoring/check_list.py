@@ -17,7 +17,7 @@ from monitoring.checks.skew import skew
 from monitoring.checks.volume import entities, freshness, volume
 from monitoring.decision import REFERENCE
 from monitoring.run import MonitoringRun
-from training.reference import Reference
+from training.evaluation.reference import Reference
 
 log = logging.getLogger(__name__)
 Check = Callable[[Any, Any], Iterable[CheckResult]]

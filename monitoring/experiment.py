@@ -38,8 +38,8 @@ from monitoring.collect import (
 )
 from monitoring.harm import harm, measure_variants, rollout_limits
 from monitoring.outcomes import actuals, units
-from training.metrics import Scored, losses
-from training.reference import spec_of_version
+from training.evaluation.metrics import Scored, losses
+from training.evaluation.reference import spec_of_version
 
 Conclusion = Literal["better", "worse", "not yet known"]
 FEWEST_OUTCOMES = 100

@@ -40,7 +40,7 @@ from monitoring.decision import (
 )
 from monitoring.decision_log import DecisionRow, store_checks, store_decision
 from monitoring.run import COUNTS, WHO, MonitoringRun, load_past, prepare
-from training.validate import nothing_new
+from training.stages.validate import nothing_new
 
 log = logging.getLogger(__name__)
 ABOUT_EXPERIMENT = (

@@ -26,10 +26,10 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import OWN_PREFIX
 from feature_repo.published.service import ARROW
 from monitoring.collect import ANSWERS, answered_rows, logged_scores
-from training.frame import TIME, build_frame, require_outcome_key, typed
-from training.metrics import Labels, Scored
-from training.scoring import version_scores
-from training.snapshots import dates, matured
+from training.data.frame import TIME, build_frame, require_outcome_key, typed
+from training.data.snapshots import dates, matured
+from training.evaluation.metrics import Labels, Scored
+from training.model.scoring import version_scores
 
 DAY = "event_timestamp"
 """The column of a label's moment; here it is the beginning of a day."""

@@ -31,8 +31,8 @@ from monitoring.decision_log import DecisionRow, newest_decisions
 from monitoring.outcomes import Outcomes, backfilled_outcomes, online_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from monitoring.window import Window, window
-from training.reference import Reference, load_reference, spec_of_version
-from training.validate import moment_of
+from training.evaluation.reference import Reference, load_reference, spec_of_version
+from training.stages.validate import moment_of
 
 COUNTS = TypeAdapter(dict[str, ServingCounts])
 """What each replica had counted, in a decision's row."""

@@ -13,8 +13,8 @@ import pyarrow as pa
 from core.settings import Settings
 from mlflow_server.roles import RegisteredModel
 from monitoring.collect import query_log
-from training.psi import SCORE
-from training.reference import PREDICTED_CLASS
+from training.evaluation.psi import SCORE
+from training.evaluation.reference import PREDICTED_CLASS
 
 LENGTH = timedelta(hours=24)
 TEXTS = {"string", "timestamp"}

@@ -17,9 +17,9 @@ from core.spec import ModelSpec, entity_text
 from core.tables.table import Table
 from mlflow_server.api.registry import Registry
 from mlflow_server.model.pyfunc import read_version
-from training.frame import TIME, population
-from training.metrics import predict
-from training.scoring import as_trained, version_scores
+from training.data.frame import TIME, population
+from training.evaluation.metrics import predict
+from training.model.scoring import as_trained, version_scores
 
 SCORES = pa.schema(
     {

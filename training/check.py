@@ -31,22 +31,15 @@ from feature_repo.published.store import defined, publish_beside
 from feature_repo.rules import suite_file, suite_problems, suite_rules
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
-from training.dataset import FEWEST, coverage, unlearnable, without_label
-from training.estimators import category_remarks, estimator_problems
-from training.frame import (
-    TIME,
-    at,
-    build_frame,
-    extent,
-    features,
-    snapshot_labels,
-)
-from training.gate import UNPROVED, load_evaluation
-from training.leaks import leak_remarks
-from training.onnx_export import REMEDY, exported, prove
-from training.snapshots import Snapshot
-from training.train import fit_pipeline
-from training.validate import mismatches, plan_run
+from training.data.frame import TIME, at, build_frame, extent, features, snapshot_labels
+from training.data.leaks import leak_remarks
+from training.data.snapshots import Snapshot
+from training.model.estimators import category_remarks, estimator_problems
+from training.model.onnx_export import REMEDY, exported, prove
+from training.stages.dataset import FEWEST, coverage, unlearnable, without_label
+from training.stages.gate import UNPROVED, load_evaluation
+from training.stages.train import fit_pipeline
+from training.stages.validate import mismatches, plan_run
 
 log = logging.getLogger(__name__)
 SAMPLE = 10_000

@@ -24,13 +24,13 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
 from mlflow_server.model.pyfunc import read_files, read_version
 from training.artifacts import ESTIMATOR, SPEC, read
-from training.dataset import load_frame
-from training.frame import at, content_hash, features
-from training.lineage import input_tags
-from training.metrics import rounded
-from training.scoring import score
-from training.snapshots import dates
-from training.train import train_model, with_usable_folds, write_model
+from training.data.frame import at, content_hash, features
+from training.data.lineage import input_tags
+from training.data.snapshots import dates
+from training.evaluation.metrics import rounded
+from training.model.scoring import score
+from training.stages.dataset import load_frame
+from training.stages.train import train_model, with_usable_folds, write_model
 
 log = logging.getLogger(__name__)
 SHOWN = 12

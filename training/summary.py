@@ -12,7 +12,7 @@ from core.spec import ModelSpec
 from core.spec.training import LOWER_IS_BETTER
 from mlflow_server.api.tracking import Tracking, tag_equals
 from training.artifacts import GATES, read
-from training.gate import Evaluation, Outcome, load_evaluation
+from training.stages.gate import Evaluation, Outcome, load_evaluation
 
 TEMPLATE = Path(__file__).with_name("summary.md").read_text("utf-8")
 PAGE: jinja2.Template = jinja2.Template(TEMPLATE, trim_blocks=True, lstrip_blocks=True)

@@ -132,7 +132,7 @@ class ModelSpec(Strict):
     seed: int = Field(ge=0)  # of all that is random in a training
     threshold: float | None = Field(None, gt=0, lt=1)
     """Used when the history is too short for a forward fold. Otherwise the cheapest threshold on
-    the newest fold is chosen (training/train.py) and stored with the version."""
+    the newest fold is chosen (training/stages/train.py) and stored with the version."""
     least_class_rows: int = Field(20, ge=0)
     """Fewest rows of each class in the test set: on fewer no version passes."""
     segment: Columns = ()

@@ -18,7 +18,7 @@ OfClasses = Literal[
 ]
 OfNumbers = Literal["rmse", "mae", "r2"]
 Metric = Literal[OfClasses, OfNumbers]
-"""What challenger, baseline and champion are compared by (training/metrics.py)."""
+"""What challenger, baseline and champion are compared by (training/evaluation/metrics.py)."""
 LOWER_IS_BETTER: frozenset[str] = frozenset(
     {"log_loss", "brier", "cost", "rmse", "mae"}
 )

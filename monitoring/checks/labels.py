@@ -8,7 +8,7 @@ import pandas as pd
 from core.spec import ModelSpec
 from monitoring.checks.performance import SURELY, MeasuredMetric
 from monitoring.outcomes import Outcomes
-from training.reference import LABEL, Reference
+from training.evaluation.reference import LABEL, Reference
 
 LABEL_DRIFT = "label_drift"
 """The kind of this figure."""

@@ -10,7 +10,7 @@ from feature_repo.definition import Dataset
 from feature_repo.published.service import PublishedService
 from monitoring.check import CheckResult, Status
 from monitoring.run import MonitoringRun
-from training.reference import Reference
+from training.evaluation.reference import Reference
 
 KIND = "online_store"
 

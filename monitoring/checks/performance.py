@@ -10,7 +10,7 @@ from core.spec import ModelSpec
 from core.spec.monitoring import MetricLimit
 from core.spec.training import LOWER_IS_BETTER
 from monitoring.outcomes import Outcomes
-from training.metrics import (
+from training.evaluation.metrics import (
     CELLS,
     Labels,
     Scored,

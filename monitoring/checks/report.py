@@ -12,8 +12,8 @@ import pandas as pd
 from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult
 from monitoring.checks.performance import MeasuredMetric
-from training.psi import with_columns, with_nulls
-from training.reference import LABEL, Reference
+from training.evaluation.psi import with_columns, with_nulls
+from training.evaluation.reference import LABEL, Reference
 
 log = logging.getLogger(__name__)
 MOST_ROWS = 200_000

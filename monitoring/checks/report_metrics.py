@@ -37,8 +37,8 @@ from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult, Status
 from monitoring.checks.performance import MeasuredMetric
 from monitoring.decision import ALERT_ONLY
-from training.psi import SCORE, UsualSpread, psi
-from training.reference import PREDICTED_CLASS, Reference
+from training.evaluation.psi import SCORE, UsualSpread, psi
+from training.evaluation.reference import PREDICTED_CLASS, Reference
 
 log = logging.getLogger(__name__)
 PSI_METHOD = "psi_reference_deciles"

@@ -15,9 +15,16 @@ import pandas as pd
 from core.spec import MISSING, ModelSpec
 from monitoring.checks.performance import SURELY, MeasuredMetric
 from monitoring.outcomes import Outcomes
-from training.metrics import GAPS, PARITY, Segment, Share, by_segment, predict
-from training.psi import SCORE
-from training.reference import Reference
+from training.evaluation.metrics import (
+    GAPS,
+    PARITY,
+    Segment,
+    Share,
+    by_segment,
+    predict,
+)
+from training.evaluation.psi import SCORE
+from training.evaluation.reference import Reference
 
 BIAS = "bias"
 """The kind of these figures."""

@@ -26,10 +26,10 @@ from monitoring.harm import (
 from monitoring.run import MonitoringRun
 from monitoring.serving_status import ServingCounts
 from monitoring.window import LENGTH
-from training.metrics import Labels, Scored, all_metrics, losses
-from training.psi import SCORE
-from training.reference import PREDICTED_CLASS, Reference
-from training.scoring import version_scores
+from training.evaluation.metrics import Labels, Scored, all_metrics, losses
+from training.evaluation.psi import SCORE
+from training.evaluation.reference import PREDICTED_CLASS, Reference
+from training.model.scoring import version_scores
 
 SPAN = timedelta(hours=1)
 """Of the rows that are judged, or since the promotion; runs may follow fast."""

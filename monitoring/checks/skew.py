@@ -32,7 +32,7 @@ from monitoring.check import CheckResult
 from monitoring.collect import query_log
 from monitoring.run import MonitoringRun
 from monitoring.window import LENGTH
-from training.reference import Reference
+from training.evaluation.reference import Reference
 
 SAMPLE_VECTORS = 1_000
 WINDOW_END = timedelta(seconds=2)

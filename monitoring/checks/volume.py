@@ -7,7 +7,7 @@ from monitoring.check import CheckResult
 from monitoring.decision import ENTITIES
 from monitoring.run import MonitoringRun, Past
 from monitoring.window import LENGTH
-from training.reference import Reference
+from training.evaluation.reference import Reference
 
 USUAL = "volume/usual"
 COLLAPSED_SHARE = 0.5

@@ -12,7 +12,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from tests.cli.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
 from tests.conftest import new_settings
-from training.reference import load_reference
+from training.evaluation.reference import load_reference
 
 MODEL = "customer_churn_model"
 DATASET = "feature_repo/datasets/orders.py"

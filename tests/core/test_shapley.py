@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 from core.shapley import COALITIONS, shapley_values
 from mlflow_server.model.pyfunc import ModelFile
 from tests.training.test_onnx_export import FEATURES, fitted, spec_of
-from training.onnx_export import export
-from training.scoring import columns, open_session
+from training.model.onnx_export import export
+from training.model.scoring import columns, open_session
 
 
 @cache

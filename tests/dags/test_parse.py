@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.spec import load_specs
-from training.validate import LONGEST
+from training.stages.validate import LONGEST
 
 PROJECT = Path(__file__).resolve().parents[2]
 READ = """
@@ -56,9 +56,7 @@ with DAG("own"):
     EmptyOperator(task_id="work")
 """
 KINDS = ("train", "monitor", "score")
-HEAVY = (
-    "pandas numpy pyarrow mlflow feast evidently sklearn training.validate monitoring"
-)
+HEAVY = "pandas numpy pyarrow mlflow feast evidently sklearn training.stages.validate monitoring"
 
 
 def read(home, project):

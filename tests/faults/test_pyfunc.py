@@ -15,7 +15,7 @@ from tests.faults.conftest import (
 )
 from tests.serving.conftest import SPEC
 from tests.training.factories import xgboost_behind_a_scaler
-from training.metrics import rounded
+from training.evaluation.metrics import rounded
 
 TRUSTED = ("xgboost.core.Booster", "xgboost.sklearn.XGBClassifier")
 ONNX_MODEL = "onnx_model"

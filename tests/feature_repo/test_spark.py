@@ -38,8 +38,8 @@ from tests.feature_repo.test_refresh import hashes
 from tests.feature_repo.test_windows import BEGIN, FEATURES, as_table
 from tests.preloaded import commands_folder
 from tests.training.conftest import SHIPPED
-from training.frame import build_frame, population
-from training.validate import plan_run
+from training.data.frame import build_frame, population
+from training.stages.validate import plan_run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),

@@ -52,9 +52,9 @@ from tests.faults.conftest import alerts
 from tests.mlflow_server.conftest import client, stages
 from tests.training.chains import store
 from training.artifacts import EVALUATION
-from training.evaluate import compare
-from training.gate import EVALUATIONS
-from training.metrics import Scored
+from training.evaluation.metrics import Scored
+from training.stages.evaluate import compare
+from training.stages.gate import EVALUATIONS
 
 MODEL = "customer_churn_model"
 TRAIN = f"train_{MODEL}"

@@ -9,7 +9,7 @@ import pytest
 from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult
 from monitoring.check_list import name_performance, run_checks
-from training.reference import Reference, UsualSpread
+from training.evaluation.reference import Reference, UsualSpread
 
 BAD = CheckResult(
     name="delivery/days",

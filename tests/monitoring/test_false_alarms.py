@@ -21,14 +21,14 @@ from monitoring.checks.report_metrics import report_lines
 from monitoring.outcomes import Outcomes
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, history  # noqa: F401  (a fixture)
-from training.frame import at, build_frame, features
-from training.metrics import Scored
-from training.onnx_export import exported
-from training.psi import NEWEST_SNAPSHOTS, SCORE, UsualSpread, psi
-from training.reference import Reference, measure_spread, with_scores
-from training.scoring import score
-from training.train import fit_pipeline
-from training.validate import plan_run
+from training.data.frame import at, build_frame, features
+from training.evaluation.metrics import Scored
+from training.evaluation.psi import NEWEST_SNAPSHOTS, SCORE, UsualSpread, psi
+from training.evaluation.reference import Reference, measure_spread, with_scores
+from training.model.onnx_export import exported
+from training.model.scoring import score
+from training.stages.train import fit_pipeline
+from training.stages.validate import plan_run
 
 SPEC = load_spec("customer_churn_model")
 SIZES = (200, 300, 500, 1_000, 5_000)

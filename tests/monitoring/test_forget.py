@@ -50,8 +50,8 @@ from tests.feature_repo.test_ingest import HOUR, ORDERS, SPEC, order
 from tests.monitoring import log
 from tests.training.conftest import changed, train
 from training.batch import score_population, scores
-from training.dataset import load_frame
 from training.reproduce import reproduce
+from training.stages.dataset import load_frame
 
 ID = 987162587
 """Nothing else has it."""

@@ -13,9 +13,9 @@ from monitoring.checks.labels import label_change
 from monitoring.checks.report import report_results
 from monitoring.decision import judge
 from monitoring.outcomes import Outcomes
-from training.metrics import Scored
-from training.psi import UsualSpread
-from training.reference import Reference
+from training.evaluation.metrics import Scored
+from training.evaluation.psi import UsualSpread
+from training.evaluation.reference import Reference
 
 SPEC = load_spec("customer_churn_model")
 NUMBERS = SPEC.model_copy(update={"task": "regression"})

@@ -14,7 +14,7 @@ from monitoring.run import load_past
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, client, new_model
 from tests.monitoring.test_monitor import SPEC
-from training.register import settled
+from training.stages.register import settled
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ from tests.serving.conftest import tiny_onnx
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training import chain
 from training.artifacts import CANDIDATE
-from training.frame import TIME, features, with_features
-from training.scoring import version_scores
+from training.data.frame import TIME, features, with_features
+from training.model.scoring import version_scores
 
 FOREST = Estimator(
     name="forest",

@@ -11,8 +11,8 @@ from core.spec import MISSING
 from core.spec.monitoring import Monitoring
 from monitoring.checks.performance import MeasuredMetric
 from monitoring.checks.report import report_results
-from training.psi import UsualSpread, psi, usual_spread
-from training.reference import Reference
+from training.evaluation.psi import UsualSpread, psi, usual_spread
+from training.evaluation.reference import Reference
 
 LIMITS = Monitoring()
 DRAW = np.random.default_rng(0)

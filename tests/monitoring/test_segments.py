@@ -12,9 +12,9 @@ from monitoring.checks.report import report_results
 from monitoring.checks.segments import segments_of_outcomes, segments_of_window
 from monitoring.decision import describe, judge
 from monitoring.outcomes import Outcomes
-from training.metrics import Scored
-from training.psi import UsualSpread
-from training.reference import Reference
+from training.evaluation.metrics import Scored
+from training.evaluation.psi import UsualSpread
+from training.evaluation.reference import Reference
 
 LIMITS = {"demographic_parity_difference": 0.3, "equal_opportunity_difference": 0.2}
 SHIPPED = load_spec("customer_churn_model")

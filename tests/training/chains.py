@@ -23,9 +23,9 @@ from tests.cli.clone import finished, outer_environment
 from tests.conftest import AS_OF, answers, new_settings, running, wait_until
 from training import chain
 from training.artifacts import PROOF, read
-from training.dataset import load_frame
-from training.frame import at, features
+from training.data.frame import at, features
 from training.reproduce import reproduce
+from training.stages.dataset import load_frame
 
 STORE = "feature_repo/feature_store.yaml"
 results = {}

@@ -11,9 +11,9 @@ from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SPEC
 from training.batch import score_population, scores
-from training.frame import build_frame
-from training.scoring import version_scores
-from training.snapshots import Snapshot
+from training.data.frame import build_frame
+from training.data.snapshots import Snapshot
+from training.model.scoring import version_scores
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)

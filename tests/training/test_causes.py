@@ -11,7 +11,7 @@ from monitoring.causes import TrainingCause, open_decisions, training_cause
 from monitoring.decision_log import DecisionRow, store_decision
 from tests.training.chains import open_run
 from tests.training.conftest import OLD, SPEC
-from training.validate import fail_run
+from training.stages.validate import fail_run
 
 HOUR = timedelta(hours=1)
 CAUSED = SPEC.model_copy(update={"name": "caused", "experiment": "caused"})

@@ -26,14 +26,14 @@ from tests.mlflow_server.conftest import client, stages
 from tests.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
 from training.artifacts import GATES, PLOTS, fetched, read
-from training.dataset import load_frame, unlearnable
-from training.frame import at, content_hash, features
-from training.gate import load_evaluation, model_card
-from training.metrics import Scored, all_metrics
-from training.register import ask, promote, settled, wait_in_shell
-from training.scoring import version_scores
+from training.data.frame import at, content_hash, features
+from training.evaluation.metrics import Scored, all_metrics
+from training.model.scoring import version_scores
+from training.stages.dataset import load_frame, unlearnable
+from training.stages.gate import load_evaluation, model_card
+from training.stages.register import ask, promote, settled, wait_in_shell
+from training.stages.train import THRESHOLDS, fold_scores
 from training.summary import summary
-from training.train import THRESHOLDS, fold_scores
 
 
 @pytest.fixture(scope="module")

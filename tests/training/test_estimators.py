@@ -7,7 +7,7 @@ from sklearn.pipeline import Pipeline
 
 from core.spec.training import Estimator, Training
 from tests.training.conftest import SHIPPED
-from training.estimators import build_pipeline, estimator_problems
+from training.model.estimators import build_pipeline, estimator_problems
 
 FEATURES = {"orders": "int64", "spend": "double", "segment": "string"}
 FACTORIES = "tests.training.factories"

@@ -19,7 +19,7 @@ from tests.feature_repo.test_validation import RULES_OF_DELIVERIES, RULES_OF_ROW
 from tests.training.chains import open_run
 from tests.training.conftest import ORDERS, SPEC
 from training.artifacts import read
-from training.expectations import validate_rows
+from training.stages.expectations import validate_rows
 
 BETWEEN = "expect_column_values_to_be_between"
 DAY = timedelta(days=1)

@@ -11,9 +11,9 @@ from core.errors import TrainingError
 from feature_engine.ingest.pipeline import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, installation
-from training.dataset import without_label
-from training.frame import at, build_frame, content_hash, typed
-from training.validate import plan_run
+from training.data.frame import at, build_frame, content_hash, typed
+from training.stages.dataset import without_label
+from training.stages.validate import plan_run
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,6 @@ def test_a_sample_has_the_same_entities_in_each_snapshot(sample, planned, frame)
 def test_a_frame_larger_than_memory_is_refused_with_a_share_that_fits(
     monkeypatch, sample, planned
 ):
-    monkeypatch.setattr("training.frame.VALUE_BYTES", 10**6)
+    monkeypatch.setattr("training.data.frame.VALUE_BYTES", 10**6)
     with pytest.raises(TrainingError, match=r"GB are free: .* write sample = 0\.0\d+ "):
         frame_of(sample, planned)

@@ -8,9 +8,9 @@ from core.spec import load_spec
 from core.spec.training import AgainstChampion, BetterThanBaseline, Limit
 from tests.training.conftest import SHIPPED
 from tests.training.test_metrics import some_rows
-from training.evaluate import compare
-from training.gate import Evaluation, decide
-from training.metrics import Interval, Scored, all_metrics
+from training.evaluation.metrics import Interval, Scored, all_metrics
+from training.stages.evaluate import compare
+from training.stages.gate import Evaluation, decide
 
 DELIVERY = load_spec("delivery", PROJECT / "tests/training/deliveries/models")
 BETTER_THAN_BASELINE = BetterThanBaseline(

@@ -13,8 +13,8 @@ from feature_repo.definition import Label
 from tests.conftest import AS_OF, new_settings
 from tests.training.conftest import ORDERS, SHIPPED
 from training.check import label_problems
-from training.leaks import leak_remarks
-from training.snapshots import plan
+from training.data.leaks import leak_remarks
+from training.data.snapshots import plan
 
 DAY = timedelta(days=1)
 LABEL = ORDERS.labels[SHIPPED.label]

@@ -20,10 +20,10 @@ from monitoring.outcomes import actuals, backfilled_outcomes, units
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, changed, train
 from training.batch import score_population
-from training.dataset import load_frame
-from training.frame import TIME, at
-from training.gate import load_evaluation
-from training.reference import load_reference
+from training.data.frame import TIME, at
+from training.evaluation.reference import load_reference
+from training.stages.dataset import load_frame
+from training.stages.gate import load_evaluation
 
 WEEK = timedelta(weeks=1)
 DAY = timedelta(days=1)

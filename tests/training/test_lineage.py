@@ -8,7 +8,7 @@ from core.spec.monitoring import Promotion
 from core.spec.training import Estimator, Training
 from tests.conftest import AS_OF
 from tests.training.conftest import SHIPPED
-from training import lineage
+from training.data import lineage
 
 FOREST = Estimator(name="forest", type="shop.models:forest")
 BOOST = Training(function="shop.models:boost")
@@ -22,11 +22,11 @@ NEWS = {
     "core/spec/training.py": ALL,
     "feature_repo/published/service.py": ALL,
     "mlflow_server/model/pyfunc.py": ALL,
-    "training/onnx_export.py": ALL,
+    "training/model/onnx_export.py": ALL,
     "shop/models.py": {"orders", "own"},
     "core/spec/monitoring.py": set(),
     "feature_engine/events/broker.py": set(),
-    "training/gate.py": set(),
+    "training/stages/gate.py": set(),
     "feature_repo/datasets/orders.py": ALL,
     "feature_repo/datasets/spend.py": {"spend", "own"},
     "feature_repo/datasets/returns.py": set(),

@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 
 from core.spec.training import LOWER_IS_BETTER, METRICS_OF_OTHER_TASKS, Costs, Metric
 from mlflow_server.manifest import rounded_one
-from training.metrics import (
+from training.evaluation.metrics import (
     CELLS,
     Interval,
     Scored,
@@ -23,7 +23,7 @@ from training.metrics import (
     resampled,
     rounded,
 )
-from training.train import cheapest_threshold
+from training.stages.train import cheapest_threshold
 
 COSTS = Costs(action=1, loss=10, averted=0.2)
 

@@ -15,10 +15,10 @@ from core.errors import TrainingError
 from core.spec.training import Estimator
 from mlflow_server.model.pyfunc import ModelFile
 from tests.training.conftest import SHIPPED
-from training.estimators import build_pipeline, category_remarks
-from training.frame import memory_needed
-from training.onnx_export import NULL_TEXTS, export, exported, prove
-from training.scoring import score
+from training.data.frame import memory_needed
+from training.model.estimators import build_pipeline, category_remarks
+from training.model.onnx_export import NULL_TEXTS, export, exported, prove
+from training.model.scoring import score
 
 FEATURES = {
     "orders": "int64",

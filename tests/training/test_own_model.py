@@ -14,12 +14,12 @@ from tests.training import factories
 from tests.training.chains import open_run
 from tests.training.conftest import OLD, train
 from training.artifacts import PROOF, read
-from training.dataset import dataset, load_frame
-from training.estimators import estimator_problems
-from training.frame import at, features
+from training.data.frame import at, features
+from training.model.estimators import estimator_problems
+from training.model.scoring import version_scores
 from training.reproduce import reproduce
-from training.scoring import version_scores
-from training.train import fit
+from training.stages.dataset import dataset, load_frame
+from training.stages.train import fit
 
 NAME = "own_model"
 FACTORIES = "tests.training.factories"

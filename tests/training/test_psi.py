@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.psi import psi
+from training.evaluation.psi import psi
 
 
 @pytest.mark.parametrize("values", [("a", "b"), (1, 0)])

@@ -8,11 +8,11 @@ from mlflow_server.api.registry import Registry
 from tests.training.conftest import SPEC
 from training.artifacts import read
 from training.check import wide_features
-from training.dataset import load_frame
-from training.frame import at, features
-from training.metrics import all_metrics
-from training.reference import load_reference
-from training.scoring import version_scores
+from training.data.frame import at, features
+from training.evaluation.metrics import all_metrics
+from training.evaluation.reference import load_reference
+from training.model.scoring import version_scores
+from training.stages.dataset import load_frame
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from feature_repo.published.store import publish_beside
 from tests.conftest import AS_OF, new_settings
 from tests.training.chains import store
 from tests.training.conftest import ORDERS, SHIPPED
-from training.frame import build_frame, features, population
-from training.snapshots import Snapshot
-from training.validate import mismatches
+from training.data.frame import build_frame, features, population
+from training.data.snapshots import Snapshot
+from training.stages.validate import mismatches
 
 FEATURES = {
     "lifetime_orders": "int64", "avg_order_value": "double", "above_average": "double",

@@ -7,9 +7,9 @@ from mlflow_server.api.tracking import PARENT_TAG, tag_equals
 from tests.conftest import AS_OF
 from tests.training.chains import open_run
 from tests.training.conftest import SPEC as MODEL
-from training.dataset import dataset
-from training.search import search
-from training.train import fit
+from training.model.search import search
+from training.stages.dataset import dataset
+from training.stages.train import fit
 
 TRIALS = 4
 NAME = "to_be_searched"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from core.errors import TrainingError
 from core.spec.training import Snapshots
 from feature_repo.definition import Label
-from training.frame import TIME
-from training.snapshots import FOLDS, Fold, Plan, Snapshot, matured, plan, starts
-from training.train import with_usable_folds
+from training.data.frame import TIME
+from training.data.snapshots import FOLDS, Fold, Plan, Snapshot, matured, plan, starts
+from training.stages.train import with_usable_folds
 
 HORIZON = timedelta(days=90)
 LATENESS = timedelta(days=2)

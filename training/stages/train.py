@@ -29,12 +29,19 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import CONTRACT_FILE, ServedModel
 from mlflow_server.model.pyfunc import ModelFile
 from training.artifacts import CANDIDATE, ESTIMATOR, PROOF
-from training.dataset import load_frame
-from training.estimators import ANSWERS, build_pipeline, reason, require
-from training.frame import at, features
-from training.metrics import Labels, Scored, Scores, all_metrics, cost, predict
-from training.onnx_export import exported, pipeline_scores, prove
-from training.snapshots import Fold, Plan, Snapshot
+from training.data.frame import at, features
+from training.data.snapshots import Fold, Plan, Snapshot
+from training.evaluation.metrics import (
+    Labels,
+    Scored,
+    Scores,
+    all_metrics,
+    cost,
+    predict,
+)
+from training.model.estimators import ANSWERS, build_pipeline, reason, require
+from training.model.onnx_export import exported, pipeline_scores, prove
+from training.stages.dataset import load_frame
 
 log = logging.getLogger(__name__)
 THRESHOLDS = np.arange(1, 100) / 100
@@ -114,7 +121,7 @@ def choose(
         return spec.estimators[0], {}, f"first of the spec: no folds{remark}"
     chosen_by = f"forward folds, {spec.loss.replace('_', ' ')}"
     if spec.search:
-        from training.search import search  # Optuna takes 0.5 s
+        from training.model.search import search  # Optuna takes 0.5 s
 
         metrics_of = partial(fold_metrics, spec, frame=frame, plan=plan)
         trials = search(tracking, spec, spec.search, run_id, metrics_of)

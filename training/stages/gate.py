@@ -26,9 +26,9 @@ from feature_repo.definition import table_versions
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.tracking import Run, Tracking
 from training.artifacts import EVALUATION, GATES, PLOTS, fetched, read
-from training.lineage import lineage
-from training.metrics import Interval, Segment
-from training.psi import UsualSpread
+from training.data.lineage import lineage
+from training.evaluation.metrics import Interval, Segment
+from training.evaluation.psi import UsualSpread
 
 log = logging.getLogger(__name__)
 PAGE: jinja2.Template = jinja2.Template(

@@ -1,7 +1,7 @@
 """The stages of a training between its start and its promotion, in order.
 
 `training.chain` runs them in one process, dags/train.py as tasks. What comes before them is
-`training.validate.open_run`, what comes after them approval and `training.register.promote`.
+`training.stages.validate.open_run`, what comes after them approval and `training.stages.register.promote`.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("dataset", "Build the dataset", "training.dataset:dataset"),
-    Stage("train", "Fit the estimators", "training.train:fit"),
-    Stage("evaluate", "Evaluate beside production", "training.evaluate:evaluate"),
-    Stage("gate", "Pass the gates", "training.gate:gate", is_gate=True),
-    Stage("register", "Register the version", "training.register:register"),
+    Stage("dataset", "Build the dataset", "training.stages.dataset:dataset"),
+    Stage("train", "Fit the estimators", "training.stages.train:fit"),
+    Stage(
+        "evaluate", "Evaluate beside production", "training.stages.evaluate:evaluate"
+    ),
+    Stage("gate", "Pass the gates", "training.stages.gate:gate", is_gate=True),
+    Stage("register", "Register the version", "training.stages.register:register"),
 )
 """The last one returns the version."""

@@ -26,7 +26,7 @@ from feature_engine.offline.raw import labels, open_raw, raw_table
 from feature_engine.offline.views import entities
 from feature_repo.definition import Dataset
 from feature_repo.published.service import ARROW, PublishedService, as_stored
-from training.snapshots import Plan, Snapshot, dates
+from training.data.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")

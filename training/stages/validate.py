@@ -23,16 +23,16 @@ from feature_repo.rules import suite_file
 from mlflow_server.api.pages import KEY_TAG, Pages
 from mlflow_server.api.tracking import Run, Tracking, tag_equals
 from training.artifacts import EXPECTATIONS, SPEC
-from training.estimators import estimator_problems
-from training.expectations import validate_rows
-from training.lineage import (
+from training.data.lineage import (
     FINGERPRINT,
     PLANNED_TAG,
     fingerprint,
     input_tags,
     table_tags,
 )
-from training.snapshots import Plan, next_matures, plan
+from training.data.snapshots import Plan, next_matures, plan
+from training.model.estimators import estimator_problems
+from training.stages.expectations import validate_rows
 
 log = logging.getLogger(__name__)
 EXPECTATIONS_TAG = "gyre.expectations."

@@ -15,8 +15,8 @@ from core.spec import InputType, ModelSpec
 from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import DTYPES, SCORE, ServedModel
 from mlflow_server.model.pyfunc import ModelFile, read_version
-from training.frame import features, with_features
-from training.metrics import Scored
+from training.data.frame import features, with_features
+from training.evaluation.metrics import Scored
 
 
 def score(

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from core.spec import ModelSpec
-from training.metrics import Labels, Scored, predict, top_class
+from training.evaluation.metrics import Labels, Scored, predict, top_class
 
 draw_calibration = partial(
     CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"

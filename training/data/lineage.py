@@ -28,14 +28,14 @@ CODE = (
     "feature_engine/offline/views.py",
     "mlflow_server/model/pyfunc.py",
     "mlflow_server/manifest.py",
-    "training/dataset.py",
-    "training/estimators.py",
-    "training/frame.py",
-    "training/metrics.py",
-    "training/onnx_export.py",
-    "training/search.py",
-    "training/snapshots.py",
-    "training/train.py",
+    "training/stages/dataset.py",
+    "training/model/estimators.py",
+    "training/data/frame.py",
+    "training/evaluation/metrics.py",
+    "training/model/onnx_export.py",
+    "training/model/search.py",
+    "training/data/snapshots.py",
+    "training/stages/train.py",
 )
 """What makes a frame and writes the files of a model. Definitions of features count by their own
 hashes."""

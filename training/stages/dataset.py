@@ -17,10 +17,10 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
 from mlflow_server.api.tracking import Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, load_table, read, store_table
-from training.frame import at, build_frame, content_hash, extent, population
-from training.lineage import PLANNED_TAG
-from training.snapshots import PLANS, Plan, dates
-from training.validate import plan_run
+from training.data.frame import at, build_frame, content_hash, extent, population
+from training.data.lineage import PLANNED_TAG
+from training.data.snapshots import PLANS, Plan, dates
+from training.stages.validate import plan_run
 
 log = logging.getLogger(__name__)
 FEWEST = 50

@@ -31,9 +31,9 @@ from core.spec import InputType, ModelSpec
 from core.user_code import in_one_line
 from mlflow_server.manifest import SCORE
 from mlflow_server.model.pyfunc import ModelFile
-from training.estimators import reason
-from training.metrics import predict
-from training.scoring import score
+from training.evaluation.metrics import predict
+from training.model.estimators import reason
+from training.model.scoring import score
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 TYPES: dict[str, Any] = {

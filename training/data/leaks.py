@@ -7,7 +7,7 @@ import pyarrow as pa
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from core.spec import ModelSpec
-from training.frame import features
+from training.data.frame import features
 
 SUSPICIOUS = 0.98
 """AUC, R², or the share of the most frequent class's errors that a feature corrects."""

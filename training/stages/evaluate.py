@@ -35,12 +35,10 @@ from training.artifacts import (
     read,
     store_table,
 )
-from training.dataset import load_frame
-from training.estimators import category_remarks
-from training.frame import at, features
-from training.gate import EVALUATIONS, Evaluation
-from training.leaks import leak_remarks
-from training.metrics import (
+from training.data.frame import at, features
+from training.data.leaks import leak_remarks
+from training.data.snapshots import dates
+from training.evaluation.metrics import (
     CELLS,
     Labels,
     Scored,
@@ -54,21 +52,14 @@ from training.metrics import (
     resampled,
     top_class,
 )
-from training.onnx_export import REMEDY
-from training.plots import draw
-from training.psi import NEWEST_SNAPSHOTS
-from training.reference import (
-    evaluated_members,
-    measure_spread,
-    with_scores,
-)
-from training.scoring import (
-    columns,
-    open_session,
-    score,
-    version_scores,
-)
-from training.snapshots import dates
+from training.evaluation.plots import draw
+from training.evaluation.psi import NEWEST_SNAPSHOTS
+from training.evaluation.reference import evaluated_members, measure_spread, with_scores
+from training.model.estimators import category_remarks
+from training.model.onnx_export import REMEDY
+from training.model.scoring import columns, open_session, score, version_scores
+from training.stages.dataset import load_frame
+from training.stages.gate import EVALUATIONS, Evaluation
 
 EXPLAINED_ROWS = 200
 COALITIONS = 128

@@ -17,11 +17,11 @@ from core.spec import FeatureType, ModelSpec
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
 from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read
-from training.frame import features
-from training.gate import load_evaluation
-from training.metrics import Scored, predict
-from training.psi import SCORE, TIME, UsualSpread, usual_spread, with_nulls
-from training.snapshots import PLANS
+from training.data.frame import features
+from training.data.snapshots import PLANS
+from training.evaluation.metrics import Scored, predict
+from training.evaluation.psi import SCORE, TIME, UsualSpread, usual_spread, with_nulls
+from training.stages.gate import load_evaluation
 
 PREDICTED_CLASS = "predicted_class"
 LABEL = "label"
