@@ -7,7 +7,7 @@ import gc
 from fastapi import FastAPI
 
 from core.spec import load_spec
-from serving.schemas import field_types, object_type
+from serving.scoring.schemas import field_types, object_type
 
 
 def create_app() -> FastAPI:

@@ -105,7 +105,7 @@ OUTCOMES = pa.schema(
 
 
 class LogLine(BaseModel):
-    """A line of a log: see serving/prediction_log.py."""
+    """A line of a log: see serving/log/prediction_log.py."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -11,7 +11,7 @@ from uvicorn.supervisors import Multiprocess
 from core.errors import GyreError
 from core.settings import Settings, load_settings
 from core.tokens import serving_headers
-from serving.http1 import Http1Protocol
+from serving.http.http1 import Http1Protocol
 from serving.logs import log_to_stdout
 from serving.worker import worker
 

@@ -22,25 +22,20 @@ from starlette.routing import Route
 from core.errors import GyreError
 from core.settings import Settings
 from feature_engine.events.broker import Intake
-from serving import feedback
-from serving.edge import JSON, refusal
-from serving.events import document_events, events_route
-from serving.features import exempt_from_collection
-from serving.inbox import Inbox
+from serving.additions import kserve_v1, mlflow_scoring, open_inference
+from serving.additions.events import document_events, events_route
+from serving.additions.metadata import add_metadata
+from serving.features.source import exempt_from_collection
+from serving.http.edge import JSON, refusal
+from serving.http.middleware import Access, RequestMiddleware
+from serving.http.openapi import Operation, write_document
+from serving.log.inbox import Inbox
+from serving.log.prediction_log import AppendLog
 from serving.metrics import WATERMARK_AGE, hand_over
-from serving.middleware import Access, RequestMiddleware
-from serving.openapi import Operation, write_document
-from serving.prediction_log import AppendLog
-from serving.protocols import (
-    ScoringEndpoint,
-    kserve_v1,
-    mlflow_scoring,
-    open_inference,
-    plain,
-)
-from serving.protocols.metadata import add_metadata
+from serving.protocols.endpoint import ScoringEndpoint, plain
 from serving.repository import ModelRepository
-from serving.status import add_status
+from serving.routes import feedback
+from serving.routes.status import add_status
 from serving.watcher import RegistryWatcher
 
 SCORING = (

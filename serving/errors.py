@@ -1,4 +1,4 @@
-"""What serving refuses on purpose. HTTP statuses are chosen in `serving.edge`, not here."""
+"""What serving refuses on purpose. HTTP statuses are chosen in `serving.http.edge`, not here."""
 
 from core.errors import GyreError
 

@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterator, Sequence
 from core.settings import Settings
 from core.spec import ModelSpec, default_spec
 from serving.errors import NotFoundError
-from serving.model_versions import ModelVersions
-from serving.prediction_log import AppendLog
-from serving.schemas import Schemas, Signature, build_schemas
-from serving.scorer import Scorer
+from serving.log.prediction_log import AppendLog
+from serving.scoring.schemas import Schemas, Signature, build_schemas
+from serving.scoring.scorer import Scorer
+from serving.versions.loaded import ModelVersions
 
 
 class Deployment(ModelVersions):

@@ -1,6 +1,6 @@
 """Follows MLflow's registry in a worker: which versions answer, and in which role.
 
-A version that has no copy here is fetched by a child process (`serving.fetch`). One that has a copy
+A version that has no copy here is fetched by a child process (`serving.versions.fetch`). One that has a copy
 is loaded in a thread and swapped in whole. Anything wrong keeps the version that answers.
 """
 
@@ -21,9 +21,9 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import MODELS, broken_specs, load_specs
 from mlflow_server.api.registry import Registry
-from serving.copies import LocalCopies, Origin, read_origin
-from serving.model_versions import ModelVersions
 from serving.repository import ModelRepository
+from serving.versions.copies import LocalCopies, Origin, read_origin
+from serving.versions.loaded import ModelVersions
 
 POLL_SECONDS = 2.0
 ANSWER_SECONDS = 1.0
@@ -136,7 +136,13 @@ class RegistryWatcher:
         # It counts nothing: its files would stay.
         environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "serving.fetch", copies.folder.name, version),
+            *(
+                sys.executable,
+                "-m",
+                "serving.versions.fetch",
+                copies.folder.name,
+                version,
+            ),
             env=environment,
         )
         try:

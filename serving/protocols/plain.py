@@ -4,9 +4,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from serving.edge import json_bytes
-from serving.openapi import EXAMPLES, Document, example_features
-from serving.protocols import (
+from serving.http.edge import json_bytes
+from serving.http.openapi import EXAMPLES, Document, example_features
+from serving.protocols.endpoint import (
     Answers,
     Reading,
     Rows,
@@ -15,8 +15,8 @@ from serving.protocols import (
     shown,
 )
 from serving.repository import Deployment
-from serving.schemas import Prediction
-from serving.scorer import Scorer
+from serving.scoring.schemas import Prediction
+from serving.scoring.scorer import Scorer
 
 TAG = "Predictions"
 ROW_LIMIT = 1_000_000

@@ -41,7 +41,7 @@ import json, sys
 from datetime import datetime
 from core.settings import load_settings
 from feature_repo.datasets import load_dataset
-from serving.events import checked_events
+from serving.additions.events import checked_events
 from tests.feature_repo.conftest import Events
 dataset = load_dataset("way")
 events = Events(load_settings(), dataset)

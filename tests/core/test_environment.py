@@ -20,7 +20,7 @@ print(os.environ["NO_PROXY"])
 """
 SCORE = """
 import sys
-from serving.model import ort
+from serving.versions.model import ort
 ort.InferenceSession(sys.stdin.buffer.read(), providers=["CPUExecutionProvider"])
 """
 

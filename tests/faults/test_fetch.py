@@ -15,7 +15,7 @@ def fetches(process):
     children = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if "serving.fetch" in " ".join(child.cmdline()):
+            if "serving.versions.fetch" in " ".join(child.cmdline()):
                 children.append(child)
     return children
 

@@ -7,7 +7,7 @@ import boto3
 import pytest
 
 from monitoring.collect import collect, predictions
-from serving.inbox import Inbox
+from serving.log.inbox import Inbox
 from tests.conftest import at_most, new_settings, wait_until
 from tests.faults.conftest import standing_still, workers
 from tests.s3 import BUCKET

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from serving.scorer import MAX_REQUESTS
+from serving.scoring.scorer import MAX_REQUESTS
 from tests.conftest import at_most
 from tests.faults.conftest import second_server
 from tests.serving.flood import REFUSED, flood

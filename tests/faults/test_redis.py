@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 import uvloop
 
-from serving.features import FeatureSource
+from serving.features.source import FeatureSource
 from tests.conftest import at_most, wait_until
 from tests.faults.conftest import (
     SPEC_TEXT,

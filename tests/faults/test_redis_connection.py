@@ -13,7 +13,7 @@ import uvloop
 from redis import Redis
 
 from core.errors import FeaturesUnavailableError
-from serving.redis_reader import RedisReader
+from serving.features.redis_reader import RedisReader
 from tests.conftest import redis_server, unused_port
 from tests.serving.conftest import contract
 from tests.serving.shop import (  # noqa: F401  (fixtures)

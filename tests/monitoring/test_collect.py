@@ -8,7 +8,7 @@ from dataclasses import replace
 import pyarrow.compute as pc
 
 from monitoring.collect import Collected, answered_rows, collect, predictions
-from serving.prediction_log import AppendLog
+from serving.log.prediction_log import AppendLog
 from tests.conftest import new_settings
 from tests.monitoring.log import FAILURE, answer, write
 from tests.s3 import s3_server

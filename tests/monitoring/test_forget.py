@@ -35,7 +35,7 @@ from mlflow_server.model.pyfunc import read_version
 from monitoring.collect import collect, outcomes, predictions
 from monitoring.forget import count_rows
 from monitoring.places import Key
-from serving.prediction_log import AppendLog
+from serving.log.prediction_log import AppendLog
 from stack.environment import process_environment
 from tests.conftest import (
     AS_OF,

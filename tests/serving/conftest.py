@@ -38,7 +38,7 @@ from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.model.registration import register
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import promote
-from serving.opening import open_version
+from serving.versions.opening import open_version
 from stack.environment import process_environment
 from tests.conftest import (
     BIN,

@@ -31,7 +31,7 @@ from feature_repo.published.feast_reader import OnlineFeatures
 from feature_repo.published.specification import look_up_specification
 from feature_repo.published.store import open_store, publish_beside
 from mlflow_server.manifest import ServedModel
-from serving.features import FeatureSource
+from serving.features.source import FeatureSource
 from tests.conftest import new_settings, redis_server
 from tests.serving.conftest import SPEC
 

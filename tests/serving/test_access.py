@@ -11,7 +11,7 @@ import pytest
 from core.errors import SettingsError
 from core.settings import free_ports, load_settings
 from core.tokens import serving_headers
-from serving.middleware import OPEN_PATHS, READ_SECONDS, Access
+from serving.http.middleware import OPEN_PATHS, READ_SECONDS, Access
 from tests.conftest import at_most, wait_until
 from tests.serving.load import repeated
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from core.spec import MISSING
-from serving.scorer import MAX_REQUESTS
+from serving.scoring.scorer import MAX_REQUESTS
 from tests.conftest import wait_until
 from tests.serving.conftest import body_of
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from core.spec import ModelSpec
 from mlflow_server.api.registry import Registry
 from serving.app import add_routes
-from serving.prediction_log import AppendLog
+from serving.log.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from tests.conftest import wait_until
 from tests.serving.conftest import (

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving.copies import Origin
-from serving.explanation import explain
-from serving.features import FeatureSource
-from serving.model import LoadedModel, score
+from serving.additions.explanation import explain
+from serving.features.source import FeatureSource
+from serving.versions.copies import Origin
+from serving.versions.model import LoadedModel, score
 from tests.serving.conftest import (
     FEATURES,
     KNOWN,

@@ -15,12 +15,12 @@ from core.errors import DataError
 from core.spec import INPUTS, Population
 from feature_repo.published.specification import look_up_specification
 from serving.app import add_routes
-from serving.copies import Origin
-from serving.features import FeatureSource
-from serving.model import LoadedModel
-from serving.model_versions import Roles
-from serving.prediction_log import AppendLog
+from serving.features.source import FeatureSource
+from serving.log.prediction_log import AppendLog
 from serving.repository import ModelRepository
+from serving.versions.copies import Origin
+from serving.versions.loaded import Roles
+from serving.versions.model import LoadedModel
 from tests.serving.conftest import (
     SPEC,
     body_of,

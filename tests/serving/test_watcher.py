@@ -8,9 +8,9 @@ from fastapi import FastAPI
 
 from core.spec import MODELS
 from serving.app import add_routes
-from serving.copies import LocalCopies, Origin, Refusal
-from serving.prediction_log import AppendLog
+from serving.log.prediction_log import AppendLog
 from serving.repository import ModelRepository
+from serving.versions.copies import LocalCopies, Origin, Refusal
 from serving.watcher import RegistryWatcher
 from tests.conftest import new_settings
 from tests.serving.conftest import SPEC, client_of

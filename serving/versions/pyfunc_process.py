@@ -1,4 +1,4 @@
-"""A worker's side of `serving.pyfunc`: a session that scores in a process of its own."""
+"""A worker's side of `serving.versions.pyfunc`: a session that scores in a process of its own."""
 
 import logging
 import multiprocessing
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mlflow_server.manifest import ServedModel
 from serving.errors import ModelFailedError, NoModelError
 from serving.metrics import PYFUNC_PROCESSES
-from serving.pyfunc import answer_worker
+from serving.versions.pyfunc import answer_worker
 
 START_SECONDS = 60.0
 ANSWER_SECONDS = 10.0

@@ -20,10 +20,10 @@ from starlette.routing import Route
 
 from core.errors import BrokerUnavailableError
 from feature_engine.events.broker import EventSchema, Intake
-from serving.edge import json_response, read_body, run_by_size
 from serving.errors import InvalidRequestError, NotFoundError
+from serving.http.edge import json_response, read_body, run_by_size
+from serving.http.openapi import Document, Operation
 from serving.metrics import EVENTS
-from serving.openapi import Document, Operation
 
 PATH = "/events/{dataset}"
 MAX_EVENTS = 1_000

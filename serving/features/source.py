@@ -10,9 +10,9 @@ from datetime import datetime
 from core.errors import FeaturesUnavailableError, GyreError
 from core.settings import Settings
 from mlflow_server.manifest import LookupSpecification, ServedModel
-from serving.feast_reader import FeastReader
-from serving.lookup import Keys, Moments, Rows, StoredRow
-from serving.redis_reader import RedisReader
+from serving.features.feast_reader import FeastReader
+from serving.features.lookup import Keys, Moments, Rows, StoredRow
+from serving.features.redis_reader import RedisReader
 
 CACHE_SECONDS = 300.0
 CACHE_ENTITIES = 50_000

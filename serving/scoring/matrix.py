@@ -4,10 +4,17 @@ from collections.abc import Sequence
 
 from core.spec import entity_text
 from mlflow_server.manifest import ServedModel
-from serving.copies import Role
 from serving.errors import InvalidRequestError, ModelFailedError
-from serving.model import LoadedModel, Score, outcome, rounded_score, score, wrong
-from serving.rows import Features, Line, ReceivedRow, Result
+from serving.scoring.rows import Features, Line, ReceivedRow, Result
+from serving.versions.copies import Role
+from serving.versions.model import (
+    LoadedModel,
+    Score,
+    outcome,
+    rounded_score,
+    score,
+    wrong,
+)
 
 
 def score_rows(

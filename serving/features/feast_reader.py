@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.errors import FeaturesUnavailableError
 from core.settings import Settings
-from serving.lookup import Keys, Moments, Rows, StoredRow
+from serving.features.lookup import Keys, Moments, Rows, StoredRow
 
 if TYPE_CHECKING:
     from feature_repo.published.feast_reader import OnlineFeatures

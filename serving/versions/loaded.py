@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from core.settings import Settings
 from core.spec import Entity, ModelSpec, entity_text
 from mlflow_server.roles import CHALLENGER, Deployed
-from serving.copies import LocalCopies, Origin
-from serving.features import FeatureSource, exempt_from_collection
+from serving.features.source import FeatureSource, exempt_from_collection
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
-from serving.model import LoadedModel
-from serving.opening import open_version, reason_of
-from serving.schemas import Signature, sign
+from serving.scoring.schemas import Signature, sign
+from serving.versions.copies import LocalCopies, Origin
+from serving.versions.model import LoadedModel
+from serving.versions.opening import open_version, reason_of
 
 CLOSE_SECONDS = 30.0
 NOTHING_HERE = "has no version in production here yet: train one, or wait for its copy"

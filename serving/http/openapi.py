@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from core.spec import FeatureType
-from serving.edge import ERROR_RESPONSES, JSON, json_bytes
+from serving.http.edge import ERROR_RESPONSES, JSON, json_bytes
 from serving.repository import Deployment
 
 EXAMPLES: dict[FeatureType, Any] = {

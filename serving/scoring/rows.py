@@ -8,7 +8,7 @@ from core.spec import Entity
 
 Values = Mapping[str, Any]
 Line = dict[str, Any]
-"""A line of the prediction log, as serving/prediction_log.py says."""
+"""A line of the prediction log, as serving/log/prediction_log.py says."""
 
 
 class Row(NamedTuple):

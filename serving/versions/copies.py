@@ -75,7 +75,7 @@ class Refusal(Frozen):
 class LocalCopies:
     """The folder `GYRE_HOME/serving/models/MODEL/`, which several processes use at once.
 
-    `serving.fetch` renames copies, `VERSION/`, into place.
+    `serving.versions.fetch` renames copies, `VERSION/`, into place.
     """
 
     def __init__(self, settings: Settings, model: str) -> None:

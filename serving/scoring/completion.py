@@ -8,9 +8,9 @@ from core.errors import FeaturesUnavailableError
 from core.spec import MISSING, Entity, FeatureType
 from mlflow_server.manifest import LookupSpecification
 from serving.errors import InvalidRequestError, NotFoundError
-from serving.lookup import StoredRow
-from serving.model import LoadedModel
-from serving.rows import Features, ReceivedRow, Row, Values
+from serving.features.lookup import StoredRow
+from serving.scoring.rows import Features, ReceivedRow, Row, Values
+from serving.versions.model import LoadedModel
 
 NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
 """What a null is to a model, as in training; of another type it is a missing feature."""

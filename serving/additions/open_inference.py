@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from pydantic import BaseModel, TypeAdapter
 
-from serving.edge import json_bytes
 from serving.errors import InvalidRequestError
-from serving.openapi import Document, example_features
-from serving.protocols import Answers, Reading, ScoringRoute, rows_from, scored
+from serving.http.edge import json_bytes
+from serving.http.openapi import Document, example_features
+from serving.protocols.endpoint import Answers, Reading, ScoringRoute, rows_from, scored
 from serving.repository import Deployment
 
 TAG = "Open Inference (V2)"

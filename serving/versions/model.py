@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from core.spec import INPUTS
 from core.timestamps import microseconds
 from mlflow_server.manifest import DTYPES, SCORE, ServedModel, rounded_one
-from serving.copies import Origin
-from serving.features import FeatureSource
-from serving.pyfunc_process import PyfuncSession
+from serving.features.source import FeatureSource
+from serving.versions.copies import Origin
+from serving.versions.pyfunc_process import PyfuncSession
 
 Row = Mapping[str, Any]
 Score = float | list[float]

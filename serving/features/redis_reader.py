@@ -10,8 +10,8 @@ from hiredis import HiredisError
 
 from core.errors import FeaturesUnavailableError
 from mlflow_server.manifest import LookupSpecification
-from serving.lookup import Keys, Moments, RowReader, Rows
-from serving.redis_connection import Command, RedisConnection, open_connection
+from serving.features.lookup import Keys, Moments, RowReader, Rows
+from serving.features.redis_connection import Command, RedisConnection, open_connection
 
 OPENING_SECONDS = 1.0
 """Deadline of connecting and of being let in."""

@@ -13,11 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from serving.edge import json_response, read_body, run_by_size
-from serving.openapi import Document, Operation
-from serving.prediction_log import AppendLog
-from serving.protocols import BATCH_LIMIT
-from serving.schemas import FORBID, MAX_ROWS, Number, Text, read_rows
+from serving.http.edge import json_response, read_body, run_by_size
+from serving.http.openapi import Document, Operation
+from serving.log.prediction_log import AppendLog
+from serving.protocols.endpoint import BATCH_LIMIT
+from serving.scoring.schemas import FORBID, MAX_ROWS, Number, Text, read_rows
 
 PATH = "/feedback"
 PredictionId = Annotated[

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from core.shapley import COALITIONS, Columns, shapley_values
 from mlflow_server.manifest import SCORE, rounded_one
-from serving.model import LoadedModel, columns
+from serving.versions.model import LoadedModel, columns
 
 PROCESS_ROWS = 128
 """Rows that a version's own process scores at once for an explanation, and its coalitions."""

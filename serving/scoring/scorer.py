@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
-from serving.completion import complete
-from serving.copies import Role
+from serving.additions.explanation import explain
 from serving.errors import NoModelError, OverloadedError
-from serving.explanation import explain
+from serving.log.prediction_log import AppendLog
 from serving.logs import REQUEST_ID
 from serving.metrics import (
     FAILURES,
@@ -25,11 +24,12 @@ from serving.metrics import (
     count,
     observe,
 )
-from serving.model import LoadedModel
-from serving.model_versions import ModelVersions, Roles
-from serving.prediction_log import AppendLog
-from serving.rows import Answer, Line, ReceivedRow, Result, Row
-from serving.scoring import score_rows
+from serving.scoring.completion import complete
+from serving.scoring.matrix import score_rows
+from serving.scoring.rows import Answer, Line, ReceivedRow, Result, Row
+from serving.versions.copies import Role
+from serving.versions.loaded import ModelVersions, Roles
+from serving.versions.model import LoadedModel
 
 MICRO_BATCH = 64
 """Requests answered together, and rows scored on the event loop at once."""

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.tokens import read_tokens
-from serving.edge import HEADERS, refusal
+from serving.http.edge import HEADERS, refusal
 from serving.logs import REQUEST_ID
 from serving.metrics import REQUESTS, count
 

@@ -1,4 +1,4 @@
-"""`python -m serving.fetch MODEL VERSION`: bring a version here, checked and tried.
+"""`python -m serving.versions.fetch MODEL VERSION`: bring a version here, checked and tried.
 
 A worker starts this process: a file that crashes its reader ends no worker. One runs at a time.
 """
@@ -14,8 +14,8 @@ from core.errors import ArtifactError, RegistryError
 from core.settings import Settings, load_settings
 from core.spec import load_spec
 from mlflow_server.api.registry import Registry
-from serving.copies import ORIGIN_FILE, LocalCopies, Origin, read_origin
-from serving.opening import open_version, reason_of
+from serving.versions.copies import ORIGIN_FILE, LocalCopies, Origin, read_origin
+from serving.versions.opening import open_version, reason_of
 
 
 def main(model: str, version: str) -> None:
@@ -69,4 +69,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except RegistryError as exc:
-        sys.exit(f"serving.fetch: {exc}")
+        sys.exit(f"serving.versions.fetch: {exc}")

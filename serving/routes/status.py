@@ -12,11 +12,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.responses import Response
 
-from serving.edge import json_response
+from serving.http.edge import json_response
+from serving.log.prediction_log import AppendLog
 from serving.metrics import hand_over
-from serving.model_versions import ModelVersions
-from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository
+from serving.versions.loaded import ModelVersions
 from serving.watcher import RegistryWatcher
 
 TURNED_AWAY = ("429", "503")

@@ -11,9 +11,9 @@ from core.settings import PROJECT
 from core.spec import ModelSpec
 from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG, ServedModel, wrong_files
 from serving.errors import ModelRefusedError
-from serving.lookup import RowReader
-from serving.model import OnnxSession, Session, score, wrong
-from serving.pyfunc_process import PyfuncSession
+from serving.features.lookup import RowReader
+from serving.versions.model import OnnxSession, Session, score, wrong
+from serving.versions.pyfunc_process import PyfuncSession
 
 MAX_REASON = 500
 WHOLE_IMAGE = "the image serving-full"

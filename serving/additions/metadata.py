@@ -6,14 +6,9 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from core.packages import package_version
-from serving.edge import ERROR_RESPONSES
-from serving.protocols import (
-    answering_version,
-    check_version,
-    kserve_v1,
-    mlflow_scoring,
-    open_inference,
-)
+from serving.additions import kserve_v1, mlflow_scoring, open_inference
+from serving.http.edge import ERROR_RESPONSES
+from serving.protocols.endpoint import answering_version, check_version
 from serving.repository import ModelRepository
 
 MLFLOW_VERSION = package_version("mlflow")
