@@ -32,9 +32,9 @@ from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import load_dataset
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import ModelFile
-from monitoring.checks.performance import measure
-from monitoring.decision import Inputs, Verdict, decide
-from monitoring.outcomes import Outcomes
+from monitoring.decisions.decision import Inputs, Verdict, decide
+from monitoring.log.outcomes import Outcomes
+from monitoring.measurements.performance import measure
 from training.data.frame import at, build_frame, features
 from training.data.snapshots import Snapshot, dates, matured, plan
 from training.evaluation.metrics import (

@@ -47,8 +47,8 @@ FROM (SELECT i, struct_pack({drawn}) AS drawn FROM range({first}, {last}) AS row
 
 
 def prepare(home: Path, rows: int) -> None:
-    """The table as monitoring/collect.py leaves it."""
-    from monitoring.collect import predictions  # noqa: PLC0415
+    """The table as monitoring/log/collect.py leaves it."""
+    from monitoring.log.collect import predictions  # noqa: PLC0415
 
     table = predictions(load_settings(home=home))
     drawn = [
@@ -91,7 +91,7 @@ def ours(home: str) -> dict[str, float]:
 
     from mlflow_server.roles import RegisteredModel  # noqa: PLC0415
     from monitoring.checks.report import report_results  # noqa: PLC0415
-    from monitoring.window import window  # noqa: PLC0415
+    from monitoring.log.window import window  # noqa: PLC0415
 
     before = reference()
     settings = load_settings(home=Path(home))

@@ -34,9 +34,9 @@ from feature_engine.offline.views import entities
 from feature_repo.published.service import PublishedService
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
-from monitoring.decision_log import DecisionRow, newest_decisions
-from monitoring.rollout import Candidate, find_candidate
+from monitoring.decisions.store import DecisionRow, newest_decisions
 from monitoring.serving_status import read_status
+from monitoring.trials.rollout import Candidate, find_candidate
 from stack.airflow_api import AirflowApi
 from stack.environment import process_environment
 from stack.processes import end_stack

@@ -11,8 +11,8 @@ from rich.console import Group
 from cli.terminal import age, table
 from core.settings import Settings
 from core.spec import broken_specs
-from monitoring.console.checks import problems, state
 from monitoring.console.loop import Loop
+from monitoring.console.states import problems, state
 from stack.processes import members, states
 
 UNKNOWN = "-"

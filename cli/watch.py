@@ -18,8 +18,8 @@ from core.spec import load_spec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from monitoring.experiment import ExperimentReport
     from monitoring.monitor import MonitorReport
+    from monitoring.trials.experiment import ExperimentReport
 
 
 def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
@@ -43,7 +43,7 @@ def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """
     settings, spec, time = begin(model, as_of)
     with progress(f"compare {model}"):
-        from monitoring.experiment import read_report  # noqa: PLC0415  (heavy)
+        from monitoring.trials.experiment import read_report  # noqa: PLC0415  (heavy)
 
         report = read_report(settings, spec, time)
     document = asdict(report) | {"sentence": report.sentence}
@@ -61,9 +61,9 @@ def decide(
     """Show the last decision; with --explain what it depended on, decided once more."""
     settings = load_settings()
     name = load_spec(model).name
-    from monitoring.decision import INPUTS  # noqa: PLC0415
-    from monitoring.decision import decide as decide_again  # noqa: PLC0415
-    from monitoring.decision_log import newest_decisions  # noqa: PLC0415
+    from monitoring.decisions.decision import INPUTS  # noqa: PLC0415
+    from monitoring.decisions.decision import decide as decide_again  # noqa: PLC0415
+    from monitoring.decisions.store import newest_decisions  # noqa: PLC0415
 
     if not settings.home.exists():
         raise MonitoringError(f"{settings.home} holds no stack yet: make up")

@@ -32,7 +32,7 @@ def monitor_dag(spec: ModelSpec) -> None:
 @task.short_circuit(task_display_name="Check and decide")
 def monitor() -> bool:
     """Go on if a retraining is to start, with the report's summary as the run's note."""
-    from monitoring.causes import moment_since_promotion, open_decisions  # noqa: PLC0415
+    from monitoring.decisions.causes import moment_since_promotion, open_decisions  # noqa: PLC0415
     from monitoring.monitor import monitor as check  # noqa: PLC0415  (heavy)
 
     settings, spec = task_inputs()

@@ -1,6 +1,6 @@
 """`rollout_<MODEL>`: the rollout of a version, a step at a time.
 
-For specs with `[rollout] policy = "canary"`. A run judges one step (monitoring/rollout.py): every
+For specs with `[rollout] policy = "canary"`. A run judges one step (monitoring/trials/rollout.py): every
 five minutes, by hand, and on the Asset `rollout/<MODEL>`, when `train_<MODEL>` has put a version
 into role shadow. The state is the promotion ledger's: while no version is in a rollout there, a run
 is skipped. What went into production is told by the Asset `promoted/<MODEL>`.
@@ -40,7 +40,7 @@ def look() -> bool:
     settings, spec = task_inputs()
     if _is_idle(settings, spec.name):
         raise AirflowSkipException("no rollout is in progress")
-    from monitoring.rollout import roll_out  # noqa: PLC0415  (heavy)
+    from monitoring.trials.rollout import roll_out  # noqa: PLC0415  (heavy)
 
     report = roll_out(settings, spec, current_run().as_of)
     note(report.summary)

@@ -90,7 +90,7 @@ def validate() -> str | None:
 
     Raw rows that break today's rules end the run.
     """
-    from monitoring.causes import training_cause  # noqa: PLC0415  (heavy)
+    from monitoring.decisions.causes import training_cause  # noqa: PLC0415  (heavy)
     from training.stages.validate import NOTHING_NEW, open_run  # noqa: PLC0415
 
     settings, spec = task_inputs()

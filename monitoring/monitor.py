@@ -25,9 +25,8 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import promote, reconcile
 from monitoring.check import CheckResult, farthest_from_limit
-from monitoring.check_list import run_checks
-from monitoring.collect import collect
-from monitoring.decision import (
+from monitoring.checks.check_list import run_checks
+from monitoring.decisions.decision import (
     INPUTS,
     STALE,
     Decision,
@@ -38,7 +37,8 @@ from monitoring.decision import (
     find_reasons,
     judge,
 )
-from monitoring.decision_log import DecisionRow, store_checks, store_decision
+from monitoring.decisions.store import DecisionRow, store_checks, store_decision
+from monitoring.log.collect import collect
 from monitoring.run import COUNTS, WHO, MonitoringRun, load_past, prepare
 from training.stages.validate import nothing_new
 
@@ -64,7 +64,7 @@ class MonitorReport:
         model: Its name.
         as_of: The moment, aware UTC.
         version: The version in production; None if there is none.
-        verdict: See monitoring/decision.py.
+        verdict: See monitoring/decisions/decision.py.
         words: The verdict in one sentence.
         decision: What follows.
         cause: Names the incident, and what a retraining answers.

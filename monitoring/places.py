@@ -40,7 +40,13 @@ from feature_repo.definition import Dataset
 from feature_repo.published.store import open_store
 from mlflow_server.api.registry import FORGOTTEN_TAG, Registry
 from mlflow_server.api.tracking import DATA_FOLDER, Tracking
-from monitoring.collect import collect, is_closed, outcomes, predictions, request_of_row
+from monitoring.log.collect import (
+    collect,
+    is_closed,
+    outcomes,
+    predictions,
+    request_of_row,
+)
 from monitoring.maintain import clean_data_docs, clean_reports
 from training.artifacts import EXPECTATIONS, FRAME, fetched
 from training.batch import scores

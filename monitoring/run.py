@@ -23,14 +23,14 @@ from mlflow_server.roles import (
     last_applied,
     ways_back,
 )
-from monitoring.checks.labels import label_change
-from monitoring.checks.performance import Judged, measure
-from monitoring.checks.segments import segments_of_outcomes
-from monitoring.collect import KnownOutcomes, join_outcomes
-from monitoring.decision_log import DecisionRow, newest_decisions
-from monitoring.outcomes import Outcomes, backfilled_outcomes, online_outcomes
+from monitoring.decisions.store import DecisionRow, newest_decisions
+from monitoring.log.collect import KnownOutcomes, join_outcomes
+from monitoring.log.outcomes import Outcomes, backfilled_outcomes, online_outcomes
+from monitoring.log.window import Window, window
+from monitoring.measurements.labels import label_change
+from monitoring.measurements.performance import Judged, measure
+from monitoring.measurements.segments import segments_of_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
-from monitoring.window import Window, window
 from training.evaluation.reference import Reference, load_reference, spec_of_version
 from training.stages.validate import moment_of
 

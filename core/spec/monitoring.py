@@ -159,7 +159,7 @@ class Rollout(Strict):
     """`[rollout]`: how a version that training made comes into production.
 
     direct: at once. canary: as a shadow, then as a challenger that answers `steps` percent of the
-    entities, then in production; every step judged by the limits below (monitoring/rollout.py).
+    entities, then in production; every step judged by the limits below (monitoring/trials/rollout.py).
     """
 
     policy: Literal["direct", "canary"] = "direct"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult
-from monitoring.checks.performance import MeasuredMetric
+from monitoring.measurements.performance import MeasuredMetric
 from training.evaluation.psi import with_columns, with_nulls
 from training.evaluation.reference import LABEL, Reference
 

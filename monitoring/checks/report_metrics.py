@@ -35,8 +35,8 @@ from evidently.tests import gte, lt, lte
 
 from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult, Status
-from monitoring.checks.performance import MeasuredMetric
-from monitoring.decision import ALERT_ONLY
+from monitoring.decisions.decision import ALERT_ONLY
+from monitoring.measurements.performance import MeasuredMetric
 from training.evaluation.psi import SCORE, UsualSpread, psi
 from training.evaluation.reference import PREDICTED_CLASS, Reference
 

@@ -13,7 +13,6 @@ from core.spec.monitoring import Monitoring
 from core.spec.training import LOWER_IS_BETTER, Costs, Metric
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult, Status
-from monitoring.checks.performance import PERFORMANCE
 from monitoring.harm import (
     HarmLimits,
     Variant,
@@ -23,9 +22,10 @@ from monitoring.harm import (
     latency_harm,
     measure_variants,
 )
+from monitoring.log.window import LENGTH
+from monitoring.measurements.performance import PERFORMANCE
 from monitoring.run import MonitoringRun
 from monitoring.serving_status import ServingCounts
-from monitoring.window import LENGTH
 from training.evaluation.metrics import Labels, Scored, all_metrics, losses
 from training.evaluation.psi import SCORE
 from training.evaluation.reference import PREDICTED_CLASS, Reference

@@ -29,9 +29,9 @@ from mlflow_server.manifest import ServedModel
 from mlflow_server.model.pyfunc import read_version
 from mlflow_server.roles import RegisteredModel
 from monitoring.check import CheckResult
-from monitoring.collect import query_log
+from monitoring.log.collect import query_log
+from monitoring.log.window import LENGTH
 from monitoring.run import MonitoringRun
-from monitoring.window import LENGTH
 from training.evaluation.reference import Reference
 
 SAMPLE_VECTORS = 1_000

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from feature_engine.ingest.record import service_records
 from monitoring.check import CheckResult
-from monitoring.decision import ENTITIES
+from monitoring.decisions.decision import ENTITIES
+from monitoring.log.window import LENGTH
 from monitoring.run import MonitoringRun, Past
-from monitoring.window import LENGTH
 from training.evaluation.reference import Reference
 
 USUAL = "volume/usual"

@@ -34,10 +34,10 @@ from mlflow_server.api.rest import read_artifact
 from mlflow_server.roles import PRODUCTION, ROLES
 from monitoring.console.alerts import watch
 from monitoring.console.cached_reader import CachedReader, read_all
-from monitoring.console.checks import STATES, problems, state, worst_state
 from monitoring.console.history import panels_of, picture_of, shown_span
 from monitoring.console.loop import Loop, LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
+from monitoring.console.states import STATES, problems, state, worst_state
 from stack.processes import usage
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from core.settings import Settings
 from feature_engine.events.broker import consumer_lags
 from mlflow_server.alerts import REFUSED, Alerts, DriftAlert
 from mlflow_server.roles import PRODUCTION, version_text
-from monitoring.console.checks import EVENTS_WAIT, late_events
+from monitoring.console.states import EVENTS_WAIT, late_events
 from monitoring.console.status import refusal_cause
 from monitoring.serving_status import read_status, replicas_of
 

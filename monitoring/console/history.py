@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 from core.settings import Settings
 from monitoring.check import CheckResult
-from monitoring.decision_log import newest_decisions, sampled_decisions, stored_checks
+from monitoring.decisions.store import (
+    newest_decisions,
+    sampled_decisions,
+    stored_checks,
+)
 
 DAYS = 30
 """Days that a page shows."""

@@ -14,7 +14,7 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading, read_all
-from monitoring.console.checks import (
+from monitoring.console.states import (
     STATES,
     of_events,
     of_model,

@@ -18,7 +18,7 @@ from mlflow_server.roles import ROLES, last_applied, of_newest_model
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading
 from monitoring.console.history import read_history
-from monitoring.decision_log import (
+from monitoring.decisions.store import (
     DecisionRow,
     newest_decisions,
     notable_decisions,

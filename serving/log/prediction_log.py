@@ -19,7 +19,7 @@ A line of feedback: request_id, actual (a number, or a class's name), received.
 A request can have several lines: of a shadow, of a challenger that failed, of production that
 answered in its place. All have the request's id and differ in role and error. In the table
 `predictions` the answered row keeps the id, which feedback names; a shadow's row has `/shadow`
-behind it, and a row with an error `/ROLE/error` (monitoring/collect.py).
+behind it, and a row with an error `/ROLE/error` (monitoring/log/collect.py).
 
 Every line is handed to the kernel before its answer is given, and flushed to disk once a second:
 SIGKILL loses no acknowledged row, a power cut at most the last second. A file is ended after 8

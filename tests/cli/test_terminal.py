@@ -11,8 +11,8 @@ import pytest
 
 from core.settings import PROJECT
 from mlflow_server.promotion.ledger import Ledger
-from monitoring.decision import INPUTS, Inputs, decide
-from monitoring.decision_log import store_decision
+from monitoring.decisions.decision import INPUTS, Inputs, decide
+from monitoring.decisions.store import store_decision
 from tests.cli.clone import finished, gyre, stack_environment
 from tests.conftest import new_settings
 from tests.console.test_checks import LEDGER

@@ -8,7 +8,7 @@ import pytest
 from mlflow_server.alerts import Alerts
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
-from monitoring.decision_log import store_checks, store_decision
+from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
 from tests.console.year import decision_row, figure
 from tests.faults.test_console import console as start_console

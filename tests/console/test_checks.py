@@ -21,10 +21,10 @@ from mlflow_server.api.pages import DeletedExperiment, RunPage
 from mlflow_server.promotion.ledger import LedgerRow
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import KEPT, CachedReader, Reading
-from monitoring.console.checks import of_events, of_model, of_server, problems, state
 from monitoring.console.history import shown_span
 from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
+from monitoring.console.states import of_events, of_model, of_server, problems, state
 from monitoring.console.status import ModelRows, ModelStatus
 from tests.console.year import decision_row
 

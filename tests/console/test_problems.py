@@ -17,7 +17,7 @@ from feature_engine.events.broker import EventSchema, Stream
 from mlflow_server.alerts import Alerts, DriftAlert
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
-from monitoring.decision_log import store_checks, store_decision
+from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
 from tests.console.year import decision_row, fill_dataset
 from tests.faults.test_console import console

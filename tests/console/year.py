@@ -14,7 +14,7 @@ from feature_engine.ingest.record import DAYS, RECORD, DatasetRecord, record_fil
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
-from monitoring.decision_log import RESULTS, DecisionRow
+from monitoring.decisions.store import RESULTS, DecisionRow
 
 HOURS = 365 * 24
 WEEK = 7 * 24

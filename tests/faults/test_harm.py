@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from monitoring.decision_log import newest_decisions
+from monitoring.decisions.store import newest_decisions
 from monitoring.monitor import monitor
 from tests.conftest import at_most, wait_until
 from tests.faults.conftest import alerts, shows

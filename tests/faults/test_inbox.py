@@ -6,7 +6,7 @@ import time
 import boto3
 import pytest
 
-from monitoring.collect import collect, predictions
+from monitoring.log.collect import collect, predictions
 from serving.log.inbox import Inbox
 from tests.conftest import at_most, new_settings, wait_until
 from tests.faults.conftest import standing_still, workers

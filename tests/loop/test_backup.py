@@ -11,7 +11,7 @@ import pytest
 from core.settings import ENV_FILE
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from monitoring.decision_log import newest_decisions
+from monitoring.decisions.store import newest_decisions
 from stack.processes import states
 from tests.conftest import at_most, new_settings, wait_until
 from tests.loop.test_stack import MODEL, Stack

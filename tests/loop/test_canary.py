@@ -11,7 +11,7 @@ import pytest
 from mlflow_server.alerts import Alerts
 from mlflow_server.api.registry import Registry
 from mlflow_server.promotion.ledger import Ledger
-from monitoring.rollout import AUTHOR, STEP
+from monitoring.trials.rollout import AUTHOR, STEP
 from tests.cli.clone import Copy, few_orders, fewer_trees, mlflow_and_redis, serving
 from tests.conftest import new_settings, wait_until
 from tests.serving.conftest import read_log
@@ -38,7 +38,7 @@ from datetime import UTC, datetime
 from pydantic_core import to_json
 from core.settings import load_settings
 from core.spec import load_spec
-from monitoring.rollout import roll_out
+from monitoring.trials.rollout import roll_out
 
 spec = load_spec("customer_churn_model")
 print(to_json(roll_out(load_settings(), spec, datetime.now(UTC))).decode())

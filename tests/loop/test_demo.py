@@ -10,8 +10,8 @@ from core.settings import PROJECT, Settings
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW
-from monitoring.decision_log import newest_decisions
-from monitoring.rollout import AUTHOR
+from monitoring.decisions.store import newest_decisions
+from monitoring.trials.rollout import AUTHOR
 from stack.processes import members
 from tests.cli.clone import outer_environment, run
 from tests.conftest import BIN, wait_until

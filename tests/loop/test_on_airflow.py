@@ -30,8 +30,8 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import promote
-from monitoring.decision_log import DecisionRow, store_decision
-from monitoring.rollout import STEP
+from monitoring.decisions.store import DecisionRow, store_decision
+from monitoring.trials.rollout import STEP
 from stack.airflow_api import AirflowApi
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets, process_environment

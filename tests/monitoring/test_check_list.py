@@ -8,7 +8,7 @@ import pytest
 
 from core.spec.monitoring import Monitoring
 from monitoring.check import CheckResult
-from monitoring.check_list import name_performance, run_checks
+from monitoring.checks.check_list import name_performance, run_checks
 from training.evaluation.reference import Reference, UsualSpread
 
 BAD = CheckResult(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from monitoring.collect import Collected, answered_rows, collect, predictions
+from monitoring.log.collect import Collected, answered_rows, collect, predictions
 from serving.log.prediction_log import AppendLog
 from tests.conftest import new_settings
 from tests.monitoring.log import FAILURE, answer, write

@@ -8,7 +8,7 @@ import pytest
 from mlflow_server.api.tracking import Run
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
-from monitoring.decision import Inputs, decide, describe, judge
+from monitoring.decisions.decision import Inputs, decide, describe, judge
 from monitoring.run import Past, last_retraining
 from tests.console.year import decision_row
 from tests.monitoring.log import NOON

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from monitoring.decision_log import (
+from monitoring.decisions.store import (
     newest_decisions,
     notable_decisions,
     sampled_decisions,

@@ -14,7 +14,7 @@ from cli.watch import experiment_lines
 from core.errors import MonitoringError
 from core.spec.training import BetterThanBaseline
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
-from monitoring.experiment import (
+from monitoring.trials.experiment import (
     Experiment,
     compare,
     newest_experiment,

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pytest
 
 from core.spec import load_spec
-from monitoring.checks.performance import measure
 from monitoring.checks.report import report_results
 from monitoring.checks.report_metrics import report_lines
-from monitoring.outcomes import Outcomes
+from monitoring.log.outcomes import Outcomes
+from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, history  # noqa: F401  (a fixture)
 from training.data.frame import at, build_frame, features

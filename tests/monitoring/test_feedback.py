@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from core.spec import load_spec
-from monitoring.collect import KnownOutcomes, collect, join_outcomes
+from monitoring.log.collect import KnownOutcomes, collect, join_outcomes
 from tests.monitoring.log import NOON, answer, feedback, write
 
 SPEC = load_spec("customer_churn_model")

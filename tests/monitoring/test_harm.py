@@ -12,9 +12,9 @@ from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import LedgerRow
 from mlflow_server.roles import RegisteredModel
 from monitoring.checks.serving import judge_refusals, judge_serving, log_gap
-from monitoring.collect import collect
-from monitoring.decision import Decision
+from monitoring.decisions.decision import Decision
 from monitoring.harm import Variant, collapse, collapsed_classes, measure_variants
+from monitoring.log.collect import collect
 from monitoring.monitor import MonitorReport, act
 from monitoring.run import previous_version
 from monitoring.serving_status import ServingCounts

@@ -9,10 +9,10 @@ import pytest
 
 from core.spec import load_spec
 from core.spec.monitoring import Monitoring
-from monitoring.checks.labels import label_change
 from monitoring.checks.report import report_results
-from monitoring.decision import judge
-from monitoring.outcomes import Outcomes
+from monitoring.decisions.decision import judge
+from monitoring.log.outcomes import Outcomes
+from monitoring.measurements.labels import label_change
 from training.evaluation.metrics import Scored
 from training.evaluation.psi import UsualSpread
 from training.evaluation.reference import Reference

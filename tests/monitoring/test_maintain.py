@@ -13,8 +13,8 @@ from core.settings import PROJECT
 from core.spec import load_spec
 from mlflow_server.alerts import Alerts
 from mlflow_server.api.tracking import Tracking
-from monitoring.collect import collect, predictions
-from monitoring.decision_log import store_checks, store_decision
+from monitoring.decisions.store import store_checks, store_decision
+from monitoring.log.collect import collect, predictions
 from monitoring.maintain import maintain
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings

@@ -24,8 +24,8 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.model.registration import register
 from mlflow_server.promotion.ledger import Ledger
-from monitoring.decision import INPUTS
-from monitoring.decision_log import newest_decisions, stored_checks
+from monitoring.decisions.decision import INPUTS
+from monitoring.decisions.store import newest_decisions, stored_checks
 from monitoring.monitor import monitor
 from tests.cli.clone import finished, stack_environment
 from tests.conftest import AS_OF, BIN, mlflow_server, new_settings

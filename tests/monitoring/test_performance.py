@@ -5,9 +5,9 @@ import pyarrow.compute as pc
 import pytest
 
 from core.spec.monitoring import MetricLimit, Monitoring
-from monitoring.checks.performance import bad_from
-from monitoring.collect import ANSWERS, answered_rows, collect
-from monitoring.outcomes import actuals, online_outcomes
+from monitoring.log.collect import ANSWERS, answered_rows, collect
+from monitoring.log.outcomes import actuals, online_outcomes
+from monitoring.measurements.performance import bad_from
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, SPEC, order

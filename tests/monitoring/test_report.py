@@ -9,8 +9,8 @@ import pytest
 
 from core.spec import MISSING
 from core.spec.monitoring import Monitoring
-from monitoring.checks.performance import MeasuredMetric
 from monitoring.checks.report import report_results
+from monitoring.measurements.performance import MeasuredMetric
 from training.evaluation.psi import UsualSpread, psi, usual_spread
 from training.evaluation.reference import Reference
 

@@ -12,7 +12,7 @@ from core.spec.monitoring import Rollout
 from mlflow_server.api.registry import Registry
 from mlflow_server.promotion.ledger import Ledger, now
 from monitoring.harm import QUANTILES, Variant
-from monitoring.rollout import AUTHOR, Evidence, judge_step, roll_out
+from monitoring.trials.rollout import AUTHOR, Evidence, judge_step, roll_out
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, new_model
 from tests.monitoring.conftest import alerts

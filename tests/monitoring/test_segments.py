@@ -9,9 +9,9 @@ import pytest
 
 from core.spec import MISSING, load_spec
 from monitoring.checks.report import report_results
-from monitoring.checks.segments import segments_of_outcomes, segments_of_window
-from monitoring.decision import describe, judge
-from monitoring.outcomes import Outcomes
+from monitoring.decisions.decision import describe, judge
+from monitoring.log.outcomes import Outcomes
+from monitoring.measurements.segments import segments_of_outcomes, segments_of_window
 from training.evaluation.metrics import Scored
 from training.evaluation.psi import UsualSpread
 from training.evaluation.reference import Reference

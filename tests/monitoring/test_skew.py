@@ -35,7 +35,7 @@ from monitoring.checks.skew import (
     read_vectors,
     sample_rows,
 )
-from monitoring.collect import collect
+from monitoring.log.collect import collect
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import (  # noqa: F401
     applied,

@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 from mlflow_server.roles import RegisteredModel
-from monitoring.collect import collect
-from monitoring.window import window
+from monitoring.log.collect import collect
+from monitoring.log.window import window
 from tests.monitoring.log import NOON, answer, write
 
 KINDS = {

@@ -22,7 +22,7 @@ from core.settings import ENV_FILE, LAYOUT
 from core.tables.table import Table
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
-from monitoring.collect import collect
+from monitoring.log.collect import collect
 from stack.backup import SUMS, backup, check, restore
 from stack.machine import prepare
 from tests.conftest import (

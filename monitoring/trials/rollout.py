@@ -29,7 +29,6 @@ from mlflow_server.roles import (
     RegisteredModel,
     last_applied,
 )
-from monitoring.collect import collect
 from monitoring.harm import (
     Variant,
     distance,
@@ -38,6 +37,7 @@ from monitoring.harm import (
     milliseconds,
     rollout_limits,
 )
+from monitoring.log.collect import collect
 
 Action = Literal["hold", "advance", "abort", "done"]
 AUTHOR = "rollout"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from core.spec import ModelSpec
-from monitoring.checks.performance import SURELY, MeasuredMetric
-from monitoring.outcomes import Outcomes
+from monitoring.log.outcomes import Outcomes
+from monitoring.measurements.performance import SURELY, MeasuredMetric
 from training.evaluation.reference import LABEL, Reference
 
 LABEL_DRIFT = "label_drift"

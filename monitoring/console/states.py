@@ -18,7 +18,7 @@ from monitoring.console.status import (
     alert_details,
     refusal_cause,
 )
-from monitoring.decision import ALERT_ONLY
+from monitoring.decisions.decision import ALERT_ONLY
 
 HOUR = timedelta(hours=1)
 MONITORING_LATE = 3 * HOUR

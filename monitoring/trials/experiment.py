@@ -29,15 +29,15 @@ from mlflow_server.roles import (
     RegisteredModel,
     of_newest_model,
 )
-from monitoring.collect import (
+from monitoring.harm import harm, measure_variants, rollout_limits
+from monitoring.log.collect import (
     ANSWERS,
     answered_rows,
     collect,
     join_outcomes,
     logged_scores,
 )
-from monitoring.harm import harm, measure_variants, rollout_limits
-from monitoring.outcomes import actuals, units
+from monitoring.log.outcomes import actuals, units
 from training.evaluation.metrics import Scored, losses
 from training.evaluation.reference import spec_of_version
 

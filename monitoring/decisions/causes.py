@@ -11,7 +11,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION, last_applied
-from monitoring.decision_log import DecisionRow, newest_decisions
+from monitoring.decisions.store import DecisionRow, newest_decisions
 from training.stages.validate import moment_of, nothing_new
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from core.spec import ModelSpec
 from core.spec.monitoring import MetricLimit
 from core.spec.training import LOWER_IS_BETTER
-from monitoring.outcomes import Outcomes
+from monitoring.log.outcomes import Outcomes
 from training.evaluation.metrics import (
     CELLS,
     Labels,

@@ -9,13 +9,13 @@ from typing import Any
 from core.errors import GyreError
 from monitoring.check import CheckResult
 from monitoring.checks.online_store import online_store
-from monitoring.checks.performance import PERFORMANCE
 from monitoring.checks.report import report_results
-from monitoring.checks.segments import segments_of_window
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
 from monitoring.checks.skew import skew
 from monitoring.checks.volume import entities, freshness, volume
-from monitoring.decision import REFERENCE
+from monitoring.decisions.decision import REFERENCE
+from monitoring.measurements.performance import PERFORMANCE
+from monitoring.measurements.segments import segments_of_window
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
 

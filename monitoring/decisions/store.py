@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from core.settings import Settings
 from core.tables.query import query_table
 from monitoring.check import CheckResult
-from monitoring.decision import Verdict
+from monitoring.decisions.decision import Verdict
 
 DECISIONS = "decisions"
 CHECKS = "checks"
@@ -31,7 +31,7 @@ class DecisionRow:
         model: Its name.
         version: The version in production.
         as_of: The moment, aware UTC.
-        verdict: See monitoring/decision.py.
+        verdict: See monitoring/decisions/decision.py.
         action: What followed.
         rule: Which rule said so.
         reason: Why, in words.

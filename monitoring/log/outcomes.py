@@ -25,7 +25,7 @@ from feature_engine.offline.raw import labels, open_raw, raw_table
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import OWN_PREFIX
 from feature_repo.published.service import ARROW
-from monitoring.collect import ANSWERS, answered_rows, logged_scores
+from monitoring.log.collect import ANSWERS, answered_rows, logged_scores
 from training.data.frame import TIME, build_frame, require_outcome_key, typed
 from training.data.snapshots import dates, matured
 from training.evaluation.metrics import Labels, Scored

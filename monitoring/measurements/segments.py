@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from core.spec import MISSING, ModelSpec
-from monitoring.checks.performance import SURELY, MeasuredMetric
-from monitoring.outcomes import Outcomes
+from monitoring.log.outcomes import Outcomes
+from monitoring.measurements.performance import SURELY, MeasuredMetric
 from training.evaluation.metrics import (
     GAPS,
     PARITY,
