@@ -63,7 +63,7 @@ def maintain(as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     time = moment(as_of)
     settings = load_settings()
     with progress("maintain"):
-        from monitoring.maintain import maintain as clean_up  # noqa: PLC0415
+        from operations.maintain import maintain as clean_up  # noqa: PLC0415
 
         parts = clean_up(settings, time)
     say("\n".join(part.line() for part in parts), parts, as_json=as_json)
@@ -78,7 +78,7 @@ def backup(
     """Write all that the stack holds to a new folder, while it runs; secrets are in it."""
     settings = load_settings()
     with progress("backup"):
-        from stack.backup import backup as write  # noqa: PLC0415  (seconds)
+        from operations.backup import backup as write  # noqa: PLC0415  (seconds)
 
         report = write(settings, target.resolve())
     places = [f"GYRE_{name.upper()}" for name in SHARED[1:] if getattr(settings, name)]
@@ -95,7 +95,7 @@ def restore(
     """Restore a backup into GYRE_HOME, which must be empty; then: gyre up."""
     settings = load_settings()
     with progress("restore"):
-        from stack.backup import restore as read  # noqa: PLC0415  (seconds)
+        from operations.backup import restore as read  # noqa: PLC0415  (seconds)
 
         report = read(settings, source.resolve())
     text = f"{settings.home} is restored from {source}; now: gyre up"
@@ -146,7 +146,7 @@ def forget(
     column, value = option.groups() if option else ("", "")
     settings = load_settings()
     with progress(f"forget {name}"):
-        from monitoring import forget as places  # noqa: PLC0415
+        from operations import forget as places  # noqa: PLC0415
 
         key = places.named_key(name, column, value)
         row_counts = places.forget(settings, key, dry_run=dry_run)

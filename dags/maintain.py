@@ -12,7 +12,7 @@ with new_dag("maintain", __doc__, "40 2 * * *"):
     @task(pool=WRITE_POOL, task_display_name="Delete and compact")
     def maintain() -> list[str]:
         """Free all that can be freed; fail if a part could not."""
-        from monitoring.maintain import maintain as clean_up  # noqa: PLC0415  (heavy)
+        from operations.maintain import maintain as clean_up  # noqa: PLC0415  (heavy)
 
         parts = clean_up(load_settings(), current_run().as_of)
         failed = [part.line() for part in parts if part.problem]

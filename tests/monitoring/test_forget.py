@@ -32,9 +32,9 @@ from feature_engine.online.state import ends_key
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import read_version
-from monitoring.forget import count_rows
 from monitoring.log.collect import collect, outcomes, predictions
-from monitoring.places import Key
+from operations.forget import count_rows
+from operations.places import Key
 from serving.log.prediction_log import AppendLog
 from stack.environment import process_environment
 from tests.conftest import (

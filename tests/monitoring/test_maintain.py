@@ -15,7 +15,7 @@ from mlflow_server.alerts import Alerts
 from mlflow_server.api.tracking import Tracking
 from monitoring.decisions.store import store_checks, store_decision
 from monitoring.log.collect import collect, predictions
-from monitoring.maintain import maintain
+from operations.maintain import maintain
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings
 from tests.console.year import decision_row

@@ -23,7 +23,7 @@ from core.tables.table import Table
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.log.collect import collect
-from stack.backup import SUMS, backup, check, restore
+from operations.backup import SUMS, backup, check, restore
 from stack.machine import prepare
 from tests.conftest import (
     at_most,

@@ -14,7 +14,7 @@ from core.spec import broken_specs, load_specs
 from core.user_code import in_one_line
 from feature_engine.ingest.forgotten import forgotten, keep_out
 from feature_repo.datasets import load_datasets
-from monitoring.places import PLACES, Key, Search
+from operations.places import PLACES, Key, Search
 
 OUT_OF_REACH = """out of reach:
   backups, and copies on other hosts (there for a week): forget again after a restore

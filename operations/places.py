@@ -47,7 +47,7 @@ from monitoring.log.collect import (
     predictions,
     request_of_row,
 )
-from monitoring.maintain import clean_data_docs, clean_reports
+from operations.maintain import clean_data_docs, clean_reports
 from training.artifacts import EXPECTATIONS, FRAME, fetched
 from training.batch import scores
 
