@@ -1,9 +1,10 @@
 """`rollout_<MODEL>`: the rollout of a version, a step at a time.
 
-For specs with `[rollout] policy = "canary"`. A run judges one step (monitoring/trials/rollout.py): every
-five minutes, by hand, and on the Asset `rollout/<MODEL>`, when `train_<MODEL>` has put a version
-into role shadow. The state is the promotion ledger's: while no version is in a rollout there, a run
-is skipped. What went into production is told by the Asset `promoted/<MODEL>`.
+For specs with `[rollout] policy = "canary"`. A run judges one step
+(monitoring/trials/rollout.py): every five minutes, by hand, and on the Asset `rollout/<MODEL>`,
+when `train_<MODEL>` has put a version into role shadow. The state is the promotion ledger's:
+while no version is in a rollout there, a run is skipped. The Asset `promoted/<MODEL>` tells what went
+into production.
 """
 
 from airflow.providers.standard.operators.empty import EmptyOperator

@@ -32,7 +32,8 @@ from serving.http.openapi import Operation, write_document
 from serving.log.inbox import Inbox
 from serving.log.prediction_log import AppendLog
 from serving.metrics import WATERMARK_AGE, hand_over
-from serving.protocols.endpoint import ScoringEndpoint, plain
+from serving.protocols import plain
+from serving.protocols.endpoint import ScoringEndpoint
 from serving.repository import ModelRepository
 from serving.routes import feedback
 from serving.routes.status import add_status

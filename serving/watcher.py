@@ -1,7 +1,8 @@
 """Follows MLflow's registry in a worker: which versions answer, and in which role.
 
-A version that has no copy here is fetched by a child process (`serving.versions.fetch`). One that has a copy
-is loaded in a thread and swapped in whole. Anything wrong keeps the version that answers.
+A version that has no copy here is fetched by a child process (`serving.versions.fetch`). One that
+has a copy is loaded in a thread and swapped in whole. Anything wrong keeps the version that
+answers.
 """
 
 import asyncio

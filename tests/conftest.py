@@ -23,7 +23,7 @@ from xdist.scheduler import LoadScopeScheduling
 from core.settings import PROJECT, Settings, free_ports
 from feature_repo.online_store import find_server
 from feature_repo.published.config import write_feast_config
-from mlflow_server.server import command
+from mlflow_server.server import command as mlflow_command
 from stack.environment import process_environment
 from tests.preloaded import commands_folder
 
@@ -215,8 +215,8 @@ def mlflow_server(
     python = python or commands_folder() / "python"
     settings.home.mkdir(parents=True, exist_ok=True)
     log = settings.home / "mlflow.log"
-    command = [str(python), *command.command(settings)[1:]]
-    with running(command, log, **command.environment(settings)) as process:
+    command = [str(python), *mlflow_command.command(settings)[1:]]
+    with running(command, log, **mlflow_command.environment(settings)) as process:
         is_up = partial(answers, f"{settings.mlflow_address}/health")
         wait_until("MLflow", is_up, process=process)
         yield process

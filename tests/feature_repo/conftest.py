@@ -22,6 +22,7 @@ from feature_engine.events.consumer import EventConsumer
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.entity_values import key_of
+from feature_repo import rules
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.published.feast_reader import OnlineFeatures
