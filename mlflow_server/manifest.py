@@ -102,7 +102,7 @@ class LookupSpecification(Frozen):
     request_data: dict[str, FeatureType] = {}
 
 
-class ServedModel(Frozen):
+class ModelManifest(Frozen):
     """`serving.json`: how to call the model and what to do without features.
 
     ONNX inputs are one rank-1 column per feature, of the types that core.spec.INPUTS says.

@@ -7,8 +7,8 @@ ledger says how it came there. `rows` are those of one model, oldest first.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from core.errors import PromotionRefusedError, RegistryError
 
@@ -25,26 +25,24 @@ TRAFFIC_TAG = "challenger_traffic"
 WHOLE = 100
 
 
-class RegisteredModel(NamedTuple):
-    """A model of MLflow's registry. One that was made anew is another, and counts from 1 again.
+@dataclass(frozen=True)
+class RoleAssignment:
+    """A registered model, and which of its versions are in which role.
 
-    created: when it was registered, in milliseconds since 1970.
+    A model that was deleted and made anew is another model: its versions count from 1 again.
+
+    Attributes:
+        name: Name of the model.
+        created: When it was registered, in milliseconds since 1970; 0: there is none.
+        aliases: Versions by alias.
+        tags: Tags of the model.
+
     """
 
     name: str
-    created: int
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """Aliases (alias to version) and tags of one registered model.
-
-    created: of `RegisteredModel`; 0: there is none.
-    """
-
-    aliases: Mapping[str, str]
-    tags: Mapping[str, str]
     created: int = 0
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -85,17 +83,17 @@ def current(rows: Sequence[LedgerRow], role: str) -> str | None:
     return row.to_version if row else None
 
 
-def explained(rows: Sequence[LedgerRow], deployed: Deployed, role: str) -> bool:
+def explained(rows: Sequence[LedgerRow], assignment: RoleAssignment, role: str) -> bool:
     """Whether the ledger has what MLflow has in `role`: version and percent."""
     row = last_applied(rows, role)
     percent = row.percent if row else 0
-    has_version = current(rows, role) == deployed.aliases.get(role)
-    return has_version and percent == deployed.percent(role)
+    has_version = current(rows, role) == assignment.aliases.get(role)
+    return has_version and percent == assignment.percent(role)
 
 
-def can_finish(row: LedgerRow, deployed: Deployed) -> bool:
+def can_finish(row: LedgerRow, assignment: RoleAssignment) -> bool:
     """Whether a row without a stamp can still be applied: nobody else moved its alias."""
-    alias = deployed.aliases.get(row.role)
+    alias = assignment.aliases.get(row.role)
     return row.applied_at is None and alias in {row.from_version, row.to_version}
 
 

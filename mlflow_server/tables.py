@@ -42,7 +42,7 @@ LEDGER = Table(
     text("action"),
     Column("created", BigInteger, nullable=False),
 )
-"""One row per change of a role. created: of `RegisteredModel`."""
+"""One row per change of a role. created: of `RoleAssignment`."""
 ALERTS = Table(
     "alerts",
     METADATA,

@@ -15,7 +15,7 @@ from scipy.stats import ks_2samp
 
 from core.settings import Settings
 from core.spec.monitoring import Rollout
-from mlflow_server.roles import RegisteredModel
+from mlflow_server.roles import RoleAssignment
 from monitoring.log.collect import query_log
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -93,7 +93,7 @@ def rollout_limits(policy: Rollout) -> HarmLimits:
 
 
 def measure_variants(
-    settings: Settings, model: RegisteredModel, since: datetime, until: datetime
+    settings: Settings, model: RoleAssignment, since: datetime, until: datetime
 ) -> defaultdict[tuple[str, str], Variant]:
     """Measure by role and version what was logged in a span, which may be nothing.
 

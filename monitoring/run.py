@@ -19,7 +19,7 @@ from mlflow_server.api.tracking import Run, Tracking
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.roles import (
     PRODUCTION,
-    RegisteredModel,
+    RoleAssignment,
     last_applied,
     ways_back,
 )
@@ -105,7 +105,7 @@ class MonitoringRun:
     settings: Settings
     spec: ModelSpec
     newest_spec: ModelSpec
-    model: RegisteredModel
+    model: RoleAssignment
     version: str
     as_of: datetime
     past: Past
@@ -135,7 +135,7 @@ def prepare(
     """
     spec = spec_of_version(settings, newest_spec, version)
     registry = Registry(settings)
-    model = registry.registered(spec.name)
+    model = registry.assignment(spec.name)
     reference: Reference | str
     try:
         reference = load_reference(settings, registry.version(spec.name, version))
@@ -192,7 +192,7 @@ def _judge(spec: ModelSpec, outcomes: Outcomes, reference: Reference) -> Judged:
 def load_past(
     settings: Settings,
     spec: ModelSpec,
-    model: RegisteredModel,
+    model: RoleAssignment,
     version: str,
     as_of: datetime,
 ) -> Past:
@@ -203,7 +203,7 @@ def load_past(
 
     """
     with Ledger(settings) as ledger:
-        rows = ledger.rows(*model)
+        rows = ledger.rows(model.name, model.created)
     versions = Registry(settings).versions(model.name)
     trainings = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
     decisions: list[DecisionRow] = []

@@ -8,10 +8,10 @@ from serving.errors import NotFoundError
 from serving.log.prediction_log import AppendLog
 from serving.scoring.schemas import Schemas, Signature, build_schemas
 from serving.scoring.scorer import Scorer
-from serving.versions.loaded import ModelVersions
+from serving.versions.loaded import LoadedVersions
 
 
-class Deployment(ModelVersions):
+class Deployment(LoadedVersions):
     """One model as clients see it: its versions, and what answers by them.
 
     Attributes:

@@ -24,7 +24,7 @@ from core.spec import MODELS, broken_specs, load_specs
 from mlflow_server.api.registry import Registry
 from serving.repository import ModelRepository
 from serving.versions.copies import LocalCopies, Origin, read_origin
-from serving.versions.loaded import ModelVersions
+from serving.versions.loaded import LoadedVersions
 
 POLL_SECONDS = 2.0
 ANSWER_SECONDS = 1.0
@@ -115,7 +115,7 @@ class RegistryWatcher:
                 await model.start_without_registry()
 
     async def _fetch_due(
-        self, model: ModelVersions, created: int, versions: Sequence[str]
+        self, model: LoadedVersions, created: int, versions: Sequence[str]
     ) -> None:
         """Begin to fetch one of some versions: a refused one waits."""
         for version in versions:

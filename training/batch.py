@@ -36,7 +36,7 @@ SCORES = pa.schema(
     }
 )
 """day: of `as_of`, like 2026-11-20. Entity as text, features as JSON, the answer as in
-`predictions`; created: of `mlflow_server.roles.RegisteredModel`."""
+`predictions`; created: of `mlflow_server.roles.RoleAssignment`."""
 PARTITION = ("model", "day")
 
 
@@ -91,7 +91,7 @@ def score_population(
         "day": [f"{as_of:%Y-%m-%d}"] * row_count,
         "entity": [entity_text(key) for key in keys],
         "version": [version] * row_count,
-        "created": [registry.registered(spec.name).created] * row_count,
+        "created": [registry.assignment(spec.name).created] * row_count,
         "as_of": [as_of] * row_count,
         "probability": no_values,
         "prediction": predict(scored.scores, scored.threshold).astype(float),

@@ -14,7 +14,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from mlflow_server.api.rest import call_mlflow, read_artifact
 from mlflow_server.manifest import served_files, wrong_files
-from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, Deployed, RegisteredModel
+from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, RoleAssignment
 
 LINEAGE = "lineage"
 """Of a version: its hashes as JSON, so that a person sees few tags."""
@@ -51,24 +51,20 @@ class Registry:
         self._settings = settings
         self._call = partial(call_mlflow, settings)
 
-    def models(self) -> dict[str, Deployed]:
+    def models(self) -> dict[str, RoleAssignment]:
         """Aliases and tags of every model, by its name."""
         answers = self._pages("registered_models", max_results=MODELS_A_PAGE)
-        return {answer["name"]: _deployed(answer) for answer in answers}
+        return {answer["name"]: _assignment(answer) for answer in answers}
 
-    def deployed(self, model: str) -> Deployed:
-        """Aliases and tags of the model; empty for one that does not exist."""
+    def assignment(self, model: str) -> RoleAssignment:
+        """Return the model as it is registered now; without aliases if it does not exist."""
         # `registered-models/get` would load every version.
         answers = self._pages("registered_models", filter=f"name = '{model}'")
-        return next(map(_deployed, answers), Deployed({}, {}))
-
-    def registered(self, model: str) -> RegisteredModel:
-        """Return the model of this name as it is registered now."""
-        return RegisteredModel(model, self.deployed(model).created)
+        return next(map(_assignment, answers), RoleAssignment(model))
 
     def aliases(self, model: str) -> dict[str, str]:
         """Versions by alias; empty for a model that does not exist."""
-        return dict(self.deployed(model).aliases)
+        return dict(self.assignment(model).aliases)
 
     def production(self, model: str) -> str | None:
         return self.aliases(model).get(PRODUCTION)
@@ -101,8 +97,8 @@ class Registry:
     def versions_in_roles(self) -> list[tuple[str, Version]]:
         """Return each role of each model that is taken, with the version."""
         pairs = []
-        for model, deployed in self.models().items():
-            for role, number in deployed.versions.items():
+        for model, assignment in self.models().items():
+            for role, number in assignment.versions.items():
                 pairs.append((role, self.version(model, number)))
         return pairs
 
@@ -178,13 +174,13 @@ class Registry:
             query["page_token"] = answer["next_page_token"]
 
 
-def _deployed(registered: dict[str, Any]) -> Deployed:
+def _assignment(registered: dict[str, Any]) -> RoleAssignment:
     """Read a registered model as MLflow's search has it."""
     aliases = {
         alias["alias"]: str(alias["version"]) for alias in registered.get("aliases", [])
     }
     created = int(registered["creation_timestamp"])
-    return Deployed(aliases, _tags(registered), created)
+    return RoleAssignment(registered["name"], created, aliases, _tags(registered))
 
 
 def _version(answer: dict[str, Any]) -> Version:

@@ -22,7 +22,7 @@ from mlflow_server.manifest import (
     CONTRACT_FILE,
     MODEL_FILES,
     Loader,
-    ServedModel,
+    ModelManifest,
     wrong_files,
 )
 
@@ -114,7 +114,7 @@ class ModelFile:
 
 def read_version(
     registry: Registry, version: Version, trusted: tuple[str, ...] = ()
-) -> tuple[ServedModel, ModelFile]:
+) -> tuple[ModelManifest, ModelFile]:
     """Return contract and model of a version, as registered.
 
     Args:
@@ -136,10 +136,12 @@ def read_version(
         return read_files(folder, trusted)
 
 
-def read_files(folder: Path, trusted: tuple[str, ...]) -> tuple[ServedModel, ModelFile]:
+def read_files(
+    folder: Path, trusted: tuple[str, ...]
+) -> tuple[ModelManifest, ModelFile]:
     """Return contract and model of the files in a folder; unchecked."""
     text = (folder / CONTRACT_FILE).read_bytes()
-    contract = ServedModel.model_validate_json(text)
+    contract = ModelManifest.model_validate_json(text)
     content = (folder / contract.file).read_bytes()
     model = ModelFile(content, contract.loader, contract.class_count, trusted)
     return contract, model

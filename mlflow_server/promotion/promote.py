@@ -161,7 +161,7 @@ def write_down(
         return
     registry = Registry(settings)
     with Ledger(settings) as ledger:
-        own_rows = ledger.rows(model, registry.registered(model).created)
+        own_rows = ledger.rows(model, registry.assignment(model).created)
         rows = [row for row in own_rows if row.role == role]
         if not rows or rows[-1].to_version != version:
             reconcile(registry, ledger, model, {(role, version): author})
@@ -169,7 +169,7 @@ def write_down(
 
 def _begin(registry: Registry, ledger: Ledger, model: str) -> "_Transaction":
     """Read the rows of the model as it is registered now, under its lock."""
-    created = registry.registered(model).created
+    created = registry.assignment(model).created
     rows = ledger.rows(model, created)
     return _Transaction(registry, ledger, model, created, rows)
 
@@ -199,21 +199,21 @@ class _Transaction:
 
     def agree(self, authors: Authors | None = None) -> None:
         """Finish the newest row, write down what no row explains, end roles that are over."""
-        deployed = self.registry.deployed(self.model)
-        if self.rows and roles.can_finish(self.rows[-1], deployed):
+        assignment = self.registry.assignment(self.model)
+        if self.rows and roles.can_finish(self.rows[-1], assignment):
             self.finish()
-            deployed = self.registry.deployed(self.model)
+            assignment = self.registry.assignment(self.model)
         for role in ROLES:
-            if roles.explained(self.rows, deployed, role):
+            if roles.explained(self.rows, assignment, role):
                 continue
-            version = deployed.aliases.get(role)
+            version = assignment.aliases.get(role)
             author = (authors or {}).get((role, version))
             reason = f"{role} was changed outside Gyre"
             if author:
                 reason = f"alias {role} {'set' if version else 'deleted'} in MLflow"
             row = self.new_row(
                 role=role,
-                percent=deployed.percent(role),
+                percent=assignment.percent(role),
                 from_version=current(self.rows, role),
                 to_version=version,
                 who=author or "out of band",

@@ -25,9 +25,9 @@ from feature_engine.parity import same
 from feature_repo.datasets import dataset_of
 from feature_repo.published.service import PublishedService
 from mlflow_server.api.registry import Registry
-from mlflow_server.manifest import ServedModel
+from mlflow_server.manifest import ModelManifest
 from mlflow_server.model.pyfunc import read_version
-from mlflow_server.roles import RegisteredModel
+from mlflow_server.roles import RoleAssignment
 from monitoring.check import CheckResult
 from monitoring.log.collect import query_log
 from monitoring.log.window import LENGTH
@@ -78,7 +78,7 @@ def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResu
 
 
 def sample_rows(
-    settings: Settings, model: RegisteredModel, version: str, until: datetime
+    settings: Settings, model: RoleAssignment, version: str, until: datetime
 ) -> list[dict[str, Any]]:
     """Return up to SAMPLE_VECTORS rows of 24 hours whose features were looked up."""
     with query_log(settings, model, until - LENGTH, until) as connection:
@@ -88,7 +88,7 @@ def sample_rows(
 
 
 def read_vectors(
-    rows: Sequence[Mapping[str, Any]], contract: ServedModel
+    rows: Sequence[Mapping[str, Any]], contract: ModelManifest
 ) -> list[Vector]:
     """Return the vectors of a version's own keys and features among rows of `predictions`."""
     fields = contract.lookup.request_data

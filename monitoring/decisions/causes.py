@@ -66,7 +66,7 @@ def open_decisions(
     A training answers what was decided up to its own moment, however it ends; the cooldown decides
     when a failed one is repeated. Where nothing is new, another training has learnt it all.
     """
-    created = Registry(settings).registered(spec.name).created
+    created = Registry(settings).assignment(spec.name).created
     decisions = newest_decisions(settings, spec.name, action="retrain", created=created)
     runs = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
     trained_until = max(map(moment_of, runs), default=BEGINNING)
@@ -78,7 +78,7 @@ def open_decisions(
 
 def moment_since_promotion(settings: Settings, model: str, start: datetime) -> datetime:
     """Return `start`, or the newest promotion where that is later, as by another clock."""
-    created = Registry(settings).registered(model).created
+    created = Registry(settings).assignment(model).created
     with Ledger(settings) as ledger:
         row = last_applied(ledger.rows(model, created), PRODUCTION)
     return max(start, row.time) if row else start

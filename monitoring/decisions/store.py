@@ -40,7 +40,7 @@ class DecisionRow:
         inputs: Everything that the decision depended on, as JSON.
         entities: Of the window.
         serving: What serving had counted, by replica, as JSON; None if unknown.
-        created: When the model was registered: see `mlflow_server.roles.RegisteredModel`.
+        created: When the model was registered: see `mlflow_server.roles.RoleAssignment`.
 
     """
 

@@ -37,7 +37,7 @@ from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.tables.table import Table
-from mlflow_server.roles import SHADOW, RegisteredModel
+from mlflow_server.roles import SHADOW, RoleAssignment
 
 TIME = pa.timestamp("us", tz="UTC")
 BYTES_AT_ONCE = 64 * 1024 * 1024
@@ -72,7 +72,7 @@ PREDICTIONS = pa.schema(
 )
 """Entity as text, request data and features as JSON: one table for models of any shape.
 
-created: of `mlflow_server.roles.RegisteredModel`. request_id: of a row that was answered the
+created: of `mlflow_server.roles.RoleAssignment`. request_id: of a row that was answered the
 request's own, which feedback names; a shadow's answer has `/shadow` behind it, a failure
 `/ROLE/error`. error: why the version failed the row, null if it was answered. seconds: from receipt
 of the request's body to the write of its log line, null but of a request's first row.
@@ -211,7 +211,7 @@ def answered_rows(
 
 @contextmanager
 def query_log(
-    settings: Settings, model: RegisteredModel, since: datetime, until: datetime
+    settings: Settings, model: RoleAssignment, since: datetime, until: datetime
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open DuckDB on rows of `predictions`, answered or failed, however many there are.
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from core.settings import Settings
-from mlflow_server.roles import RegisteredModel
+from mlflow_server.roles import RoleAssignment
 from monitoring.log.collect import query_log
 from training.evaluation.psi import SCORE
 from training.evaluation.reference import PREDICTED_CLASS
@@ -61,7 +61,7 @@ class Window:
 
 def window(
     settings: Settings,
-    model: RegisteredModel,
+    model: RoleAssignment,
     version: str,
     features: Mapping[str, str],
     until: datetime,

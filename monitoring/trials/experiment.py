@@ -26,7 +26,7 @@ from mlflow_server.roles import (
     CHALLENGER,
     PRODUCTION,
     WHOLE,
-    RegisteredModel,
+    RoleAssignment,
     of_newest_model,
 )
 from monitoring.harm import harm, measure_variants, rollout_limits
@@ -157,7 +157,7 @@ def read_report(
     spec = spec_of_version(settings, spec, experiment.production)
     collect(settings)
     known_outcomes = join_outcomes(settings, spec, as_of).known
-    model = RegisteredModel(spec.name, rows[-1].created)
+    model = RoleAssignment(spec.name, rows[-1].created)
     return evaluate(settings, spec, model, experiment, known_outcomes, as_of)
 
 
@@ -186,7 +186,7 @@ def newest_experiment(rows: Sequence[LedgerRow]) -> Experiment | None:
 def evaluate(
     settings: Settings,
     spec: ModelSpec,
-    model: RegisteredModel,
+    model: RoleAssignment,
     experiment: Experiment,
     known_outcomes: Mapping[str, float],
     as_of: datetime,

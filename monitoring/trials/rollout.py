@@ -26,7 +26,7 @@ from mlflow_server.roles import (
     PRODUCTION,
     SHADOW,
     WHOLE,
-    RegisteredModel,
+    RoleAssignment,
     last_applied,
 )
 from monitoring.harm import (
@@ -245,7 +245,7 @@ def _judge(
         )
         return RolloutStep("hold", candidate.percent, reason), None
     collect(settings)
-    model = RegisteredModel(row.model, row.created)
+    model = RoleAssignment(row.model, row.created)
     variants = measure_variants(settings, model, candidate.start, as_of)
     previous_production = None
     if row.role == CHALLENGER and row.evidence:

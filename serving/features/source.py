@@ -9,7 +9,7 @@ from datetime import datetime
 
 from core.errors import FeaturesUnavailableError, GyreError
 from core.settings import Settings
-from mlflow_server.manifest import LookupSpecification, ServedModel
+from mlflow_server.manifest import LookupSpecification, ModelManifest
 from serving.features.feast_reader import FeastReader
 from serving.features.lookup import Keys, Moments, Rows, StoredRow
 from serving.features.redis_reader import RedisReader
@@ -41,7 +41,7 @@ class FeatureSource:
     def __init__(
         self,
         settings: Settings,
-        contract: ServedModel | None,
+        contract: ModelManifest | None,
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         """Prepare to read; `probe` opens.

@@ -16,7 +16,7 @@ from serving.http.edge import json_response
 from serving.log.prediction_log import AppendLog
 from serving.metrics import hand_over
 from serving.repository import ModelRepository
-from serving.versions.loaded import ModelVersions
+from serving.versions.loaded import LoadedVersions
 from serving.watcher import RegistryWatcher
 
 TURNED_AWAY = ("429", "503")
@@ -117,7 +117,7 @@ def _resource(problem: str | None, good: str) -> dict[str, Any]:
     return {"ok": problem is None, "detail": problem or good}
 
 
-def _model(versions: ModelVersions) -> dict[str, Any]:
+def _model(versions: LoadedVersions) -> dict[str, Any]:
     models = versions.roles.by_name()
     by_role = {role: model.version for role, model in models.items()}
     watermark = versions.features.watermark

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from core.spec import entity_text
-from mlflow_server.manifest import ServedModel
+from mlflow_server.manifest import ModelManifest
 from serving.errors import InvalidRequestError, ModelFailedError
 from serving.scoring.rows import Features, Line, ReceivedRow, Result
 from serving.versions.copies import Role
@@ -106,7 +106,7 @@ def _line(role: Role, model: LoadedModel, row: ReceivedRow, features: Features) 
     }
 
 
-def _is_in_population(contract: ServedModel, features: Features) -> bool:
+def _is_in_population(contract: ModelManifest, features: Features) -> bool:
     """Whether the label is defined for a row."""
     population = contract.population
     if population is None:

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from core.json_types import Float32, Int32, Int64, Timestamp
 from core.spec import FLOAT32, FeatureType, KeyType, ModelSpec
 from core.spec.training import Task
-from mlflow_server.manifest import ServedModel
+from mlflow_server.manifest import ModelManifest
 
 MAX_ROWS = 10_000
 Double = Annotated[
@@ -74,7 +74,7 @@ class Signature:
 
 
 def sign(
-    spec: ModelSpec, production: ServedModel | None, others: Sequence[ServedModel]
+    spec: ModelSpec, production: ModelManifest | None, others: Sequence[ModelManifest]
 ) -> Signature:
     """Return the signature of a model: a version is served as it was trained.
 

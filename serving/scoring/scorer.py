@@ -28,7 +28,7 @@ from serving.scoring.completion import complete
 from serving.scoring.matrix import score_rows
 from serving.scoring.rows import Answer, Line, ReceivedRow, Result, Row
 from serving.versions.copies import Role
-from serving.versions.loaded import ModelVersions, Roles
+from serving.versions.loaded import LoadedVersions, Roles
 from serving.versions.model import LoadedModel
 
 MICRO_BATCH = 64
@@ -59,7 +59,7 @@ class Request(NamedTuple):
 class Scorer:
     """One model's queue, and the way of a micro-batch through it."""
 
-    def __init__(self, versions: ModelVersions, log: AppendLog) -> None:
+    def __init__(self, versions: LoadedVersions, log: AppendLog) -> None:
         self._versions = versions
         self._log = log
         self._waiting: list[tuple[Request, asyncio.Future[Outcome]]] = []

@@ -29,9 +29,9 @@ def main(model: str, version: str) -> None:
     settings = load_settings()
     copies = LocalCopies(settings, model)
     with FileLock(settings.home / "serving" / "fetch.lock"):  # SIGKILL releases it
-        deployed = Registry(settings).models()[model]
-        copies.keep_only(deployed.versions.values())
-        origin = read_origin(settings, model, version, deployed.created)
+        assignment = Registry(settings).models()[model]
+        copies.keep_only(assignment.versions.values())
+        origin = read_origin(settings, model, version, assignment.created)
         # The process of another worker may have tried it, while this one waited.
         refusal = copies.refusal(version)
         was_refused = refusal is not None and refusal.time >= start

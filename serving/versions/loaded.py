@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from core.settings import Settings
 from core.spec import Entity, ModelSpec, entity_text
-from mlflow_server.roles import CHALLENGER, Deployed
+from mlflow_server.roles import CHALLENGER, RoleAssignment
 from serving.features.source import FeatureSource, exempt_from_collection
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
 from serving.scoring.schemas import Signature, sign
@@ -57,7 +57,7 @@ class Roles:
         return {role: model for role, model in models.items() if model is not None}
 
 
-class ModelVersions:
+class LoadedVersions:
     """Follows one model. `roles` is replaced by one assignment, on the event loop.
 
     Attributes:
@@ -79,7 +79,7 @@ class ModelVersions:
         self._idle_source = FeatureSource(settings, None)
         self._loaded: list[LoadedModel] = []
         self._closing = set[asyncio.Task[None]]()
-        self._assigned: Deployed | None = None
+        self._assigned: RoleAssignment | None = None
         # There from the start: Prometheus sees no increase from nothing.
         REFUSED.labels(spec.name)
 
@@ -128,7 +128,7 @@ class ModelVersions:
                 return model.contract.classes
         return self.signature.classes
 
-    async def follow(self, registered: Deployed | None) -> list[str]:
+    async def follow(self, registered: RoleAssignment | None) -> list[str]:
         """Give the roles to the versions that MLflow names.
 
         Args:

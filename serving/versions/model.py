@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core.spec import INPUTS
 from core.timestamps import microseconds
-from mlflow_server.manifest import DTYPES, SCORE, ServedModel, rounded_one
+from mlflow_server.manifest import DTYPES, SCORE, ModelManifest, rounded_one
 from serving.features.source import FeatureSource
 from serving.versions.copies import Origin
 from serving.versions.pyfunc_process import PyfuncSession
@@ -49,18 +49,20 @@ Session = OnnxSession | PyfuncSession
 class LoadedModel:
     version: str
     origin: Origin
-    contract: ServedModel
+    contract: ModelManifest
     session: Session
     features: FeatureSource
 
 
-def score(session: Session, contract: ServedModel, rows: Sequence[Row]) -> list[Score]:
+def score(
+    session: Session, contract: ModelManifest, rows: Sequence[Row]
+) -> list[Score]:
     """Score of each row, in order. May be no number: `wrong` says."""
     scores: list[Score] = session.run([SCORE], columns(contract, rows))[0].tolist()
     return scores
 
 
-def columns(contract: ServedModel, rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
+def columns(contract: ModelManifest, rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
     """Return what the model takes of `rows`, by feature."""
     arrays = {}
     for name, kind in contract.features.items():
@@ -74,14 +76,14 @@ def columns(contract: ServedModel, rows: Sequence[Row]) -> dict[str, NDArray[Any
     return arrays
 
 
-def rounded_score(contract: ServedModel, exact_score: Score) -> Score:
+def rounded_score(contract: ModelManifest, exact_score: Score) -> Score:
     """Return a score as it is answered."""
     if isinstance(exact_score, list):
         return [rounded_one(probability, 0.5) for probability in exact_score]
     return rounded_one(exact_score, contract.threshold)
 
 
-def outcome(contract: ServedModel, rounded: Score) -> dict[str, Any]:
+def outcome(contract: ModelManifest, rounded: Score) -> dict[str, Any]:
     """Return what a rounded score says, as the log has it; of many classes the most probable."""
     if isinstance(rounded, list):
         largest = max(rounded)
@@ -96,7 +98,7 @@ def outcome(contract: ServedModel, rounded: Score) -> dict[str, Any]:
     return {"probability": rounded, "prediction": 1.0 if is_positive else 0.0}
 
 
-def wrong(contract: ServedModel, result: Score) -> str:
+def wrong(contract: ModelManifest, result: Score) -> str:
     """Say what a score is not and should be; empty if it can be answered with."""
     if contract.classes or isinstance(result, list):
         probabilities = result if isinstance(result, list) else []

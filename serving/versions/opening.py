@@ -9,7 +9,7 @@ import yaml
 from core.packages import package_version
 from core.settings import PROJECT
 from core.spec import ModelSpec
-from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG, ServedModel, wrong_files
+from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG, ModelManifest, wrong_files
 from serving.errors import ModelRefusedError
 from serving.features.lookup import RowReader
 from serving.versions.model import OnnxSession, Session, score, wrong
@@ -24,7 +24,7 @@ def open_version(
     digests: Mapping[str, str],
     spec: ModelSpec,
     online_store: Mapping[str, str] | None = None,
-) -> tuple[ServedModel, Session]:
+) -> tuple[ModelManifest, Session]:
     """Check the digests of the files in `folder`, then parse, compare and warm up the model.
 
     Args:
@@ -42,7 +42,7 @@ def open_version(
     damage = wrong_files(folder, digests)
     if damage:
         raise ModelRefusedError(damage)
-    contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+    contract = ModelManifest.model_validate_json((folder / CONTRACT_FILE).read_bytes())
     store_type = (online_store or {}).get("type")
     problem = _look_up_problem(contract, store_type)
     if contract.model != spec.name:
@@ -64,7 +64,7 @@ def reason_of(exc: Exception) -> str:
 
 
 def _open_session(
-    folder: Path, contract: ServedModel, digests: Mapping[str, str], spec: ModelSpec
+    folder: Path, contract: ModelManifest, digests: Mapping[str, str], spec: ModelSpec
 ) -> Session:
     file = folder / contract.file
     if contract.format == "onnx":
@@ -79,7 +79,7 @@ def _open_session(
     )
 
 
-def _check_defaults(session: Session, contract: ServedModel) -> None:
+def _check_defaults(session: Session, contract: ModelManifest) -> None:
     """Refuse a session that scores the defaults wrongly."""
     scores = score(session, contract, [contract.defaults])
     problem = wrong(contract, scores[0]) if len(scores) == 1 else "not one score"
@@ -88,7 +88,7 @@ def _check_defaults(session: Session, contract: ServedModel) -> None:
         raise ModelRefusedError(f"{contract.file}: {text}")
 
 
-def _look_up_problem(contract: ServedModel, online_store: str | None) -> str | None:
+def _look_up_problem(contract: ModelManifest, online_store: str | None) -> str | None:
     """Say why the features cannot be looked up here, in a store of a type."""
     lookup = contract.lookup
     if online_store is None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlflow_server.manifest import ServedModel
+from mlflow_server.manifest import ModelManifest
 from serving.errors import ModelFailedError, NoModelError
 from serving.metrics import PYFUNC_PROCESSES
 from serving.versions.pyfunc import answer_worker
@@ -33,7 +33,7 @@ class PyfuncSession:
     """
 
     def __init__(
-        self, file: Path, contract: ServedModel, digest: str, trusted: Sequence[str]
+        self, file: Path, contract: ModelManifest, digest: str, trusted: Sequence[str]
     ) -> None:
         options = {
             "loader": contract.loader,

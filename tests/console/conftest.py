@@ -61,7 +61,7 @@ def monitored(rig, served):
     now = datetime.now(UTC)
     name = rig.spec.name
     decided = {8: ("ok", "nothing"), 7: ("bad", "retrain"), 4: ("bad", "nothing")}
-    created = Registry(rig.settings).registered(name).created
+    created = Registry(rig.settings).assignment(name).created
     for hours, (verdict, action) in decided.items():
         at = now - timedelta(hours=hours)
         row = decision_row(

@@ -188,7 +188,7 @@ def decide_to_retrain(settings, name):
     reason = f"PSI of {name}"
     row = DecisionRow(
         MODEL, "1", now, "bad", "retrain", "drift", reason, f"drift of {name}",
-        f"bad: {reason}", "{}", 1000, created=Registry(settings).registered(MODEL).created,
+        f"bad: {reason}", "{}", 1000, created=Registry(settings).assignment(MODEL).created,
     )  # fmt: skip
     store_decision(settings, row)
     return now

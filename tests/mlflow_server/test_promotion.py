@@ -8,7 +8,7 @@ from core.errors import PromotionRefusedError, RegistryError
 from core.settings import Settings
 from mlflow_server.promotion import promote
 from mlflow_server.promotion.ledger import Ledger, LedgerRow, now
-from mlflow_server.roles import TRAFFIC_TAG, Deployed
+from mlflow_server.roles import TRAFFIC_TAG, RoleAssignment
 from tests.mlflow_server.conftest import ANN, client
 
 CHALLENGER = {"role": "challenger", "percent": 5}
@@ -34,7 +34,7 @@ def test_a_promotion_writes_one_row_moves_alias_and_stage_and_can_be_repeated(ro
         "to": "2",
         "evidence": "runs:/abc/report.html",
         "action": "promote",
-        "created": roles.registry.registered(roles.model).created,
+        "created": roles.registry.assignment(roles.model).created,
         **ANN,
     }
     assert roles.promote("2", **change) == row
@@ -76,7 +76,7 @@ def test_a_change_that_no_row_explains_is_entered_with_its_author(roles, tmp_pat
 def test_a_row_of_a_deleted_version_never_takes_effect(roles):
     roles.promote("1")
     late = ("production", 100, "1", "2", "late", "", None)
-    created = roles.registry.registered(roles.model).created
+    created = roles.registry.assignment(roles.model).created
     row = LedgerRow(roles.model, 2, *late, now(), created=created)
     roles.ledger.insert(row)
     client(roles.settings).delete_model_version(roles.model, "2")
@@ -113,8 +113,8 @@ def test_a_release_ends_a_role_by_a_row_and_is_refused_for_production(roles):
     row = roles.release("challenger", evidence="{}")
     assert (row.percent, row.evidence, row.action) == (0, "{}", "release")
     assert (row.from_version, row.to_version) == ("2", None)
-    deployed = roles.registry.deployed(roles.model)
-    assert (deployed.aliases, deployed.tags) == ({"production": "1"}, {})
+    assignment = roles.registry.assignment(roles.model)
+    assert (assignment.aliases, assignment.tags) == ({"production": "1"}, {})
     assert len(roles.reconcile()) == 3
 
 
@@ -126,8 +126,8 @@ def test_a_challenger_ends_when_its_production_version_changes(roles):
     roles.rollback()
     roles.promote("4", **CHALLENGER)
     client(roles.settings).set_registered_model_alias(roles.model, "production", "5")
-    deployed = roles.registry.deployed(roles.model)
-    assert (deployed.aliases, deployed.tags) == ({"production": "5"}, {})
+    assignment = roles.registry.assignment(roles.model)
+    assert (assignment.aliases, assignment.tags) == ({"production": "5"}, {})
     assert [*roles.stages.values()].count("Production") == 1
     trials = [row for row in roles.rows if row.role == "challenger"]
     assert [row.to_version for row in trials] == ["2", None, "3", None, "4", None]
@@ -162,5 +162,8 @@ def test_a_challenger_or_shadow_needs_a_production_version_and_a_version_has_one
 )  # fmt: skip
 def test_a_traffic_tag_counts_only_with_the_version_and_a_whole_percent(tag, percent):
     tags = {TRAFFIC_TAG: tag}
-    assert Deployed({"challenger": "2"}, tags).percent("challenger") == percent
-    assert Deployed({}, tags).percent("challenger") == 0
+    assert (
+        RoleAssignment("m", 1, {"challenger": "2"}, tags).percent("challenger")
+        == percent
+    )
+    assert RoleAssignment("m", 1, {}, tags).percent("challenger") == 0

@@ -10,7 +10,7 @@ import pytest
 from core.spec.monitoring import Monitoring
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import LedgerRow
-from mlflow_server.roles import RegisteredModel
+from mlflow_server.roles import RoleAssignment
 from monitoring.checks.serving import judge_refusals, judge_serving, log_gap
 from monitoring.decisions.decision import Decision
 from monitoring.harm import Variant, collapse, collapsed_classes, measure_variants
@@ -96,7 +96,7 @@ def test_rows_requests_seconds_and_scores_of_each_role_are_measured(settings):
     ]
     write(settings, "predictions-1-1.jsonl", *lines)
     collect(settings)
-    variants = measure_variants(settings, RegisteredModel("m", 0), start, NOON)
+    variants = measure_variants(settings, RoleAssignment("m", 0), start, NOON)
     assert {*variants} == {("production", "1"), ("challenger", "2")}
     production = variants["production", "1"]
     assert production == Variant(

@@ -26,7 +26,7 @@ def roles(tmp_path):
 
 
 def decide(roles, version):
-    created = roles.registry.registered(SPEC.name).created
+    created = roles.registry.assignment(SPEC.name).created
     row = DecisionRow(
         model=SPEC.name, version=version, as_of=now(), verdict="bad", action="retrain",
         rule="drift", reason="r", cause="c", words="w", inputs="{}", entities=1, created=created,
@@ -55,7 +55,7 @@ def test_nothing_of_a_deleted_model_counts_for_the_one_of_its_name(roles):
     start = now() - timedelta(days=9)
     assert moment_since_promotion(settings, SPEC.name, start) == start
     row = roles.promote("1")
-    model = roles.registry.registered(SPEC.name)
+    model = roles.registry.assignment(SPEC.name)
     assert (row.sequence, row.from_version) == (4, None)
     past = load_past(settings, SPEC, model, "1", now())
     assert (past.promotion, past.previous, past.decisions) == (row, None, [])

@@ -99,7 +99,7 @@ def today(settings):
 def log_answers(settings, frame, version, at, name, score=None):
     """Write what serving logs when `version` answers for the customers of `frame` at `at`."""
     scores = version_scores(settings, SPEC, version, frame).scores
-    created = Registry(settings).registered(SPEC.name).created
+    created = Registry(settings).assignment(SPEC.name).created
     lines = [
         log.answer(
             f"{name}-{number}",

@@ -47,7 +47,7 @@ class World(Roles):
     def answers(self, role, version, number, **change):
         """Log so many rows."""
         values = {"model": self.model, "role": role, "version": version}
-        values["created"] = self.registry.registered(self.model).created
+        values["created"] = self.registry.assignment(self.model).created
         lines = []
         for position in range(number):
             values |= {"probability": position / number, "seconds": 0.0008} | change

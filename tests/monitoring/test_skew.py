@@ -26,8 +26,8 @@ from feature_repo.datasets.orders import customer_features_view
 from feature_repo.published import store
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import open_store, publish_beside
-from mlflow_server.manifest import LookupSpecification, ServedModel
-from mlflow_server.roles import RegisteredModel
+from mlflow_server.manifest import LookupSpecification, ModelManifest
+from mlflow_server.roles import RoleAssignment
 from monitoring.checks.skew import (
     compare_offline,
     judge_skew,
@@ -48,7 +48,7 @@ from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, SPEC, order, shop 
 from tests.monitoring.log import answer, write
 
 MINUTE = timedelta(minutes=1)
-CONTRACT = ServedModel(
+CONTRACT = ModelManifest(
     model="m",
     entity_key=SPEC.entity_key,
     feature_service=SPEC.feature_service,
@@ -88,7 +88,7 @@ class Serving:
     def differing(self, until=AS_OF + 12 * HOUR):
         """Features of each vector of 24 hours that are skewed, in order of their requests."""
         collect(self.settings)
-        model = RegisteredModel("m", 0)
+        model = RoleAssignment("m", 0)
         rows = sample_rows(self.settings, model, "1", until)
         rows.sort(key=lambda row: row["as_of"])
         vectors = read_vectors(rows, self.contract)

@@ -31,7 +31,7 @@ from mlflow_server.manifest import (
     CONTRACT_FILE,
     ONNX_FILE,
     SCORE,
-    ServedModel,
+    ModelManifest,
     digest_tags,
 )
 from mlflow_server.model.pyfunc import ModelFile
@@ -105,7 +105,7 @@ def contract():
         settings = new_settings(Path(name))
         publish_beside(settings, ORDERS)
         lookup = look_up_specification(settings, SPEC.feature_service)
-    return ServedModel(
+    return ModelManifest(
         model=SPEC.name, entity_key=SPEC.entity_key, feature_service=SPEC.feature_service,
         features=SPEC.features, defaults=FEATURES, population=SPEC.population,
         nullable=("avg_order_value", "customer_segment"),

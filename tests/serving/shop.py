@@ -30,7 +30,7 @@ from feature_repo.datasets.orders import ORDERS
 from feature_repo.published.feast_reader import OnlineFeatures
 from feature_repo.published.specification import look_up_specification
 from feature_repo.published.store import open_store, publish_beside
-from mlflow_server.manifest import ServedModel
+from mlflow_server.manifest import ModelManifest
 from serving.features.source import FeatureSource
 from tests.conftest import new_settings, redis_server
 from tests.serving.conftest import SPEC
@@ -182,7 +182,7 @@ class Shop:
         return [row for key, at in pairs for row in reader.read([key], at)]
 
     def contract(self, service="mixed", names=NAMES):
-        return ServedModel(
+        return ModelManifest(
             model=SPEC.name, entity_key={"customer_id": "int64"}, feature_service=service,
             features=dict.fromkeys(names, "double"), defaults={}, population=SPEC.population,
             as_of="", lookup=look_up_specification(self.settings, service, (__name__,)),

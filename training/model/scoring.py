@@ -13,7 +13,7 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.spec import InputType, ModelSpec
 from mlflow_server.api.registry import Registry
-from mlflow_server.manifest import DTYPES, SCORE, ServedModel
+from mlflow_server.manifest import DTYPES, SCORE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile, read_version
 from training.data.frame import features, with_features
 from training.evaluation.metrics import Scored
@@ -78,7 +78,7 @@ def version_scores(
     return Scored(score(model, version_spec.inputs, inputs), contract.threshold)
 
 
-def as_trained(spec: ModelSpec, version: ServedModel) -> ModelSpec:
+def as_trained(spec: ModelSpec, version: ModelManifest) -> ModelSpec:
     """Return the spec with what `version` reads and predicts, and for whom it is defined."""
     return spec.model_copy(
         update={

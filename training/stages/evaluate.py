@@ -21,7 +21,7 @@ from core.shapley import shapley_values
 from core.spec import ModelSpec
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
-from mlflow_server.manifest import SCORE, ServedModel
+from mlflow_server.manifest import SCORE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile, read_files
 from training.artifacts import (
     CANDIDATE,
@@ -123,7 +123,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
 
 
 def contributions(
-    spec: ModelSpec, contract: ServedModel, model: ModelFile, inputs: pd.DataFrame
+    spec: ModelSpec, contract: ModelManifest, model: ModelFile, inputs: pd.DataFrame
 ) -> dict[str, float]:
     """Return the mean size of what each feature contributes to the scores of some rows.
 

@@ -26,7 +26,7 @@ from core.spec.training import Costs, Estimator
 from core.user_code import load_object
 from feature_repo.published.specification import look_up_specification
 from mlflow_server.api.tracking import Tracking
-from mlflow_server.manifest import CONTRACT_FILE, ServedModel
+from mlflow_server.manifest import CONTRACT_FILE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile
 from training.artifacts import CANDIDATE, ESTIMATOR, PROOF
 from training.data.frame import at, features
@@ -270,7 +270,7 @@ def write_model(
     background = rows.sample(min(BACKGROUND, len(rows)), random_state=spec.seed)
     is_missing = (rows.isna() | (rows == MISSING)).any()
     defaults = {name: _default(rows[name], kind) for name, kind in spec.inputs.items()}
-    contract = ServedModel(
+    contract = ModelManifest(
         model=spec.name,
         loader=served.write(folder),
         entity_key=spec.entity_key,
