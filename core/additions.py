@@ -1,0 +1,58 @@
+"""Additions: packages that the loop does without, and what each of them brings.
+
+This table alone names them for the loop. One whose folder is gone is left out: its programs do not
+start, its routes are not served, and its verbs are not in `gyre --help`.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+
+class Addition(NamedTuple):
+    """What a package brings.
+
+    Attributes:
+        package: Dotted name of the package.
+        programs: `module:name` of each program of a stack (`stack.processes.Program`).
+        routes: Modules of routes that serving adds.
+        verbs: Verbs of the `gyre` command that need the package.
+
+    """
+
+    package: str
+    programs: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    verbs: tuple[str, ...] = ()
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the package's folder is there."""
+        try:
+            return find_spec(self.package) is not None
+        except ModuleNotFoundError:  # the package that should hold it is gone
+            return False
+
+
+ADDITIONS = (
+    Addition(
+        "feature_engine",
+        programs=("feature_engine.events.program:CONSUMER",),
+        verbs=("ingest", "consume", "parity", "quarantine", "new", "init"),
+    ),
+    Addition("operations", verbs=("forget", "maintain", "backup", "restore")),
+    Addition("monitoring.console", programs=("monitoring.console.program:CONSOLE",)),
+    Addition("monitoring.trials", verbs=("compare",)),
+    Addition("serving.additions", routes=("serving.additions.kserve_v1",)),
+)
+
+
+def present() -> list[Addition]:
+    """Return the additions whose packages are there."""
+    return [addition for addition in ADDITIONS if addition.is_present]
+
+
+def load(path: str) -> Any:
+    """Return the object that `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
