@@ -36,9 +36,9 @@ import httpx
 from benchmarks import servers
 from benchmarks.measure import ROUNDS, promised, title
 from core.spec.training import Estimator, Limit
-from tests.serving import flood
 from tests.serving.conftest import SPEC, Rig
-from tests.serving.flood import load, post
+from tests.support import flood
+from tests.support.flood import load, post
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -25,14 +25,14 @@ from feature_repo.online_store import find_server
 from feature_repo.published.config import write_feast_config
 from mlflow_server.server import command as mlflow_command
 from stack.environment import process_environment
-from tests.preloaded import commands_folder
+from tests.support.preloaded import commands_folder
 
 BIN = Path(sys.executable).parent
 START = date(2099, 11, 20)
 """Far ahead: whatever a test promotes now was promoted before AS_OF."""
 AS_OF = datetime(2099, 11, 20, 12, tzinfo=UTC)
 GROUPS = {
-    "tests/console": "serving",
+    "tests/monitoring/console": "serving",
     "tests/serving": "serving",
     "tests/training": "training",
     "tests/mlflow_server": "mlflow_server",
@@ -40,20 +40,25 @@ GROUPS = {
 }
 """Folders whose tests share servers that take long to start: one worker has all of a group."""
 UNGROUPED = {
-    f"tests/faults/test_{name}.py"
-    for name in ("s3", "score", "ingest", "redis_connection")
+    f"tests/faults/{name}.py"
+    for name in (
+        "stores/test_ingest",
+        "stores/test_redis_connection",
+        "stores/test_s3",
+        "training/test_score",
+    )
 }
 """Files of these folders that need none of the servers."""
 LONGEST = (
     "serving",
     "faults",
     "training",
-    "tests/feature_repo/test_spark.py",
+    "tests/feature_engine/engines/test_spark.py",
     "tests/loop/test_stack.py",
-    "tests/feature_repo/test_refresh.py",
-    "tests/monitoring/test_false_alarms.py",
-    "tests/feature_repo/test_parity_properties.py",
-    "tests/feature_repo/test_odd_sources.py",
+    "tests/feature_engine/online/test_refresh.py",
+    "tests/monitoring/checks/test_false_alarms.py",
+    "tests/feature_engine/test_parity_properties.py",
+    "tests/feature_engine/ingest/test_odd_sources.py",
     "tests/loop/test_demo.py",
     "tests/loop/test_backup.py",
     "tests/pipelines/test_pipelines.py",
@@ -67,11 +72,11 @@ LONGEST = (
 """Groups and files that take longest, to be begun first."""
 MEASURED = {
     "tests/mlflow_server/test_promotion.py",
-    "tests/monitoring/test_decision.py",
-    "tests/serving/test_missing_features.py",
-    "tests/serving/test_reader.py",
+    "tests/monitoring/decisions/test_decision.py",
+    "tests/serving/features/test_missing_features.py",
+    "tests/serving/features/test_reader.py",
     "tests/training/test_chain.py",
-    "tests/training/test_gate.py",
+    "tests/training/stages/test_gate.py",
 }
 """Files during which coverage is measured: tracing makes a test take longer."""
 NO_CERTIFICATES = SSLContext(PROTOCOL_TLS_CLIENT)
@@ -95,7 +100,8 @@ def group(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
     if file in UNGROUPED:
         return file
-    return GROUPS.get(file.rpartition("/")[0], file)
+    names = (name for folder, name in GROUPS.items() if file.startswith(f"{folder}/"))
+    return next(names, file)
 
 
 class GroupScheduling(LoadScopeScheduling):

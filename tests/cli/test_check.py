@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.clone import Copy, events, fewer_trees
 from tests.conftest import BIN, at_most, new_settings
+from tests.support.clone import Copy, events, fewer_trees
 
 TOML = "models/{}.toml"
 MODULE = "feature_repo/datasets/{}.py"
 SUITE = "feature_repo/expectations/{}.json"
-FACTORIES = "tests.training.factories"
+FACTORIES = "tests.support.factories"
 FOREST = (
     'name = "random_forest"\ntype = "random_forest"\n'
     "parameters = { n_estimators = 10, max_depth = 8, min_samples_leaf = 20 }"

@@ -12,7 +12,8 @@ import pytest
 
 from core.tables.table import Table
 from feature_repo.definition import OWN_COLUMNS, name_problems
-from tests.cli.clone import (
+from tests.conftest import new_settings
+from tests.support.clone import (
     Copy,
     events,
     fewer_trees,
@@ -20,8 +21,7 @@ from tests.cli.clone import (
     online_answer,
     serving,
 )
-from tests.conftest import new_settings
-from tests.names import NAMES
+from tests.support.names import NAMES
 
 ENTITIES = (
     "Customer",
@@ -42,7 +42,7 @@ from datetime import datetime
 from core.settings import load_settings
 from feature_repo.datasets import load_dataset
 from serving.additions.events import checked_events
-from tests.feature_repo.conftest import Events
+from tests.support.installation import Events
 dataset = load_dataset("way")
 events = Events(load_settings(), dataset)
 schema = events.consumer.schema.model_dump_json().encode()

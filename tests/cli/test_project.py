@@ -5,7 +5,9 @@ import json
 import pytest
 
 from core.settings import CLONE
-from tests.cli.clone import (
+from tests.conftest import new_settings
+from tests.dags.test_parse import READ
+from tests.support.clone import (
     events,
     few_orders,
     fewer_trees,
@@ -14,8 +16,6 @@ from tests.cli.clone import (
     run,
     stack_environment,
 )
-from tests.conftest import new_settings
-from tests.dags.test_parse import READ
 
 NEW = (
     "gyre new visits --from ../visits.csv --label silence "

@@ -10,8 +10,8 @@ from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
-from tests.cli.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
 from tests.conftest import new_settings
+from tests.support.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
 from training.evaluation.reference import load_reference
 
 MODEL = "customer_churn_model"

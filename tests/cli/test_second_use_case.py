@@ -7,7 +7,6 @@ from contextlib import ExitStack
 import pytest
 
 from stack.environment import child_environment
-from tests.cli.clone import finished, online_answer, outer_environment, serving
 from tests.conftest import (
     BIN,
     mlflow_server,
@@ -16,8 +15,9 @@ from tests.conftest import (
     running,
     wait_until,
 )
-from tests.pages import read_page
-from tests.preloaded import commands_folder
+from tests.support.clone import finished, online_answer, outer_environment, serving
+from tests.support.pages import read_page
+from tests.support.preloaded import commands_folder
 
 PAGE = read_page("second-use-case.md")
 PAGE_VIEWS = read_page("page-views.md")

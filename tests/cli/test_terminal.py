@@ -13,11 +13,11 @@ from core.settings import PROJECT
 from mlflow_server.promotion.ledger import Ledger
 from monitoring.decisions.decision import INPUTS, Inputs, decide
 from monitoring.decisions.store import store_decision
-from tests.cli.clone import finished, gyre, stack_environment
 from tests.conftest import new_settings
-from tests.console.test_checks import LEDGER
-from tests.console.year import decision_row
-from tests.preloaded import commands_folder
+from tests.monitoring.console.test_states import LEDGER
+from tests.support.clone import finished, gyre, stack_environment
+from tests.support.preloaded import commands_folder
+from tests.support.year import decision_row
 
 MODEL = "customer_churn_model"
 REASON = "because the \x1b[31mdrift\x1b[0m of\nits features " + "goes on and on " * 12

@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from core.settings import CLONE
-from tests.cli.clone import finished
 from tests.conftest import BIN, at_most, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, logs, podman
 from tests.faults.conftest import more
-from tests.serving.load import repeated
+from tests.support.clone import finished
+from tests.support.load import repeated
 
 pytestmark = pytest.mark.containers
 PAGE = (CLONE / "docs" / "deploy.md").read_text()

@@ -19,9 +19,9 @@ from core.settings import PROJECT
 from core.tables.query import quoted
 from core.tables.table import RETENTION, Table, added_file
 from tests.conftest import new_settings
-from tests.names import NAMES
-from tests.postgres import postgres_server
-from tests.s3 import s3_server
+from tests.support.names import NAMES
+from tests.support.postgres import postgres_server
+from tests.support.s3 import s3_server
 
 TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema({"id": pa.string(), "value": pa.int64(), "received": TIME})

@@ -11,8 +11,8 @@ import pytest
 
 from core.settings import PROJECT
 from docs.browser import NAMES, PHONE, browser
-from tests.cli.clone import Copy
 from tests.conftest import new_settings
+from tests.support.clone import Copy
 
 BUILD = "python -m docs.site"
 TOOL = ".venv-docs"

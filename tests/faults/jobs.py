@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from core.settings import PROJECT
-from tests.cli.clone import outer_environment
-from tests.preloaded import commands_folder
+from tests.support.clone import outer_environment
+from tests.support.preloaded import commands_folder
 
 
 @contextmanager

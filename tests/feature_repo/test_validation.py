@@ -15,8 +15,14 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_repo.rules import NOT_NULL, DatasetRules
 from tests.conftest import AS_OF, new_settings
-from tests.feature_repo.conftest import Events
-from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, order_table
+from tests.feature_engine.ingest.test_ingest import (
+    DAY,
+    HOUR,
+    ORDERS,
+    order,
+    order_table,
+)
+from tests.support.installation import Events
 
 
 def rule(expectation, column, **limits):

@@ -16,7 +16,7 @@ from stack.processes import states
 from tests.conftest import at_most, new_settings, wait_until
 from tests.loop.test_stack import MODEL, Stack
 from tests.serving.conftest import Rig
-from tests.serving.load import under_load
+from tests.support.load import under_load
 
 ORDER = {
     "order_id": 900_001,

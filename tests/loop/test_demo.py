@@ -13,8 +13,8 @@ from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW
 from monitoring.decisions.store import newest_decisions
 from monitoring.trials.rollout import AUTHOR
 from stack.processes import members
-from tests.cli.clone import outer_environment, run
 from tests.conftest import BIN, wait_until
+from tests.support.clone import outer_environment, run
 
 MODEL = "customer_churn_model"
 ENVIRONMENT = outer_environment() | {"PATH": os.environ["PATH"]}

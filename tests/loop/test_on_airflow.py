@@ -37,7 +37,6 @@ from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets, process_environment
 from stack.processes import end_stack, members, start, start_supervisor, wait_ready
 from stack.programs import PROGRAMS
-from tests.cli.clone import Copy
 from tests.conftest import (
     AS_OF,
     BIN,
@@ -50,7 +49,8 @@ from tests.conftest import (
 )
 from tests.faults.conftest import alerts
 from tests.mlflow_server.conftest import client, stages
-from tests.training.chains import store
+from tests.support.chains import store
+from tests.support.clone import Copy
 from training.artifacts import EVALUATION
 from training.evaluation.metrics import Scored
 from training.stages.evaluate import compare

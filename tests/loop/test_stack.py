@@ -19,9 +19,9 @@ from core.settings import PROJECT
 from core.spec import load_spec
 from mlflow_server.api.tracking import Tracking
 from stack.airflow_api import AirflowApi
-from tests.cli.clone import outer_environment, run, stack_environment
 from tests.conftest import BIN, at_most, new_settings, wait_until
-from tests.postgres import postgres_server
+from tests.support.clone import outer_environment, run, stack_environment
+from tests.support.postgres import postgres_server
 
 MODEL = "customer_churn_model"
 FIRST = datetime.now(UTC) - AGE

@@ -27,13 +27,13 @@ from mlflow_server.promotion.ledger import Ledger
 from monitoring.decisions.decision import INPUTS
 from monitoring.decisions.store import newest_decisions, stored_checks
 from monitoring.monitor import monitor
-from tests.cli.clone import finished, stack_environment
 from tests.conftest import AS_OF, BIN, mlflow_server, new_settings
-from tests.console.year import fill_dataset
 from tests.mlflow_server.conftest import Roles, client
-from tests.monitoring import log
 from tests.monitoring.conftest import alerts, tear
 from tests.serving.conftest import tiny_onnx
+from tests.support import log_lines
+from tests.support.clone import finished, stack_environment
+from tests.support.year import fill_dataset
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training import chain
 from training.artifacts import CANDIDATE
@@ -101,7 +101,7 @@ def log_answers(settings, frame, version, at, name, score=None):
     scores = version_scores(settings, SPEC, version, frame).scores
     created = Registry(settings).assignment(SPEC.name).created
     lines = [
-        log.answer(
+        log_lines.answer(
             f"{name}-{number}",
             at,
             model=SPEC.name,
@@ -114,17 +114,17 @@ def log_answers(settings, frame, version, at, name, score=None):
         )
         for number, row in enumerate(features(SPEC, frame).to_dict("records"))
     ]
-    log.write(settings, f"predictions-1-{name}.jsonl", *lines)
+    log_lines.write(settings, f"predictions-1-{name}.jsonl", *lines)
     return lines
 
 
 def log_outcomes(settings, name, outcomes, at):
     """Write what came true of requests, by their numbers in the log file `name`."""
     lines = [
-        log.feedback(f"{name}-{number}", float(actual), at)
+        log_lines.feedback(f"{name}-{number}", float(actual), at)
         for number, actual in outcomes.items()
     ]
-    log.write(settings, f"feedback-1-{name}.jsonl", *lines)
+    log_lines.write(settings, f"feedback-1-{name}.jsonl", *lines)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def two_drifted_windows_start_one_retraining(settings, frame, tmp_path):
     }
     log_outcomes(settings, "today", is_likely, AS_OF - HOUR / 2)
     other_version = lines[usable[0]] | {"version": "99", "request_id": "odd"}
-    log.write(settings, "predictions-2-odd.jsonl", other_version, "{")
+    log_lines.write(settings, "predictions-2-odd.jsonl", other_version, "{")
 
     first = monitor(settings, SPEC, AS_OF)
     assert first.verdict == "bad"

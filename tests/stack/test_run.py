@@ -20,7 +20,6 @@ from stack.environment import (
     make_secrets,
 )
 from stack.programs import PROGRAMS, own
-from tests.cli.clone import finished
 from tests.conftest import (
     BIN,
     answers,
@@ -31,6 +30,7 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
+from tests.support.clone import finished
 
 SECRETS = {"fernet": "f", "api": "a", "jwt": "j", "password": "p"}
 OPTIONS_OF_AIRFLOW = """

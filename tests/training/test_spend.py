@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_engine.ingest.source import pull
-from tests.cli.clone import Copy, finished
 from tests.conftest import AS_OF, new_settings
+from tests.support.clone import Copy, finished
 from tests.training.conftest import ORDERS
 
 

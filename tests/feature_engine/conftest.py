@@ -1,0 +1,10 @@
+"""Fixtures of an installation with published definitions."""
+
+from tests.support.installation import (  # noqa: F401
+    applied,
+    small,
+    some_orders,
+    spark_ends_here,
+    suite,
+    template,
+)

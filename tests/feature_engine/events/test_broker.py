@@ -1,0 +1,61 @@
+"""The broker on a real Redis: what waits, and how much may wait."""
+
+import asyncio
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from core.errors import BrokerUnavailableError
+from feature_engine.events import broker
+from feature_engine.events.broker import Intake, consumer_lags
+from tests.feature_engine.ingest.test_ingest import ORDERS
+from tests.support.installation import Events
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def put(settings, *requests):
+    """Put requests on the stream as serving does."""
+
+    async def put_all():
+        intake = Intake(settings)
+        try:
+            for events in requests:
+                await intake.put("orders", events)
+        finally:
+            await intake.close()
+
+    asyncio.run(put_all())
+
+
+def test_the_lag_counts_unacknowledged_entries_and_the_age_of_the_oldest(applied):
+    assert consumer_lags(applied) == {}
+    with closing(Events(applied, ORDERS)) as events:
+        assert consumer_lags(applied) == {"orders": (0, None)}
+        for seconds in (3_600, 90, 30):
+            events.sends(NOW - timedelta(seconds=seconds))
+        entries = events.stream.read("orders")
+        lag = consumer_lags(applied)["orders"]
+        assert (lag.entries, lag.seconds(NOW)) == (3, 3_600.0)
+        events.stream.acknowledge("orders", [entries[0], entries[2]])
+        lag = consumer_lags(applied)["orders"]
+        assert (lag.entries, lag.seconds(NOW)) == (1, 90.0)
+        assert events.stream.read("orders") == entries[1:2]
+
+
+def test_a_stream_takes_no_more_bytes_than_its_limit(applied, monkeypatch):
+    """Small requests come first: Redis' own estimate is made of the first five."""
+    monkeypatch.setattr(broker, "MAX_BYTES", 1_000_000)
+    small = [b"[]"] * 20
+    large = [b" " * 100_000] * 9
+    with closing(Events(applied, ORDERS)) as events:
+        put(applied, *small, *large)
+        with pytest.raises(
+            BrokerUnavailableError, match=r"orders: 29 requests \(1\.0 MB\) wait"
+        ):
+            put(applied, large[0])
+        put(applied, small[0])
+        events.stream.acknowledge("orders", events.stream.read("orders"))
+        put(applied, large[0])
+        assert consumer_lags(applied)["orders"].entries == 1

@@ -1,0 +1,109 @@
+"""Pages on a year of hourly runs, and on what a bad installation has; each time is printed."""
+
+import socket
+import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from core.settings import ENV_FILE
+from core.spec import load_spec
+from tests.conftest import at_most, new_settings, wait_until
+from tests.faults.serving.test_console import console as console_beside
+from tests.support.year import fill
+
+SPEC = load_spec("customer_churn_model")
+PAGES = ("/", f"/status/{SPEC.name}", f"/data/{SPEC.dataset}", "/metrics")
+MEMORY_MIB = 160
+"""What the console allocates; the pages of libraries (100 MiB) are shared with other processes."""
+WITHIN = 2.0
+"""Seconds within which a page answers, whatever is missing."""
+
+
+def console(home):
+    """A console alone: nothing else of its stack runs. The client, and the process."""
+    settings = new_settings(home, demo_start=None)
+    return console_beside(SimpleNamespace(settings=settings, folder=home.parent))
+
+
+def timed(client, path):
+    began = time.perf_counter()
+    answer = client.get(path)
+    took = time.perf_counter() - began
+    assert answer.status_code == 200, answer.text
+    return answer.text, took
+
+
+def allocated_mib(process):
+    """Return the memory of a process without what it maps from files.
+
+    How much of a library is mapped depends on what the kernel has cached of it.
+    """
+    memory = psutil.Process(process.pid).memory_info()
+    return (memory.rss - memory.shared) / 2**20
+
+
+@pytest.fixture(scope="module")
+def year(tmp_path_factory):
+    home = tmp_path_factory.mktemp("year") / "home"
+    fill(new_settings(home), SPEC, datetime.now(UTC))
+    return home
+
+
+@pytest.mark.timed
+def test_pages_of_a_year_of_hourly_runs_take_little_time_and_memory(year):
+    with console(year) as (client, process):
+        for path in PAGES:
+            first = timed(client, path)[1]
+            again = timed(client, path)[1]
+            assert first < at_most(WITHIN), path
+            took = f"first {1000 * first:.0f} ms, then {1000 * again:.0f} ms"
+            print(f"{path}: {took}")  # noqa: T201  (-s)
+        memory = allocated_mib(process)
+        print(f"console: {memory:.0f} MiB")  # noqa: T201
+        assert memory < MEMORY_MIB
+
+        check = f"/status/{SPEC.name}?check=psi/total_orders_30d"
+        wait_until("its picture", lambda: "<figcaption>" in client.get(check).text)
+        page = client.get(check).text
+        assert page.count("<figure>") == 1
+        picture = page.split("<figure>")[1].split("</figure>")[0]
+        assert 120 <= picture.count("<circle") <= 122, "a point for 6 hours of 30 days"
+
+
+@pytest.mark.timed
+def test_every_page_without_runs_names_the_missing_data(tmp_path):
+    with console(tmp_path / "home") as (client, _):
+        for path in PAGES:
+            assert timed(client, path)[1] < at_most(WITHIN), path
+        missing = {
+            "none in production": "/",
+            "no monitoring run yet": "/",
+            "orders: nothing is ingested yet": "/",
+            "no row yet": f"/status/{SPEC.name}",
+            "no monitoring run of these days": f"/status/{SPEC.name}",
+            "no ingest of orders has ended yet": "/data/orders",
+        }
+        for words, path in missing.items():
+            # Not at the first look: of what is slow to answer a page says that it is unknown.
+            wait_until(words, lambda: words in client.get(path).text)  # noqa: B023
+
+
+@pytest.mark.timed
+def test_a_hanging_database_is_shown_as_unknown_within_two_seconds(
+    tmp_path,
+):
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        url = f"postgresql://gyre:secret@127.0.0.1:{hangs.getsockname()[1]}/gyre"
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / ENV_FILE).write_text(f"GYRE_LEDGER_URL={url}\n")
+        with console(home) as (client, _):
+            for path in (*PAGES, "/"):
+                text, took = timed(client, path)
+                assert took < at_most(WITHIN), path
+                if path.startswith("/status"):
+                    assert "the database: " in text
+                assert "secret" not in text

@@ -1,0 +1,3 @@
+"""An empty installation for each test."""
+
+from tests.monitoring.conftest import settings  # noqa: F401
