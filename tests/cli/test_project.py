@@ -6,7 +6,6 @@ import pytest
 
 from core.settings import CLONE
 from tests.conftest import new_settings
-from tests.dags.test_parse import READ
 from tests.support.clone import (
     events,
     few_orders,
@@ -16,6 +15,7 @@ from tests.support.clone import (
     run,
     stack_environment,
 )
+from tests.support.dag_reader import READ
 
 NEW = (
     "gyre new visits --from ../visits.csv --label silence "

@@ -14,8 +14,8 @@ from mlflow_server.promotion.ledger import Ledger
 from monitoring.decisions.decision import INPUTS, Inputs, decide
 from monitoring.decisions.store import store_decision
 from tests.conftest import new_settings
-from tests.monitoring.console.test_states import LEDGER
 from tests.support.clone import finished, gyre, stack_environment
+from tests.support.ledger_rows import LEDGER
 from tests.support.preloaded import commands_folder
 from tests.support.year import decision_row
 

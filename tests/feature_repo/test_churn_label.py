@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from feature_repo.datasets.orders import D90, D180, churned_90d
 from tests.conftest import AS_OF
-from tests.feature_engine.ingest.test_ingest import order, order_table
+from tests.support.shop import order, order_table
 
 NOW = timedelta(0)
 TICK = timedelta(microseconds=1)

@@ -15,23 +15,9 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_repo.rules import NOT_NULL, DatasetRules
 from tests.conftest import AS_OF, new_settings
-from tests.feature_engine.ingest.test_ingest import (
-    DAY,
-    HOUR,
-    ORDERS,
-    order,
-    order_table,
-)
 from tests.support.installation import Events
-
-
-def rule(expectation, column, **limits):
-    return {"type": expectation, "kwargs": {"column": column, **limits}}
-
-
-def between(column, **limits):
-    return rule("expect_column_values_to_be_between", column, **limits)
-
+from tests.support.shop import DAY, HOUR, ORDERS, order, order_table
+from tests.support.suites import RULES_OF_DELIVERIES, RULES_OF_ROWS, between, rule
 
 AMOUNT = between("dollar_value", min_value=0)
 MOSTLY = between("dollar_value", min_value=0, mostly=0.9)
@@ -88,34 +74,6 @@ def test_bad_rows_are_set_aside_and_a_rule_that_fails_as_a_whole_stops_a_deliver
     assert delivery.bad_rows == events.bad_rows == {}
     assert delivery.rejections == events.rejections == []
     assert len(delivery.warnings) == failures
-
-
-RULES_OF_ROWS = [
-    (rule(NOT_NULL, "number_of_cds"), None),
-    (between("number_of_cds", min_value=1, max_value=8), 9),
-    (rule("expect_column_values_to_be_in_set", "number_of_cds", value_set=[1, 2]), 9),
-]
-"""And a value that breaks each."""
-RULES_OF_DELIVERIES = [
-    (rule("expect_column_values_to_be_unique", "customer_id"), r"2 rows.*\[7, 7\]"),
-    (
-        rule(
-            "expect_column_distinct_values_to_be_in_set",
-            "number_of_cds",
-            value_set=[1, 2],
-        ),
-        r"\[1, 2\].*found values such as \[9\]",
-    ),
-    (
-        rule(
-            "expect_column_proportion_of_unique_values_to_be_between",
-            "customer_id",
-            min_value=0.9,
-        ),
-        r"0\.9.*found 0\.5",
-    ),
-]
-"""And what is said of two orders of customer 7, of 9 CDs each."""
 
 
 def row_count(settings):

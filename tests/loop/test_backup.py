@@ -14,9 +14,9 @@ from feature_repo.datasets import load_dataset
 from monitoring.decisions.store import newest_decisions
 from stack.processes import states
 from tests.conftest import at_most, new_settings, wait_until
-from tests.loop.test_stack import MODEL, Stack
 from tests.serving.conftest import Rig
 from tests.support.load import under_load
+from tests.support.stack import MODEL, Stack
 
 ORDER = {
     "order_id": 900_001,

@@ -2,14 +2,13 @@
 
 import json
 import os
-import ssl
 import subprocess
 import threading
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from email import message_from_bytes, policy
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import StreamRequestHandler, ThreadingTCPServer
@@ -19,36 +18,34 @@ import certifi
 import pytest
 
 from core.settings import PROJECT
-from mlflow_server.alerts import QUIET, Alerts, DriftAlert, is_open
+from mlflow_server.alerts import QUIET, Alerts, is_open
 from stack.environment import process_environment
 from tests.conftest import BIN, new_settings, unused_port
+from tests.support.alert_receivers import (
+    DRIFT,
+    DRIFTS,
+    ERROR,
+    MESSAGE,
+    MODEL,
+    NOW,
+    ROUTING_KEY,
+    SEVERITIES,
+    SLACK_PATH,
+    encrypt,
+    serving,
+)
 
-MODEL = "customer_churn_model"
 CAUSE = f"skew of version 1: {'a_feature, ' * 100}"
-MESSAGE = "bad: total_spend_30d: PSI 0.31; retrain"
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-DRIFT = DriftAlert("total_spend_30d", "data_drift", "significant", 0.31, NOW, MESSAGE)
 FIELDS = {
     "feature": "total_spend_30d", "drift_type": "data_drift", "severity": "significant",
     "psi_score": 0.31, "detected_at": "2026-11-20T12:00:00Z", "message": MESSAGE,
 }  # fmt: skip
 
-SEVERITIES = {"moderate": "info", "significant": "warning", "critical": "critical"}
-"""Ours, and what they are to PagerDuty."""
-DRIFTS = [replace(DRIFT, severity=severity, version="1") for severity in SEVERITIES]
-ERROR = f"OSError: {'no disk ' * 400}"
-"""Longer than PagerDuty takes."""
 NAMESPACES = "unshare --net --mount"
 SEND = """
 ip link set lo up
 mount --bind "$HOSTS" /etc/hosts
 exec python -m tests.mlflow_server.alert_services "$CERTIFICATE"
-"""
-SLACK_PATH = "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7"
-ROUTING_KEY = "R" * 32
-CERTIFY = """
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test
--addext subjectAltName=IP:127.0.0.1,DNS:hooks.slack.com,DNS:events.pagerduty.com
 """
 
 
@@ -101,41 +98,11 @@ class MailServer(StreamRequestHandler):
 
 
 @contextmanager
-def serving(server):
-    """Have a server answer; give the list of what arrives."""
-    with server:
-        server.received = []
-        work = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        work.start()
-        yield server.received
-        server.shutdown()
-
-
-@contextmanager
 def receiving(port=0):
     """Address of a webhook, and the list of what arrived."""
     server = HTTPServer(("127.0.0.1", port), Webhook)
     with serving(server) as received:
         yield f"json://127.0.0.1:{server.server_port}", received
-
-
-def encrypt(server, certificate):
-    """Have a server speak TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    """Path of a certificate with its key; beside it is `authority.pem`, which vouches for it."""
-    path = tmp_path / "certificate.pem"
-    authority = tmp_path / "authority.pem"
-    command = [*CERTIFY.split(), "-keyout", path, "-out", authority]
-    subprocess.run(command, check=True, capture_output=True)
-    with path.open("a") as file:
-        file.write(authority.read_text())
-    return path
 
 
 @contextmanager

@@ -45,9 +45,9 @@ from tests.conftest import (
     redis_server,
     wait_until,
 )
-from tests.feature_engine.ingest.test_ingest import HOUR, ORDERS, SPEC, order
 from tests.support import log_lines
 from tests.support.installation import consuming, online_reader
+from tests.support.shop import HOUR, ORDERS, SPEC, order
 from tests.training.conftest import changed, train
 from training.batch import score_population, scores
 from training.reproduce import reproduce

@@ -2,8 +2,8 @@
 
 from tests.conftest import wait_until
 from tests.faults.conftest import alerts, more, shows, shows_no_refusal
-from tests.faults.serving.test_console import console
 from tests.serving.conftest import SPEC, counted, onnx_graph, tiny_onnx
+from tests.support.console import console
 from tests.support.load import repeated, under_load
 
 

@@ -1,37 +1,19 @@
 """The console that is killed, and sources of it that are killed or hang."""
 
-import sys
 import time
-from contextlib import contextmanager
 from html import unescape
 
-import httpx
 import pytest
 
 from mlflow_server.roles import last_applied
-from stack.environment import process_environment
-from tests.conftest import answers, at_most, running, unused_port, wait_until
+from tests.conftest import at_most, wait_until
 from tests.faults.conftest import broken, more, standing_still
+from tests.support.console import console
 from tests.support.load import under_load
 
 ANSWERED = 2
 """Seconds within which a page answers whatever its sources do."""
 pytestmark = pytest.mark.timed
-
-
-@contextmanager
-def console(rig, **changed):
-    changes = {"console_port": unused_port()} | changed
-    settings = rig.settings.model_copy(update=changes)
-    address = settings.console_address
-    command = [sys.executable, "-m", "monitoring.console"]
-    log = rig.folder / "console.log"
-    with (
-        running(command, log, **process_environment(settings)) as process,
-        httpx.Client(base_url=address, timeout=600) as client,
-    ):
-        wait_until("console", lambda: answers(f"{address}/health/live"))
-        yield client, process
 
 
 def page(client, path="/"):

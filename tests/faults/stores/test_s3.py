@@ -6,32 +6,18 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from core.errors import DataError
 from feature_engine.ingest.pipeline import ingest
-from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
-from feature_repo.datasets import load_dataset
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
 from tests.faults.conftest import standing_still
+from tests.support.delivered_source import ORDERS, deliver, source
 
-ORDERS = load_dataset("orders")
 DAY = timedelta(days=1)
-
-
-def deliver(folder, as_of, **more):
-    """Have the source hold the orders up to `as_of` of a quarter of the customers."""
-    rows = pull(new_settings(folder / "none", **more), ORDERS, as_of).read_all()
-    some = rows.filter(pc.equal(pc.bit_wise_and(rows["customer_id"], 3), 0))
-    pq.write_table(some, source(folder))
-
-
-def source(folder):
-    return str(folder / "orders.parquet")
 
 
 @contextmanager

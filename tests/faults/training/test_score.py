@@ -8,11 +8,11 @@ import psutil
 import pyarrow.compute as pc
 import pytest
 
-from feature_engine.ingest.source import pull
 from stack.environment import child_environment
-from tests.conftest import AS_OF, mlflow_server, new_settings
+from tests.conftest import AS_OF, mlflow_server
 from tests.faults.jobs import program
-from tests.training.conftest import ORDERS, changed, installation, train
+from tests.support.small_installation import small_installation
+from tests.training.conftest import changed, train
 from training.batch import score_population, scores
 
 SPEC = changed()
@@ -36,12 +36,6 @@ for line in sys.stdin:
     os.waitpid(child, 0)
 """
 MINUTE = timedelta(minutes=1)
-
-
-def small_installation(home):
-    """An installation with the orders of few customers."""
-    rows = pull(new_settings(home / "source"), ORDERS, AS_OF).read_all()
-    return installation(home, rows.filter(pc.less(rows["customer_id"], 1000)))
 
 
 @pytest.fixture

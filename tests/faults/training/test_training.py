@@ -12,8 +12,8 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import AS_OF
 from tests.faults.jobs import program
-from tests.faults.training.test_score import small_installation
 from tests.mlflow_server.conftest import client, stages
+from tests.support.small_installation import small_installation
 from tests.training.conftest import changed
 
 SPEC = changed(name="killed_model", experiment="killed")

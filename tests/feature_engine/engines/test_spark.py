@@ -21,17 +21,8 @@ from feature_engine.ingest.pipeline import ingest, raw_table
 from feature_engine.offline.views import write_views
 from feature_engine.online.refresh import refresh_online
 from tests.conftest import AS_OF
-from tests.feature_engine.ingest.test_ingest import (
-    DAY,
-    HOUR,
-    ORDERS,
-    order,
-    order_table,
-)
-from tests.feature_engine.offline.test_incremental import land
-from tests.feature_engine.online.test_refresh import hashes
-from tests.feature_engine.test_windows import BEGIN, FEATURES, as_table
-from tests.feature_repo.test_offline_store import (
+from tests.support.big_shop import hashes
+from tests.support.both_stores import (
     FOREVER,
     OURS,
     REFS,
@@ -43,6 +34,9 @@ from tests.feature_repo.test_offline_store import (
 )
 from tests.support.installation import land_orders
 from tests.support.preloaded import commands_folder
+from tests.support.rebuilt_views import land
+from tests.support.shop import DAY, HOUR, ORDERS, order, order_table
+from tests.support.window_features import BEGIN, FEATURES, as_table
 from tests.training.conftest import SHIPPED
 from training.data.frame import build_frame, population
 from training.stages.validate import plan_run

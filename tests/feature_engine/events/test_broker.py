@@ -9,8 +9,8 @@ import pytest
 from core.errors import BrokerUnavailableError
 from feature_engine.events import broker
 from feature_engine.events.broker import Intake, consumer_lags
-from tests.feature_engine.ingest.test_ingest import ORDERS
 from tests.support.installation import Events
+from tests.support.shop import ORDERS
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

@@ -18,62 +18,9 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from tests.conftest import AS_OF
-from tests.feature_engine.ingest.test_ingest import DAY, HOUR, ORDERS, VIEW, Shop, order
-from tests.feature_engine.offline.test_incremental import rows_of
-from tests.support.installation import Events, Snapshot
-
-MINUTE = HOUR / 60
-LATER = AS_OF + HOUR
-FIRST = order(1, 1, AS_OF - 10 * DAY, 5.0)
-SECOND = order(2, 1, AS_OF, 2.0)
-
-
-class EventShop(Shop, Events):
-    """A shop whose installation reads a stream of events too."""
-
-    def __init__(self, settings, file):
-        Shop.__init__(self, settings, file)
-        Events.__init__(self, self.settings, ORDERS)
-
-    def restarted_step(self):
-        """Return what the first step of a consumer that has just started returns."""
-        with closing(Events(self.settings, ORDERS)) as events:
-            return events.consumer.step()
-
-    def waiting(self):
-        return self.redis.xpending("gyre:events:orders", "gyre")["pending"]
-
-    def values(self, customer, at=LATER):
-        return self.online(at, customer)[0]
-
-    def spent(self, customer):
-        values = self.values(customer)
-        return values and values["lifetime_value"]
-
-    def orders(self):
-        """Number, customer and amount of each order that has landed."""
-        return sorted(
-            (row["order_id"], row["customer_id"], row["dollar_value"])
-            for row in self.raw()
-        )
-
-
-@pytest.fixture(scope="module")
-def ingested(template, tmp_path_factory):
-    """An installation that has ingested one order of customer 1, of 5 dollars."""
-    folder = tmp_path_factory.mktemp("source")
-    shop = Shop(template.restore(), folder / "orders.parquet")
-    shop.has(FIRST)
-    shop.ingest(AS_OF)
-    return Snapshot(shop.settings, "ingested")
-
-
-@pytest.fixture
-def shop(ingested, tmp_path):
-    """Customer 1 has one order, of 5 dollars; it is ingested."""
-    with closing(EventShop(ingested.restore(), tmp_path / "orders.parquet")) as shop:
-        shop.has(FIRST)
-        yield shop
+from tests.support.event_shop import FIRST, LATER, MINUTE, SECOND, EventShop
+from tests.support.rebuilt_views import rows_of
+from tests.support.shop import DAY, HOUR, ORDERS, VIEW, order
 
 
 def test_repeated_and_corrected_events_give_the_feature_rows_of_the_source(shop):

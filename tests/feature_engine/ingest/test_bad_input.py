@@ -15,14 +15,7 @@ from core.settings import PROJECT
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from tests.conftest import AS_OF
-from tests.feature_engine.ingest.test_ingest import (
-    DAY,
-    ORDERS,
-    VIEW,
-    Shop,
-    order,
-    order_table,
-)
+from tests.support.shop import DAY, ORDERS, VIEW, Shop, order, order_table
 
 LINE = re.compile(
     r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE

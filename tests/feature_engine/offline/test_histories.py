@@ -9,8 +9,8 @@ from feature_engine.ingest.quarantine import (
     quarantine_table,
 )
 from tests.conftest import AS_OF
-from tests.feature_engine.ingest.test_ingest import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
-from tests.feature_repo.test_validation import between
+from tests.support.shop import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
+from tests.support.suites import between
 
 NOON = AS_OF - HOUR
 SOON = AS_OF + HOUR / 2

@@ -3,38 +3,14 @@
 import shutil
 from pathlib import Path
 
-import ibis
 import pytest
 
 from core.errors import DataError
 from feature_engine.offline.views import view_address, view_table, write_views
-from tests.conftest import AS_OF, new_settings
-from tests.feature_engine.ingest.test_ingest import DAY, HOUR, ORDERS, VIEW, order
-from tests.support.installation import land_orders
+from tests.conftest import new_settings
+from tests.support.rebuilt_views import land, rebuilt, rows_of
 from tests.support.s3 import s3_server
-
-
-def land(settings, batch, hour):
-    """Merge rows (key, customer, days ago, amount); of one key the last stays."""
-    orders = [
-        order(key, customer, AS_OF - days * DAY, amount)
-        for key, customer, days, amount in batch
-    ]
-    return land_orders(settings, ORDERS, orders, AS_OF + hour * HOUR)
-
-
-def rows_of(settings):
-    """All rows of a view, its files' own types included, in one order."""
-    view_rows = ibis.duckdb.connect().read_parquet(view_table(settings, VIEW).files())
-    rows = view_rows.drop("period").order_by("customer_id", "event_timestamp")
-    return rows.to_pyarrow()
-
-
-def rebuilt(settings, raw):
-    """The view computed in full beside it, from the same table."""
-    elsewhere = settings.model_copy(update={"home": settings.home / "elsewhere"})
-    write_views(elsewhere, ORDERS, raw)
-    return rows_of(elsewhere)
+from tests.support.shop import ORDERS, VIEW
 
 
 def assert_written_as_rebuilt(settings, raw):

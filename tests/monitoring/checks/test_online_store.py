@@ -19,16 +19,8 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
-from tests.feature_engine.ingest.test_ingest import (  # noqa: F401
-    DAY,
-    HOUR,
-    ORDERS,
-    SPEC,
-    Shop,
-    order,
-    shop,
-)
 from tests.support.installation import applied, consuming, template  # noqa: F401  (fixtures)
+from tests.support.shop import DAY, HOUR, ORDERS, SPEC, Shop, order, shop  # noqa: F401
 
 CUSTOMERS = 2_000
 STATE = "gyre:online:gyre:customer_features"

@@ -10,8 +10,8 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
-from tests.faults.serving.test_console import console as start_console
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
+from tests.support.console import console as start_console
 from tests.support.year import decision_row, figure
 
 

@@ -19,7 +19,7 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
-from tests.faults.serving.test_console import console
+from tests.support.console import console
 from tests.support.year import decision_row, fill_dataset
 
 NAME = "customer_churn_model"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from core.spec import load_spec
 from core.spec.monitoring import Promotion
 from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import (
@@ -18,7 +17,6 @@ from mlflow_server.alerts import (
     cause_of_question,
 )
 from mlflow_server.api.pages import DeletedExperiment, RunPage
-from mlflow_server.promotion.ledger import LedgerRow
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import KEPT, CachedReader, Reading
 from monitoring.console.history import shown_span
@@ -26,13 +24,9 @@ from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.states import of_events, of_model, of_server, problems, state
 from monitoring.console.status import ModelRows, ModelStatus
+from tests.support.ledger_rows import HOUR, LEDGER, NOW, SPEC
 from tests.support.year import decision_row
 
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-SPEC = load_spec("customer_churn_model")
-LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", None,
-                   NOW - 30 * HOUR, NOW - 30 * HOUR)  # fmt: skip
 DECISION = decision_row(
     model=SPEC.name, version="2", as_of=NOW - HOUR, words="ok: f1 0.74"
 )

@@ -2,30 +2,18 @@
 
 import socket
 import time
-from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from core.settings import ENV_FILE
-from core.spec import load_spec
-from tests.conftest import at_most, new_settings, wait_until
-from tests.faults.serving.test_console import console as console_beside
-from tests.support.year import fill
+from tests.conftest import at_most, wait_until
+from tests.support.year_pages import PAGES, SPEC, console
 
-SPEC = load_spec("customer_churn_model")
-PAGES = ("/", f"/status/{SPEC.name}", f"/data/{SPEC.dataset}", "/metrics")
 MEMORY_MIB = 160
 """What the console allocates; the pages of libraries (100 MiB) are shared with other processes."""
 WITHIN = 2.0
 """Seconds within which a page answers, whatever is missing."""
-
-
-def console(home):
-    """A console alone: nothing else of its stack runs. The client, and the process."""
-    settings = new_settings(home, demo_start=None)
-    return console_beside(SimpleNamespace(settings=settings, folder=home.parent))
 
 
 def timed(client, path):
@@ -43,13 +31,6 @@ def allocated_mib(process):
     """
     memory = psutil.Process(process.pid).memory_info()
     return (memory.rss - memory.shared) / 2**20
-
-
-@pytest.fixture(scope="module")
-def year(tmp_path_factory):
-    home = tmp_path_factory.mktemp("year") / "home"
-    fill(new_settings(home), SPEC, datetime.now(UTC))
-    return home
 
 
 @pytest.mark.timed

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from core.errors import PromotionRefusedError
+from core.spec import load_spec
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger, now
@@ -13,8 +14,9 @@ from monitoring.decisions.store import DecisionRow, store_decision
 from monitoring.run import load_past
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, client, new_model
-from tests.monitoring.test_monitor import SPEC
 from training.stages.register import settled
+
+SPEC = load_spec("customer_churn_model")
 
 
 @pytest.fixture

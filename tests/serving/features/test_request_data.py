@@ -29,7 +29,6 @@ from tests.serving.conftest import (
     opened_version,
     read_log,
 )
-from tests.serving.protocols.test_edges import PATHS, refusal
 from tests.support.people import (  # noqa: F401  (fixtures)
     DAY,
     NOON,
@@ -43,6 +42,7 @@ from tests.support.people import (  # noqa: F401  (fixtures)
     stocked,
     template,
 )
+from tests.support.refusals import PATHS, refusal
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:On demand feature view is an experimental"

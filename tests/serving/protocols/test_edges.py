@@ -10,18 +10,10 @@ from core.spec import MISSING
 from serving.scoring.scorer import MAX_REQUESTS
 from tests.conftest import wait_until
 from tests.serving.conftest import body_of
+from tests.support.refusals import ERROR, PATHS, error_of, refusal, strict
 
 NOBODY = 99_999_999
 DEEP = b"[" * 100_000 + b"]" * 100_000
-ERROR = {"v1": "error", "v2": "error", "mlflow": "message"}
-"""The field of an error that says what is wrong; `detail` of Gyre's own."""
-PATHS = {
-    "plain": "/predict",
-    "batch": "/predict/batch",
-    "v1": "/v1/models/customer_churn_model:predict",
-    "v2": "/v2/models/customer_churn_model/infer",
-    "mlflow": "/invocations",
-}
 NO_MODEL = {
     "plain": "/models/nobody/predict",
     "batch": "/models/nobody/predict/batch",
@@ -30,24 +22,6 @@ NO_MODEL = {
     "mlflow": "/models/nobody/invocations",
 }
 every_protocol = pytest.mark.parametrize("protocol", PATHS)
-
-
-def strict(text):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def error_of(answer, protocol):
-    return str(strict(answer.text)[ERROR.get(protocol, "detail")])
-
-
-def refusal(answer, protocol):
-    """Return the error of a refused request, in the protocol's form and with its status."""
-    assert answer.status_code == (400 if protocol in ERROR else 422)
-    assert answer.headers["content-type"] == "application/json"
-    return error_of(answer, protocol)
 
 
 def test_an_answer_has_every_field_and_is_logged_unchanged(rig, served):

@@ -9,12 +9,9 @@ from serving.errors import ModelRefusedError
 from tests.conftest import at_most
 from tests.serving.conftest import SPEC, body_of, contract, opened_version, tiny_onnx
 from tests.support.load import under_load
+from tests.support.numbers import NUMBER, NUMBERS
 
-NUMBERS = SPEC.model_copy(
-    update={"task": "regression", "threshold": None, "costs": None}
-)
 OTHER = SPEC.model_copy(update={"name": "m"})
-NUMBER = contract().model_copy(update={"threshold": None})
 
 
 @pytest.mark.timed

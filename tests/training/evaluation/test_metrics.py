@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from core.spec.training import LOWER_IS_BETTER, METRICS_OF_OTHER_TASKS, Costs, Metric
 from mlflow_server.manifest import rounded_one
+from tests.support.scored_rows import some_rows
 from training.evaluation.metrics import (
     CELLS,
     Interval,
@@ -26,14 +27,6 @@ from training.evaluation.metrics import (
 from training.stages.train import cheapest_threshold
 
 COSTS = Costs(action=1, loss=10, averted=0.2)
-
-
-def some_rows(count, digits=2):
-    """Labels and scores that say something about them, with many ties."""
-    random = np.random.default_rng(1)
-    p = np.round(random.beta(2, 1.5, count), digits)
-    y = (random.random(count) < p).astype(np.int64)
-    return y, p
 
 
 def rows_of_classes(count, classes, seed):

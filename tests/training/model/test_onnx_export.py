@@ -1,6 +1,5 @@
 """Exported models score as their scikit-learn pipelines do, and a wrong one is refused."""
 
-from functools import cache
 from itertools import product
 
 import mlflow
@@ -12,59 +11,25 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
-from core.spec.training import Estimator
 from mlflow_server.model.pyfunc import ModelFile
-from tests.training.conftest import SHIPPED
+from tests.support.onnx_models import (
+    FEATURES,
+    FEW_TREES,
+    PARAMETERS,
+    customers,
+    fitted,
+    pipeline_of,
+    spec_of,
+    spending,
+)
 from training.data.frame import memory_needed
-from training.model.estimators import build_pipeline, category_remarks
+from training.model.estimators import category_remarks
 from training.model.onnx_export import NULL_TEXTS, export, exported, prove
 from training.model.scoring import score
 
-FEATURES = {
-    "orders": "int64",
-    "spend": "double",
-    "segment": "string",
-    "days": "int64",
-    "value": "double",
-}
-FEW_TREES = {"n_estimators": 20, "max_depth": 6}
-PARAMETERS = {
-    "logistic_regression": {},
-    "ridge": {},
-    "random_forest": FEW_TREES,
-    "hist_gradient_boosting": {"max_iter": 20},
-    "xgboost": FEW_TREES,
-    "lightgbm": FEW_TREES,
-}
 CLASSIFIERS = [kind for kind in PARAMETERS if kind != "ridge"]
 REGRESSORS = [kind for kind in PARAMETERS if kind != "logistic_regression"]
 FACTORIES = "tests.support.factories"
-
-
-def customers():
-    rows = 4_000
-    random = np.random.default_rng(3)
-    frame = pd.DataFrame(
-        {
-            "orders": random.poisson(2, rows),
-            "spend": random.exponential(60, rows).round(2),
-            "segment": random.choice(["new", "repeat", "loyal", "__missing__"], rows),
-            "days": random.integers(0, 180, rows),
-            "value": random.lognormal(3, 1, rows),
-        }
-    )
-    frame.loc[random.random(rows) < 0.2, "value"] = np.nan
-    risk = frame.days / 60 - frame.orders / 2 - frame.spend / 100
-    risk += frame.segment == "new"
-    return frame, (risk + random.normal(size=rows) > 0).astype(int).to_numpy()
-
-
-def spending(frame):
-    """What customers spend: heavy-tailed, most of them nothing."""
-    random = np.random.default_rng(4)
-    amount = frame.value.fillna(10) * (1 + frame.orders)
-    amount *= random.lognormal(0, 1, len(frame))
-    return (amount * (random.random(len(frame)) < 0.3)).to_numpy()
 
 
 @pytest.fixture(autouse=True)
@@ -72,30 +37,6 @@ def one_thread():
     """As the trainer has it: boosting's threads wait for each other on busy cores."""
     with threadpool_limits(1):
         yield
-
-
-def spec_of(task="classification", features=FEATURES):
-    """The shipped spec with another task and other features."""
-    classes = ("few", "some", "many") if task == "multiclass" else ()
-    changes = {"task": task, "classes": classes, "features": features, "seed": 7}
-    return SHIPPED.model_copy(update=changes)
-
-
-def pipeline_of(kind, parameters, spec=None, rows=None):
-    estimator = Estimator(name=kind, type=kind, parameters=parameters)
-    return build_pipeline(spec or spec_of(), estimator, rows)
-
-
-@cache  # no test changes what it returns
-def fitted(kind, task="classification", unit=1):
-    """Pipeline and rows: of classes, or of numbers in a unit."""
-    frame, labels = customers()
-    if task == "multiclass":
-        labels = np.digitize(frame.days - 10 * frame.orders, [30, 90])
-    if task == "regression":
-        labels = spending(frame) * unit
-    pipeline = pipeline_of(kind, PARAMETERS[kind], spec_of(task))
-    return pipeline.fit(frame, labels), frame
 
 
 def proof_of(pipeline, model, frame, threshold=0.5, spec=None):

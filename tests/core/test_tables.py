@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,11 +22,9 @@ from tests.conftest import new_settings
 from tests.support.names import NAMES
 from tests.support.postgres import postgres_server
 from tests.support.s3 import s3_server
+from tests.support.stored_rows import BEGAN, SCHEMA, TIME, rows
 
-TIME = pa.timestamp("us", tz="UTC")
-SCHEMA = pa.schema({"id": pa.string(), "value": pa.int64(), "received": TIME})
 VIEW_SCHEMA = pa.schema({"event_timestamp": TIME})
-BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
 DAY = 86_400_000_000
 """In microseconds."""
 HARDEST = ('say "amt"', "tick`x", "it's", "ev.id")
@@ -35,21 +33,11 @@ WRITER = """
 import sys
 from core.settings import load_settings
 from core.tables.table import Table
-from tests.core.test_storage import SCHEMA, rows
+from tests.support.stored_rows import SCHEMA, rows
 first = int(sys.argv[1])
 for n in range(first, first + 12):
     Table(load_settings(), "raw/t", SCHEMA).insert(rows(0, n), "id", "received")
 """
-
-
-def rows(*numbers, value=0):
-    """A row of each number, which is also its microsecond."""
-    columns = {
-        "id": [f"r{number}" for number in numbers],
-        "value": [value] * len(numbers),
-        "received": [BEGAN + timedelta(microseconds=number) for number in numbers],
-    }
-    return pa.table(columns, SCHEMA)
 
 
 def test_a_repeated_row_is_found_by_its_time_without_files_of_other_times(tmp_path):
