@@ -34,7 +34,7 @@ from tests.conftest import (
     wait_until,
 )
 from tests.serving.conftest import SPEC, Rig
-from tests.support.flood import post
+from tests.support.serving.flood import post
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

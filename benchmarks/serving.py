@@ -37,8 +37,8 @@ from benchmarks import servers
 from benchmarks.measure import ROUNDS, promised, title
 from core.spec.training import Estimator, Limit
 from tests.serving.conftest import SPEC, Rig
-from tests.support import flood
-from tests.support.flood import load, post
+from tests.support.serving import flood
+from tests.support.serving.flood import load, post
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

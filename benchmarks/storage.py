@@ -25,8 +25,8 @@ from benchmarks.measure import ROUNDS, promised, ratio
 from core.settings import PROJECT
 from stack.environment import process_environment
 from tests.conftest import feast_apply, mlflow_server, new_settings, redis_server
-from tests.support.delivered_source import deliver, source
-from tests.support.s3 import BUCKET, s3_server
+from tests.support.feature_engine.delivered_source import deliver, source
+from tests.support.tools.s3 import BUCKET, s3_server
 
 MODEL = "customer_churn_model"
 COMMANDS = (("ingest", "orders"), ("train", MODEL), ("monitor", MODEL))

@@ -32,7 +32,7 @@ AHEAD = timedelta(seconds=30)
 
 def load_page_views(folder: str) -> Any:
     """Import the dataset of docs/page-views.md."""
-    from tests.support.pages import read_page  # noqa: PLC0415  (not in what is measured)
+    from tests.support.tools.pages import read_page  # noqa: PLC0415  (not in what is measured)
 
     name = "feature_repo.datasets.page_views"
     file = Path(folder) / "page_views.py"

@@ -25,7 +25,7 @@ from feature_repo.online_store import find_server
 from feature_repo.published.config import write_feast_config
 from mlflow_server.server import command as mlflow_command
 from stack.environment import process_environment
-from tests.support.preloaded import commands_folder
+from tests.support.tools.preloaded import commands_folder
 
 BIN = Path(sys.executable).parent
 START = date(2099, 11, 20)

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import BIN, at_most, new_settings
-from tests.support.clone import Copy, events, fewer_trees
+from tests.support.tools.clone import Copy, events, fewer_trees
 
 TOML = "models/{}.toml"
 MODULE = "feature_repo/datasets/{}.py"
 SUITE = "feature_repo/expectations/{}.json"
-FACTORIES = "tests.support.factories"
+FACTORIES = "tests.support.training.factories"
 FOREST = (
     'name = "random_forest"\ntype = "random_forest"\n'
     "parameters = { n_estimators = 10, max_depth = 8, min_samples_leaf = 20 }"

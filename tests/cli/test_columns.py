@@ -21,7 +21,7 @@ from core.spec import ModelSpec
 from feature_engine.ingest.source import read
 from feature_repo.datasets import load_dataset
 from gyre import PROJECT, Window, Windows, feature_view
-from tests.support.clone import outer_environment, run
+from tests.support.tools.clone import outer_environment, run
 
 ORDERS = load_dataset("orders")
 DAY = timedelta(days=1)

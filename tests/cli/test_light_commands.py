@@ -8,7 +8,7 @@ from mlflow_server.promotion.ledger import Ledger
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import new_model
-from tests.support.clone import finished
+from tests.support.tools.clone import finished
 
 MODEL = "customer_churn_model"
 HEAVY = {"mlflow", "pandas", "scipy", "feast", "pyarrow", "duckdb", "evidently"}

@@ -11,8 +11,8 @@ from cli.use_case import new
 from cli.verbs import say
 from core.errors import SettingsError
 from tests.conftest import wait_until
-from tests.support.clone import outer_environment, run
-from tests.support.preloaded import commands_folder
+from tests.support.tools.clone import outer_environment, run
+from tests.support.tools.preloaded import commands_folder
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 

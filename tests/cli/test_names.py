@@ -13,7 +13,7 @@ import pytest
 from core.tables.table import Table
 from feature_repo.definition import OWN_COLUMNS, name_problems
 from tests.conftest import new_settings
-from tests.support.clone import (
+from tests.support.tools.clone import (
     Copy,
     events,
     fewer_trees,
@@ -21,7 +21,7 @@ from tests.support.clone import (
     online_answer,
     serving,
 )
-from tests.support.names import NAMES
+from tests.support.tools.names import NAMES
 
 ENTITIES = (
     "Customer",
@@ -42,7 +42,7 @@ from datetime import datetime
 from core.settings import load_settings
 from feature_repo.datasets import load_dataset
 from serving.additions.events import checked_events
-from tests.support.installation import Events
+from tests.support.feature_engine.installation import Events
 dataset = load_dataset("way")
 events = Events(load_settings(), dataset)
 schema = events.consumer.schema.model_dump_json().encode()

@@ -6,7 +6,7 @@ import pytest
 
 from core.settings import CLONE
 from tests.conftest import new_settings
-from tests.support.clone import (
+from tests.support.tools.clone import (
     events,
     few_orders,
     fewer_trees,
@@ -15,7 +15,7 @@ from tests.support.clone import (
     run,
     stack_environment,
 )
-from tests.support.dag_reader import READ
+from tests.support.tools.dag_reader import READ
 
 NEW = (
     "gyre new visits --from ../visits.csv --label silence "

@@ -11,7 +11,7 @@ from feature_repo.datasets import load_dataset
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from tests.conftest import new_settings
-from tests.support.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
+from tests.support.tools.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
 from training.evaluation.reference import load_reference
 
 MODEL = "customer_churn_model"

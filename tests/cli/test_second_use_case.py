@@ -15,9 +15,14 @@ from tests.conftest import (
     running,
     wait_until,
 )
-from tests.support.clone import finished, online_answer, outer_environment, serving
-from tests.support.pages import read_page
-from tests.support.preloaded import commands_folder
+from tests.support.tools.clone import (
+    finished,
+    online_answer,
+    outer_environment,
+    serving,
+)
+from tests.support.tools.pages import read_page
+from tests.support.tools.preloaded import commands_folder
 
 PAGE = read_page("second-use-case.md")
 PAGE_VIEWS = read_page("page-views.md")

@@ -14,10 +14,10 @@ from mlflow_server.promotion.ledger import Ledger
 from monitoring.decisions.decision import INPUTS, Inputs, decide
 from monitoring.decisions.store import store_decision
 from tests.conftest import new_settings
-from tests.support.clone import finished, gyre, stack_environment
-from tests.support.ledger_rows import LEDGER
-from tests.support.preloaded import commands_folder
-from tests.support.year import decision_row
+from tests.support.monitoring.ledger_rows import LEDGER
+from tests.support.monitoring.year import decision_row
+from tests.support.tools.clone import finished, gyre, stack_environment
+from tests.support.tools.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 REASON = "because the \x1b[31mdrift\x1b[0m of\nits features " + "goes on and on " * 12

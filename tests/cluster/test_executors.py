@@ -14,7 +14,7 @@ from core.settings import PROJECT
 from tests.cluster.conftest import MARKS, PACKAGES
 from tests.conftest import wait_until
 from tests.faults.conftest import standing_still
-from tests.support.cluster_shop import NO_PYSPARK, ORDERS, Shop
+from tests.support.feature_engine.cluster_shop import NO_PYSPARK, ORDERS, Shop
 
 job_errors = pytest.importorskip("feature_engine.engines.job_errors", reason=NO_PYSPARK)
 
@@ -81,7 +81,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from tests.cluster.conftest import spark_session
-from tests.support.cluster_shop import Shop
+from tests.support.feature_engine.cluster_shop import Shop
 folder, name, master = sys.argv[1:]
 Shop(Path(folder), name).write(spark_session(master))
 """

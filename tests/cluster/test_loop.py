@@ -11,13 +11,13 @@ from feature_engine.offline.views import view_table
 from stack.environment import process_environment
 from tests.cluster.conftest import HOST, spark_defaults
 from tests.conftest import BIN, feast_apply, mlflow_server, redis_server
-from tests.support.big_shop import (
+from tests.support.feature_engine.big_shop import (
     BigShop,
     complete_a_killed_refresh,
     refresh_while_events_arrive,
 )
-from tests.support.clone import gyre, online_answer, serving, stack_environment
-from tests.support.delivered_source import deliver, source
+from tests.support.feature_engine.delivered_source import deliver, source
+from tests.support.tools.clone import gyre, online_answer, serving, stack_environment
 
 pytestmark = [
     pytest.mark.cluster,

@@ -13,8 +13,8 @@ from tests.conftest import (
     redis_server,
     unused_port,
 )
-from tests.support.installation import land_orders
-from tests.support.shop import DAY, ORDERS, order
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.shop import DAY, ORDERS, order
 
 pytestmark = [
     *MARKS,

@@ -11,8 +11,8 @@ from core.settings import PROJECT
 from feature_engine.offline.views import view_table, write_views
 from tests.cluster.conftest import MARKS, spark_defaults
 from tests.conftest import AS_OF, new_settings
-from tests.support.installation import land_orders
-from tests.support.shop import DAY, ORDERS, VIEW, order
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.shop import DAY, ORDERS, VIEW, order
 
 pytestmark = MARKS
 

@@ -22,8 +22,8 @@ from core.settings import CLONE
 from tests.conftest import BIN, at_most, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, logs, podman
 from tests.faults.conftest import more
-from tests.support.clone import finished
-from tests.support.load import repeated
+from tests.support.serving.load import repeated
+from tests.support.tools.clone import finished
 
 pytestmark = pytest.mark.containers
 PAGE = (CLONE / "docs" / "deploy.md").read_text()

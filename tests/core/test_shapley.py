@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from core.shapley import COALITIONS, shapley_values
 from mlflow_server.model.pyfunc import ModelFile
-from tests.support.onnx_models import FEATURES, fitted, spec_of
+from tests.support.training.onnx_models import FEATURES, fitted, spec_of
 from training.model.onnx_export import export
 from training.model.scoring import columns, open_session
 

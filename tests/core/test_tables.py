@@ -19,10 +19,10 @@ from core.settings import PROJECT
 from core.tables.query import quoted
 from core.tables.table import RETENTION, Table, added_file
 from tests.conftest import new_settings
-from tests.support.names import NAMES
-from tests.support.postgres import postgres_server
-from tests.support.s3 import s3_server
-from tests.support.stored_rows import BEGAN, SCHEMA, TIME, rows
+from tests.support.feature_engine.stored_rows import BEGAN, SCHEMA, TIME, rows
+from tests.support.tools.names import NAMES
+from tests.support.tools.postgres import postgres_server
+from tests.support.tools.s3 import s3_server
 
 VIEW_SCHEMA = pa.schema({"event_timestamp": TIME})
 DAY = 86_400_000_000
@@ -33,7 +33,7 @@ WRITER = """
 import sys
 from core.settings import load_settings
 from core.tables.table import Table
-from tests.support.stored_rows import SCHEMA, rows
+from tests.support.feature_engine.stored_rows import SCHEMA, rows
 first = int(sys.argv[1])
 for n in range(first, first + 12):
     Table(load_settings(), "raw/t", SCHEMA).insert(rows(0, n), "id", "received")

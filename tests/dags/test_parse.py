@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.spec import load_specs
-from tests.support.dag_reader import READ
+from tests.support.tools.dag_reader import READ
 from training.stages.validate import LONGEST
 
 PROJECT = Path(__file__).resolve().parents[2]

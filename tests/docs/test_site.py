@@ -12,7 +12,7 @@ import pytest
 from core.settings import PROJECT
 from docs.browser import NAMES, PHONE, browser
 from tests.conftest import new_settings
-from tests.support.clone import Copy
+from tests.support.tools.clone import Copy
 
 BUILD = "python -m docs.site"
 TOOL = ".venv-docs"

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from core.settings import PROJECT
-from tests.support.clone import outer_environment
-from tests.support.preloaded import commands_folder
+from tests.support.tools.clone import outer_environment
+from tests.support.tools.preloaded import commands_folder
 
 
 @contextmanager

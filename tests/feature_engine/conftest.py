@@ -1,6 +1,6 @@
 """Fixtures of an installation with published definitions."""
 
-from tests.support.installation import (  # noqa: F401
+from tests.support.feature_engine.installation import (  # noqa: F401
     applied,
     small,
     some_orders,

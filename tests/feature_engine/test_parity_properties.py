@@ -20,8 +20,8 @@ from feature_engine.online.refresh import refresh_online
 from feature_engine.parity import REDIS_SECONDS, same
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import open_store
-from tests.support.installation import land_orders
-from tests.support.shop import DAY, HOUR, ORDERS, SPEC, order
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, order
 
 pytestmark = [
     pytest.mark.filterwarnings(

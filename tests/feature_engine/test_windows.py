@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from core.timestamps import microseconds
 from feature_engine.definition.windows import Window, Windows, feature_view
 from feature_repo.datasets import load_dataset
-from tests.support.window_features import (
+from tests.support.feature_engine.window_features import (
     BEGIN,
     FEATURES,
     FUNCTIONS,

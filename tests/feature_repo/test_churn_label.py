@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from feature_repo.datasets.orders import D90, D180, churned_90d
 from tests.conftest import AS_OF
-from tests.support.shop import order, order_table
+from tests.support.feature_engine.shop import order, order_table
 
 NOW = timedelta(0)
 TICK = timedelta(microseconds=1)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from gyre import PROJECT
-from tests.support.preloaded import commands_folder
+from tests.support.tools.preloaded import commands_folder
 
 READ = """
 import json

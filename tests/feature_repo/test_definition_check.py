@@ -21,8 +21,8 @@ from tests.conftest import (
     run_feast,
     unused_port,
 )
-from tests.support.installation import Snapshot, published
-from tests.support.shop import HOUR, VIEW, Shop
+from tests.support.feature_engine.installation import Snapshot, published
+from tests.support.feature_engine.shop import HOUR, VIEW, Shop
 
 MODEL = "customer_churn_model"
 SERVICE = "customer_churn_v1"

@@ -9,7 +9,7 @@ import pytest
 from deltalake import DeltaTable
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
-from tests.support.both_stores import (
+from tests.support.feature_engine.both_stores import (
     BEGIN,
     FOREVER,
     FORMATS,

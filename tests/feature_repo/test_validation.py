@@ -15,9 +15,14 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_repo.rules import NOT_NULL, DatasetRules
 from tests.conftest import AS_OF, new_settings
-from tests.support.installation import Events
-from tests.support.shop import DAY, HOUR, ORDERS, order, order_table
-from tests.support.suites import RULES_OF_DELIVERIES, RULES_OF_ROWS, between, rule
+from tests.support.feature_engine.installation import Events
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, order, order_table
+from tests.support.feature_engine.suites import (
+    RULES_OF_DELIVERIES,
+    RULES_OF_ROWS,
+    between,
+    rule,
+)
 
 AMOUNT = between("dollar_value", min_value=0)
 MOSTLY = between("dollar_value", min_value=0, mostly=0.9)

@@ -15,8 +15,8 @@ from monitoring.decisions.store import newest_decisions
 from stack.processes import states
 from tests.conftest import at_most, new_settings, wait_until
 from tests.serving.conftest import Rig
-from tests.support.load import under_load
-from tests.support.stack import MODEL, Stack
+from tests.support.serving.load import under_load
+from tests.support.tools.stack import MODEL, Stack
 
 ORDER = {
     "order_id": 900_001,

@@ -14,7 +14,13 @@ from mlflow_server.promotion.ledger import Ledger
 from monitoring.trials.rollout import AUTHOR, STEP
 from tests.conftest import new_settings, wait_until
 from tests.serving.conftest import read_log
-from tests.support.clone import Copy, few_orders, fewer_trees, mlflow_and_redis, serving
+from tests.support.tools.clone import (
+    Copy,
+    few_orders,
+    fewer_trees,
+    mlflow_and_redis,
+    serving,
+)
 
 MODEL = "customer_churn_model"
 CUSTOMERS = range(1, 1500)

@@ -14,7 +14,7 @@ from monitoring.decisions.store import newest_decisions
 from monitoring.trials.rollout import AUTHOR
 from stack.processes import members
 from tests.conftest import BIN, wait_until
-from tests.support.clone import outer_environment, run
+from tests.support.tools.clone import outer_environment, run
 
 MODEL = "customer_churn_model"
 ENVIRONMENT = outer_environment() | {"PATH": os.environ["PATH"]}

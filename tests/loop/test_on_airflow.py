@@ -49,8 +49,8 @@ from tests.conftest import (
 )
 from tests.faults.conftest import alerts
 from tests.mlflow_server.conftest import client, stages
-from tests.support.chains import store
-from tests.support.clone import Copy
+from tests.support.tools.clone import Copy
+from tests.support.training.chains import store
 from training.artifacts import EVALUATION
 from training.evaluation.metrics import Scored
 from training.stages.evaluate import compare

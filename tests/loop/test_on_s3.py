@@ -8,9 +8,9 @@ import boto3
 from core.settings import free_ports, load_settings
 from stack.environment import process_environment
 from tests.conftest import feast_apply, mlflow_server, redis_server
-from tests.support.clone import gyre, online_answer, serving
-from tests.support.delivered_source import deliver, source
-from tests.support.s3 import BUCKET, s3_server
+from tests.support.feature_engine.delivered_source import deliver, source
+from tests.support.tools.clone import gyre, online_answer, serving
+from tests.support.tools.s3 import BUCKET, s3_server
 
 MODEL = "customer_churn_model"
 

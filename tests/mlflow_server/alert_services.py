@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from core.settings import load_settings
 from mlflow_server.alerts import Alerts
-from tests.support.alert_receivers import (
+from tests.support.tools.alert_receivers import (
     DRIFTS,
     ERROR,
     MODEL,

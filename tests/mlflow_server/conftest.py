@@ -13,7 +13,7 @@ from mlflow_server.manifest import CONTRACT_FILE, ONNX_FILE, digest_tags
 from mlflow_server.promotion import promote
 from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import BIN, mlflow_server, new_settings, unused_port
-from tests.support.postgres import postgres_server
+from tests.support.tools.postgres import postgres_server
 
 ANN = {"who": "ann", "why": "better"}
 

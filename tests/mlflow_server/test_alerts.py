@@ -21,7 +21,7 @@ from core.settings import PROJECT
 from mlflow_server.alerts import QUIET, Alerts, is_open
 from stack.environment import process_environment
 from tests.conftest import BIN, new_settings, unused_port
-from tests.support.alert_receivers import (
+from tests.support.tools.alert_receivers import (
     DRIFT,
     DRIFTS,
     ERROR,

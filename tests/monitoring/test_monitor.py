@@ -31,9 +31,9 @@ from tests.conftest import AS_OF, BIN, mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, client
 from tests.monitoring.conftest import alerts, tear
 from tests.serving.conftest import tiny_onnx
-from tests.support import log_lines
-from tests.support.clone import finished, stack_environment
-from tests.support.year import fill_dataset
+from tests.support.monitoring import log_lines
+from tests.support.monitoring.year import fill_dataset
+from tests.support.tools.clone import finished, stack_environment
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training import chain
 from training.artifacts import CANDIDATE

@@ -32,7 +32,7 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
-from tests.support.postgres import postgres_server, programs
+from tests.support.tools.postgres import postgres_server, programs
 
 MODEL = "customer_churn_model"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

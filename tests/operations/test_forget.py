@@ -45,9 +45,9 @@ from tests.conftest import (
     redis_server,
     wait_until,
 )
-from tests.support import log_lines
-from tests.support.installation import consuming, online_reader
-from tests.support.shop import HOUR, ORDERS, SPEC, order
+from tests.support.feature_engine.installation import consuming, online_reader
+from tests.support.feature_engine.shop import HOUR, ORDERS, SPEC, order
+from tests.support.monitoring import log_lines
 from tests.training.conftest import changed, train
 from training.batch import score_population, scores
 from training.reproduce import reproduce

@@ -12,7 +12,7 @@ from redis import Redis
 
 from gyre import PROJECT
 from tests.conftest import new_settings
-from tests.support.clone import mlflow_and_redis, run, stack_environment
+from tests.support.tools.clone import mlflow_and_redis, run, stack_environment
 
 PERSON = 'N\'7 "é"'
 MODULE = """

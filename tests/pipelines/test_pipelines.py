@@ -9,7 +9,7 @@ import yaml
 from core.settings import CLONE
 from mlflow_server.api.registry import Registry
 from tests.conftest import new_settings
-from tests.support.clone import Copy, few_orders, mlflow_and_redis
+from tests.support.tools.clone import Copy, few_orders, mlflow_and_redis
 
 PAGE = (CLONE / "docs" / "how-to" / "pipelines.md").read_text()
 (DVC_FILE,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -51,7 +51,7 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
-from tests.support.preloaded import commands_folder
+from tests.support.tools.preloaded import commands_folder
 
 SPEC = load_spec("customer_churn_model")
 KNOWN = 4

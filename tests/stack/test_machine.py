@@ -12,7 +12,7 @@ from core.settings import CLONE, ENV_FILE, LAYOUT, LOOPBACK, load_settings
 from stack.environment import process_environment
 from stack.machine import LAYOUT_FILE, disk_problems, layout_problems
 from tests.conftest import BIN, at_most, new_settings, unused_port
-from tests.support.clone import finished
+from tests.support.tools.clone import finished
 
 
 def failed_start(home, **changes):

@@ -21,7 +21,7 @@ from stack.machine import connection_problems, prepare, problems
 from stack.processes import end_stack, start, start_supervisor, states, wait_ready
 from stack.programs import REDIS_SERVER, supervised_environment
 from tests.conftest import new_settings, redis_server, unused_port
-from tests.support.redis_proxy import Proxy, written
+from tests.support.tools.redis_proxy import Proxy, written
 
 OLD_FILES = Path(__file__).parent / "redis-6.2"
 """Files that Redis 6.2.14 left: rewritten as commands or as a snapshot, then appended to."""

@@ -30,7 +30,7 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
-from tests.support.clone import finished
+from tests.support.tools.clone import finished
 
 SECRETS = {"fernet": "f", "api": "a", "jwt": "j", "password": "p"}
 OPTIONS_OF_AIRFLOW = """

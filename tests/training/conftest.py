@@ -18,7 +18,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
 from tests.mlflow_server.conftest import client
-from tests.support.chains import store, train
+from tests.support.training.chains import store, train
 from training import chain
 from training.stages.gate import Evaluation, load_evaluation
 

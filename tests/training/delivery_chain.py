@@ -9,7 +9,7 @@ from core.spec import load_spec
 from core.spec.training import Training
 from monitoring.monitor import monitor
 from tests.conftest import AS_OF, mlflow_server
-from tests.support.chains import (
+from tests.support.training.chains import (
     ask,
     client,
     learn,

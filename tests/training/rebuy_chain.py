@@ -21,7 +21,7 @@ from feature_repo.published.service import PublishedService
 from mlflow_server.api.tracking import Tracking
 from monitoring.monitor import monitor
 from tests.conftest import feast_apply, mlflow_server, redis_server, wait_until
-from tests.support.chains import client, settings_of, train
+from tests.support.training.chains import client, settings_of, train
 from training.check import check
 from training.reproduce import reproduce
 from training.stages.validate import nothing_new

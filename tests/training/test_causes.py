@@ -9,7 +9,7 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION, last_applied
 from monitoring.decisions.causes import TrainingCause, open_decisions, training_cause
 from monitoring.decisions.store import DecisionRow, store_decision
-from tests.support.chains import open_run
+from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, SPEC
 from training.stages.validate import fail_run
 

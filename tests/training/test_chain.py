@@ -23,7 +23,7 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import release
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
-from tests.support.chains import open_run
+from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
 from training.artifacts import GATES, PLOTS, fetched, read
 from training.data.frame import at, content_hash, features

@@ -10,7 +10,7 @@ import pytest
 
 from feature_engine.ingest.source import pull
 from tests.conftest import AS_OF, new_settings
-from tests.support.clone import Copy, finished
+from tests.support.tools.clone import Copy, finished
 from tests.training.conftest import ORDERS
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import unused_port
 from tests.faults.conftest import shows, shows_no_refusal
-from tests.support.load import under_load
+from tests.support.serving.load import under_load
 
 
 def alter(path):

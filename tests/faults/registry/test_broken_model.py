@@ -3,8 +3,8 @@
 from tests.conftest import wait_until
 from tests.faults.conftest import alerts, more, shows, shows_no_refusal
 from tests.serving.conftest import SPEC, counted, onnx_graph, tiny_onnx
-from tests.support.console import console
-from tests.support.load import repeated, under_load
+from tests.support.serving.console import console
+from tests.support.serving.load import repeated, under_load
 
 
 def no_probability():

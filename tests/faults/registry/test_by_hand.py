@@ -9,7 +9,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.promotion.promote import promote
 from tests.conftest import at_most, wait_until
 from tests.mlflow_server.conftest import ANN, client
-from tests.support.load import under_load
+from tests.support.serving.load import under_load
 
 UI = "mlflow-ui"
 NAMED = {

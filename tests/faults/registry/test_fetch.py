@@ -7,7 +7,7 @@ import psutil
 
 from tests.conftest import wait_until
 from tests.faults.conftest import more, second_server
-from tests.support.load import under_load
+from tests.support.serving.load import under_load
 
 
 def fetches(process):

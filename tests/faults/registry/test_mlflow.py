@@ -7,8 +7,8 @@ import pytest
 from stack.environment import process_environment
 from tests.conftest import at_most, wait_until
 from tests.faults.conftest import broken, second_server
-from tests.support.load import under_load
-from tests.support.preloaded import commands_folder
+from tests.support.serving.load import under_load
+from tests.support.tools.preloaded import commands_folder
 
 
 def asks_mlflow(client):

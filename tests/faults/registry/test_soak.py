@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.faults.conftest import second_server, workers
-from tests.support.load import under_load
+from tests.support.serving.load import under_load
 
 PROMOTIONS = 60
 TURN = 5.0

@@ -8,8 +8,8 @@ import pytest
 from mlflow_server.roles import last_applied
 from tests.conftest import at_most, wait_until
 from tests.faults.conftest import broken, more, standing_still
-from tests.support.console import console
-from tests.support.load import under_load
+from tests.support.serving.console import console
+from tests.support.serving.load import under_load
 
 ANSWERED = 2
 """Seconds within which a page answers whatever its sources do."""

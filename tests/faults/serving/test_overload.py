@@ -9,7 +9,7 @@ import pytest
 from serving.scoring.scorer import MAX_REQUESTS
 from tests.conftest import at_most
 from tests.faults.conftest import second_server
-from tests.support.flood import REFUSED, flood
+from tests.support.serving.flood import REFUSED, flood
 
 TOO_MANY = 3 * MAX_REQUESTS
 BEARABLE = 64

@@ -14,7 +14,7 @@ from tests.faults.conftest import (
     write_project,
 )
 from tests.serving.conftest import SPEC
-from tests.support.factories import xgboost_behind_a_scaler
+from tests.support.training.factories import xgboost_behind_a_scaler
 from training.evaluation.metrics import rounded
 
 TRUSTED = ("xgboost.core.Booster", "xgboost.sklearn.XGBClassifier")

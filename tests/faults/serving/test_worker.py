@@ -8,7 +8,7 @@ import psutil
 from tests.conftest import unused_port, wait_until
 from tests.faults.conftest import second_server, workers
 from tests.serving.conftest import counted
-from tests.support.load import FAILED, under_load
+from tests.support.serving.load import FAILED, under_load
 
 CONNECTIONS = 3
 

@@ -11,7 +11,14 @@ from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
 from tests.conftest import at_most
 from tests.faults.conftest import broken, second_server
-from tests.support.event_requests import NEW, URL, accepts, features, order, soon  # noqa: F401  (features: a fixture)
+from tests.support.serving.event_requests import (  # noqa: F401  (features: a fixture)
+    NEW,
+    URL,
+    accepts,
+    features,
+    order,
+    soon,
+)
 
 ORDERS = load_dataset("orders")
 

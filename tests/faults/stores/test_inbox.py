@@ -10,8 +10,8 @@ from monitoring.log.collect import collect, predictions
 from serving.log.inbox import Inbox
 from tests.conftest import at_most, new_settings, wait_until
 from tests.faults.conftest import standing_still, workers
-from tests.support.load import under_load
-from tests.support.s3 import BUCKET
+from tests.support.serving.load import under_load
+from tests.support.tools.s3 import BUCKET
 
 DATA_URL = f"s3://{BUCKET}/a"
 

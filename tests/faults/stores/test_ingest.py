@@ -12,9 +12,9 @@ from feature_engine.ingest.pipeline import ingest, raw_table
 from feature_engine.ingest.quarantine import quarantined
 from tests.conftest import AS_OF
 from tests.faults.jobs import program
-from tests.support.installation import applied, online_reader, template  # noqa: F401  (fixtures among them)
-from tests.support.rebuilt_views import rebuilt, rows_of
-from tests.support.shop import DAY, HOUR, ORDERS
+from tests.support.feature_engine.installation import applied, online_reader, template  # noqa: F401  (fixtures among them)
+from tests.support.feature_engine.rebuilt_views import rebuilt, rows_of
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS
 
 SPEC = load_spec("customer_churn_model")
 PARTS = 6

@@ -19,8 +19,8 @@ from tests.faults.conftest import (
     write_project,
 )
 from tests.serving.conftest import SPEC, contract
-from tests.support.load import under_load
-from tests.support.people import online
+from tests.support.serving.load import under_load
+from tests.support.serving.people import online
 
 NEVER_ASKED = {"killed": (555, 777), "hangs": (556, 778)}
 LONGEST = 0.25
@@ -29,7 +29,7 @@ MEDIAN = 0.12
 
 
 def answer_in_time(rig, client, key):
-    gc.disable()  # this process's, see tests/support/load.py
+    gc.disable()  # this process's, see tests/support/serving/load.py
     start = time.perf_counter()
     answer = rig.predict(client, key)
     seconds = time.perf_counter() - start

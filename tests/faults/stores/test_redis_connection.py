@@ -16,7 +16,7 @@ from core.errors import FeaturesUnavailableError
 from serving.features.redis_reader import RedisReader
 from tests.conftest import redis_server, unused_port
 from tests.serving.conftest import contract
-from tests.support.people import (  # noqa: F401  (fixtures)
+from tests.support.serving.people import (  # noqa: F401  (fixtures)
     NOON,
     PERSON,
     PLAIN,
@@ -25,7 +25,7 @@ from tests.support.people import (  # noqa: F401  (fixtures)
     stocked,
     template,
 )
-from tests.support.redis_proxy import Proxy
+from tests.support.tools.redis_proxy import Proxy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:On demand feature view is an experimental"

@@ -15,7 +15,7 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
 from tests.faults.conftest import standing_still
-from tests.support.delivered_source import ORDERS, deliver, source
+from tests.support.feature_engine.delivered_source import ORDERS, deliver, source
 
 DAY = timedelta(days=1)
 

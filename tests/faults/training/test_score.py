@@ -11,7 +11,7 @@ import pytest
 from stack.environment import child_environment
 from tests.conftest import AS_OF, mlflow_server
 from tests.faults.jobs import program
-from tests.support.small_installation import small_installation
+from tests.support.training.small_installation import small_installation
 from tests.training.conftest import changed, train
 from training.batch import score_population, scores
 

@@ -13,7 +13,7 @@ from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import AS_OF
 from tests.faults.jobs import program
 from tests.mlflow_server.conftest import client, stages
-from tests.support.small_installation import small_installation
+from tests.support.training.small_installation import small_installation
 from tests.training.conftest import changed
 
 SPEC = changed(name="killed_model", experiment="killed")

@@ -21,8 +21,8 @@ from feature_engine.ingest.pipeline import ingest, raw_table
 from feature_engine.offline.views import write_views
 from feature_engine.online.refresh import refresh_online
 from tests.conftest import AS_OF
-from tests.support.big_shop import hashes
-from tests.support.both_stores import (
+from tests.support.feature_engine.big_shop import hashes
+from tests.support.feature_engine.both_stores import (
     FOREVER,
     OURS,
     REFS,
@@ -32,11 +32,11 @@ from tests.support.both_stores import (
     open_store,
     same_frames,
 )
-from tests.support.installation import land_orders
-from tests.support.preloaded import commands_folder
-from tests.support.rebuilt_views import land
-from tests.support.shop import DAY, HOUR, ORDERS, order, order_table
-from tests.support.window_features import BEGIN, FEATURES, as_table
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.rebuilt_views import land
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, order, order_table
+from tests.support.feature_engine.window_features import BEGIN, FEATURES, as_table
+from tests.support.tools.preloaded import commands_folder
 from tests.training.conftest import SHIPPED
 from training.data.frame import build_frame, population
 from training.stages.validate import plan_run

@@ -9,8 +9,8 @@ import pytest
 from core.errors import BrokerUnavailableError
 from feature_engine.events import broker
 from feature_engine.events.broker import Intake, consumer_lags
-from tests.support.installation import Events
-from tests.support.shop import ORDERS
+from tests.support.feature_engine.installation import Events
+from tests.support.feature_engine.shop import ORDERS
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

@@ -28,7 +28,7 @@ from tests.conftest import (
     running,
     wait_until,
 )
-from tests.support.preloaded import commands_folder
+from tests.support.tools.preloaded import commands_folder
 
 MODULE = """
 from datetime import timedelta

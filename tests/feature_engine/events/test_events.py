@@ -18,9 +18,15 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from tests.conftest import AS_OF
-from tests.support.event_shop import FIRST, LATER, MINUTE, SECOND, EventShop
-from tests.support.rebuilt_views import rows_of
-from tests.support.shop import DAY, HOUR, ORDERS, VIEW, order
+from tests.support.feature_engine.event_shop import (
+    FIRST,
+    LATER,
+    MINUTE,
+    SECOND,
+    EventShop,
+)
+from tests.support.feature_engine.rebuilt_views import rows_of
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, VIEW, order
 
 
 def test_repeated_and_corrected_events_give_the_feature_rows_of_the_source(shop):

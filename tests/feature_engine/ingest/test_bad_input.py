@@ -15,7 +15,14 @@ from core.settings import PROJECT
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from tests.conftest import AS_OF
-from tests.support.shop import DAY, ORDERS, VIEW, Shop, order, order_table
+from tests.support.feature_engine.shop import (
+    DAY,
+    ORDERS,
+    VIEW,
+    Shop,
+    order,
+    order_table,
+)
 
 LINE = re.compile(
     r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE

@@ -5,7 +5,7 @@ import pytest
 from core.errors import BatchRejectedError
 from feature_engine.ingest.record import DAYS, read_record, record_file
 from tests.conftest import AS_OF, new_settings
-from tests.support.shop import DAY, HOUR, order, shop  # noqa: F401  (a fixture)
+from tests.support.feature_engine.shop import DAY, HOUR, order, shop  # noqa: F401  (a fixture)
 
 NEGATIVE = "expect_column_values_to_be_between(dollar_value)"
 

@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import DataError
 from tests.conftest import AS_OF
-from tests.support.shop import DAY, order
+from tests.support.feature_engine.shop import DAY, order
 
 
 def test_orders_become_rows_and_online_values_and_a_second_ingest_changes_nothing(shop):

@@ -23,8 +23,8 @@ from feature_repo.datasets import load_dataset
 from feature_repo.published import store
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
-from tests.support.installation import Events, online_reader
-from tests.support.odd_source import (
+from tests.support.feature_engine.installation import Events, online_reader
+from tests.support.feature_engine.odd_source import (
     DAY,
     HOUR,
     SECOND,

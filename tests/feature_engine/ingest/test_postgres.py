@@ -5,8 +5,8 @@ import psycopg
 from feature_engine.ingest.pipeline import ingest, raw_table
 from feature_engine.ingest.source import read
 from tests.conftest import AS_OF
-from tests.support.postgres import postgres_server
-from tests.support.shop import DAY, HOUR, ORDERS
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS
+from tests.support.tools.postgres import postgres_server
 
 
 def test_ingest_reads_the_newest_rows_and_all_rows_once_a_day_or_with_full(

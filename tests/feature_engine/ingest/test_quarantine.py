@@ -10,8 +10,8 @@ from feature_engine.ingest.quarantine import (
     release,
 )
 from tests.conftest import AS_OF
-from tests.support.shop import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
-from tests.support.suites import between
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
+from tests.support.feature_engine.suites import between
 
 
 def test_corrected_rows_and_rows_of_a_corrected_rule_land_and_all_others_stay(

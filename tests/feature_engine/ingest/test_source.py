@@ -21,7 +21,7 @@ from feature_engine.ingest.quarantine import quarantined
 from feature_engine.ingest.source import pull, read
 from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF, new_settings
-from tests.support.shop import DAY, ORDERS, order, order_table
+from tests.support.feature_engine.shop import DAY, ORDERS, order, order_table
 
 
 def test_the_demo_delivers_due_orders_by_the_dates_of_its_first_start(tmp_path):

@@ -22,9 +22,16 @@ from feature_engine.ingest.quarantine import (
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_address, write_views
 from tests.conftest import AS_OF, new_settings
-from tests.support.event_shop import FIRST, MINUTE, ingested, shop  # noqa: F401  (fixtures)
-from tests.support.installation import land_orders
-from tests.support.shop import DAY, HOUR, ORDERS, VIEW, order, order_table
+from tests.support.feature_engine.event_shop import FIRST, MINUTE, ingested, shop  # noqa: F401  (fixtures)
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.shop import (
+    DAY,
+    HOUR,
+    ORDERS,
+    VIEW,
+    order,
+    order_table,
+)
 
 NOON = AS_OF - HOUR
 HALF = 2**62

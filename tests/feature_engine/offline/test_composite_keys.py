@@ -17,8 +17,8 @@ from feature_engine.online.window_ends import WindowEnds
 from feature_repo import datasets
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
-from tests.support.installation import land_orders, online_reader
-from tests.support.shop import DAY, HOUR, order
+from tests.support.feature_engine.installation import land_orders, online_reader
+from tests.support.feature_engine.shop import DAY, HOUR, order
 
 FOLDER = PROJECT / "tests/training/spend/feature_repo/datasets"
 KEY = ("customer_id", "basket")

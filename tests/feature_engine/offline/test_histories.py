@@ -9,8 +9,8 @@ from feature_engine.ingest.quarantine import (
     quarantine_table,
 )
 from tests.conftest import AS_OF
-from tests.support.shop import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
-from tests.support.suites import between
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
+from tests.support.feature_engine.suites import between
 
 NOON = AS_OF - HOUR
 SOON = AS_OF + HOUR / 2

@@ -8,9 +8,9 @@ import pytest
 from core.errors import DataError
 from feature_engine.offline.views import view_address, view_table, write_views
 from tests.conftest import new_settings
-from tests.support.rebuilt_views import land, rebuilt, rows_of
-from tests.support.s3 import s3_server
-from tests.support.shop import ORDERS, VIEW
+from tests.support.feature_engine.rebuilt_views import land, rebuilt, rows_of
+from tests.support.feature_engine.shop import ORDERS, VIEW
+from tests.support.tools.s3 import s3_server
 
 
 def assert_written_as_rebuilt(settings, raw):

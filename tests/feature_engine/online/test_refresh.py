@@ -9,7 +9,7 @@ from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table, write_views
 from feature_engine.online.refresh import refresh_online
 from tests.conftest import AS_OF
-from tests.support.big_shop import (
+from tests.support.feature_engine.big_shop import (
     STATE,
     BigShop,
     complete_a_killed_refresh,
@@ -17,8 +17,15 @@ from tests.support.big_shop import (
     refresh_while_events_arrive,
     state_of,
 )
-from tests.support.event_shop import FIRST, LATER, MINUTE, SECOND, ingested, shop  # noqa: F401  (fixtures among them)
-from tests.support.shop import DAY, HOUR, ORDERS, VIEW, order
+from tests.support.feature_engine.event_shop import (  # noqa: F401  (fixtures among them)
+    FIRST,
+    LATER,
+    MINUTE,
+    SECOND,
+    ingested,
+    shop,
+)
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, VIEW, order
 
 AHEAD = f"gyre:ahead:gyre:{VIEW}"
 

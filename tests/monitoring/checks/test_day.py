@@ -8,9 +8,9 @@ from monitoring.checks.skew import judge_skew
 from monitoring.checks.volume import freshness
 from monitoring.run import MonitoringRun
 from tests.conftest import AS_OF
-from tests.support.installation import applied, template  # noqa: F401  (fixtures)
-from tests.support.online_customers import MINUTE, customers, serving  # noqa: F401
-from tests.support.shop import DAY, HOUR, SPEC, order, shop  # noqa: F401
+from tests.support.feature_engine.installation import applied, template  # noqa: F401  (fixtures)
+from tests.support.feature_engine.shop import DAY, HOUR, SPEC, order, shop  # noqa: F401
+from tests.support.monitoring.online_customers import MINUTE, customers, serving  # noqa: F401
 
 CUSTOMERS = range(1, 13)
 PERIOD = 20

@@ -19,7 +19,7 @@ from monitoring.monitor import MonitorReport, act
 from monitoring.run import previous_version
 from monitoring.serving_status import ServingCounts
 from tests.monitoring.conftest import alerts
-from tests.support.log_lines import FAILURE, NOON, answer, write
+from tests.support.monitoring.log_lines import FAILURE, NOON, answer, write
 
 SPREAD = tuple(np.linspace(0, 1, 101).tolist())
 FAST = Variant(

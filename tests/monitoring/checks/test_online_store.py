@@ -19,8 +19,8 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
-from tests.support.installation import applied, consuming, template  # noqa: F401  (fixtures)
-from tests.support.shop import DAY, HOUR, ORDERS, SPEC, Shop, order, shop  # noqa: F401
+from tests.support.feature_engine.installation import applied, consuming, template  # noqa: F401  (fixtures)
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, Shop, order, shop  # noqa: F401
 
 CUSTOMERS = 2_000
 STATE = "gyre:online:gyre:customer_features"

@@ -29,15 +29,20 @@ from monitoring.checks.skew import (
     judge_skew,
 )
 from tests.conftest import AS_OF
-from tests.support.installation import (  # noqa: F401
+from tests.support.feature_engine.installation import (  # noqa: F401
     applied,
     consuming,
     land_orders,
     online_reader,
     template,
 )
-from tests.support.online_customers import CONTRACT, MINUTE, Serving, customers
-from tests.support.shop import DAY, HOUR, ORDERS, SPEC, order, shop  # noqa: F401
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, order, shop  # noqa: F401
+from tests.support.monitoring.online_customers import (
+    CONTRACT,
+    MINUTE,
+    Serving,
+    customers,
+)
 
 
 def first_orders():

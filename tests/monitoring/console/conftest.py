@@ -11,8 +11,8 @@ from mlflow_server.api.tracking import Tracking
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
-from tests.support.console import console as start_console
-from tests.support.year import decision_row, figure
+from tests.support.monitoring.year import decision_row, figure
+from tests.support.serving.console import console as start_console
 
 
 class Console:

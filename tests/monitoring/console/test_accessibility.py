@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from docs.browser import NAMES, PHONE, browser
-from tests.support.year_pages import PAGES, console, year  # noqa: F401  (a fixture)
+from tests.support.monitoring.year_pages import PAGES, console, year  # noqa: F401  (a fixture)
 
 WIDE = 1280
 AXE = "axe-core@4.14.1"

@@ -19,8 +19,8 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
-from tests.support.console import console
-from tests.support.year import decision_row, fill_dataset
+from tests.support.monitoring.year import decision_row, fill_dataset
+from tests.support.serving.console import console
 
 NAME = "customer_churn_model"
 

@@ -24,8 +24,8 @@ from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.states import of_events, of_model, of_server, problems, state
 from monitoring.console.status import ModelRows, ModelStatus
-from tests.support.ledger_rows import HOUR, LEDGER, NOW, SPEC
-from tests.support.year import decision_row
+from tests.support.monitoring.ledger_rows import HOUR, LEDGER, NOW, SPEC
+from tests.support.monitoring.year import decision_row
 
 DECISION = decision_row(
     model=SPEC.name, version="2", as_of=NOW - HOUR, words="ok: f1 0.74"

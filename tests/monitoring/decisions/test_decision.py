@@ -10,8 +10,8 @@ from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
 from monitoring.decisions.decision import Inputs, decide, describe, judge
 from monitoring.run import Past, last_retraining
-from tests.support.log_lines import NOON
-from tests.support.year import decision_row
+from tests.support.monitoring.log_lines import NOON
+from tests.support.monitoring.year import decision_row
 
 HOUR = timedelta(hours=1)
 BAD = Inputs(

@@ -9,8 +9,8 @@ from monitoring.decisions.store import (
     sampled_decisions,
     store_decision,
 )
-from tests.support.log_lines import NOON
-from tests.support.year import decision_row
+from tests.support.monitoring.log_lines import NOON
+from tests.support.monitoring.year import decision_row
 
 FIRST = decision_row(
     model="churn", version="1", as_of=NOON, verdict="bad", cause="drift of version 1",

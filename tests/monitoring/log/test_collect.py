@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from monitoring.log.collect import Collected, answered_rows, collect, predictions
 from serving.log.prediction_log import AppendLog
 from tests.conftest import new_settings
-from tests.support.log_lines import FAILURE, answer, write
-from tests.support.s3 import s3_server
+from tests.support.monitoring.log_lines import FAILURE, answer, write
+from tests.support.tools.s3 import s3_server
 
 FILE = "predictions-1-1.jsonl"
 READ_BEFORE = Collected(predictions=0, outcomes=0, malformed=0)

@@ -6,7 +6,7 @@ import pytest
 
 from core.spec import load_spec
 from monitoring.log.collect import KnownOutcomes, collect, join_outcomes
-from tests.support.log_lines import NOON, answer, feedback, write
+from tests.support.monitoring.log_lines import NOON, answer, feedback, write
 
 SPEC = load_spec("customer_churn_model")
 CLASSES = {"multiclass": ("early", "on_time", "late")}

@@ -5,7 +5,7 @@ from datetime import timedelta
 from mlflow_server.roles import RoleAssignment
 from monitoring.log.collect import collect
 from monitoring.log.window import window
-from tests.support.log_lines import NOON, answer, write
+from tests.support.monitoring.log_lines import NOON, answer, write
 
 KINDS = {
     "orders": "int64",

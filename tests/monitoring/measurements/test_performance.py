@@ -9,9 +9,9 @@ from monitoring.log.collect import ANSWERS, answered_rows, collect
 from monitoring.log.outcomes import actuals, online_outcomes
 from monitoring.measurements.performance import bad_from
 from tests.conftest import AS_OF
-from tests.support.installation import land_orders
-from tests.support.log_lines import answer, write
-from tests.support.shop import DAY, HOUR, ORDERS, SPEC, order
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, order
+from tests.support.monitoring.log_lines import answer, write
 
 MIDNIGHT = AS_OF.replace(hour=0) - 120 * DAY
 NOON = MIDNIGHT + 12 * HOUR

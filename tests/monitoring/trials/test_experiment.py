@@ -21,9 +21,9 @@ from monitoring.trials.experiment import (
     read_report,
 )
 from tests.conftest import AS_OF
-from tests.support.installation import land_orders
-from tests.support.log_lines import FAILURE, answer, feedback, write
-from tests.support.shop import DAY, HOUR, ORDERS, SPEC, order
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, order
+from tests.support.monitoring.log_lines import FAILURE, answer, feedback, write
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 RULE = "better_than_baseline"

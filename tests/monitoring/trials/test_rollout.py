@@ -16,7 +16,7 @@ from monitoring.trials.rollout import AUTHOR, Evidence, judge_step, roll_out
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, new_model
 from tests.monitoring.conftest import alerts
-from tests.support.log_lines import FAILURE, answer, write
+from tests.support.monitoring.log_lines import FAILURE, answer, write
 
 SPEC = load_spec("customer_churn_model")
 POLICY = Rollout(policy="canary")

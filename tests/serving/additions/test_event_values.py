@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.json_types import Int64
 from feature_engine.events.broker import EventSchema
 from serving.additions.events import checked_events
-from tests.support.names import NAMES
+from tests.support.tools.names import NAMES
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 COLUMNS = {

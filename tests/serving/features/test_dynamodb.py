@@ -15,8 +15,8 @@ from feature_repo.datasets.orders import ORDERS
 from feature_repo.published.config import write_feast_config
 from tests.conftest import new_settings
 from tests.serving.conftest import KNOWN, SPEC, Rig
-from tests.support.event_requests import URL, order, soon
-from tests.support.s3 import s3_server
+from tests.support.serving.event_requests import URL, order, soon
+from tests.support.tools.s3 import s3_server
 
 pytestmark = pytest.mark.nightly
 ENVIRONMENT = ".venv-dynamodb"

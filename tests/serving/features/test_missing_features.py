@@ -10,7 +10,7 @@ from redis import Redis
 from core.spec import MISSING
 from serving.app import create_app
 from tests.serving.conftest import KNOWN, body_of, client_of, contract, place
-from tests.support.refusals import PATHS
+from tests.support.serving.refusals import PATHS
 
 IS_READ = re.compile("is null|has no row")
 """Of a refusal: Redis was read, and lacks something."""

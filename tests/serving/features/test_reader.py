@@ -12,7 +12,7 @@ from core.errors import DataError
 from mlflow_server.manifest import LookupSpecification
 from serving.errors import ModelRefusedError
 from tests.serving.conftest import contract, opened_version, place, tiny_onnx
-from tests.support.people import (  # noqa: F401  (fixtures)
+from tests.support.serving.people import (  # noqa: F401  (fixtures)
     DAY,
     NAMES,
     NOON,

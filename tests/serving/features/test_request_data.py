@@ -29,7 +29,7 @@ from tests.serving.conftest import (
     opened_version,
     read_log,
 )
-from tests.support.people import (  # noqa: F401  (fixtures)
+from tests.support.serving.people import (  # noqa: F401  (fixtures)
     DAY,
     NOON,
     OFFERED,
@@ -42,7 +42,7 @@ from tests.support.people import (  # noqa: F401  (fixtures)
     stocked,
     template,
 )
-from tests.support.refusals import PATHS, refusal
+from tests.support.serving.refusals import PATHS, refusal
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:On demand feature view is an experimental"

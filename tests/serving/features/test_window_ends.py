@@ -22,9 +22,9 @@ from core.settings import CLONE
 from mlflow_server.manifest import LookupSpecification
 from tests.conftest import PROMISED, at_most, new_settings
 from tests.serving.conftest import Rig, onnx_graph
-from tests.support.load import repeated
-from tests.support.pages import read_page
-from tests.support.preloaded import commands_folder
+from tests.support.serving.load import repeated
+from tests.support.tools.pages import read_page
+from tests.support.tools.preloaded import commands_folder
 
 PAGE = read_page("page-views.md")
 PREPARE = """

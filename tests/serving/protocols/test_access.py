@@ -13,7 +13,7 @@ from core.settings import free_ports, load_settings
 from core.tokens import serving_headers
 from serving.http.middleware import OPEN_PATHS, READ_SECONDS, Access
 from tests.conftest import at_most, wait_until
-from tests.support.load import repeated
+from tests.support.serving.load import repeated
 
 OLD = "old-0123456789"
 NEW = "new-0123456789"

@@ -10,7 +10,7 @@ from core.spec import MISSING
 from serving.scoring.scorer import MAX_REQUESTS
 from tests.conftest import wait_until
 from tests.serving.conftest import body_of
-from tests.support.refusals import ERROR, PATHS, error_of, refusal, strict
+from tests.support.serving.refusals import ERROR, PATHS, error_of, refusal, strict
 
 NOBODY = 99_999_999
 DEEP = b"[" * 100_000 + b"]" * 100_000

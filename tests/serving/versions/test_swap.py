@@ -8,8 +8,8 @@ import pytest
 from serving.errors import ModelRefusedError
 from tests.conftest import at_most
 from tests.serving.conftest import SPEC, body_of, contract, opened_version, tiny_onnx
-from tests.support.load import under_load
-from tests.support.numbers import NUMBER, NUMBERS
+from tests.support.serving.load import under_load
+from tests.support.serving.numbers import NUMBER, NUMBERS
 
 OTHER = SPEC.model_copy(update={"name": "m"})
 

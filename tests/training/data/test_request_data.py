@@ -17,7 +17,7 @@ from feature_engine.parity import parity
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
 from tests.conftest import AS_OF, new_settings
-from tests.support.chains import store
+from tests.support.training.chains import store
 from tests.training.conftest import ORDERS, SHIPPED
 from training.data.frame import build_frame, features, population
 from training.data.snapshots import Snapshot

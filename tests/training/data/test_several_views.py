@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.chains import in_project, own_project
+from tests.support.training.chains import in_project, own_project
 
 
 @pytest.mark.nightly

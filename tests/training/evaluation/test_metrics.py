@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 
 from core.spec.training import LOWER_IS_BETTER, METRICS_OF_OTHER_TASKS, Costs, Metric
 from mlflow_server.manifest import rounded_one
-from tests.support.scored_rows import some_rows
+from tests.support.training.scored_rows import some_rows
 from training.evaluation.metrics import (
     CELLS,
     Interval,

@@ -10,7 +10,7 @@ from tests.training.conftest import SHIPPED
 from training.model.estimators import build_pipeline, estimator_problems
 
 FEATURES = {"orders": "int64", "spend": "double", "segment": "string"}
-FACTORIES = "tests.support.factories"
+FACTORIES = "tests.support.training.factories"
 
 
 def pipeline_of(kind, **parameters):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import AS_OF
-from tests.support.chains import in_project, own_project
+from tests.support.training.chains import in_project, own_project
 
 CLASSES = ["early", "on_time", "late"]
 

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
 from mlflow_server.model.pyfunc import ModelFile
-from tests.support.onnx_models import (
+from tests.support.training.onnx_models import (
     FEATURES,
     FEW_TREES,
     PARAMETERS,
@@ -29,7 +29,7 @@ from training.model.scoring import score
 
 CLASSIFIERS = [kind for kind in PARAMETERS if kind != "ridge"]
 REGRESSORS = [kind for kind in PARAMETERS if kind != "logistic_regression"]
-FACTORIES = "tests.support.factories"
+FACTORIES = "tests.support.training.factories"
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from core.spec import ModelSpec, load_spec
 from mlflow_server.api.registry import Registry
 from mlflow_server.model.pyfunc import read_version
 from tests.conftest import AS_OF
-from tests.support import factories
-from tests.support.chains import open_run
+from tests.support.training import factories
+from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, train
 from training.artifacts import PROOF, read
 from training.data.frame import at, features
@@ -22,7 +22,7 @@ from training.stages.dataset import dataset, load_frame
 from training.stages.train import fit
 
 NAME = "own_model"
-FACTORIES = "tests.support.factories"
+FACTORIES = "tests.support.training.factories"
 SHIPPED = load_spec("customer_churn_model").model_dump(exclude={"estimators"})
 GATE = {"metric": "log_loss", "rule": "better_than_baseline"}
 EASY_GATE = {"metric": "auc", "rule": "at_least", "value": 0.5}

@@ -14,9 +14,9 @@ from feature_repo import rules
 from feature_repo.rules import EXPECTATIONS
 from mlflow_server.api.tracking import Tracking
 from tests.conftest import AS_OF, new_settings
-from tests.support.chains import open_run
-from tests.support.shop import order
-from tests.support.suites import RULES_OF_DELIVERIES, RULES_OF_ROWS
+from tests.support.feature_engine.shop import order
+from tests.support.feature_engine.suites import RULES_OF_DELIVERIES, RULES_OF_ROWS
+from tests.support.training.chains import open_run
 from tests.training.conftest import ORDERS, SPEC
 from training.artifacts import read
 from training.stages.expectations import validate_rows

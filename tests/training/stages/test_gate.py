@@ -6,7 +6,7 @@ import pytest
 from core.settings import PROJECT
 from core.spec import load_spec
 from core.spec.training import AgainstChampion, BetterThanBaseline, Limit
-from tests.support.scored_rows import some_rows
+from tests.support.training.scored_rows import some_rows
 from tests.training.conftest import SHIPPED
 from training.evaluation.metrics import Interval, Scored, all_metrics
 from training.stages.evaluate import compare

@@ -5,7 +5,7 @@ is open: requests are due at random times (Poisson) whatever the server does, an
 request begins when it was due, so that a slow answer counts for all that wait behind it. The core
 is never idle then, for timers are no finer than a millisecond.
 
-    python tests/support/flood.py PORT CONNECTIONS SECONDS [PATH]
+    python tests/support/serving/flood.py PORT CONNECTIONS SECONDS [PATH]
 
 asks PATH (/predict) for customer 4 in a closed loop, and prints what came back as JSON.
 """

@@ -7,8 +7,8 @@ import pytest
 
 from core.spec import load_spec
 from tests.conftest import new_settings
-from tests.support.console import console as console_beside
-from tests.support.year import fill
+from tests.support.monitoring.year import fill
+from tests.support.serving.console import console as console_beside
 
 SPEC = load_spec("customer_churn_model")
 

@@ -22,7 +22,7 @@ from tests.conftest import (
     running,
     wait_until,
 )
-from tests.support.preloaded import commands_folder
+from tests.support.tools.preloaded import commands_folder
 
 
 def outer_environment():

@@ -13,10 +13,17 @@ from feature_engine.online.state import STATE_JSON
 from stack.environment import process_environment
 from tests.conftest import running, wait_until
 from tests.feature_engine.events.test_events import DAY, HOUR, ORDERS, VIEW, order  # noqa: F401  (fixtures among them)
-from tests.support.event_shop import FIRST, LATER, MINUTE, SECOND, ingested, shop  # noqa: F401  (fixtures among them)
-from tests.support.installation import online_reader
-from tests.support.preloaded import commands_folder
-from tests.support.shop import SPEC, Shop, order_table
+from tests.support.feature_engine.event_shop import (  # noqa: F401  (fixtures among them)
+    FIRST,
+    LATER,
+    MINUTE,
+    SECOND,
+    ingested,
+    shop,
+)
+from tests.support.feature_engine.installation import online_reader
+from tests.support.feature_engine.shop import SPEC, Shop, order_table
+from tests.support.tools.preloaded import commands_folder
 
 STATE = f"gyre:online:gyre:{VIEW}"
 

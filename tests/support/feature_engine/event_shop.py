@@ -5,8 +5,8 @@ from contextlib import closing
 import pytest
 
 from tests.conftest import AS_OF
-from tests.support.installation import Events, Snapshot
-from tests.support.shop import DAY, HOUR, ORDERS, Shop, order
+from tests.support.feature_engine.installation import Events, Snapshot
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, Shop, order
 
 MINUTE = HOUR / 60
 

@@ -12,7 +12,7 @@ from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.quarantine import quarantine_table
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from tests.support.installation import online_reader
+from tests.support.feature_engine.installation import online_reader
 
 SPEC = load_spec("customer_churn_model")
 

@@ -8,7 +8,7 @@ import psutil
 
 from core.settings import PROJECT
 from tests.conftest import BIN
-from tests.support.clone import run, stack_environment
+from tests.support.tools.clone import run, stack_environment
 
 MODEL = "customer_churn_model"
 

@@ -17,15 +17,15 @@ from monitoring.checks.skew import (
 )
 from monitoring.log.collect import collect
 from tests.conftest import AS_OF
-from tests.support.installation import (  # noqa: F401
+from tests.support.feature_engine.installation import (  # noqa: F401
     applied,
     consuming,
     land_orders,
     online_reader,
     template,
 )
-from tests.support.log_lines import answer, write
-from tests.support.shop import DAY, HOUR, ORDERS, SPEC, order, shop  # noqa: F401
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, order, shop  # noqa: F401
+from tests.support.monitoring.log_lines import answer, write
 
 MINUTE = timedelta(minutes=1)
 

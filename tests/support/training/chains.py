@@ -20,7 +20,7 @@ from mlflow_server.api.tracking import Tracking
 from monitoring.log.collect import predictions
 from stack.environment import process_environment
 from tests.conftest import AS_OF, answers, new_settings, running, wait_until
-from tests.support.clone import finished, outer_environment
+from tests.support.tools.clone import finished, outer_environment
 from training import chain
 from training.artifacts import PROOF, read
 from training.data.frame import at, features

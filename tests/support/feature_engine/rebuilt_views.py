@@ -4,8 +4,8 @@ import ibis
 
 from feature_engine.offline.views import view_table, write_views
 from tests.conftest import AS_OF
-from tests.support.installation import land_orders
-from tests.support.shop import DAY, HOUR, ORDERS, VIEW, order
+from tests.support.feature_engine.installation import land_orders
+from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, VIEW, order
 
 
 def land(settings, batch, hour):

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from tests.conftest import unused_port
-from tests.support.people import (  # noqa: F401  (fixtures)
+from tests.support.serving.people import (  # noqa: F401  (fixtures)
     NOON,
     PERSON,
     PLAIN,
