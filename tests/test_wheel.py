@@ -16,7 +16,7 @@ DATA_FILES = (
     "feature_repo/expectations/orders.json",
     "feature_repo/feature_store.yaml",
     "monitoring/console/templates/index.html",
-    "training/model_card.html",
+    "training/stages/model_card.html",
 )
 
 

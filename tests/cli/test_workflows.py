@@ -23,7 +23,12 @@ SERVICES = ("GitHub", "GitLab", "Jenkins")
 GYRE_COMMANDS = typer.main.get_command(typer_app).commands
 MAKEFILE = (PROJECT / "Makefile").read_text()
 TARGETS = {*re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)}
-SOURCES_OF_A_MODEL = ["models/**", "feature_repo/**", "training/**"]
+SOURCES_OF_A_MODEL = [
+    "models/**",
+    "feature_engine/**",
+    "feature_repo/**",
+    "training/**",
+]
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
