@@ -13,7 +13,7 @@ from core.errors import RegistryError, RegistryUnavailableError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
-from feature_engine.events.broker import redis_warning
+from feature_repo.online_store import redis_warning
 from mlflow_server.api.pages import Pages
 from mlflow_server.api.registry import Registry
 from monitoring.serving_status import read_statuses

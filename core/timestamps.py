@@ -6,6 +6,9 @@ from core.errors import SettingsError
 
 CLOCKS_DIFFER = timedelta(minutes=5)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST_TIME = datetime(2, 1, 1, tzinfo=UTC)
+LATEST_TIME = datetime(9999, 1, 1, tzinfo=UTC)
+"""Between them a time is also one in every other zone, as Python has the years 1 to 9999."""
 
 
 def parse_timestamp(text: object, where: str) -> datetime:

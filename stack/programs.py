@@ -19,8 +19,8 @@ import httpx
 from core.errors import StackError
 from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
-from feature_engine.events.broker import consumer_problem, redis_problem, redis_warning
-from feature_repo.online_store import find_server
+from feature_engine.events.broker import consumer_problem
+from feature_repo.online_store import find_server, redis_problem, redis_warning
 from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config
 from stack.environment import REDIS_BINARY, process_environment

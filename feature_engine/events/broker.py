@@ -8,14 +8,13 @@ The consumer acknowledges what is in the table; nothing else leaves the stream.
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Lt
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, with_config
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError, ResponseError
 from typing_extensions import TypedDict
@@ -23,18 +22,16 @@ from typing_extensions import TypedDict
 from core.errors import BrokerUnavailableError, DataError
 from core.json_types import Float64, Int64, exact_time
 from core.settings import Settings
+from core.timestamps import EARLIEST_TIME, LATEST_TIME
+from feature_repo.online_store import redis_client, redis_errors
 
 if TYPE_CHECKING:
     from feature_repo.definition import Dataset
 
-LEAST_COMMANDS = (6, 2)
-"""The first Redis with XAUTOCLAIM and ZMSCORE."""
-LEAST_VERSION = (7, 2)
-"""The first Redis that still gets security fixes."""
 GROUP = "gyre"
 SCHEMAS = "gyre:events"
 TIMEOUT_SECONDS = 1.0
-"""How long Redis may take for one call."""
+"""How long Redis may take for one call of serving."""
 MAX_ENTRIES = 10_000
 """Entries of a dataset that may wait for the consumer."""
 MAX_BYTES = 256_000_000
@@ -49,11 +46,6 @@ READ_COUNT = 100
 IDLE_AFTER = 3_000
 DEAD_AFTER = 60_000
 """Milliseconds without a call: a consumer at work has fewer; of a dead one entries are claimed."""
-
-
-EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
-LATEST = datetime(9999, 1, 1, tzinfo=UTC)
-"""Between them a time is also one in every other zone, as Python has the years 1 to 9999."""
 ARROW_TYPES: dict[str, Any] = {
     "bool": bool,
     "int8": Int64,
@@ -64,7 +56,7 @@ ARROW_TYPES: dict[str, Any] = {
     "double": Float64,
     "string": str,
     "timestamp[us, tz=UTC]": Annotated[
-        AwareDatetime, Ge(EARLIEST), Lt(LATEST), BeforeValidator(exact_time)
+        AwareDatetime, Ge(EARLIEST_TIME), Lt(LATEST_TIME), BeforeValidator(exact_time)
     ],
 }
 """Arrow types that a column of an event may have, and what their values are in JSON."""
@@ -155,7 +147,7 @@ class Intake:
 
     async def schemas(self) -> dict[str, bytes]:
         """Return the EventSchema (JSON) of each dataset that takes events; there is one."""
-        with _reached():
+        with redis_errors():
             schemas = await self._redis.hgetall(SCHEMAS)  # type: ignore[misc]  # (sync or not)
         if not schemas:
             raise BrokerUnavailableError(
@@ -178,7 +170,7 @@ class Intake:
 
         """
         stream = _stream(dataset)
-        with _reached():
+        with redis_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.xlen(stream)
                 # 0: of all entries, not of the first five.
@@ -203,7 +195,7 @@ class Stream:
     def __init__(self, settings: Settings, name: str) -> None:
         """Connect a consumer; its name is the same after a restart."""
         self._name = name
-        self._redis = _connect(settings)
+        self._redis = redis_client(settings)
 
     def declare(self, schema: EventSchema) -> None:
         """Make the stream, unless it is there, say what an event is, claim entries of the dead."""
@@ -294,7 +286,7 @@ def consumer_lags(settings: Settings) -> dict[str, ConsumerLag]:
 
     """
     lags = {}
-    with _reached(), _connect(settings) as redis:
+    with redis_errors(), redis_client(settings) as redis:
         for dataset in _datasets(redis):
             stream = _stream(dataset)
             first_entries = _entries(redis.xrange(stream, count=1))
@@ -307,7 +299,7 @@ def consumer_lags(settings: Settings) -> dict[str, ConsumerLag]:
 
 def waiting(settings: Settings, dataset: str, pattern: str) -> int:
     """Count the requests on the stream whose events match a regular expression."""
-    with _connect(settings) as redis:
+    with redis_client(settings) as redis:
         entries = _entries(redis.xrange(_stream(dataset)))
     texts = [entry.events.decode(errors="replace") for entry in entries]
     return sum(bool(re.search(pattern, text)) for text in texts)
@@ -315,7 +307,7 @@ def waiting(settings: Settings, dataset: str, pattern: str) -> int:
 
 def rewrite_file(settings: Settings) -> None:
     """Have Redis write its file without what was deleted; a managed one may not be told to."""
-    with _connect(settings) as redis, suppress(ResponseError):
+    with redis_client(settings) as redis, suppress(ResponseError):
         _await_rewrite(redis)  # one that goes on began before
         redis.bgrewriteaof()
         _await_rewrite(redis)
@@ -326,104 +318,10 @@ def _await_rewrite(redis: Any) -> None:
         time.sleep(0.1)
 
 
-def redis_problem(settings: Settings) -> str | None:
-    """Ask Redis to answer, not while it reads its file, to have every command that Gyre sends, and
-    to evict nothing; None if it does.
-    """
-    address = _place(settings)
-    try:
-        with _connect(settings) as redis:
-            redis.ping()
-        problem = _version_problem(settings) or eviction_problem(settings)
-    except BrokerUnavailableError:
-        return None  # it answers: that it does not say is for monitoring
-    except (RedisError, ValueError) as exc:
-        problem = str(exc)
-    return f"{address}: {problem}" if problem else None
-
-
-def redis_warning(settings: Settings) -> str | None:
-    """Ask a Redis that Gyre does not start for its version; None if it gets security fixes."""
-    if not settings.redis_url:
-        return None
-    try:
-        version = _version(settings)
-    except BrokerUnavailableError:
-        return None  # a managed one may not say
-    if version >= LEAST_VERSION:
-        return None
-    return (
-        f"warning: GYRE_REDIS_URL {_place(settings)}: Redis {_dotted(version)} gets no security "
-        f"fixes any more; upgrade it to {_dotted(LEAST_VERSION)} or newer"
-    )
-
-
-def _version_problem(settings: Settings) -> str | None:
-    """Ask Redis for its version; None if it has every command that Gyre sends.
-
-    Raises:
-        BrokerUnavailableError: Redis does not say.
-
-    """
-    version = _version(settings)
-    if version >= LEAST_COMMANDS:
-        return None
-    expected = _dotted(LEAST_COMMANDS)
-    return f"expected Redis {expected} or newer, found {_dotted(version)}; upgrade it"
-
-
-def _version(settings: Settings) -> tuple[int, int]:
-    """Return the version of Redis, such as (7, 2); Valkey names the one that it is compatible to.
-
-    Raises:
-        BrokerUnavailableError: Redis does not say.
-
-    """
-    with _reached(), _connect(settings) as redis:
-        text = str(redis.info("server").get("redis_version"))
-    numbers = re.match(r"(\d+)\.(\d+)", text)
-    if numbers is None:
-        raise BrokerUnavailableError(f"Redis: INFO server has redis_version {text}")
-    return int(numbers[1]), int(numbers[2])
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"
-
-
-def _place(settings: Settings) -> str:
-    """Return the address of Redis without its password."""
-    return settings.redis_address.rpartition("@")[2]
-
-
-def eviction_problem(settings: Settings) -> str | None:
-    """Ask Redis whether it evicts what it was given where memory is short; None if it does not.
-
-    Policies other than `allkeys-` evict keys that expire, and none of ours does. INFO is asked, as
-    a managed Redis forbids CONFIG.
-
-    Raises:
-        BrokerUnavailableError: Redis does not say.
-
-    """
-    with _reached(), _connect(settings) as redis:
-        memory = redis.info("memory")
-    policy = memory.get("maxmemory_policy")
-    limit = memory.get("maxmemory")
-    if policy is None or limit is None:
-        raise BrokerUnavailableError("Redis: INFO memory has no maxmemory_policy")
-    if limit == 0 or not policy.startswith("allkeys"):
-        return None
-    return (
-        f"maxmemory-policy is {policy} at {limit:,} bytes, expected noeviction: features and "
-        "events would be lost without a word; set maxmemory-policy noeviction"
-    )
-
-
 def consumer_problem(settings: Settings) -> str | None:
     """Ask Redis whether a consumer reads; None if one does."""
     try:
-        with _connect(settings) as redis:
+        with redis_client(settings) as redis:
             for dataset in _datasets(redis):
                 for consumer in redis.xinfo_consumers(_stream(dataset), GROUP):
                     if consumer["idle"] < IDLE_AFTER:
@@ -432,23 +330,6 @@ def consumer_problem(settings: Settings) -> str | None:
         return f"Redis: {exc}"
     return (
         "no consumer reads the events; windows that end go online with the next ingest"
-    )
-
-
-@contextmanager
-def _reached() -> Iterator[None]:
-    """Translate an error of Redis."""
-    try:
-        yield
-    except RedisError as exc:
-        raise BrokerUnavailableError(f"Redis: {exc}") from exc
-
-
-def _connect(settings: Settings) -> Redis:
-    """Return a client that gives up after two seconds."""
-    seconds = 2 * TIMEOUT_SECONDS  # `Stream.wait` takes one of them
-    return Redis.from_url(
-        settings.redis_address, socket_timeout=seconds, socket_connect_timeout=seconds
     )
 
 

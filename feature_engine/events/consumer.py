@@ -30,7 +30,7 @@ from core.locks import one_writer
 from core.settings import PROJECT, Settings
 from core.user_code import change_times, in_one_line
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
-from feature_engine.events.broker import Entry, Stream, event_schema, redis_problem
+from feature_engine.events.broker import Entry, Stream, event_schema
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.quarantine import (
     as_json,
@@ -45,6 +45,7 @@ from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
+from feature_repo.online_store import redis_problem
 from feature_repo.rules import DatasetRules
 
 MAX_ROWS = 1_000

@@ -12,7 +12,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_engine.events.broker import EARLIEST, LATEST
+from core.timestamps import EARLIEST_TIME, LATEST_TIME
 from feature_repo.definition import Dataset
 
 UTC_TIME = pa.timestamp("us", "UTC")
@@ -85,8 +85,8 @@ def within_limits(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(values.type):
         is_within = pc.is_finite(values)
     elif pa.types.is_timestamp(values.type):
-        is_late_enough = pc.greater_equal(values, EARLIEST)
-        is_within = pc.and_(is_late_enough, pc.less(values, LATEST))
+        is_late_enough = pc.greater_equal(values, EARLIEST_TIME)
+        is_within = pc.and_(is_late_enough, pc.less(values, LATEST_TIME))
     else:
         return values
     return _where(is_within, values)

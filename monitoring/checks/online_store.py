@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from core.errors import GyreError
 from core.settings import Settings
-from feature_engine.events.broker import eviction_problem
 from feature_engine.online.lost_rows import lost_rows
 from feature_repo.definition import Dataset
+from feature_repo.online_store import eviction_problem
 from feature_repo.published.service import PublishedService
 from monitoring.check import CheckResult, Status
 from monitoring.run import MonitoringRun

@@ -13,8 +13,13 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from core.errors import StackError
-from feature_engine.events.broker import redis_problem, redis_warning
-from feature_repo.online_store import ServerVersion, find_server, server_version
+from feature_repo.online_store import (
+    ServerVersion,
+    find_server,
+    redis_problem,
+    redis_warning,
+    server_version,
+)
 from stack import audit
 from stack.environment import child_environment
 from stack.machine import connection_problems, prepare, problems

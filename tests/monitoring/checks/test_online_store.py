@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 from redis import Redis
 
-from feature_engine.events.broker import redis_problem
-from feature_repo.online_store import find_server
+from feature_repo.online_store import find_server, redis_problem
 from monitoring.checks.online_store import _eviction, online_store
 from stack.machine import connection_problems
 from tests.conftest import (
