@@ -22,6 +22,7 @@ from core.errors import DataError
 from core.tables.table import AddedFile, Table, added_file, files_below
 from feature_engine.engines.engine import PERIOD_MICROSECONDS
 from feature_engine.online import redis_rows
+from feature_repo.published import redis_names
 
 try:
     from ibis.backends.pyspark import Backend
@@ -86,8 +87,8 @@ def connect(master: str, scratch: UPath) -> "_Connection":
         ) from exc
     if is_first:
         _wait_for_worker(session, master)
-    cloudpickle.register_pickle_by_value(executors)
-    cloudpickle.register_pickle_by_value(redis_rows)
+    for module in (executors, redis_names, redis_rows):
+        cloudpickle.register_pickle_by_value(module)
     connection = _Connection()
     connection.scratch = scratch
     connection.register_options()

@@ -11,7 +11,7 @@ from feature_engine.engines.engine import read_files, temporary_table
 from feature_engine.offline.raw import changed_rows
 from feature_engine.offline.views import ViewTable, period_of
 from feature_engine.online.entity_values import key_rows
-from feature_engine.online.redis_rows import KeyValues
+from feature_repo.published.redis_names import KeyValues
 
 
 class ViewDifference:

@@ -15,7 +15,8 @@ from core.tables.table import Table
 from feature_engine.definition.windows import Windows
 from feature_engine.engines.engine import row_connection
 from feature_engine.offline.raw import open_raw
-from feature_engine.online.redis_rows import KeyValues, key_values
+from feature_engine.online.redis_rows import key_values
+from feature_repo.published.redis_names import KeyValues
 from feature_repo.definition import Dataset
 
 Row = dict[str, Any]

@@ -1,9 +1,9 @@
 """Writes feature values to Redis as Feast's Redis store does, many rows in one round trip.
 
-A value is a serialised `feast.types.Value` in a field of the entity's hash; the field's name is a
-hash of view and feature. The event time of a view is one more field.
+A value is a serialised `feast.types.Value` in a field of the entity's hash, see `redis_names`.
 
-All of this travels to Spark's executors by value, so it imports nothing of Gyre.
+All of this travels to Spark's executors by value, so it imports nothing of Gyre but `redis_names`,
+which travels too.
 """
 
 import json
@@ -18,11 +18,9 @@ import pyarrow.compute as pc
 from feast import FeatureView, RepoConfig, ValueType
 from feast.infra.key_encoding_utils import (
     deserialize_entity_key,
-    serialize_entity_key,
     serialize_entity_key_prefix,
 )
-from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
-from feast.protos.feast.types import EntityKey_pb2, Value_pb2
+from feast.protos.feast.types import Value_pb2
 from feast.type_map import python_values_to_proto_values
 from feast.types import from_feast_to_pyarrow_type
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -31,8 +29,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-KeyValues = tuple[int | str, ...]
-"""Values of a view's join keys, in the order of their sorted names."""
+from feature_repo.published.redis_names import (KeyValues, entity_values, hash_fields, hash_names)
+
 SCALARS = (
     ValueType.BOOL,
     ValueType.INT32,
@@ -171,27 +169,6 @@ def key_text(key: KeyValues) -> str:
     return json.dumps(key)
 
 
-def hash_names(
-    config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]
-) -> list[bytes]:
-    """Return the names of the hashes of entities."""
-    names = sorted(view.join_keys)
-    entity = EntityKey_pb2.EntityKey(
-        join_keys=names, entity_values=[Value_pb2.Value() for _ in names]
-    )
-    suffix = config.project.encode()
-    hashes = []
-    for values in keys:
-        for proto, value in zip(entity.entity_values, values, strict=True):
-            if isinstance(value, int):
-                proto.int64_val = value
-            else:
-                proto.string_val = value
-        name = serialize_entity_key(entity, config.entity_key_serialization_version)
-        hashes.append(name + suffix)
-    return hashes
-
-
 def scan_keys(
     redis: Any, config: RepoConfig, view: FeatureView
 ) -> Iterator[tuple[bytes, KeyValues]]:
@@ -202,25 +179,6 @@ def scan_keys(
         if name.startswith(prefix):
             entity = deserialize_entity_key(name.removesuffix(suffix))
             yield name, entity_values(entity)
-
-
-def entity_values(entity: EntityKey_pb2.EntityKey) -> KeyValues:
-    """Return the values of an entity's join keys."""
-    pairs = zip(entity.join_keys, entity.entity_values, strict=True)
-    values = dict(sorted(pairs, key=itemgetter(0))).values()
-    return tuple(getattr(value, value.WhichOneof("val")) for value in values)
-
-
-def hash_fields(
-    config: RepoConfig, view: FeatureView, names: Sequence[str]
-) -> list[bytes]:
-    """Return the fields of a hash: that of the view's event time, then that of each feature."""
-    # Private: `_mmh3`. It ends when Feast's store says the names of its fields.
-    versioned = compute_versioned_name(
-        view, config.registry.enable_online_feature_view_versioning
-    )
-    features = [_mmh3(f"{versioned}:{name}") for name in names]
-    return [f"_ts:{versioned}".encode(), *features]
 
 
 def value_field(kind: ValueType) -> str:

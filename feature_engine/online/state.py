@@ -32,11 +32,6 @@ class OnlineState:
 STATE_JSON = TypeAdapter(OnlineState)
 
 
-def state_key(project: str, view: str) -> str:
-    """Return the Redis key of a view's state."""
-    return f"gyre:online:{project}:{view}"
-
-
 def ahead_key(project: str, view: str) -> str:
     """Return the Redis key of the sorted set of keys that the event consumer wrote."""
     return f"gyre:ahead:{project}:{view}"

@@ -20,7 +20,8 @@ from core.timestamps import BEGINNING, microseconds
 from feature_engine.engines.engine import row_connection
 from feature_engine.offline.views import ViewTable, period_of, view_tables
 from feature_engine.online.entity_values import ViewValues, key_rows, values_at
-from feature_engine.online.redis_rows import KeyValues, key_values
+from feature_engine.online.redis_rows import key_values
+from feature_repo.published.redis_names import KeyValues
 from feature_engine.online.state import ends_key, loaded_ends_key
 from feature_engine.online.values import OnlineValues
 from feature_repo.definition import Dataset

@@ -12,7 +12,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from core.settings import Settings
 from core.spec import Entity
 from core.timestamps import BEGINNING, microseconds
-from feature_engine.online.redis_rows import entity_values
+from feature_repo.published.redis_names import entity_values
 from feature_repo.published.service import AS_OF, PublishedService
 from feature_repo.published.store import open_store
 

@@ -17,7 +17,7 @@ from redis import Redis
 from core import user_code
 from feature_engine.ingest.pipeline import catch_up
 from feature_engine.offline.raw import raw_table
-from feature_engine.online.redis_rows import hash_fields, hash_names
+from feature_repo.published.redis_names import hash_fields, hash_names
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo import datasets

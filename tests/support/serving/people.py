@@ -25,7 +25,7 @@ from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimest
 from redis import Redis
 
 from core.settings import Settings
-from feature_engine.online.state import state_key
+from feature_repo.published.redis_names import state_key
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.published.feast_reader import OnlineFeatures
 from feature_repo.published.specification import look_up_specification
