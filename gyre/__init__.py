@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from core.settings import PROJECT
-    from feature_engine.definition.windows import DECIMAL, Window, Windows, feature_view
+    from feature_engine.windows import DECIMAL, Window, Windows, feature_view
     from feature_repo.definition import Dataset, Label
     from monitoring.check import CheckResult
     from training.model.estimators import columns
@@ -25,15 +25,15 @@ __all__ = [
     "feature_view",
 ]
 MODULES = {
-    "DECIMAL": "feature_engine.definition.windows",
+    "DECIMAL": "feature_engine.windows",
     "PROJECT": "core.settings",
     "CheckResult": "monitoring.check",
     "Dataset": "feature_repo.definition",
     "Label": "feature_repo.definition",
-    "Window": "feature_engine.definition.windows",
-    "Windows": "feature_engine.definition.windows",
+    "Window": "feature_engine.windows",
+    "Windows": "feature_engine.windows",
     "columns": "training.model.estimators",
-    "feature_view": "feature_engine.definition.windows",
+    "feature_view": "feature_engine.windows",
 }
 
 

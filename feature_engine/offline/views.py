@@ -20,7 +20,7 @@ from core.errors import DataError, UncomputableError
 from core.settings import Settings
 from core.tables.table import Table
 from core.timestamps import BEGINNING
-from feature_engine.definition.view_hash import view_definition
+from feature_repo.definition_hash import view_definition
 from feature_engine.engines.engine import (
     PERIOD,
     VALUE_ERRORS,

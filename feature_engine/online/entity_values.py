@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from feast import FeatureView
 
 from core.tables.table import Table
-from feature_engine.definition.windows import Windows
+from feature_engine.windows import Windows
 from feature_engine.engines.engine import row_connection
 from feature_engine.offline.raw import open_raw
 from feature_engine.online.redis_rows import key_values

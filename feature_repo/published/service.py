@@ -19,7 +19,7 @@ from feast.utils import (
 from core.errors import DataError
 from core.settings import Settings
 from core.spec import OURS, FeatureType
-from feature_engine.definition.view_hash import function_definition, view_definition
+from feature_repo.definition_hash import function_definition, view_definition
 from feature_engine.offline.raw import TIME
 from feature_engine.offline.views import unbuilt
 from feature_repo.datasets import dataset_of

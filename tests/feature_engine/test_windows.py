@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.timestamps import microseconds
-from feature_engine.definition.windows import Window, Windows, feature_view
+from feature_engine.windows import Window, Windows, feature_view
 from feature_repo.datasets import load_dataset
 from tests.support.feature_engine.window_features import (
     BEGIN,

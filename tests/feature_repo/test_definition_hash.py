@@ -9,8 +9,8 @@ from datetime import timedelta
 import ibis
 from ibis import _
 
-from feature_engine.definition.view_hash import view_definition
-from feature_engine.definition.windows import Window, Windows
+from feature_repo.definition_hash import view_definition
+from feature_engine.windows import Window, Windows
 from feature_repo.datasets import load_dataset
 
 ORDERS = load_dataset("orders")

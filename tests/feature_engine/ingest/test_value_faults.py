@@ -9,7 +9,7 @@ import pytest
 from deltalake import DeltaTable
 
 from core.errors import BatchRejectedError, UncomputableError
-from feature_engine.definition.windows import Window, Windows
+from feature_engine.windows import Window, Windows
 from feature_engine.ingest.landing import land
 from feature_engine.ingest.quarantine import (
     as_text,
