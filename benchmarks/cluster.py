@@ -91,10 +91,11 @@ def load_example(home: str, name: str) -> Dataset:
 
 def land_page_views(settings: Settings, dataset: Dataset, rows: int) -> None:
     """Write so many page views into the raw table, by batches."""
-    from feature_engine.offline.raw import TIME, raw_table  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (heavy)
+    from feature_repo.definition import TIMESTAMP  # noqa: PLC0415  (heavy)
 
     raw = raw_table(settings, dataset)
-    schema = dataset.schema.append(pa.field("ingested_at", TIME))
+    schema = dataset.schema.append(pa.field("ingested_at", TIMESTAMP))
     for first_row in range(0, rows, ROWS_AT_ONCE):
         end_row = min(first_row + ROWS_AT_ONCE, rows)
         statement = PAGE_VIEWS.format(visitors=rows // 40, first=first_row, end=end_row)

@@ -21,7 +21,7 @@ from ibis.expr.operations import DatabaseTable
 
 from core.settings import load_settings
 from core.timestamps import microseconds
-from feature_engine.offline.views import view_address
+from feature_repo.published.config import view_address
 from feature_repo.definition import (
     OWN_PREFIX,
     VIEW_COLUMNS,

@@ -20,7 +20,11 @@ OWN_PREFIX = "_gyre_"
 """Beginning of the names of columns that rows have only while they are computed."""
 POSITION = f"{OWN_PREFIX}position"
 """Column that numbers rows, from 0."""
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+"""Arrow's type of event times and times of arrival."""
 UNREADABLE = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
+DEFINITION_TAG = "definition."
+"""Prefix of the tags of a run or version that hold the definition hashes of its features."""
 TABLE_TAG = "table.raw."
 """Prefix of the tags of a run or version that name the raw tables it was made of."""
 
@@ -136,7 +140,7 @@ def name_problems(names: Iterable[str], own_names: Collection[str]) -> list[str]
 
 def raw_schema(dataset: Dataset) -> pa.Schema:
     """Return the columns of the dataset's raw table, see `feature_engine.offline.raw.raw_table`."""
-    arrival = ("ingested_at", pa.timestamp("us", tz="UTC"))
+    arrival = ("ingested_at", TIMESTAMP)
     return pa.schema([*dataset.schema, arrival, ("superseded", pa.string())])
 
 

@@ -18,9 +18,6 @@ from core.tables.query import quoted
 from feature_repo.definition import Dataset, Expression, raw_schema
 from feature_repo.on_demand import digest, function_source
 
-DEFINITION_TAG = "definition."
-"""Beginning of the tags of a run or version that say what its features mean."""
-
 
 def view_definition(
     dataset: Dataset,

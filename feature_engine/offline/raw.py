@@ -12,9 +12,7 @@ from core.errors import DataError
 from core.settings import Settings
 from core.tables.table import Table
 from feature_engine.engines.engine import read_files
-from feature_repo.definition import Dataset, Label, raw_schema
-
-TIME = pa.timestamp("us", tz="UTC")
+from feature_repo.definition import TIMESTAMP, Dataset, Label, raw_schema
 
 
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
@@ -90,7 +88,7 @@ def labels(
     if own_rows:
         rows = label.expression(raw)
     else:
-        times = pa.array(snapshots, TIME)
+        times = pa.array(snapshots, TIMESTAMP)
         moments = pa.table({"event_timestamp": times})
         rows = label.expression(raw, ibis.memtable(moments))
     missing_columns = {"event_timestamp", "label"} - set(rows.columns)

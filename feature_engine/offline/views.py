@@ -32,6 +32,7 @@ from feature_engine.engines.engine import (
 )
 from feature_engine.offline.raw import changed_rows, open_raw, raw_table
 from feature_repo.definition import Dataset
+from feature_repo.published.config import VIEWS_FOLDER
 
 DEFINITION_DIGITS = 15
 """Of a hash in hexadecimal: 60 bits, what a Delta table can note."""
@@ -159,12 +160,7 @@ class ViewTable:
 
 def view_table(settings: Settings, view: str) -> Table:
     """Return the table of a view; its columns are those of the view's expression."""
-    return Table(settings, f"features/{view}", pa.schema([]))
-
-
-def view_address(settings: Settings, view: str) -> str:
-    """Return the place of a view's table: a folder, or `s3://…`."""
-    return str(view_table(settings, view).path)
+    return Table(settings, f"{VIEWS_FOLDER}/{view}", pa.schema([]))
 
 
 def view_tables(settings: Settings, dataset: Dataset, raw: Table) -> list[ViewTable]:

@@ -10,6 +10,8 @@ from redis.connection import parse_url
 from core.files import replace_file
 from core.settings import PROJECT, Settings
 
+VIEWS_FOLDER = "features"
+"""Folder of the data that holds the Delta table of each feature view."""
 COMMAND_TIMEOUT_SECONDS = 5.0
 """How long Feast's own commands wait for Redis."""
 
@@ -64,6 +66,11 @@ def _as_json(value: Any) -> str:
     Feast splits the connection at commas, reads its values as JSON, and expands $NAME in its file.
     """
     return json.dumps(value).replace(",", r"\u002c").replace("$", r"\u0024")
+
+
+def view_address(settings: Settings, view: str) -> str:
+    """Return the address of the table of a feature view: a folder, or `s3://…`."""
+    return str(settings.data / VIEWS_FOLDER / view)
 
 
 def registry_path(settings: Settings) -> Path:

@@ -9,7 +9,7 @@ from functools import cache
 from core.errors import DataError, RegistryError
 from core.settings import Settings, load_settings
 from core.temporary import temporary_installation
-from feature_repo.definition_hash import DEFINITION_TAG
+from feature_repo.definition import DEFINITION_TAG
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import redefined
 from feature_repo.datasets import load_datasets

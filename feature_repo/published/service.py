@@ -20,7 +20,7 @@ from core.errors import DataError
 from core.settings import Settings
 from core.spec import OURS, FeatureType
 from feature_repo.definition_hash import function_definition, view_definition
-from feature_engine.offline.raw import TIME
+from feature_repo.definition import TIMESTAMP
 from feature_engine.offline.views import unbuilt
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import Dataset
@@ -38,7 +38,7 @@ TYPES: dict[str, FeatureType] = {
 }
 """Feast's types of features, and their names in a spec."""
 ARROW: dict[str, pa.DataType] = {
-    kind: TIME if kind == "timestamp" else pa.type_for_alias(kind)
+    kind: TIMESTAMP if kind == "timestamp" else pa.type_for_alias(kind)
     for kind in TYPES.values()
 }
 AS_OF = "as_of"

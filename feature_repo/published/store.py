@@ -11,7 +11,7 @@ from feast.repo_config import RepoConfig
 from core.errors import DataError
 from core.settings import Settings
 from core.user_code import DATASETS, dataset_modules
-from feature_engine.offline.views import view_address
+from feature_repo.published.config import view_address
 from feature_repo.definition import Dataset
 from feature_repo.published.config import feast_config, registry_path
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from core.errors import RegistryError
-from feature_repo.definition_hash import DEFINITION_TAG
+from feature_repo.definition import DEFINITION_TAG
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.record import read_record
 from feature_repo.datasets.orders import SERVED_FEATURES

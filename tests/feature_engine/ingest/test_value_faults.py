@@ -20,7 +20,8 @@ from feature_engine.ingest.quarantine import (
     release,
 )
 from feature_engine.offline.raw import raw_table
-from feature_engine.offline.views import view_address, write_views
+from feature_engine.offline.views import write_views
+from feature_repo.published.config import view_address
 from tests.conftest import AS_OF, new_settings
 from tests.support.feature_engine.event_shop import FIRST, MINUTE, ingested, shop  # noqa: F401  (fixtures)
 from tests.support.feature_engine.installation import land_orders

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import DataError
-from feature_engine.offline.views import view_address, view_table, write_views
+from feature_engine.offline.views import view_table, write_views
+from feature_repo.published.config import view_address
 from tests.conftest import new_settings
 from tests.support.feature_engine.rebuilt_views import land, rebuilt, rows_of
 from tests.support.feature_engine.shop import ORDERS, VIEW
