@@ -1,15 +1,13 @@
-"""Compute engines of feature views; `GYRE_ENGINE` chooses one.
+"""Compute engines of feature views: GYRE_ENGINE chooses DuckDB or Spark.
 
-Both engines run the same Ibis expressions over the same tables: of views, labels, training frames
-and lists of entities. DuckDB reads copies on this disk; Spark's executors read and write a table's
-own files, also on S3. All else stays on DuckDB: batches, their validation, and the features of an
-event's entities.
+Both engines run the same Ibis expressions over the same tables: views, labels, training frames and
+lists of entities are computed so. DuckDB reads copies on this disk. Spark's executors read and
+write a table's own files, also on S3. Everything else is always computed on DuckDB: batches, their
+validation, and the features of the entities of an event.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +15,22 @@ import duckdb
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-from ibis.backends.sql.datatypes import DuckDBType
-from sqlglot.expressions import convert
 from upath import UPath
 
 from core.errors import UncomputableError
 from core.settings import Settings
-from core.tables.query import quoted
-from core.tables.table import AddedFile, Table, added_file
+from core.tables.table import AddedFile, Table
+from feature_engine.engines.duckdb_engine import duckdb_connection, write_duckdb_files
 
-PERIOD = timedelta(days=28)
-"""Feature rows are cut into periods of event time."""
-PERIOD_MICROSECONDS = PERIOD // timedelta(microseconds=1)
-MEMORY_LIMIT = "4GB"
-"""Memory of DuckDB; beyond it, DuckDB spills to disk."""
+VIEW_MEMORY = "4GB"
+"""Memory of DuckDB while it computes a view; beyond it, DuckDB spills to disk."""
 VALUE_ERRORS = (
     duckdb.DataError,
     duckdb.InvalidInputException,
     pa.ArrowInvalid,
     UncomputableError,
 )
-"""What an expression raises at a value that it cannot take: the last one on Spark."""
+"""Errors of an expression at a value that it cannot take; on Spark it is the last of them."""
 
 
 def temporary_table(connection: Any, rows: ir.Table) -> ir.Table:
@@ -59,49 +52,17 @@ def write_files(
     Column types are those that Ibis promises, and times are microseconds UTC.
 
     Args:
-        connection: Of the engine.
+        connection: Connection to either engine.
         rows: Feature rows.
         table: The table of the view, within `writing`.
         first_period: Earliest period to write; None writes all of them.
         folder: Where DuckDB writes them first; it is not there yet.
 
     """
-    files: list[AddedFile] = []
     if connection.name == "pyspark":
-        files += connection.write_files(rows, table, first_period)
+        files: list[AddedFile] = connection.write_files(rows, table, first_period)
         return files
-    folder.mkdir()
-    period = f"epoch_us(event_timestamp) // {PERIOD_MICROSECONDS}"
-    condition = "true" if first_period is None else f"{period} >= {first_period}"
-    selection = f"SELECT {typed_columns(rows)}, {period} AS period"
-    source = f"FROM ({connection.compile(rows)}) WHERE {condition}"
-    options = (
-        "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}', "
-        "RETURN_STATS"
-    )
-    place = convert(str(folder)).sql()
-    copied = connection.raw_sql(f"COPY ({selection} {source}) TO {place} ({options})")
-    for file, row_count, size, _, columns, partition in copied.fetchall():
-        path = Path(file).relative_to(folder).as_posix()
-        file_period = int(partition["period"])
-        times = columns['"event_timestamp"']
-        earliest = datetime.fromisoformat(times["min"])
-        latest = datetime.fromisoformat(times["max"])
-        files.append(added_file(path, size, file_period, row_count, earliest, latest))
-    table.take_in(folder, [file.path for file in files])
-    return files
-
-
-def typed_columns(rows: ir.Table) -> str:
-    """Return the columns of rows in DuckDB's SQL, in the types that Ibis promises.
-
-    DuckDB sums to wider ones.
-    """
-    columns = []
-    for name, column_type in rows.schema().items():
-        type_name = DuckDBType.to_string(column_type)
-        columns.append(f"CAST({quoted(name)} AS {type_name}) AS {quoted(name)}")
-    return ", ".join(columns)
+    return write_duckdb_files(connection, rows, table, first_period, folder)
 
 
 def spark_connection(master: str, scratch: UPath) -> Any:
@@ -134,10 +95,10 @@ def engine_connection(settings: Settings, spill: Path | None = None) -> Iterator
     if spill is not None:
         options = {
             "temp_directory": str(spill),
-            "memory_limit": MEMORY_LIMIT,
+            "memory_limit": VIEW_MEMORY,
             "preserve_insertion_order": False,
         }
-    with connected(**options) as connection:
+    with duckdb_connection(**options) as connection:
         yield connection
 
 
@@ -148,40 +109,6 @@ def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:
     else:
         rows = connection.read_parquet(table.copies(names))
     return rows
-
-
-@contextmanager
-def connected(**config: Any) -> Iterator[Any]:
-    """Connect to DuckDB, which Ibis sets to UTC, and close the connection in the end.
-
-    Args:
-        **config: DuckDB's own settings.
-
-    """
-    connection = ibis.duckdb.connect(**config)
-    try:
-        yield connection
-    finally:
-        connection.disconnect()
-
-
-@contextmanager
-def row_connection() -> Iterator[Any]:
-    """Connect to a DuckDB of one thread that lasts as long as the process, for a few rows.
-
-    To open a database takes longer than such a query. What a connection makes ends with it.
-    """
-    connection = ibis.duckdb.from_connection(_row_database().cursor())
-    try:
-        yield connection
-    finally:
-        connection.disconnect()
-
-
-@cache
-def _row_database() -> Any:
-    # A cache of files would grow, as the database does not end.
-    return duckdb.connect(config={"threads": 1, "enable_external_file_cache": False})
 
 
 def value_error(exc: Exception) -> str:

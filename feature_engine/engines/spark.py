@@ -20,7 +20,7 @@ from upath import UPath
 
 from core.errors import DataError
 from core.tables.table import AddedFile, Table, added_file, files_below
-from feature_engine.engines.engine import PERIOD_MICROSECONDS
+from feature_engine.engines.periods import PERIOD_MICROSECONDS
 from feature_engine.online import redis_rows
 from feature_repo.published import redis_names
 

@@ -19,7 +19,7 @@ from pyarrow.json import ParseOptions, read_json
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
-from feature_engine.engines.engine import connected
+from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import TIMESTAMP
@@ -98,7 +98,7 @@ def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
     spill = str(settings.cache / f"{dataset.name}.heal")
     with (
         one_writer(settings, raw.name),
-        connected(temp_directory=spill) as connection,
+        duckdb_connection(temp_directory=spill) as connection,
     ):
         rows = open_raw(raw, connection=connection)
         order = ["ingested_at", dataset.event_time, *dataset.key]
@@ -160,7 +160,7 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
         arrivals = pa.Table.from_pylist(released_rows, raw.schema)
         count = len(arrivals)
         arrivals = arrivals.append_column(POSITION, pa.arange(0, count))
-        with connected() as connection:
+        with duckdb_connection() as connection:
             rows = ibis.memtable(arrivals)
             faults = find_faults(dataset, connection, rows, raw, count)
         is_at_fault = pc.field(POSITION).isin(pa.array(faults, pa.int64()))

@@ -178,7 +178,7 @@ def write_record(
 
 def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, int]:
     """Count the rows of the last days by `group`; both are SQL."""
-    from feature_engine.engines.engine import connected  # noqa: PLC0415
+    from feature_engine.engines.duckdb_engine import duckdb_connection  # noqa: PLC0415
 
     files = table.files()
     if not files:
@@ -189,5 +189,5 @@ def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, i
         "since": as_of - timedelta(days=DAYS),
         "until": as_of,
     }
-    with connected() as connection:
+    with duckdb_connection() as connection:
         return dict(connection.raw_sql(query, parameters=parameters).fetchall())

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
-from feature_engine.engines.engine import connected, temporary_table
+from feature_engine.engines.engine import temporary_table
+from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import OWN_PREFIX
@@ -62,7 +63,7 @@ def _answers(
     expression = dataset.views[view.name]
     names = [feature.name for feature in view.projection.features]
     raw = raw_table(service.settings, dataset)
-    with connected() as connection:
+    with duckdb_connection() as connection:
         # Ibis makes no table of an Arrow table itself, only of an expression.
         rows = ibis.memtable(questions)
         asked = temporary_table(connection, rows.select(rows.columns))

@@ -22,7 +22,6 @@ from core.tables.table import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition_hash import view_definition
 from feature_engine.engines.engine import (
-    PERIOD,
     VALUE_ERRORS,
     engine_connection,
     read_files,
@@ -30,6 +29,7 @@ from feature_engine.engines.engine import (
     value_error,
     write_files,
 )
+from feature_engine.engines.periods import PERIOD, period_of
 from feature_engine.offline.raw import changed_rows, open_raw, raw_table
 from feature_repo.definition import Dataset
 from feature_repo.published.config import VIEWS_FOLDER
@@ -263,11 +263,6 @@ def entities(
             ordered = newest.select(view_key)
             keys.append(connection.to_pyarrow(ordered.limit(limit)))
     return _put_together(keys, columns)
-
-
-def period_of(moment: datetime) -> int:
-    """Return the number of the period of event time that a moment lies in."""
-    return (moment - BEGINNING) // PERIOD
 
 
 def _put_together(parts: list[pa.Table], columns: list[str]) -> pa.Table:

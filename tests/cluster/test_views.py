@@ -59,7 +59,7 @@ START = """
 import sys
 from upath import UPath
 from core.errors import DataError
-from feature_engine.engines.engine import spark
+from feature_engine.engines import spark
 spark.WORKER_SECONDS = 5
 try:
     spark.connect(sys.argv[1], UPath("scratch"))

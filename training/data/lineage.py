@@ -19,7 +19,9 @@ from mlflow_server.api.tracking import Run
 CODE = (
     "core/spec/__init__.py",
     "core/spec/training.py",
+    "feature_engine/engines/duckdb_engine.py",
     "feature_engine/engines/engine.py",
+    "feature_engine/engines/periods.py",
     "feature_engine/engines/spark.py",
     "feature_repo/extensions/offline.py",
     "feature_engine/offline/raw.py",

@@ -16,7 +16,7 @@ from upath import UPath
 
 from core.files import read_file, replace_file
 from core.settings import Settings
-from feature_engine.engines.engine import connected
+from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.landing import in_batches
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import Dataset
@@ -82,7 +82,7 @@ def validate_rows(
 
     """
     file = settings.reports / "expectations" / f"{dataset.name}.json"
-    with connected() as connection:
+    with duckdb_connection() as connection:
         raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
         has_happened = raw[dataset.event_time] <= ibis.literal(as_of)
         rows = raw.filter(has_happened).select(dataset.schema.names)
