@@ -23,7 +23,7 @@ from core.errors import DataError
 from core.settings import LOOPBACK, Settings, free_ports
 from core.timestamps import microseconds
 from feature_engine.offline.raw import raw_table
-from feature_engine.offline.views import entities
+from feature_engine.offline.views import entities, require_built
 from feature_engine.online.refresh import refresh_online
 from feature_repo.definition import Dataset
 from feature_repo.online_store import find_server
@@ -85,6 +85,7 @@ def parity(
     if not entity_keys.num_rows:
         commands = " and ".join(f"gyre ingest {name}" for name in datasets)
         raise DataError(f"{service_name}: no rows yet; run: {commands}")
+    require_built(service)
     frame = entity_keys.to_pandas()
     for name, kind in service.request_data.items():
         frame[name] = REQUEST_VALUE.cast(ARROW[kind]).as_py()

@@ -21,7 +21,6 @@ from ibis.expr.operations import DatabaseTable
 
 from core.settings import load_settings
 from core.timestamps import microseconds
-from feature_repo.published.config import view_address
 from feature_repo.definition import (
     OWN_PREFIX,
     VIEW_COLUMNS,
@@ -29,6 +28,7 @@ from feature_repo.definition import (
     name_problems,
     raw_schema,
 )
+from feature_repo.published.config import view_address
 
 Function = Literal["count", "sum", "mean", "min", "max", "first", "last", "mode"]
 DECIMAL = "decimal(18, 6)"

@@ -26,8 +26,8 @@ from core.files import replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.tables.table import Table
-from feature_engine.engines.engine import read_files
 from feature_engine.engines.duckdb_engine import duckdb_connection
+from feature_engine.engines.engine import read_files
 from feature_engine.ingest.quarantine import (
     as_json,
     held_rows,
@@ -406,7 +406,9 @@ def _landing(
     folder.mkdir(parents=True)
     spill = str(folder / "spill")
     try:
-        with duckdb_connection(memory_limit=MEMORY_LIMIT, temp_directory=spill) as connection:
+        with duckdb_connection(
+            memory_limit=MEMORY_LIMIT, temp_directory=spill
+        ) as connection:
             yield _Landing(
                 settings=settings,
                 dataset=dataset,

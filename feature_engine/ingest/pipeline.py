@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +26,7 @@ from feature_engine.ingest.quarantine import heal
 from feature_engine.ingest.record import read_record, write_record
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
-from feature_engine.offline.views import write_views
+from feature_engine.offline.views import redefined, write_views
 from feature_engine.online.intervals import (
     notice_materialization_by_hand,
     record_intervals,
@@ -153,7 +154,8 @@ def catch_up(
             values of the views and those online stay.
 
     """
-    check_definitions(settings, dataset, as_of)
+    redefined_views = partial(redefined, settings, dataset, table)
+    check_definitions(settings, dataset, as_of, redefined_views)
     write_views(settings, dataset, table)
     notice_materialization_by_hand(settings, dataset)
     refresh_online(

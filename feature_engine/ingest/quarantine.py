@@ -22,12 +22,13 @@ from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
-from feature_repo.definition import TIMESTAMP
-from feature_repo.definition import POSITION, Dataset
+from feature_repo.definition import POSITION, TIMESTAMP, Dataset
 from feature_repo.rules import DatasetRules
 
 Row = dict[str, Any]
-ENTRY = pa.schema({"quarantined_at": TIMESTAMP, "rules": pa.string(), "row": pa.string()})
+ENTRY = pa.schema(
+    {"quarantined_at": TIMESTAMP, "rules": pa.string(), "row": pa.string()}
+)
 
 
 @dataclass(frozen=True)

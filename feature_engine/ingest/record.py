@@ -146,7 +146,8 @@ def write_record(
 
     from feature_engine.ingest.quarantine import quarantine_table  # noqa: PLC0415
     from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (the console does without Feast)
-    from feature_repo.published.service import service_names, unbuilt_views  # noqa: PLC0415
+    from feature_engine.offline.views import unbuilt_views  # noqa: PLC0415
+    from feature_repo.published.service import service_names  # noqa: PLC0415
     from feature_repo.rules import delivery_rules  # noqa: PLC0415
 
     record = read_record(settings, dataset.name)

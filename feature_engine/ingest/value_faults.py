@@ -11,8 +11,8 @@ import ibis.expr.types as ir
 
 from core.errors import BatchRejectedError
 from core.tables.table import Table
-from feature_engine.engines.engine import VALUE_ERRORS, value_error
 from feature_engine.engines.duckdb_engine import typed_columns
+from feature_engine.engines.engine import VALUE_ERRORS, value_error
 from feature_engine.offline.raw import open_raw
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 

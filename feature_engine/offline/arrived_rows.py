@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
-from feature_engine.engines.engine import temporary_table
 from feature_engine.engines.duckdb_engine import duckdb_connection
+from feature_engine.engines.engine import temporary_table
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import OWN_PREFIX

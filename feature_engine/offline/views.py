@@ -15,12 +15,11 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+from feast import FeatureView
 
 from core.errors import DataError, UncomputableError
 from core.settings import Settings
 from core.tables.table import Table
-from core.timestamps import BEGINNING
-from feature_repo.definition_hash import view_definition
 from feature_engine.engines.engine import (
     VALUE_ERRORS,
     engine_connection,
@@ -31,8 +30,12 @@ from feature_engine.engines.engine import (
 )
 from feature_engine.engines.periods import PERIOD, period_of
 from feature_engine.offline.raw import changed_rows, open_raw, raw_table
+from feature_repo.datasets import dataset_of
 from feature_repo.definition import Dataset
+from feature_repo.definition_hash import view_definition
 from feature_repo.published.config import VIEWS_FOLDER
+from feature_repo.published.service import PublishedService, field_types
+from feature_repo.published.store import open_store
 
 DEFINITION_DIGITS = 15
 """Of a hash in hexadecimal: 60 bits, what a Delta table can note."""
@@ -197,26 +200,50 @@ def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     return [view.name for view in views if view.is_redefined()]
 
 
-def unbuilt(
-    settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]
-) -> str | None:
-    """Say why a view, published with `fields`, has not the rows of its expression; None if it has.
+def unbuilt_views(settings: Settings, dataset: Dataset) -> list[str]:
+    """Return a line for each published view of a dataset that lacks the rows of its expression."""
+    views = open_store(settings).list_feature_views()
+    problems = [
+        _unbuilt(settings, dataset, view)
+        for view in views
+        if view.name in dataset.views
+    ]
+    return [problem for problem in problems if problem]
+
+
+def require_built(service: PublishedService) -> None:
+    """Refuse a feature service if one of its views lacks the rows of its expression.
+
+    Raises:
+        DataError: A view was published, but not computed since.
+
+    """
+    for view in service.stored:
+        dataset = dataset_of(view.name)
+        if dataset is None:  # a view of plain Feast
+            continue
+        problem = _unbuilt(service.settings, dataset, view)
+        if problem:
+            raise DataError(problem)
+
+
+def _unbuilt(settings: Settings, dataset: Dataset, view: FeatureView) -> str | None:
+    """Return why a published view lacks the rows of its expression; None if it has them.
 
     Rows that came since are no reason: that the features are late is another figure.
     """
     remedy = f"run: gyre ingest {dataset.name}"
-    table = view_table(settings, view)
-    raw = raw_table(settings, dataset)
-    if not table.names() or not raw.exists:
-        return f"{view}: applied, not built (no rows yet); {remedy}"
-    if ViewTable(settings, dataset, raw, view).is_redefined():
-        return (
-            f"{view}: applied, not built (its rows are of another expression); {remedy}"
-        )
-    missing_fields = sorted(set(fields) - set(table.stored_schema().names))
+    unbuilt = f"{view.name}: applied, not built"
+    table = ViewTable(settings, dataset, raw_table(settings, dataset), view.name)
+    if not table.table.names() or not table.raw.exists:
+        return f"{unbuilt} (no rows yet); {remedy}"
+    if table.is_redefined():
+        return f"{unbuilt} (its rows are of another expression); {remedy}"
+    columns = table.table.stored_schema().names
+    missing_fields = sorted(field_types(view.features).keys() - set(columns))
     if missing_fields:
         reason = f"its expression gives no {', '.join(missing_fields)}"
-        return f"{view}: applied, not built ({reason}); add it to the expression, then {remedy}"
+        return f"{unbuilt} ({reason}); add it to the expression, then {remedy}"
     return None
 
 

@@ -8,9 +8,9 @@ import ibis
 import ibis.expr.types as ir
 
 from feature_engine.engines.engine import read_files, temporary_table
+from feature_engine.engines.periods import period_of
 from feature_engine.offline.raw import changed_rows
 from feature_engine.offline.views import ViewTable
-from feature_engine.engines.periods import period_of
 from feature_engine.online.entity_values import key_rows
 from feature_repo.published.redis_names import KeyValues
 

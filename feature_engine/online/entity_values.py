@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 from feast import FeatureView
 
 from core.tables.table import Table
-from feature_engine.windows import Windows
 from feature_engine.engines.duckdb_engine import row_connection
 from feature_engine.offline.raw import open_raw
 from feature_engine.online.redis_rows import key_values
-from feature_repo.published.redis_names import KeyValues
+from feature_engine.windows import Windows
 from feature_repo.definition import Dataset
+from feature_repo.published.redis_names import KeyValues
 
 Row = dict[str, Any]
 """A raw row."""

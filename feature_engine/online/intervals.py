@@ -15,8 +15,8 @@ from core.settings import Settings
 from core.timestamps import BEGINNING
 from feature_engine.online.redis_rows import connect_redis
 from feature_engine.online.state import OnlineState, read_state, replace_state
-from feature_repo.published.redis_names import state_key
 from feature_repo.definition import Dataset
+from feature_repo.published.redis_names import state_key
 from feature_repo.published.store import WRITE_DEADLINE, open_store
 
 

@@ -13,10 +13,10 @@ from feature_engine.engines.engine import engine_connection, read_files
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import ViewTable
 from feature_engine.online.redis_rows import key_values
-from feature_repo.published.redis_names import KeyValues
 from feature_engine.online.state import OnlineState
 from feature_engine.online.values import OnlineValues
 from feature_repo.definition import Dataset
+from feature_repo.published.redis_names import KeyValues
 
 KNOWN_KEYS = 700
 """Keys that are looked up: 1 % lost is found 999 times in 1,000 (1 - 0.99^700)."""

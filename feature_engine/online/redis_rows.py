@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +28,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from feature_repo.published.redis_names import (KeyValues, entity_values, hash_fields, hash_names)
+from feature_repo.published.redis_names import (
+    KeyValues,
+    entity_values,
+    hash_fields,
+    hash_names,
+)
 
 SCALARS = (
     ValueType.BOOL,

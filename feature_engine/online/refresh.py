@@ -27,12 +27,16 @@ from feature_engine.engines.engine import engine_connection
 from feature_engine.offline.views import ViewTable, view_tables
 from feature_engine.online.difference import ViewDifference
 from feature_engine.online.entity_values import ViewValues
-from feature_engine.online.redis_rows import BATCH_ROWS, format_config, key_values, write_behind
-from feature_repo.published.redis_names import KeyValues
+from feature_engine.online.redis_rows import (
+    BATCH_ROWS,
+    format_config,
+    key_values,
+    write_behind,
+)
 from feature_engine.online.state import OnlineState, ahead_key, replace_state
-from feature_repo.published.redis_names import state_key
 from feature_engine.online.values import OnlineValues
 from feature_repo.definition import Dataset
+from feature_repo.published.redis_names import KeyValues, state_key
 
 REDIS_SECONDS = 10.0
 """What Redis may take for a batch."""

@@ -23,12 +23,18 @@ from core.tables.table import Table
 from core.timestamps import BEGINNING
 from feature_engine.offline.views import redefined
 from feature_engine.online.entity_values import ViewValues, compute_view, raw_rows
-from feature_engine.online.redis_rows import (connect_redis, delete_rows, key_text, key_values, scan_keys, write_rows)
-from feature_repo.published.redis_names import KeyValues, hash_names
+from feature_engine.online.redis_rows import (
+    connect_redis,
+    delete_rows,
+    key_text,
+    key_values,
+    scan_keys,
+    write_rows,
+)
 from feature_engine.online.state import OnlineState, ahead_key, read_state
-from feature_repo.published.redis_names import state_key
 from feature_repo.definition import Dataset
 from feature_repo.published.feast_reader import has_row
+from feature_repo.published.redis_names import KeyValues, hash_names, state_key
 from feature_repo.published.store import open_store
 
 REDIS_SECONDS = 0.5

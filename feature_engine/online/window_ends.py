@@ -18,14 +18,14 @@ from core.settings import Settings
 from core.tables.table import Table
 from core.timestamps import BEGINNING, microseconds
 from feature_engine.engines.duckdb_engine import row_connection
-from feature_engine.offline.views import ViewTable, view_tables
 from feature_engine.engines.periods import period_of
+from feature_engine.offline.views import ViewTable, view_tables
 from feature_engine.online.entity_values import ViewValues, key_rows, values_at
 from feature_engine.online.redis_rows import key_values
-from feature_repo.published.redis_names import KeyValues
 from feature_engine.online.state import ends_key, loaded_ends_key
 from feature_engine.online.values import OnlineValues
 from feature_repo.definition import Dataset
+from feature_repo.published.redis_names import KeyValues
 
 KEYS_AT_ONCE = 1_000
 SOON = timedelta(hours=1)

@@ -3,17 +3,15 @@
 import getpass
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache
 
 from core.errors import DataError, RegistryError
 from core.settings import Settings, load_settings
 from core.temporary import temporary_installation
-from feature_repo.definition import DEFINITION_TAG
-from feature_engine.offline.raw import raw_table
-from feature_engine.offline.views import redefined
 from feature_repo.datasets import load_datasets
-from feature_repo.definition import Dataset, table_versions
+from feature_repo.definition import DEFINITION_TAG, Dataset, table_versions
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
 from mlflow_server.api.registry import Registry, Version
@@ -32,11 +30,23 @@ class DefinitionChangedError(DataError):
     """A version in a role would be served other values."""
 
 
-def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> None:
+def check_definitions(
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+    redefined_views: Callable[[], Sequence[str]],
+) -> None:
     """Compare what is published with what the versions in a role were trained with.
 
     Those that read `dataset` count. With GYRE_CHANGE_LIVE_FEATURES, a change is accepted: a tag of
     the version notes it, so that it is accepted from then on.
+
+    Args:
+        settings: Settings of the installation.
+        dataset: Dataset whose views are to be computed.
+        as_of: Time of the ingest, aware UTC.
+        redefined_views: Returns the views that the code computes in another way than their rows
+            were; it is called where MLflow does not answer.
 
     Raises:
         DefinitionChangedError: A version would be served other values.
@@ -54,7 +64,7 @@ def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> 
                 _accept_changes(settings, version, as_of)
             return
     except RegistryError as exc:
-        if redefined(settings, dataset, raw_table(settings, dataset)):
+        if redefined_views():
             raise
         log.warning("%s: definitions are not compared: %s", dataset.name, exc)
         return

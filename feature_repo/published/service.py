@@ -19,11 +19,9 @@ from feast.utils import (
 from core.errors import DataError
 from core.settings import Settings
 from core.spec import OURS, FeatureType
-from feature_repo.definition_hash import function_definition, view_definition
-from feature_repo.definition import TIMESTAMP
-from feature_engine.offline.views import unbuilt
 from feature_repo.datasets import dataset_of
-from feature_repo.definition import Dataset
+from feature_repo.definition import TIMESTAMP, Dataset
+from feature_repo.definition_hash import function_definition, view_definition
 from feature_repo.on_demand import digest
 from feature_repo.published.store import open_store
 
@@ -139,6 +137,9 @@ class PublishedService:
     def historical(self, frame: pd.DataFrame) -> pa.Table:
         """Join features to rows as they were at each row's event_timestamp.
 
+        A view that was published, but not computed since, gives the values of its old expression:
+        see `feature_engine.offline.views.require_built`.
+
         Args:
             frame: Join keys, event_timestamp (aware UTC), and the request data of on-demand views,
                 such as `as_of` (int64 microseconds).
@@ -146,14 +147,7 @@ class PublishedService:
         Returns:
             The rows in an order of Feast's choosing.
 
-        Raises:
-            DataError: A view was published whose rows were not computed since.
-
         """
-        for view in self.stored:
-            problem = _unbuilt(self.settings, view)
-            if problem:
-                raise DataError(problem)
         job = self.store.get_historical_features(
             entity_df=frame, features=self.feast_service
         )
@@ -200,22 +194,6 @@ def service_names(settings: Settings, dataset: Dataset) -> list[str]:
     return [
         service.name for service in services if service.join_keys.keys() & dataset.views
     ]
-
-
-def unbuilt_views(settings: Settings, dataset: Dataset) -> list[str]:
-    """Say which published views of a dataset have no values of their expression."""
-    views = open_store(settings).list_feature_views()
-    problems = [
-        _unbuilt(settings, view) for view in views if view.name in dataset.views
-    ]
-    return [problem for problem in problems if problem]
-
-
-def _unbuilt(settings: Settings, view: feast.FeatureView) -> str | None:
-    dataset = dataset_of(view.name)
-    if dataset is None:
-        return None
-    return unbuilt(settings, dataset, view.name, field_types(view.features))
 
 
 def as_stored(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:

@@ -11,10 +11,9 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
 from core.settings import Settings
-from feature_repo.published.redis_names import hash_fields
-from feature_repo.published.redis_names import state_key
 from feature_repo import datasets
 from feature_repo.on_demand import digest, function_source, module_source
+from feature_repo.published.redis_names import hash_fields, state_key
 from feature_repo.published.service import TYPES, PublishedService, field_types
 from mlflow_server.manifest import (
     LookupSpecification,

@@ -11,9 +11,8 @@ from feast.repo_config import RepoConfig
 from core.errors import DataError
 from core.settings import Settings
 from core.user_code import DATASETS, dataset_modules
-from feature_repo.published.config import view_address
 from feature_repo.definition import Dataset
-from feature_repo.published.config import feast_config, registry_path
+from feature_repo.published.config import feast_config, registry_path, view_address
 
 # Feast, once imported, shows the deprecations of all libraries, which are not a user's.
 warnings.simplefilter("ignore", DeprecationWarning)

@@ -21,6 +21,7 @@ from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
 from feature_engine.offline.arrived_rows import KNOWN_AT, arrived_features
+from feature_engine.offline.views import require_built
 from feature_engine.parity import same
 from feature_repo.datasets import dataset_of
 from feature_repo.published.service import PublishedService
@@ -137,6 +138,7 @@ def compare_offline(
     differing_features = [set(names) for _ in vectors]
     if not vectors:
         return differing_features
+    require_built(service)
     keys = pd.DataFrame([{**vector.key, **vector.request_data} for vector in vectors])
     for name, kind in service.request_data.items():
         if kind == "timestamp":

@@ -8,10 +8,10 @@ import pytest
 from mlflow import MlflowClient
 
 from core.errors import RegistryError
-from feature_repo.definition import DEFINITION_TAG
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.record import read_record
 from feature_repo.datasets.orders import SERVED_FEATURES
+from feature_repo.definition import DEFINITION_TAG
 from feature_repo.published.definition_check import DefinitionChangedError
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import open_store

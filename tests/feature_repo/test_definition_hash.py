@@ -9,9 +9,9 @@ from datetime import timedelta
 import ibis
 from ibis import _
 
-from feature_repo.definition_hash import view_definition
 from feature_engine.windows import Window, Windows
 from feature_repo.datasets import load_dataset
+from feature_repo.definition_hash import view_definition
 
 ORDERS = load_dataset("orders")
 DAYS_30 = timedelta(days=30)

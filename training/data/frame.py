@@ -23,7 +23,7 @@ from core.spec import MISSING, FeatureType, ModelSpec
 from core.spec.training import MOST_CATEGORIES
 from feature_engine.engines.engine import engine_connection
 from feature_engine.offline.raw import labels, open_raw, raw_table
-from feature_engine.offline.views import entities
+from feature_engine.offline.views import entities, require_built
 from feature_repo.definition import Dataset
 from feature_repo.published.service import ARROW, PublishedService, as_stored
 from training.data.snapshots import Plan, Snapshot, dates
@@ -332,6 +332,7 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
         labelled = labelled.set_column(place, name, labelled[name].cast(pa.string()))
     entity_rows = labelled.to_pandas()
     entity_rows["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
+    require_built(service)
     return canonical(spec, service.historical(entity_rows), service.request_data)
 
 

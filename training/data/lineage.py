@@ -12,8 +12,7 @@ from core.settings import CLONE, PROJECT
 from core.spec import ModelSpec
 from core.tables.table import Table
 from core.user_code import dataset_modules, user_modules
-from feature_repo.definition import DEFINITION_TAG
-from feature_repo.definition import TABLE_TAG
+from feature_repo.definition import DEFINITION_TAG, TABLE_TAG
 from mlflow_server.api.tracking import Run
 
 CODE = (

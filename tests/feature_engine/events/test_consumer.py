@@ -15,8 +15,8 @@ from redis import Redis
 from core.locks import ONLINE_LOCK, one_writer
 from core.settings import CLONE
 from feature_engine.events.broker import IDLE_AFTER, consumer_problem
-from feature_repo.published.redis_names import hash_fields, hash_names
 from feature_repo.published.config import write_feast_config
+from feature_repo.published.redis_names import hash_fields, hash_names
 from feature_repo.published.store import open_store
 from mlflow_server.alerts import Alerts
 from stack.environment import process_environment

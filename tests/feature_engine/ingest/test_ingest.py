@@ -3,8 +3,29 @@
 import pytest
 
 from core.errors import DataError
+from feature_engine.offline.views import require_built, unbuilt_views
+from feature_repo.datasets.orders import FEATURES
+from feature_repo.published.service import PublishedService
 from tests.conftest import AS_OF
-from tests.support.feature_engine.shop import DAY, order
+from tests.support.feature_engine.shop import DAY, ORDERS, SPEC, VIEW, order
+
+
+def test_a_service_is_refused_while_a_view_lacks_the_rows_of_its_expression(
+    shop, monkeypatch
+):
+    service = PublishedService(shop.settings, SPEC.feature_service)
+    unbuilt = r"^customer_features: applied, not built \({}\); run: gyre ingest orders$"
+    with pytest.raises(DataError, match=unbuilt.format("no rows yet")):
+        require_built(service)
+    shop.has(order(1, 1, AS_OF - DAY))
+    shop.ingest(AS_OF)
+    require_built(service)
+    monkeypatch.setitem(ORDERS.views, VIEW, lambda rows: FEATURES(rows).limit(1))
+    reason = "its rows are of another expression"
+    with pytest.raises(DataError, match=unbuilt.format(reason)):
+        require_built(service)
+    (problem,) = unbuilt_views(shop.settings, ORDERS)
+    assert reason in problem
 
 
 def test_orders_become_rows_and_online_values_and_a_second_ingest_changes_nothing(shop):

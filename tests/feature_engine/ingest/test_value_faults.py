@@ -9,7 +9,6 @@ import pytest
 from deltalake import DeltaTable
 
 from core.errors import BatchRejectedError, UncomputableError
-from feature_engine.windows import Window, Windows
 from feature_engine.ingest.landing import land
 from feature_engine.ingest.quarantine import (
     as_text,
@@ -21,6 +20,7 @@ from feature_engine.ingest.quarantine import (
 )
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import write_views
+from feature_engine.windows import Window, Windows
 from feature_repo.published.config import view_address
 from tests.conftest import AS_OF, new_settings
 from tests.support.feature_engine.event_shop import FIRST, MINUTE, ingested, shop  # noqa: F401  (fixtures)

@@ -17,12 +17,12 @@ from redis import Redis
 from core import user_code
 from feature_engine.ingest.pipeline import catch_up
 from feature_engine.offline.raw import raw_table
-from feature_repo.published.redis_names import hash_fields, hash_names
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo import datasets
 from feature_repo.datasets.orders import customer_features_view
 from feature_repo.published import store
+from feature_repo.published.redis_names import hash_fields, hash_names
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import open_store, publish_beside
 from monitoring.checks.skew import (

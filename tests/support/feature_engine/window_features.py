@@ -8,7 +8,7 @@ import ibis
 import pyarrow as pa
 from ibis import _
 
-from feature_engine.definition.windows import Window, Windows
+from feature_engine.windows import Window, Windows
 
 TIME = pa.timestamp("us", tz="UTC")
 

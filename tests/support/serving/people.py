@@ -25,9 +25,9 @@ from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimest
 from redis import Redis
 
 from core.settings import Settings
-from feature_repo.published.redis_names import state_key
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.published.feast_reader import OnlineFeatures
+from feature_repo.published.redis_names import state_key
 from feature_repo.published.specification import look_up_specification
 from feature_repo.published.store import open_store, publish_beside
 from mlflow_server.manifest import ModelManifest
