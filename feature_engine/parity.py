@@ -4,7 +4,6 @@ A Redis of its own is brought to each moment as ingest does it, and read by Feas
 """
 
 import logging
-import math
 import secrets
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
@@ -28,12 +27,10 @@ from feature_engine.online.refresh import refresh_online
 from feature_repo.definition import Dataset
 from feature_repo.online_store import find_server
 from feature_repo.published.feast_reader import OnlineFeatures
-from feature_repo.published.service import ARROW, PublishedService
+from feature_repo.published.service import ARROW, PublishedService, is_same_value
 from feature_repo.published.store import open_store
 
 log = logging.getLogger(__name__)
-RELATIVE_TOLERANCE = 1e-9
-"""How far floats may differ; whole numbers and strings may not."""
 ENTITIES_AT_ONCE = 1_000
 SHOWN_DIFFERENCES = 10
 REDIS_SECONDS = 60.0
@@ -116,15 +113,6 @@ def parity(
     )
 
 
-def same(offline: Any, online: Any) -> bool:
-    """Whether two values are one: null is null, floats within 1e-9 of each other, else equal."""
-    if isinstance(offline, float) and isinstance(online, float):
-        if math.isnan(offline) and math.isnan(online):
-            return True
-        return math.isclose(offline, online, rel_tol=RELATIVE_TOLERANCE)
-    return bool(offline == online)
-
-
 def _refresh(settings: Settings, dataset: Dataset, moment: datetime) -> None:
     raw = raw_table(settings, dataset)
     refresh_online(settings, dataset, raw, clock=lambda: moment)
@@ -152,7 +140,7 @@ def _differences(
                 if online_row is None and name not in stored_names:
                     continue  # offline, request data alone give it a value
                 online_value = online_row[name] if online_row else None
-                if not same(row[name], online_value):
+                if not is_same_value(row[name], online_value):
                     values = f"offline {row[name]!r}, online {online_value!r}"
                     lines.append(f"{moment:%Y-%m-%d %H:%M} {key} {name}: {values}")
     return lines

@@ -1,6 +1,7 @@
 """A feature service as it is published: its views, features, keys and request data."""
 
 import json
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,8 @@ ARROW: dict[str, pa.DataType] = {
     kind: TIMESTAMP if kind == "timestamp" else pa.type_for_alias(kind)
     for kind in TYPES.values()
 }
+RELATIVE_TOLERANCE = 1e-9
+"""How far floats may differ that are one value; whole numbers and strings may not."""
 AS_OF = "as_of"
 """Request data that Gyre brings by itself."""
 
@@ -201,6 +204,15 @@ def as_stored(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
     if kind == "timestamp" and pa.types.is_timestamp(column.type):
         column = pc.floor_temporal(column, unit="second")
     return column.cast(ARROW[kind])
+
+
+def is_same_value(offline: Any, online: Any) -> bool:
+    """Whether two values of a feature are one: nulls are equal, and floats within 1e-9."""
+    if isinstance(offline, float) and isinstance(online, float):
+        if math.isnan(offline) and math.isnan(online):
+            return True
+        return math.isclose(offline, online, rel_tol=RELATIVE_TOLERANCE)
+    return bool(offline == online)
 
 
 def field_types(fields: Iterable[feast.Field]) -> dict[str, str]:

@@ -22,9 +22,8 @@ from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
 from feature_engine.offline.arrived_rows import KNOWN_AT, arrived_features
 from feature_engine.offline.views import require_built
-from feature_engine.parity import same
 from feature_repo.datasets import dataset_of
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import PublishedService, is_same_value
 from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import ModelManifest
 from mlflow_server.model.pyfunc import read_version
@@ -182,7 +181,7 @@ def _remove_equal(
         differing = differing_features[row["position"]]
         for name in list(differing):
             logged = vectors[row["position"]].features[name]
-            if same(row[name], None if logged == MISSING else logged):
+            if is_same_value(row[name], None if logged == MISSING else logged):
                 differing.remove(name)
 
 

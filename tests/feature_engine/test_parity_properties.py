@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from core.timestamps import microseconds
 from feature_engine.ingest.pipeline import catch_up
 from feature_engine.online.refresh import refresh_online
-from feature_engine.parity import REDIS_SECONDS, same
-from feature_repo.published.service import PublishedService
+from feature_engine.parity import REDIS_SECONDS
+from feature_repo.published.service import PublishedService, is_same_value
 from feature_repo.published.store import open_store
 from tests.support.feature_engine.installation import land_orders
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, order
@@ -118,7 +118,7 @@ def differences(orders, answers):
     for row in answers.to_pylist():
         own_orders = orders_of[row["customer_id"]]
         for name, value in brute_force(own_orders, row["event_timestamp"]).items():
-            if type(row[name]) is not type(value) or not same(row[name], value):
+            if type(row[name]) is not type(value) or not is_same_value(row[name], value):
                 lines.append(f"{name}: expected {value!r} in {row} of {own_orders}")
     return lines
 
