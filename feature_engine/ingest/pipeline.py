@@ -23,7 +23,8 @@ from core.tables.table import Table
 from core.temporary import temporary_installation
 from feature_engine.ingest.landing import IngestReport, land, stop_if_many
 from feature_engine.ingest.quarantine import heal
-from feature_engine.ingest.record import read_record, write_record
+from feature_engine.ingest.record import read_record
+from feature_engine.ingest.record_writer import write_record
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import redefined, write_views

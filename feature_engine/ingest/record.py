@@ -1,34 +1,24 @@
-"""The record of a dataset: what its last ingest left for the console and for monitoring.
+"""The record of a dataset: the results of its last ingest, for the console and for monitoring.
 
-It is JSON below `settings.reports`, written with Feast and read without.
+It is JSON below `settings.reports`. The ingest writes it (`record_writer`), and whoever reads it
+needs no Feast.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
+from upath import UPath
 
 from core.errors import DataError
-from core.files import reached, read_file, replace_file
-from core.tables.query import quoted
+from core.files import reached, read_file
+from core.settings import Settings
 from core.user_code import dataset_names
-
-if TYPE_CHECKING:
-    from upath import UPath
-
-    from core.settings import Settings
-    from core.tables.table import Table
-    from feature_repo.definition import Dataset
 
 HOUR = timedelta(hours=1)
 DAYS = 60
-COUNTS = """
-SELECT {group}, count(*) FROM read_parquet($files)
-WHERE {time} BETWEEN $since AND $until GROUP BY ALL ORDER BY ALL"""
+"""Days of which a record counts the rows."""
 
 
 @dataclass(frozen=True)
@@ -122,73 +112,3 @@ def service_records(settings: Settings, name: str, service: str) -> list[Dataset
         for record in records
         if record.dataset == name or record.as_of is None or service in record.services
     ]
-
-
-def write_record(
-    settings: Settings,
-    dataset: Dataset,
-    as_of: datetime,
-    remark: str,
-    *,
-    passed: bool = True,
-) -> None:
-    """Write the record of a dataset at the end of an ingest.
-
-    Args:
-        settings: Of the installation.
-        dataset: Whose record it is.
-        as_of: The moment that the ingest brought the dataset to.
-        remark: Warnings about the rows, or why they were stopped.
-        passed: Whether the rows were let in.
-
-    """
-    from sqlglot.expressions import convert  # noqa: PLC0415
-
-    from feature_engine.ingest.quarantine import quarantine_table  # noqa: PLC0415
-    from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (the console does without Feast)
-    from feature_engine.offline.views import unbuilt_views  # noqa: PLC0415
-    from feature_repo.published.service import service_names  # noqa: PLC0415
-    from feature_repo.rules import delivery_rules  # noqa: PLC0415
-
-    record = read_record(settings, dataset.name)
-    watermark = max(as_of, record.watermark or as_of) if passed else record.watermark
-    raw = raw_table(settings, dataset)
-    aside = quarantine_table(settings, dataset)
-    time = quoted(dataset.event_time)
-    pointer = dataset.event_time.replace("~", "~0").replace("/", "~1")
-    row_time = f"try_cast(row->>{convert(f'/{pointer}').sql()} AS TIMESTAMPTZ)"
-    record = DatasetRecord(
-        dataset=dataset.name,
-        as_of=as_of,
-        faults=unbuilt_views(settings, dataset),
-        watermark=watermark,
-        newest=raw.newest(dataset.event_time),
-        silence=dataset.silence,
-        services=service_names(settings, dataset),
-        rows=_counts(raw, f"{time}::DATE", time, as_of),
-        quarantined=_counts(
-            aside, "rules", f"least({row_time}, quarantined_at)", as_of
-        ),
-        delivery_rules=delivery_rules(dataset),
-        passed=passed,
-        remark=remark,
-    )
-    content = RECORD.dump_json(record)
-    replace_file(record_file(settings, dataset.name), content)
-
-
-def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, int]:
-    """Count the rows of the last days by `group`; both are SQL."""
-    from feature_engine.engines.duckdb_engine import duckdb_connection  # noqa: PLC0415
-
-    files = table.files()
-    if not files:
-        return {}
-    query = COUNTS.format(group=group, time=time)
-    parameters = {
-        "files": files,
-        "since": as_of - timedelta(days=DAYS),
-        "until": as_of,
-    }
-    with duckdb_connection() as connection:
-        return dict(connection.raw_sql(query, parameters=parameters).fetchall())

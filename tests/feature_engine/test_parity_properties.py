@@ -118,7 +118,9 @@ def differences(orders, answers):
     for row in answers.to_pylist():
         own_orders = orders_of[row["customer_id"]]
         for name, value in brute_force(own_orders, row["event_timestamp"]).items():
-            if type(row[name]) is not type(value) or not is_same_value(row[name], value):
+            if type(row[name]) is not type(value) or not is_same_value(
+                row[name], value
+            ):
                 lines.append(f"{name}: expected {value!r} in {row} of {own_orders}")
     return lines
 

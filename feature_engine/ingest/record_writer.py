@@ -1,0 +1,89 @@
+"""Writes the record of a dataset at the end of an ingest."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlglot.expressions import convert
+
+from core.files import replace_file
+from core.settings import Settings
+from core.tables.query import quoted
+from core.tables.table import Table
+from feature_engine.engines.duckdb_engine import duckdb_connection
+from feature_engine.ingest.quarantine import quarantine_table
+from feature_engine.ingest.record import (
+    DAYS,
+    RECORD,
+    DatasetRecord,
+    read_record,
+    record_file,
+)
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import unbuilt_views
+from feature_repo.definition import Dataset
+from feature_repo.published.service import service_names
+from feature_repo.rules import delivery_rules
+
+COUNTS = """
+SELECT {group}, count(*) FROM read_parquet($files)
+WHERE {time} BETWEEN $since AND $until GROUP BY ALL ORDER BY ALL"""
+
+
+def write_record(
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+    remark: str,
+    *,
+    passed: bool = True,
+) -> None:
+    """Write the record of a dataset at the end of an ingest.
+
+    Args:
+        settings: Of the installation.
+        dataset: Whose record it is.
+        as_of: The moment that the ingest brought the dataset to.
+        remark: Warnings about the rows, or why they were stopped.
+        passed: Whether the rows were let in.
+
+    """
+    record = read_record(settings, dataset.name)
+    watermark = max(as_of, record.watermark or as_of) if passed else record.watermark
+    raw = raw_table(settings, dataset)
+    aside = quarantine_table(settings, dataset)
+    time = quoted(dataset.event_time)
+    pointer = dataset.event_time.replace("~", "~0").replace("/", "~1")
+    row_time = f"try_cast(row->>{convert(f'/{pointer}').sql()} AS TIMESTAMPTZ)"
+    record = DatasetRecord(
+        dataset=dataset.name,
+        as_of=as_of,
+        faults=unbuilt_views(settings, dataset),
+        watermark=watermark,
+        newest=raw.newest(dataset.event_time),
+        silence=dataset.silence,
+        services=service_names(settings, dataset),
+        rows=_counts(raw, f"{time}::DATE", time, as_of),
+        quarantined=_counts(
+            aside, "rules", f"least({row_time}, quarantined_at)", as_of
+        ),
+        delivery_rules=delivery_rules(dataset),
+        passed=passed,
+        remark=remark,
+    )
+    content = RECORD.dump_json(record)
+    replace_file(record_file(settings, dataset.name), content)
+
+
+def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, int]:
+    """Count the rows of the last days by `group`; both are SQL."""
+    files = table.files()
+    if not files:
+        return {}
+    query = COUNTS.format(group=group, time=time)
+    parameters = {
+        "files": files,
+        "since": as_of - timedelta(days=DAYS),
+        "until": as_of,
+    }
+    with duckdb_connection() as connection:
+        return dict(connection.raw_sql(query, parameters=parameters).fetchall())
