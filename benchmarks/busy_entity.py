@@ -127,6 +127,7 @@ def process_events(folder: str, port: str, period: str, count: str) -> dict[str,
     from feature_engine.offline.raw import raw_table  # noqa: PLC0415
     from feature_engine.offline.views import write_views  # noqa: PLC0415
     from feature_engine.online.refresh import refresh_online  # noqa: PLC0415
+    from feature_engine.online.values import OnlineValues  # noqa: PLC0415
     from feature_repo.published.store import publish_beside  # noqa: PLC0415
 
     redis = Redis(port=int(port))
@@ -139,7 +140,8 @@ def process_events(folder: str, port: str, period: str, count: str) -> dict[str,
     now = datetime.now(UTC)
     raw.merge(arrivals(dataset, int(count), now), dataset.key, ["flight"])
     write_views(settings, dataset, raw)
-    refresh_online(settings, dataset, raw, clock=lambda: datetime.now(UTC))
+    with closing(OnlineValues(settings, dataset, raw, 10.0)) as online:
+        refresh_online(online, clock=lambda: datetime.now(UTC))
     processor_seconds = []
     with closing(Stream(settings, "bench")) as stream:
         consumer = EventConsumer(settings, dataset, stream)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +169,7 @@ def time_materialise(peer: str, rows: str, _events: str) -> dict[str, float]:
 def time_fill(settings: Settings, store: Any, *, stock: bool) -> float:
     from feature_engine.offline.raw import raw_table  # noqa: PLC0415
     from feature_engine.online.refresh import refresh_online  # noqa: PLC0415
+    from feature_engine.online.values import OnlineValues  # noqa: PLC0415
     from feature_repo.datasets.orders import ORDERS  # noqa: PLC0415  (heavy)
 
     end = datetime(2100, 1, 1, tzinfo=UTC)
@@ -175,7 +177,9 @@ def time_fill(settings: Settings, store: Any, *, stock: bool) -> float:
     if stock:
         store.materialize(datetime(2000, 1, 1, tzinfo=UTC), end)
     else:
-        refresh_online(settings, ORDERS, raw_table(settings, ORDERS), clock=lambda: end)
+        raw = raw_table(settings, ORDERS)
+        with closing(OnlineValues(settings, ORDERS, raw, 10.0)) as online:
+            refresh_online(online, clock=lambda: end)
     return time.perf_counter() - began
 
 

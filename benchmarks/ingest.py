@@ -17,6 +17,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def prepare(home: Path, port: int, rows: int) -> None:
     """A table of `rows` orders, its features, and all of them online."""
     from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
     from feature_engine.offline.raw import raw_table  # noqa: PLC0415  (heavy)
-    from feature_engine.online import refresh  # noqa: PLC0415  (heavy)
+    from feature_engine.online import refresh, values  # noqa: PLC0415  (heavy)
     from tests.conftest import feast_apply  # noqa: PLC0415  (not in what is measured)
 
     settings = at_home(str(home), str(port))
@@ -131,7 +132,8 @@ def prepare(home: Path, port: int, rows: int) -> None:
     dataset = pipeline.load_dataset("orders")
     feast_apply(settings)
     raw = raw_table(settings, dataset)
-    refresh.refresh_online(settings, dataset, raw, clock=lambda: AS_OF)
+    with closing(values.OnlineValues(settings, dataset, raw, 10.0)) as online:
+        refresh.refresh_online(online, clock=lambda: AS_OF)
 
 
 def write_by_hand(home: str, port: str) -> dict[str, float]:

@@ -85,9 +85,10 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
         page_views(dataset, int(count), end - FIVE_MINUTES), dataset.key, ["view_id"]
     )
     write_views(settings, dataset, raw)
+    with closing(OnlineValues(settings, dataset, raw, 10.0)) as online:
+        refresh_online(online, clock=lambda: datetime.now(UTC))
     online = OnlineValues(settings, dataset, raw)
-    refresh_online(settings, dataset, raw, clock=lambda: datetime.now(UTC))
-    ends = WindowEnds(settings=settings, dataset=dataset, raw=raw, online=online)
+    ends = WindowEnds(online)
     with closing(online):
         ends.step(datetime.now(UTC))
         assert ends.next_time() == end, f"the rows took longer than {AHEAD}"

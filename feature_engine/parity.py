@@ -7,7 +7,7 @@ import logging
 import secrets
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from tempfile import TemporaryFile
@@ -22,7 +22,8 @@ from core.settings import LOOPBACK, Settings, free_ports
 from core.timestamps import microseconds
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import entities, require_built
-from feature_engine.online.refresh import refresh_online
+from feature_engine.online.refresh import REDIS_BATCH_SECONDS, refresh_online
+from feature_engine.online.values import OnlineValues
 from feature_repo.definition import Dataset
 from feature_repo.online_store import find_server
 from feature_repo.published.feast_reader import OnlineFeatures
@@ -114,7 +115,8 @@ def parity(
 
 def _refresh(settings: Settings, dataset: Dataset, moment: datetime) -> None:
     raw = raw_table(settings, dataset)
-    refresh_online(settings, dataset, raw, clock=lambda: moment)
+    with closing(OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)) as online:
+        refresh_online(online, clock=lambda: moment)
 
 
 def _differences(

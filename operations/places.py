@@ -32,7 +32,7 @@ from feature_engine.ingest.pipeline import catch_up
 from feature_engine.ingest.quarantine import quarantine_table
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
-from feature_engine.online.refresh import REDIS_SECONDS
+from feature_engine.online.refresh import REDIS_BATCH_SECONDS
 from feature_engine.online.state import ends_key, loaded_ends_key
 from feature_engine.online.values import LOCK_SECONDS, OnlineValues
 from feature_repo.datasets import load_datasets
@@ -204,7 +204,10 @@ def _forget_raw(search: Search, dataset: Dataset) -> int:
             raw.erase(is_superseded, "superseded")
             try:
                 if dataset.key:  # else its expressions cannot be imported
-                    catch_up(settings, dataset, raw, datetime.now(UTC))
+                    with closing(
+                        OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)
+                    ) as online:
+                        catch_up(online, datetime.now(UTC))
             finally:
                 raw.purge()
     return len(rows)
@@ -230,7 +233,7 @@ def _forget_online(search: Search, dataset: Dataset) -> int:
     settings = search.settings
     raw = raw_table(settings, dataset)
     key = search.key_in(dataset)
-    with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
+    with closing(OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)) as online:
         names = online.hashes_of(key.column, key.value)
         if search.erase:
             project = online.store.project

@@ -140,7 +140,7 @@ class EventConsumer:
 
     @cached_property
     def _window_ends(self) -> WindowEnds:
-        return WindowEnds(self._settings, self._dataset, self._raw, self._online)
+        return WindowEnds(self._online)
 
     def run(self, stop: threading.Event) -> None:
         """Process events until `stop` is set."""

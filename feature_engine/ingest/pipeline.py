@@ -7,7 +7,7 @@ ingest (feature_engine/events/consumer.py), also while it is under way.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from core.tables.table import Table
 from core.temporary import temporary_installation
 from feature_engine.ingest.landing import IngestReport, land, stop_if_many
 from feature_engine.ingest.quarantine import heal
-from feature_engine.ingest.record import read_record
+from feature_engine.ingest.record import DatasetRecord, read_record
 from feature_engine.ingest.record_writer import write_record
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
@@ -32,12 +32,13 @@ from feature_engine.online.intervals import (
     notice_materialization_by_hand,
     record_intervals,
 )
-from feature_engine.online.refresh import refresh_online
+from feature_engine.online.refresh import REDIS_BATCH_SECONDS, refresh_online
+from feature_engine.online.values import OnlineValues
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.published.definition_check import check_definitions
 from feature_repo.published.service import PublishedService
-from feature_repo.published.store import publish_beside
+from feature_repo.published.store import open_store, publish_beside
 
 logger = logging.getLogger(__name__)
 FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)
@@ -53,13 +54,13 @@ def ingest(
     """Bring a dataset up to date.
 
     Args:
-        settings: Of the installation.
+        settings: Settings of the installation.
         name: Name of the dataset.
         as_of: Aware UTC, up to when the source is read.
         full: Read all of the source, not only its newest rows, as the first ingest of a day (UTC)
-            does: it finds what was corrected before the look-back. Write every value online again,
-            as the store may have lost some. Rows of the table that views cannot be computed from go
-            to quarantine.
+            does: it finds rows that were corrected before the look-back. Write every value online
+            again, as the store may have lost some. Rows of the table that views cannot be computed
+            from go to quarantine.
 
     Raises:
         BatchRejectedError: The batch broke a rule as a whole; tables and features are as before.
@@ -71,24 +72,46 @@ def ingest(
     dataset = load_dataset(name)
     with one_writer(settings, INGEST_LOCK.format(name)):
         raw = raw_table(settings, dataset)
-        since = None if full else _read_from(settings, dataset, raw, as_of)
+        last_record = read_record(settings, name)
+        since = None if full else _read_from(dataset, raw, last_record, as_of)
         unreadable: dict[str, str] = {}
         delivery = pull(settings, dataset, as_of, since, unreadable)
         try:
             report = land(settings, dataset, delivery, as_of, unreadable)
         except BatchRejectedError as exc:
-            write_record(settings, dataset, as_of, str(exc), passed=False)
+            write_record(
+                settings,
+                dataset,
+                open_store(settings),
+                last_record,
+                as_of,
+                remark=str(exc),
+                passed=False,
+            )
             raise
-        try:
-            catch_up(settings, dataset, raw, as_of, full=full)
-        except UncomputableError:
-            moved_count = heal(settings, dataset, as_of) if full else 0
-            if not moved_count:
-                raise
-            quarantined = report.quarantined + moved_count
-            report = replace(report, quarantined=quarantined, table_version=raw.version)
-            catch_up(settings, dataset, raw, as_of, full=full)
-        write_record(settings, dataset, as_of, "; ".join(report.warnings))
+        with closing(
+            OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)
+        ) as online:
+            try:
+                catch_up(online, as_of, full=full)
+            except UncomputableError:
+                moved_count = heal(settings, dataset, as_of) if full else 0
+                if not moved_count:
+                    raise
+                report = replace(
+                    report,
+                    quarantined=report.quarantined + moved_count,
+                    table_version=raw.version,
+                )
+                catch_up(online, as_of, full=full)
+            write_record(
+                settings,
+                dataset,
+                online.store,
+                last_record,
+                as_of,
+                remark="; ".join(report.warnings),
+            )
     return report
 
 
@@ -99,15 +122,15 @@ def whole_history(
     as_of: datetime,
     part: Callable[[Dataset, pa.Table], pa.Table] = lambda _dataset, rows: rows,
 ) -> Iterator[tuple[Settings, datetime]]:
-    """Give settings of a temporary installation with all that the model's sources hold.
+    """Give settings of a temporary installation with all rows of the model's sources.
 
-    Of the shipped file the days that lie ahead are included; of any other source what it holds at
-    `as_of`. Nothing goes online. A row counts as known from its event time on: a source does not
-    say when it came.
+    The days of the shipped file that lie ahead are included; another source gives the rows that it
+    holds at `as_of`. Nothing goes online. A row counts as known from its event time on: a source
+    does not tell when it came.
 
     Args:
-        settings: Of the installation.
-        spec: Of the model.
+        settings: Settings of the installation.
+        spec: Spec of the model.
         as_of: Aware UTC.
         part: Chooses the rows to go on with; called with the label's dataset first.
 
@@ -138,46 +161,32 @@ def whole_history(
         yield history, raw_table(history, label).newest(label.event_time) or as_of
 
 
-def catch_up(
-    settings: Settings,
-    dataset: Dataset,
-    table: Table,
-    as_of: datetime,
-    *,
-    full: bool = False,
-) -> None:
-    """Bring views and online store to what the table holds.
+def catch_up(online: OnlineValues, as_of: datetime, *, full: bool = False) -> None:
+    """Bring views and online store to the rows that the raw table holds.
 
     It works from the tables, not from a batch: a run that was killed may have landed rows before.
 
     Raises:
-        DefinitionChangedError: The code would change what a version in a role is served; the
-            values of the views and those online stay.
+        DefinitionChangedError: The code would change the values that a version in a role is
+            served; the values of the views and the values online stay.
 
     """
-    redefined_views = partial(redefined, settings, dataset, table)
-    check_definitions(settings, dataset, as_of, redefined_views)
-    write_views(settings, dataset, table)
-    notice_materialization_by_hand(settings, dataset)
-    refresh_online(
-        settings,
-        dataset,
-        table,
-        clock=lambda: max(as_of, datetime.now(UTC)),
-        full=full,
+    redefined_views = partial(redefined, online.settings, online.dataset, online.raw)
+    check_definitions(
+        online.settings, online.dataset, as_of, online.store, redefined_views
     )
-    record_intervals(settings, dataset)
+    write_views(online.settings, online.dataset, online.raw)
+    notice_materialization_by_hand(online)
+    refresh_online(online, clock=lambda: max(as_of, datetime.now(UTC)), full=full)
+    record_intervals(online)
 
 
 def _read_from(
-    settings: Settings,
-    dataset: Dataset,
-    raw: Table,
-    as_of: datetime,
+    dataset: Dataset, raw: Table, last_record: DatasetRecord, as_of: datetime
 ) -> datetime | None:
-    """Return from which event time on the source is read; None: all of it."""
+    """Return the event time from which on the source is read; None: all of it."""
     newest = raw.newest(dataset.event_time)
-    watermark = read_record(settings, dataset.name).watermark
+    watermark = last_record.watermark
     if newest is None or watermark is None or watermark.date() < as_of.date():
         return None
     # An event may be newer than what the source held, and was not due, at the last ingest.

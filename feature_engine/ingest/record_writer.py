@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from feast import FeatureStore
 from sqlglot.expressions import convert
 
 from core.files import replace_file
@@ -11,13 +12,7 @@ from core.tables.query import quoted
 from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.quarantine import quarantine_table
-from feature_engine.ingest.record import (
-    DAYS,
-    RECORD,
-    DatasetRecord,
-    read_record,
-    record_file,
-)
+from feature_engine.ingest.record import DAYS, RECORD, DatasetRecord, record_file
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import unbuilt_views
 from feature_repo.definition import Dataset
@@ -32,40 +27,41 @@ WHERE {time} BETWEEN $since AND $until GROUP BY ALL ORDER BY ALL"""
 def write_record(
     settings: Settings,
     dataset: Dataset,
+    store: FeatureStore,
+    last_record: DatasetRecord,
     as_of: datetime,
     remark: str,
     *,
     passed: bool = True,
 ) -> None:
-    """Write the record of a dataset at the end of an ingest.
+    """Write the record of a dataset.
 
     Args:
-        settings: Of the installation.
-        dataset: Whose record it is.
+        settings: Settings of the installation.
+        dataset: The dataset that was ingested.
+        store: Feast's store.
+        last_record: The dataset's record of the ingest before.
         as_of: The moment that the ingest brought the dataset to.
-        remark: Warnings about the rows, or why they were stopped.
+        remark: Warnings about the rows, or the reason why they were rejected.
         passed: Whether the rows were let in.
 
     """
-    record = read_record(settings, dataset.name)
-    watermark = max(as_of, record.watermark or as_of) if passed else record.watermark
+    store.refresh_registry()  # a `feast apply` may have come meanwhile
+    watermark = last_record.watermark
+    if passed:
+        watermark = max(as_of, watermark or as_of)
     raw = raw_table(settings, dataset)
-    aside = quarantine_table(settings, dataset)
-    time = quoted(dataset.event_time)
-    pointer = dataset.event_time.replace("~", "~0").replace("/", "~1")
-    row_time = f"try_cast(row->>{convert(f'/{pointer}').sql()} AS TIMESTAMPTZ)"
+    event_time = quoted(dataset.event_time)
     record = DatasetRecord(
         dataset=dataset.name,
         as_of=as_of,
-        faults=unbuilt_views(settings, dataset),
+        faults=unbuilt_views(settings, dataset, store),
         watermark=watermark,
         newest=raw.newest(dataset.event_time),
         silence=dataset.silence,
-        services=service_names(settings, dataset),
-        rows=_counts(raw, f"{time}::DATE", time, as_of),
-        quarantined=_counts(
-            aside, "rules", f"least({row_time}, quarantined_at)", as_of
-        ),
+        services=service_names(settings, dataset, store),
+        rows=_counts(raw, f"{event_time}::DATE", event_time, as_of),
+        quarantined=_quarantine_counts(settings, dataset, as_of),
         delivery_rules=delivery_rules(dataset),
         passed=passed,
         remark=remark,
@@ -74,8 +70,19 @@ def write_record(
     replace_file(record_file(settings, dataset.name), content)
 
 
+def _quarantine_counts(
+    settings: Settings, dataset: Dataset, as_of: datetime
+) -> dict[str, int]:
+    """Count the rows in quarantine by the rules that they broke."""
+    column = dataset.event_time.replace("~", "~0").replace("/", "~1")
+    pointer = convert(f"/{column}").sql()
+    row_time = f"try_cast(row->>{pointer} AS TIMESTAMPTZ)"
+    time = f"least({row_time}, quarantined_at)"
+    return _counts(quarantine_table(settings, dataset), "rules", time, as_of)
+
+
 def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, int]:
-    """Count the rows of the last days by `group`; both are SQL."""
+    """Count the rows of the last days by `group`; `group` and `time` are SQL."""
     files = table.files()
     if not files:
         return {}

@@ -15,7 +15,7 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
-from feast import FeatureView
+from feast import FeatureStore, FeatureView
 
 from core.errors import DataError, UncomputableError
 from core.settings import Settings
@@ -35,7 +35,6 @@ from feature_repo.definition import Dataset
 from feature_repo.definition_hash import view_definition
 from feature_repo.published.config import VIEWS_FOLDER
 from feature_repo.published.service import PublishedService, field_types
-from feature_repo.published.store import open_store
 
 DEFINITION_DIGITS = 15
 """Of a hash in hexadecimal: 60 bits, what a Delta table can note."""
@@ -200,9 +199,11 @@ def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     return [view.name for view in views if view.is_redefined()]
 
 
-def unbuilt_views(settings: Settings, dataset: Dataset) -> list[str]:
+def unbuilt_views(
+    settings: Settings, dataset: Dataset, store: FeatureStore
+) -> list[str]:
     """Return a line for each published view of a dataset that lacks the rows of its expression."""
-    views = open_store(settings).list_feature_views()
+    views = store.list_feature_views()
     problems = [
         _unbuilt(settings, dataset, view)
         for view in views

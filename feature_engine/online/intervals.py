@@ -5,27 +5,23 @@ the next refresh writes all values.
 """
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
 from core.errors import FeaturesUnavailableError
-from core.settings import Settings
 from core.timestamps import BEGINNING
-from feature_engine.online.redis_rows import connect_redis
-from feature_engine.online.state import OnlineState, read_state, replace_state
-from feature_repo.definition import Dataset
+from feature_engine.online.state import OnlineState, replace_state
+from feature_engine.online.values import OnlineValues
 from feature_repo.published.redis_names import state_key
-from feature_repo.published.store import WRITE_DEADLINE, open_store
 
 
-def record_intervals(settings: Settings, dataset: Dataset) -> None:
-    """Record in Feast's registry up to when a dataset's views are online."""
-    store = open_store(settings)
-    with _connected(settings) as redis:
-        for name in dataset.views:
-            state = read_state(redis, state_key(store.project, name))
+def record_intervals(online: OnlineValues) -> None:
+    """Record in Feast's registry up to when the views of a dataset are online."""
+    store = online.store
+    with _redis_errors():
+        for name in online.dataset.views:
+            state = online.state(name)
             view = store.get_feature_view(name)
             start = view.most_recent_end_time or BEGINNING
             if state and state.time and start < state.time:
@@ -34,23 +30,22 @@ def record_intervals(settings: Settings, dataset: Dataset) -> None:
                 )
 
 
-def notice_materialization_by_hand(settings: Settings, dataset: Dataset) -> None:
+def notice_materialization_by_hand(online: OnlineValues) -> None:
     """Let the next refresh write all values of views whose last interval is not of a refresh."""
-    store = open_store(settings)
-    with _connected(settings) as redis:
-        for name in dataset.views:
-            key = state_key(store.project, name)
-            state = read_state(redis, key)
+    store = online.store
+    with _redis_errors():
+        for name in online.dataset.views:
+            state = online.state(name)
             intervals = store.get_feature_view(name).materialization_intervals
             if state and intervals and intervals[-1][1] != state.time:
-                replace_state(redis, key, state, OnlineState(time=state.time))
+                key = state_key(store.project, name)
+                replace_state(online.redis, key, state, OnlineState(time=state.time))
 
 
 @contextmanager
-def _connected(settings: Settings) -> Iterator[Any]:
-    """Give a client of Redis; raise FeaturesUnavailableError where Redis does not answer."""
+def _redis_errors() -> Iterator[None]:
+    """Raise FeaturesUnavailableError where Redis does not answer."""
     try:
-        with closing(connect_redis(settings.redis_address, WRITE_DEADLINE)) as redis:
-            yield redis
+        yield
     except RedisError as exc:
         raise FeaturesUnavailableError(f"Redis: {exc}") from exc

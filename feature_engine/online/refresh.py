@@ -10,7 +10,6 @@ newer, and stays. So no value ever goes back.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -21,10 +20,8 @@ import pyarrow as pa
 from redis.exceptions import RedisError
 
 from core.errors import FeaturesUnavailableError
-from core.settings import Settings
-from core.tables.table import Table
 from feature_engine.engines.engine import engine_connection
-from feature_engine.offline.views import ViewTable, view_tables
+from feature_engine.offline.views import ViewTable
 from feature_engine.online.difference import ViewDifference
 from feature_engine.online.entity_values import ViewValues
 from feature_engine.online.redis_rows import (
@@ -34,12 +31,11 @@ from feature_engine.online.redis_rows import (
     write_behind,
 )
 from feature_engine.online.state import OnlineState, ahead_key, replace_state
-from feature_engine.online.values import OnlineValues
-from feature_repo.definition import Dataset
+from feature_engine.online.values import OnlineValues, written_state
 from feature_repo.published.redis_names import KeyValues, state_key
 
-REDIS_SECONDS = 10.0
-"""What Redis may take for a batch."""
+REDIS_BATCH_SECONDS = 10.0
+"""Time that Redis may take for a batch of rows."""
 STORED_KEYS = 100_000
 """Keys of Redis that are compared with a view's at a time."""
 TRIES = 5
@@ -48,32 +44,22 @@ PAUSE_SECONDS = 2.0
 Clock = Callable[[], datetime]
 
 
-def refresh_online(
-    settings: Settings,
-    dataset: Dataset,
-    raw: Table,
-    clock: Clock,
-    *,
-    full: bool = False,
-) -> None:
+def refresh_online(online: OnlineValues, clock: Clock, *, full: bool = False) -> None:
     """Bring all views of a dataset online.
 
     Args:
-        settings: Of the installation.
-        dataset: Its views are up to date: see `write_views`.
-        raw: The dataset's raw table.
-        clock: Says up to which moment (aware UTC) rows count.
+        online: The dataset's online values. Its views are up to date: see `write_views`.
+        clock: Returns the moment (aware UTC) up to which rows count.
         full: Write every row, whatever Redis is said to hold: it may have lost some.
 
     Raises:
-        DataError: The feature lock is held by somebody else.
+        DataError: Another process holds the feature lock, or the rows of a view are not computed.
         FeaturesUnavailableError: Redis does not answer, or is restarted again and again.
 
     """
-    with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
-        for view in view_tables(settings, dataset, raw):
-            refresh = ViewRefresh(settings, view, online, clock, full=full)
-            _run_until_ended(refresh, view.name)
+    for view in online.tables:
+        refresh = ViewRefresh(view, online, clock, full=full)
+        _run_until_ended(refresh, view.name)
 
 
 def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
@@ -95,15 +81,8 @@ class ViewRefresh:
     """The refresh of one view's values online."""
 
     def __init__(
-        self,
-        settings: Settings,
-        view: ViewTable,
-        online: OnlineValues,
-        clock: Clock,
-        *,
-        full: bool,
+        self, view: ViewTable, online: OnlineValues, clock: Clock, *, full: bool
     ) -> None:
-        self._settings = settings
         self._view = view
         self._online = online
         self._clock = clock
@@ -119,15 +98,14 @@ class ViewRefresh:
         redis = self._online.redis
         server = redis.info("server")["run_id"]
         version = self._view.table.version
-        view_state = self._view.state(version)
-        assert view_state is not None  # noqa: S101  (its rows were written before)
+        view_state = written_state(self._view, version)
         with self._online.lock():
             old = self._online.state(self._view.name)
             taken_keys = self._take_keys_ahead(view_state.raw)
             moment = self._clock()
         if old is not None and old.time is not None:
             moment = max(moment, old.time)
-        with engine_connection(self._settings) as connection:
+        with engine_connection(self._online.settings) as connection:
             difference = ViewDifference(
                 connection, self._view, self._keys, version, moment
             )
@@ -196,8 +174,8 @@ class ViewRefresh:
             write_behind,
             format_config(self._online.store.config),
             self._feast_view,
-            self._settings.redis_address,
-            REDIS_SECONDS,
+            self._online.settings.redis_address,
+            REDIS_BATCH_SECONDS,
             self._ahead_key,
         )
         problems = connection.use_rows(rows, write)

@@ -17,11 +17,12 @@ from feast.errors import FeastObjectNotFoundException
 from feast.infra.key_encoding_utils import deserialize_entity_key
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
+from core.errors import DataError
 from core.locks import ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
 from core.timestamps import BEGINNING
-from feature_engine.offline.views import redefined
+from feature_engine.offline.views import ViewState, ViewTable, redefined, view_tables
 from feature_engine.online.entity_values import ViewValues, compute_view, raw_rows
 from feature_engine.online.redis_rows import (
     connect_redis,
@@ -37,8 +38,8 @@ from feature_repo.published.feast_reader import has_row
 from feature_repo.published.redis_names import KeyValues, hash_names, state_key
 from feature_repo.published.store import open_store
 
-REDIS_SECONDS = 0.5
-"""What Redis may take for one command."""
+REDIS_COMMAND_SECONDS = 0.5
+"""Time that Redis may take for one command of the event consumer."""
 LOCK_SECONDS = 10.0
 
 
@@ -48,12 +49,18 @@ class OnlineValues:
     Every call raises RedisError where Redis does not answer, or refuses a write.
 
     Args:
-        settings: Of the installation.
-        dataset: Whose views are meant.
+        settings: Settings of the installation.
+        dataset: The dataset that makes the views.
         raw: The dataset's raw table.
-        timeout_seconds: What Redis may take for one command.
+        timeout_seconds: Time that Redis may take for one command.
 
     Attributes:
+        settings: See above.
+        dataset: See above.
+        raw: See above.
+        tables: The tables of the dataset's views.
+        store: Feast's store.
+        redis: A client of Redis.
         is_redis: Whether the values are in Redis, not in another store of Feast.
 
     """
@@ -63,13 +70,14 @@ class OnlineValues:
         settings: Settings,
         dataset: Dataset,
         raw: Table,
-        timeout_seconds: float = REDIS_SECONDS,
+        timeout_seconds: float = REDIS_COMMAND_SECONDS,
     ) -> None:
+        self.settings = settings
+        self.dataset = dataset
+        self.raw = raw
+        self.tables = view_tables(settings, dataset, raw)
         self.store = open_store(settings, timeout_seconds)
         self.redis = connect_redis(settings.redis_address, timeout_seconds)
-        self._settings = settings
-        self._dataset = dataset
-        self._raw = raw
         self.is_redis = isinstance(
             self.store.config.online_store, RedisOnlineStoreConfig
         )
@@ -82,7 +90,7 @@ class OnlineValues:
             FeastObjectNotFoundException: One of them is not published.
 
         """
-        return {name: self.store.get_feature_view(name) for name in self._dataset.views}
+        return {name: self.store.get_feature_view(name) for name in self.dataset.views}
 
     def lock(self) -> AbstractContextManager[None]:
         """Make reading, computing and writing one step for all processes.
@@ -91,8 +99,8 @@ class OnlineValues:
             DataError: Another process holds the lock for more than 10 s.
 
         """
-        name = ONLINE_LOCK.format(self._dataset.name)
-        return one_writer(self._settings, name, LOCK_SECONDS)
+        name = ONLINE_LOCK.format(self.dataset.name)
+        return one_writer(self.settings, name, LOCK_SECONDS)
 
     def state(self, view: str) -> OnlineState | None:
         """Return how far the values of a view are online; None: Redis holds none."""
@@ -113,11 +121,11 @@ class OnlineValues:
             self.views  # noqa: B018  (whether they are published)
         except FeastObjectNotFoundException as exc:
             return f"{exc}; run: cd feature_repo && feast apply"
-        changed_views = redefined(self._settings, self._dataset, self._raw)
+        changed_views = redefined(self.settings, self.dataset, self.raw)
         if not changed_views:
             return None
         names = ", ".join(changed_views)
-        return f"{names}: expression changed; run: gyre ingest {self._dataset.name}"
+        return f"{names}: expression changed; run: gyre ingest {self.dataset.name}"
 
     def compute(
         self, rows: pa.Table, former_rows: pa.Table, moment: datetime
@@ -133,7 +141,7 @@ class OnlineValues:
         values = []
         for name, view in self.views.items():
             until = self.moment(name, moment)
-            values.append(compute_view(self._dataset, view, rows, former_rows, until))
+            values.append(compute_view(self.dataset, view, rows, former_rows, until))
         return values
 
     def compute_entities(
@@ -142,8 +150,8 @@ class OnlineValues:
         """Compute the newest values of entities, given by values of the dataset's entity column."""
         if not entities:
             return []
-        column = self._dataset.entity
-        rows = raw_rows(self._raw, [column], [(entity,) for entity in entities])
+        column = self.dataset.entity
+        rows = raw_rows(self.raw, [column], [(entity,) for entity in entities])
         former_rows = pa.table(
             {column: pa.array(entities, rows.schema.field(column).type)}
         )
@@ -251,3 +259,18 @@ class OnlineValues:
             frame = rows.to_pandas(types_mapper=pd.ArrowDtype)
             # `write_to_online_store` writes no frame of nulls alone, and only warns.
             self.store.provider.ingest_df(values.view, frame)
+
+
+def written_state(view: ViewTable, version: int | None = None) -> ViewState:
+    """Return the state of a view's rows in a version of its table (default: the newest).
+
+    Raises:
+        DataError: The view has no rows, or their state is not known.
+
+    """
+    state = view.state(version)
+    if state is None:
+        raise DataError(
+            f"{view.name}: its rows are not computed; run: gyre ingest {view.dataset.name}"
+        )
+    return state

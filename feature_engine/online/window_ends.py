@@ -6,7 +6,8 @@ a key is due, its row is read from the view, or computed where the consumer wrot
 """
 
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,17 +15,14 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from core.settings import Settings
-from core.tables.table import Table
 from core.timestamps import BEGINNING, microseconds
 from feature_engine.engines.duckdb_engine import row_connection
 from feature_engine.engines.periods import period_of
-from feature_engine.offline.views import ViewTable, view_tables
+from feature_engine.offline.views import ViewTable
 from feature_engine.online.entity_values import ViewValues, key_rows, values_at
 from feature_engine.online.redis_rows import key_values
 from feature_engine.online.state import ends_key, loaded_ends_key
-from feature_engine.online.values import OnlineValues
-from feature_repo.definition import Dataset
+from feature_engine.online.values import OnlineValues, written_state
 from feature_repo.published.redis_names import KeyValues
 
 KEYS_AT_ONCE = 1_000
@@ -40,21 +38,15 @@ class WindowEnds:
     Several consumers may do the work: each step holds the feature lock.
 
     Args:
-        settings: Of the installation.
-        dataset: Whose views are meant.
-        raw: The dataset's raw table.
         online: The dataset's online values.
 
     """
 
-    def __init__(
-        self, settings: Settings, dataset: Dataset, raw: Table, online: OnlineValues
-    ) -> None:
-        self._raw = raw
+    def __init__(self, online: OnlineValues) -> None:
         self._online = online
-        self._views = view_tables(settings, dataset, raw)
-        self._key = ends_key(online.store.project, dataset.name)
-        self._loaded_key = loaded_ends_key(online.store.project, dataset.name)
+        project = online.store.project
+        self._key = ends_key(project, online.dataset.name)
+        self._loaded_key = loaded_ends_key(project, online.dataset.name)
 
     def add(self, values: Iterable[ViewValues]) -> None:
         """Note when values that were just written change next."""
@@ -71,13 +63,17 @@ class WindowEnds:
         """Bring at most 1,000 keys online that are due; return whether there were any."""
         if self._online.problem():
             return False
-        for view in self._views:
+        for view in self._online.tables:
             self._load(view, now)
         next_time = self.next_time()
         if next_time is None or next_time > now:
             return False
         with self._online.lock():
-            return self._bring_online(now)
+            members = self._due_members(now)
+            if members:  # else another consumer has written them
+                values = self._bring_online(members, now)
+                self._replace_members(members, values)
+        return bool(members)
 
     def _load(self, view: ViewTable, now: datetime) -> None:
         """Note what is due within the hour: after a refresh, and when half an hour has passed."""
@@ -106,13 +102,9 @@ class WindowEnds:
         note = json.dumps([state.version, until.isoformat()])
         self._online.redis.hset(self._loaded_key, view.name, note)
 
-    def _bring_online(self, now: datetime) -> bool:
-        """Write the values of keys that are due, unless another consumer has; return whether.
-
-        The feature lock is held.
-        """
-        redis = self._online.redis
-        members = redis.zrange(
+    def _due_members(self, now: datetime) -> list[tuple[bytes, float]]:
+        """Return members of the sorted set that are due, with their scores, the first ones first."""
+        members: list[tuple[bytes, float]] = self._online.redis.zrange(
             self._key,
             "-inf",
             microseconds(now),
@@ -121,39 +113,50 @@ class WindowEnds:
             num=KEYS_AT_ONCE,
             withscores=True,
         )
-        if not members:
-            return False
-        keys: dict[str, set[KeyValues]] = {view.name: set() for view in self._views}
-        for member, _ in members:
-            name, *key = json.loads(member)
-            if name in keys:
-                keys[name].add(tuple(key))
+        return members
+
+    def _bring_online(
+        self, members: Sequence[tuple[bytes, float]], now: datetime
+    ) -> list[ViewValues]:
+        """Write the values of keys that are due, and return them; the feature lock is held."""
         earliest = _time(members[0][1])
+        due_keys = _keys_by_view(members)
         values = []
         entities: set[Any] = set()
-        for view in self._views:
-            state = view.state()
-            assert state is not None  # noqa: S101  (`problem` says so otherwise)
-            view_keys = sorted(keys[view.name])
-            newer_keys = self._online.keys_ahead(view.name, view_keys, state.raw + 1)
-            names = sorted(self._online.views[view.name].join_keys)
-            position = names.index(view.dataset.entity)
-            entities.update(key[position] for key in newer_keys)
-            stored_keys = keys[view.name] - newer_keys
+        for view in self._online.tables:
+            keys = due_keys[view.name]
+            raw_version = written_state(view).raw
+            newer_keys = self._online.keys_ahead(
+                view.name, sorted(keys), raw_version + 1
+            )
+            entities |= self._entities(view, newer_keys)
+            stored_keys = keys - newer_keys
             if stored_keys:
                 stored_values = self._stored_values(view, stored_keys, earliest, now)
-                self._online.write([stored_values], state.raw)
+                self._online.write([stored_values], raw_version)
                 values.append(stored_values)
         computed_values = self._online.compute_entities(entities, now)
-        self._online.write(computed_values, self._raw.version)
-        values += computed_values
+        self._online.write(computed_values, self._online.raw.version)
+        return values + computed_values
+
+    def _entities(self, view: ViewTable, keys: Iterable[KeyValues]) -> set[Any]:
+        """Return the entities of some keys of a view."""
+        names = sorted(self._online.views[view.name].join_keys)
+        position = names.index(view.dataset.entity)
+        return {key[position] for key in keys}
+
+    def _replace_members(
+        self,
+        members: Iterable[tuple[bytes, float]],
+        values: Iterable[ViewValues],
+    ) -> None:
+        """Remove members from the sorted set, and note when the values written change next."""
         scores = self._scores(values)
-        with redis.pipeline() as pipe:
+        with self._online.redis.pipeline() as pipe:
             pipe.zrem(self._key, *[member for member, _ in members])
             if scores:
                 pipe.zadd(self._key, scores)
             pipe.execute()
-        return True
 
     def _stored_values(
         self,
@@ -185,6 +188,17 @@ class WindowEnds:
             json.dumps([view, *key]): microseconds(time)
             for key, time in zip(keys, times, strict=True)
         }
+
+
+def _keys_by_view(
+    members: Iterable[tuple[bytes, float]],
+) -> dict[str, set[KeyValues]]:
+    """Return the keys that members of the sorted set name, by view."""
+    keys: dict[str, set[KeyValues]] = defaultdict(set)
+    for member, _ in members:
+        view, *key = json.loads(member)
+        keys[view].add(tuple(key))
+    return keys
 
 
 def _rows_between(

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache
 
+from feast import FeatureStore
+
 from core.errors import DataError, RegistryError
 from core.settings import Settings, load_settings
 from core.temporary import temporary_installation
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import DEFINITION_TAG, Dataset, table_versions
 from feature_repo.published.service import PublishedService
-from feature_repo.published.store import publish_beside
+from feature_repo.published.store import open_store, publish_beside
 from mlflow_server.api.registry import Registry, Version
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ def check_definitions(
     settings: Settings,
     dataset: Dataset,
     as_of: datetime,
+    store: FeatureStore,
     redefined_views: Callable[[], Sequence[str]],
 ) -> None:
     """Compare what is published with what the versions in a role were trained with.
@@ -45,6 +48,7 @@ def check_definitions(
         settings: Settings of the installation.
         dataset: Dataset whose views are to be computed.
         as_of: Time of the ingest, aware UTC.
+        store: Feast's store of the installation.
         redefined_views: Returns the views that the code computes in another way than their rows
             were; it is called where MLflow does not answer.
 
@@ -61,14 +65,14 @@ def check_definitions(
         ]
         if settings.change_live_features:
             for _, version in versions:
-                _accept_changes(settings, version, as_of)
+                _accept_changes(settings, version, as_of, store)
             return
     except RegistryError as exc:
         if redefined_views():
             raise
         log.warning("%s: definitions are not compared: %s", dataset.name, exc)
         return
-    messages = _messages(settings, versions)
+    messages = _messages(settings, versions, store)
     if messages:
         raise DefinitionChangedError(
             f"{'; '.join(messages)}. Its served values stay unchanged. "
@@ -89,7 +93,7 @@ def announce_changes() -> None:
             return
         with temporary_installation(settings, "apply") as temporary:
             publish_beside(temporary, *load_datasets()[0])
-            messages = _messages(temporary, versions)
+            messages = _messages(temporary, versions, open_store(temporary))
         lines = [
             f"{message}: gyre ingest will refuse that. {REMEDY}" for message in messages
         ]
@@ -104,11 +108,13 @@ def _versions(settings: Settings) -> list[tuple[str, Version]]:
     return Registry(settings).versions_in_roles() if was_started else []
 
 
-def _messages(settings: Settings, versions: list[tuple[str, Version]]) -> list[str]:
+def _messages(
+    settings: Settings, versions: list[tuple[str, Version]], store: FeatureStore
+) -> list[str]:
     """Say of each version which definitions are not those that it was trained with."""
     messages = []
     for role, version in versions:
-        service = _service(settings, version)
+        service = _service(settings, version, store)
         views = []
         for name in _changed_definitions(service, version):
             feature_views = service.feature_views if service else {}
@@ -124,10 +130,13 @@ def _messages(settings: Settings, versions: list[tuple[str, Version]]) -> list[s
     return messages
 
 
-def _service(settings: Settings, version: Version) -> PublishedService | None:
+def _service(
+    settings: Settings, version: Version, store: FeatureStore
+) -> PublishedService | None:
     """Return the feature service of a version; None: it is not published any more."""
     try:
-        return PublishedService(settings, version.tags.get("feature_service", ""))
+        name = version.tags.get("feature_service", "")
+        return PublishedService(settings, name, store)
     except DataError:
         return None
 
@@ -148,8 +157,10 @@ def _changed_definitions(
     return changed_definitions
 
 
-def _accept_changes(settings: Settings, version: Version, as_of: datetime) -> None:
+def _accept_changes(
+    settings: Settings, version: Version, as_of: datetime, store: FeatureStore
+) -> None:
     note = f"at {as_of:%Y-%m-%d %H:%M} UTC by {getpass.getuser()}"
-    service = _service(settings, version)
+    service = _service(settings, version, store)
     for name, definition in _changed_definitions(service, version).items():
         Registry(settings).tag(version, ACCEPTED_TAG + name, f"{definition} {note}")

@@ -189,9 +189,10 @@ class PublishedService:
         return hashes
 
 
-def service_names(settings: Settings, dataset: Dataset) -> list[str]:
+def service_names(
+    settings: Settings, dataset: Dataset, store: feast.FeatureStore
+) -> list[str]:
     """Return the names of the published services that read a view of a dataset."""
-    store = open_store(settings)
     names = [service.name for service in store.list_feature_services()]
     services = [PublishedService(settings, name, store) for name in names]
     return [

@@ -1,10 +1,13 @@
 """Executors on other hosts write online values: those of DuckDB."""
 
+from contextlib import closing
+
 import pytest
 from redis import Redis
 
 from feature_engine.offline.views import write_views
 from feature_engine.online.refresh import refresh_online
+from feature_engine.online.values import OnlineValues
 from tests.cluster.conftest import HOST, MARKS, SECRET, page_texts
 from tests.conftest import (
     AS_OF,
@@ -55,7 +58,8 @@ def land(settings, first_customer, count):
 
 def refreshed(settings, raw):
     """Return all hashes with online values after a refresh, which leaves no file."""
-    refresh_online(settings, ORDERS, raw, lambda: AS_OF)
+    with closing(OnlineValues(settings, ORDERS, raw, 10)) as online:
+        refresh_online(online, lambda: AS_OF)
     assert not [*settings.scratch.glob("**/*.parquet")]
     with (
         Redis.from_url(settings.redis_address) as redis,

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import defaultdict
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, count
 from math import fsum
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from core.timestamps import microseconds
 from feature_engine.ingest.pipeline import catch_up
 from feature_engine.online.refresh import refresh_online
+from feature_engine.online.values import OnlineValues
 from feature_engine.parity import REDIS_SECONDS
 from feature_repo.published.service import PublishedService, is_same_value
 from feature_repo.published.store import open_store
@@ -159,7 +161,8 @@ def check_that_values_agree(settings, seed):
         raw = land_orders(settings, ORDERS, batch, arrival)
         if arrival == ARRIVALS[2]:
             raw.compact()
-        catch_up(settings, ORDERS, raw, arrival)
+        with closing(OnlineValues(settings, ORDERS, raw, 10)) as values:
+            catch_up(values, arrival)
         landed |= {row["order_id"]: row for row in batch}
         assert differences(landed.values(), online(settings, arrival)) == []
 
@@ -171,5 +174,6 @@ def check_that_values_agree(settings, seed):
     assert differences(landed.values(), rows) == []
     later = [at for _, at in reads if at > ARRIVALS[-1]]
     for at in sorted(chance.sample(later, 3)):
-        refresh_online(settings, ORDERS, raw, clock=lambda at=at: at)
+        with closing(OnlineValues(settings, ORDERS, raw, 10)) as values:
+            refresh_online(values, clock=lambda at=at: at)
         assert differences(landed.values(), online(settings, at)) == []

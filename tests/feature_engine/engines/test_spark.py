@@ -3,6 +3,7 @@
 import gc
 import os
 import subprocess
+from contextlib import closing
 from datetime import timedelta
 from random import Random
 
@@ -20,6 +21,7 @@ from feature_engine.engines.engine import spark_connection
 from feature_engine.ingest.pipeline import ingest, raw_table
 from feature_engine.offline.views import write_views
 from feature_engine.online.refresh import refresh_online
+from feature_engine.online.values import OnlineValues
 from tests.conftest import AS_OF
 from tests.support.feature_engine.big_shop import hashes
 from tests.support.feature_engine.both_stores import (
@@ -101,7 +103,8 @@ def test_executors_write_the_online_values_of_duckdb_to_the_byte(applied):
         for engine in ("duckdb", "spark"):
             redis.flushall()
             settings = with_engine(engine, applied)
-            refresh_online(settings, ORDERS, raw, lambda: AS_OF)
+            with closing(OnlineValues(settings, ORDERS, raw, 10)) as online:
+                refresh_online(online, lambda: AS_OF)
             hashes_of_engines.append(
                 {name: redis.hgetall(name) for name in hashes(redis)}
             )

@@ -197,8 +197,8 @@ def test_exactly_one_of_two_consumers_brings_the_end_of_a_window_online(shop):
     before = shop.values(1, end - MINUTE)
     raw = raw_table(shop.settings, ORDERS)
     with closing(OnlineValues(shop.settings, ORDERS, raw)) as online:
-        first = WindowEnds(shop.settings, ORDERS, raw, online)
-        second = WindowEnds(shop.settings, ORDERS, raw, online)
+        first = WindowEnds(online)
+        second = WindowEnds(online)
         assert not first.step(end - MINUTE)
         assert first.next_time() == end
         with ThreadPoolExecutor() as threads:

@@ -54,7 +54,8 @@ class Shop:
 
     def land(self, orders, arrival):
         land_orders(self.settings, self.dataset, orders, arrival)
-        catch_up(self.settings, self.dataset, self.raw, arrival)
+        with closing(OnlineValues(self.settings, self.dataset, self.raw, 10)) as online:
+            catch_up(online, arrival)
 
     def online(self, keys, at):
         """Return the values of each key; None of one that is unknown."""
@@ -107,7 +108,8 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
         (expiry + TICK, None),
     ):
         assert shop.offline([(1, "several")], moment) == [values], moment
-    refresh_online(shop.settings, spend, shop.raw, clock=lambda: expiry)
+    with closing(OnlineValues(shop.settings, spend, shop.raw, 10)) as online:
+        refresh_online(online, clock=lambda: expiry)
     for moment in (expiry, expiry + TICK):
         assert shop.online(keys, moment) == shop.offline(keys, moment)
     label_rows = labels(open_raw(shop.raw), spend.labels["spend_90d"], [FEBRUARY])
@@ -133,7 +135,7 @@ def test_windows_end_in_time_and_hashes_are_found_by_a_part_of_a_key_of_two_colu
     raw_order = order(4, 2, STARTS[29] + DAY, cds=2)
     land_orders(shop.settings, spend, [raw_order], before)
     with closing(OnlineValues(shop.settings, spend, shop.raw)) as online:
-        ends = WindowEnds(shop.settings, spend, shop.raw, online)
+        ends = WindowEnds(online)
         values = online.compute_entities([2], before)
         online.write(values, shop.raw.version)
         ends.add(values)

@@ -8,6 +8,7 @@ import pytest
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table, write_views
 from feature_engine.online.refresh import refresh_online
+from feature_engine.online.values import OnlineValues
 from tests.conftest import AS_OF
 from tests.support.feature_engine.big_shop import (
     STATE,
@@ -64,7 +65,8 @@ def test_values_written_by_the_consumer_during_a_refresh_stay(shop):
         return AS_OF - 11 * DAY
 
     shop.redis.delete(STATE)
-    refresh_online(shop.settings, ORDERS, raw, moment)
+    with closing(OnlineValues(shop.settings, ORDERS, raw, 10)) as online:
+        refresh_online(online, moment)
     assert (shop.spent(1), shop.spent(77)) == (7.0, 3.0)
 
 

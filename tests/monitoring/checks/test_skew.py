@@ -192,13 +192,16 @@ class Hub:
 
     def land(self, arrival, *rows):
         land_orders(self.settings, self.dataset, rows, arrival)
-        catch_up(self.settings, self.dataset, self.raw, arrival)
+        with closing(self.online()) as online:
+            catch_up(online, arrival)
+
+    def online(self):
+        return OnlineValues(self.settings, self.dataset, self.raw, 10)
 
     def ask(self, moment):
         """Let windows end as the consumer does, then answer for every airport."""
-        online = OnlineValues(self.settings, self.dataset, self.raw, 10)
-        with closing(online):
-            ends = WindowEnds(self.settings, self.dataset, self.raw, online)
+        with closing(self.online()) as online:
+            ends = WindowEnds(online)
             while ends.step(moment):
                 pass
         return self.serving.ask(moment, *({"origin": name} for name in AIRPORTS))

@@ -12,7 +12,6 @@ from redis import Redis
 from feature_engine.online.state import STATE_JSON
 from stack.environment import process_environment
 from tests.conftest import running, wait_until
-from tests.feature_engine.events.test_events import DAY, HOUR, ORDERS, VIEW, order  # noqa: F401  (fixtures among them)
 from tests.support.feature_engine.event_shop import (  # noqa: F401  (fixtures among them)
     FIRST,
     LATER,
@@ -22,7 +21,7 @@ from tests.support.feature_engine.event_shop import (  # noqa: F401  (fixtures a
     shop,
 )
 from tests.support.feature_engine.installation import online_reader
-from tests.support.feature_engine.shop import SPEC, Shop, order_table
+from tests.support.feature_engine.shop import HOUR, SPEC, VIEW, Shop, order, order_table
 from tests.support.tools.preloaded import commands_folder
 
 STATE = f"gyre:online:gyre:{VIEW}"
