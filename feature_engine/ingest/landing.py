@@ -123,20 +123,14 @@ def land(
     with _landing(settings, dataset, as_of) as landing:
         received = landing.receive(delivery)
         ahead = received.filter(received[dataset.event_time] > ibis.literal(as_of))
-        delivered = received.anti_join(ahead, POSITION)
-        earlier_rows = landing.save("earlier", _earlier_rows(dataset, delivered))
-        entries = landing.save("entries", landing.entries())
-        new_rows = delivered.anti_join(earlier_rows, POSITION)
-        new_rows = landing.save("unseen", landing.unseen_rows(new_rows, entries))
-        still_bad, again_count = landing.judge_again(new_rows, entries)
-        new_rows = new_rows.filter(~new_rows[POSITION].isin(still_bad))
-        new_rows = landing.save("new", new_rows)
-        unread = landing.unread_entries(unreadable, _count(delivered))
+        due = received.anti_join(ahead, POSITION)
+        selection = landing.select(due)
+        unread = landing.unread_entries(unreadable, _count(due))
         is_empty = not (unreadable or _count(received))
         warnings = landing.remarks(ahead, is_empty=is_empty)
-        warnings += landing.validate(new_rows)
-        warnings += _contradictions(dataset, earlier_rows, new_rows)
-        counts = landing.commit(new_rows, entries, unread, again_count)
+        warnings += landing.validate(selection.new_rows)
+        warnings += _contradictions(dataset, selection)
+        counts = landing.commit(selection, unread)
         return IngestReport(
             dataset=dataset.name,
             as_of=as_of,
@@ -197,6 +191,25 @@ def _rejection(settings: Settings, dataset: Dataset, text: str) -> BatchRejected
 
 
 @dataclass(frozen=True)
+class _Selection:
+    """The rows of a delivery that are to land.
+
+    Attributes:
+        new_rows: Rows to validate: their content is new to the table and, unless they pass today's
+            rules, to quarantine.
+        earlier_rows: Rows that do not count, as a later row of the delivery has their key.
+        entries: Quarantine before the delivery, see `_Landing.entries`.
+        again_count: Number of the new rows that quarantine holds.
+
+    """
+
+    new_rows: ir.Table
+    earlier_rows: ir.Table
+    entries: ir.Table
+    again_count: int
+
+
+@dataclass(frozen=True)
 class _Landing:
     """The steps of a delivery, which share its tables and a scratch folder.
 
@@ -238,6 +251,21 @@ class _Landing:
                 writer.write_batch(batch.append_column(POSITION, positions))
                 start = end
         return self.connection.read_parquet(file)
+
+    def select(self, delivered: ir.Table) -> _Selection:
+        """Select the rows to validate."""
+        earlier_rows = self.save("earlier", _earlier_rows(self.dataset, delivered))
+        entries = self.save("entries", self.entries())
+        last_rows = delivered.anti_join(earlier_rows, POSITION)
+        unseen_rows = self.save("unseen", self.unseen_rows(last_rows, entries))
+        bad_positions, again_count = self.judge_again(unseen_rows, entries)
+        is_bad = unseen_rows[POSITION].isin(bad_positions)
+        return _Selection(
+            new_rows=self.save("new", unseen_rows.filter(~is_bad)),
+            earlier_rows=earlier_rows,
+            entries=entries,
+            again_count=again_count,
+        )
 
     def entries(self) -> ir.Table:
         """Return what quarantine holds: its JSON as TEXT, and the columns of the row."""
@@ -346,29 +374,20 @@ class _Landing:
             content = table.select(self.dataset.schema.names)
             yield table, rules.validate(content, self.as_of)
 
-    def commit(
-        self, new_rows: ir.Table, entries: ir.Table, unread: pa.Table, again_count: int
-    ) -> dict[str, int]:
-        """Set rows aside, merge the others, and count what became of them.
+    def commit(self, selection: _Selection, unread: pa.Table) -> dict[str, int]:
+        """Set rows aside, merge the others, and count both.
 
         Args:
-            new_rows: Rows that were validated.
-            entries: What quarantine holds.
-            unread: Entries that it is to hold.
-            again_count: How many of the rows it holds.
+            selection: Rows that were validated.
+            unread: Entries of quarantine for unreadable rows.
 
         """
         bad_positions = self.connection.read_parquet(self.file("bad"))
-        rows = new_rows.anti_join(bad_positions, POSITION)
-        is_first = not self.raw.exists
-        event_times = rows[self.dataset.event_time]
-        rows = rows.mutate(
-            ingested_at=event_times if is_first else ibis.literal(self.as_of)
-        )
+        rows = self._dated(selection.new_rows.anti_join(bad_positions, POSITION))
         # An event that lands meanwhile would be a row that these were not tried with.
         with one_writer(self.settings, self.raw.name):
             faults = find_faults(
-                self.dataset, self.connection, rows, self.raw, again_count
+                self.dataset, self.connection, rows, self.raw, selection.again_count
             )
             is_at_fault = rows[POSITION].isin([*faults])
             self.save("good", rows.filter(~is_at_fault))
@@ -385,13 +404,22 @@ class _Landing:
                 content=self.dataset.schema.names,
                 arrival="ingested_at",
             )
-            # Also what landed before a kill.
-            if self.raw.exists and _count(entries):
-                stored = open_raw(self.raw, connection=self.connection)
-                is_same = _same(entries, stored, self.dataset.schema.names)
-                landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
-                leave_quarantine(self.aside, landed.to_pylist())
+            self._release_landed(selection.entries)
         return counts | {"quarantined": bad_count}
+
+    def _dated(self, rows: ir.Table) -> ir.Table:
+        """Add `ingested_at`: `as_of`, and for the rows of the first delivery their event time."""
+        if self.raw.exists:
+            return rows.mutate(ingested_at=ibis.literal(self.as_of))
+        return rows.mutate(ingested_at=rows[self.dataset.event_time])
+
+    def _release_landed(self, entries: ir.Table) -> None:
+        """Remove entries of quarantine whose rows the table holds, also since a kill."""
+        if self.raw.exists and _count(entries):
+            stored = open_raw(self.raw, connection=self.connection)
+            is_same = _same(entries, stored, self.dataset.schema.names)
+            landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
+            leave_quarantine(self.aside, landed.to_pylist())
 
     def _dataset(self, name: str) -> ds.Dataset:
         return ds.dataset(self.file(name), format=PARQUET)
@@ -448,10 +476,10 @@ def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
     return [rows[name].identical_to(others[name]) for name in names]
 
 
-def _contradictions(
-    dataset: Dataset, earlier_rows: ir.Table, new_rows: ir.Table
-) -> list[str]:
+def _contradictions(dataset: Dataset, selection: _Selection) -> list[str]:
     """Return a warning if a delivery holds new keys with several contents."""
+    earlier_rows = selection.earlier_rows
+    new_rows = selection.new_rows
     key = list(dataset.key)
     is_same = _same(earlier_rows, new_rows, dataset.schema.names)
     other_rows = earlier_rows.anti_join(new_rows, is_same).semi_join(new_rows, key)
