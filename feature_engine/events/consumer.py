@@ -286,47 +286,71 @@ class EventConsumer:
     def _merge(self, rows: Sequence[Row], now: datetime) -> list[ViewValues]:
         """Merge rows into the raw table; return the feature values of their entities.
 
-        These come first: a value that no expression takes must not stand in the table.
+        The values come first: a row that no expression can take must not stand in the table.
         """
         key = self._dataset.key
-        entity = self._dataset.entity
-        row_keys = {key_of(row, key) for row in rows}
-        replaced_rows = raw_rows(self._raw, key, row_keys)
-        rows_by_key = {key_of(row, key): row for row in replaced_rows.to_pylist()}
-        rows_to_merge = {}
-        # One after the other, as if each had come alone.
-        for row in rows:
-            row_key = key_of(row, key)
-            if self._supersedes(row, rows_by_key.get(row_key)):
-                rows_by_key[row_key] = row
-                rows_to_merge[row_key] = row
-        new_rows = self._raw_rows(rows_to_merge.values())
+        replaced_rows = raw_rows(self._raw, key, {key_of(row, key) for row in rows})
+        new_rows = self._new_rows(rows, replaced_rows)
         values: list[ViewValues] = []
         problem = self._online.problem()
         if problem is None:
             former_rows = pa.concat_tables([replaced_rows, self._raw_rows(rows)])
-            entity_keys = [
-                (value,) for value in former_rows[entity].unique().to_pylist()
-            ]
-            kept_rows = raw_rows(
-                self._raw, [entity], entity_keys, replaced=new_rows.select(key)
-            )
-            moment = max(now, datetime.now(UTC))
-            try:
-                values = self._online.compute(
-                    pa.concat_tables([kept_rows, new_rows]),
-                    pa.concat_tables([kept_rows, former_rows]),
-                    moment,
-                )
-            except VALUE_ERRORS:
-                problem = self._stored_problem(kept_rows, moment)
-                if problem is None:
-                    raise
+            values, problem = self._values(new_rows, former_rows, now)
         if problem:
             logger.warning("%s: events are not online yet: %s", self.name, problem)
         columns = self._dataset.schema.names
         self._raw.merge(new_rows, key, columns, "ingested_at")
         return values
+
+    def _new_rows(self, rows: Iterable[Row], replaced_rows: pa.Table) -> pa.Table:
+        """Return the rows that count: one after the other, as if each had come alone.
+
+        Args:
+            rows: Rows in the order of their arrival.
+            replaced_rows: Rows of the table that have a key of `rows`.
+
+        """
+        key = self._dataset.key
+        rows_by_key = {key_of(row, key): row for row in replaced_rows.to_pylist()}
+        rows_to_merge = {}
+        for row in rows:
+            row_key = key_of(row, key)
+            if self._supersedes(row, rows_by_key.get(row_key)):
+                rows_by_key[row_key] = row
+                rows_to_merge[row_key] = row
+        return self._raw_rows(rows_to_merge.values())
+
+    def _values(
+        self, new_rows: pa.Table, former_rows: pa.Table, now: datetime
+    ) -> tuple[list[ViewValues], str | None]:
+        """Compute the feature values of entities as they are once the table has new rows.
+
+        Args:
+            new_rows: Rows that the table will have.
+            former_rows: Rows that are, or were, of these entities.
+            now: Aware UTC.
+
+        Returns:
+            The values; and, where rows of the table keep them from being computed, the reason.
+
+        """
+        entity = self._dataset.entity
+        entity_keys = [(value,) for value in former_rows[entity].unique().to_pylist()]
+        new_keys = new_rows.select(self._dataset.key)
+        kept_rows = raw_rows(self._raw, [entity], entity_keys, replaced=new_keys)
+        moment = max(now, datetime.now(UTC))
+        try:
+            values = self._online.compute(
+                pa.concat_tables([kept_rows, new_rows]),
+                pa.concat_tables([kept_rows, former_rows]),
+                moment,
+            )
+        except VALUE_ERRORS:
+            problem = self._stored_problem(kept_rows, moment)
+            if problem is None:
+                raise
+            return [], problem
+        return values, None
 
     def _stored_problem(self, rows: pa.Table, moment: datetime) -> str | None:
         """Say why views cannot be computed from rows of the table; None if they can."""

@@ -92,18 +92,7 @@ def ingest(
         with closing(
             OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)
         ) as online:
-            try:
-                catch_up(online, as_of, full=full)
-            except UncomputableError:
-                moved_count = heal(settings, dataset, as_of) if full else 0
-                if not moved_count:
-                    raise
-                report = replace(
-                    report,
-                    quarantined=report.quarantined + moved_count,
-                    table_version=raw.version,
-                )
-                catch_up(online, as_of, full=full)
+            report = _catch_up_and_heal(online, report, as_of, full=full)
             write_record(
                 settings,
                 dataset,
@@ -179,6 +168,30 @@ def catch_up(online: OnlineValues, as_of: datetime, *, full: bool = False) -> No
     notice_materialization_by_hand(online)
     refresh_online(online, clock=lambda: max(as_of, datetime.now(UTC)), full=full)
     record_intervals(online)
+
+
+def _catch_up_and_heal(
+    online: OnlineValues, report: IngestReport, as_of: datetime, *, full: bool
+) -> IngestReport:
+    """Bring views and online store up to date; `full` allows to move rows to quarantine for that.
+
+    Returns:
+        The report, with the rows that were moved.
+
+    """
+    try:
+        catch_up(online, as_of, full=full)
+    except UncomputableError:
+        moved_count = heal(online.settings, online.dataset, as_of) if full else 0
+        if not moved_count:
+            raise
+        report = replace(
+            report,
+            quarantined=report.quarantined + moved_count,
+            table_version=online.raw.version,
+        )
+        catch_up(online, as_of, full=full)
+    return report
 
 
 def _read_from(
