@@ -22,7 +22,7 @@ from core.files import reached
 from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
 from core.settings import ENV_FILE, LAYOUT, PORTS, SCHEMAS, SHARED, Settings
 from core.spec import load_specs
-from core.tables.table import table_names
+from core.tables.addresses import table_names
 from mlflow_server.promotion.ledger import Ledger
 from stack.machine import LAYOUT_FILE
 

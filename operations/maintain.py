@@ -16,7 +16,8 @@ from core.errors import SettingsError, StackError
 from core.locks import one_writer
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
-from core.tables.table import Table, table_names
+from core.tables.addresses import table_names
+from core.tables.table import Table
 from core.user_code import in_one_line
 from feature_repo.datasets import load_dataset
 from mlflow_server.alerts import Alerts

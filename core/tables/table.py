@@ -6,15 +6,12 @@ One writer per table at a time: concurrent merges conflict, so every write holds
 Delta flushes nothing to disk: what was written survives a killed process, not a power cut.
 """
 
-import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -28,16 +25,14 @@ from deltalake import (
     write_deltalake,
 )
 from deltalake.exceptions import DeltaError
-from deltalake.fs import DeltaStorageHandler
-from deltalake.transaction import AddAction, RemoveAction
-from pyarrow.fs import PyFileSystem
 from sqlglot import exp
-from upath import UPath
 
 from core.errors import DataError
-from core.files import local_copies, location, reached
+from core.files import reached
 from core.locks import one_writer
 from core.settings import Settings
+from core.tables.addresses import columns_of_files, copies_of, file_names
+from core.tables.commits import PERIOD, AddedFile, removed_file
 from core.tables.query import S3, query_table, quoted, short_text
 
 RETENTION = {
@@ -58,12 +53,6 @@ WRITE_BATCH_ROWS = 8_192
 """Delta reads about a hundred batches ahead of what it writes."""
 NEAR = timedelta(minutes=5)
 """Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
-EVENT_TIME = "event_timestamp"
-"""The column whose span of times a commit of files notes for each file."""
-PERIOD = "period"
-"""The column of integers that a table of such files is partitioned by."""
-AddedFile: TypeAlias = AddAction
-"""A parquet file that is to become part of a table: see `added_file`."""
 
 
 class Table:
@@ -317,7 +306,7 @@ class Table:
                 )
             removed_names = [] if within is None else self.names(within=within)
             self._open().create_write_transaction(
-                [*map(_remove_action, removed_names), *files],
+                [*map(removed_file, removed_names), *files],
                 mode="overwrite" if within is None else "append",
                 schema=schema,
                 partition_by=[PERIOD],
@@ -421,15 +410,15 @@ class Table:
 
     def names(self, version: int | None = None, within: str | None = None) -> list[str]:
         """Files of a version, below the table's folder."""
-        return _file_names(self._open(version), within) if self.exists else []
+        return file_names(self._open(version), within) if self.exists else []
 
     def stored_schema(self) -> pa.Schema:
         """Return the columns of the newest version's files, without that of partitions."""
-        return _columns_of_files(self._open())
+        return columns_of_files(self._open())
 
     def copies(self, names: Sequence[str]) -> list[str]:
         """Return the paths of files on this disk; of a table on S3 they are copied."""
-        return _copies_of(self.path, names, self._settings.cache)
+        return copies_of(self.path, names, self._settings.cache)
 
     def _holds_any(self, rows: ds.Dataset, key: Sequence[str]) -> bool:
         """Whether the table has a row with the key of one of `rows`."""
@@ -496,147 +485,6 @@ def _rows_of(
         fragments = dataset.get_fragments(where)
         tables = [fragment.to_table(dataset.schema) for fragment in fragments]
         return pa.concat_tables(tables).filter(where).select(names)
-
-
-def _remove_action(name: str) -> RemoveAction:
-    """Say that a file such as `period=12/NAME.parquet` goes."""
-    period = name.partition("/")[0].partition("=")[2]
-    return RemoveAction(
-        path=name,
-        data_change=True,
-        deletion_timestamp=int(time.time() * 1000),
-        partition_values={PERIOD: period},
-    )
-
-
-def added_file(
-    path: str, size: int, period: int, rows: int, earliest: datetime, latest: datetime
-) -> AddedFile:
-    """Describe a parquet file that is to become part of a table.
-
-    Readers can leave the file out by its times, which are milliseconds in Delta's log: the span
-    becomes wider by less than one at each end.
-
-    Args:
-        path: Below the table's folder, such as `period=12/NAME.parquet`.
-        size: In bytes.
-        period: Its value of PERIOD.
-        rows: How many there are.
-        earliest: Smallest time in the column EVENT_TIME.
-        latest: Largest time there.
-
-    """
-    upper_end = latest + timedelta(microseconds=999)
-    statistics = {
-        "numRecords": rows,
-        "minValues": {EVENT_TIME: _milliseconds(earliest)},
-        "maxValues": {EVENT_TIME: _milliseconds(upper_end)},
-    }
-    return AddAction(
-        path=path,
-        size=size,
-        partition_values={PERIOD: str(period)},
-        modification_time=int(time.time() * 1000),
-        data_change=True,
-        stats=json.dumps(statistics),
-    )
-
-
-def table_names(settings: Settings) -> list[str]:
-    """Return the names of all tables of the data, such as `raw/orders`."""
-    logs = settings.data.glob("**/_delta_log")
-    return sorted(log.parent.relative_to(settings.data).as_posix() for log in logs)
-
-
-def files_at(address: str, cache: Path) -> list[str]:
-    """Return the parquet files of the newest version of the table at `address`, on this disk.
-
-    Args:
-        address: a folder, or `s3://…`.
-        cache: folder of the copies of what is on S3.
-
-    Raises:
-        DataError: there is no table, or it cannot be reached.
-
-    """
-    return _copies_of(location(address), names_at(address)[0], cache)
-
-
-def names_at(address: str) -> tuple[list[str], pa.Schema]:
-    """Return the files of the newest version of the table at `address`, and their columns.
-
-    Raises:
-        DataError: See `files_at`.
-
-    """
-    try:
-        table = DeltaTable(address, storage_options=S3)
-        return _file_names(table), _columns_of_files(table)
-    except (DeltaError, OSError) as exc:
-        raise DataError(f"table {address}: {short_text(exc)}") from exc
-
-
-def files_below(address: str) -> PyFileSystem:
-    """Reach files below an address, `s3://…` or a folder; Spark sends what is returned to executors.
-
-    There their own environment says how S3 is reached: no credentials travel.
-    """
-    return PyFileSystem(DeltaStorageHandler(address, S3))
-
-
-def rows_at(
-    folder: str, event_time: str | None = None, since: datetime | None = None
-) -> pa.RecordBatchReader:
-    """Read the newest version of any tool's Delta table on this disk, by batches.
-
-    Args:
-        folder: Of the table.
-        event_time: Column of times; only rows later than `since` are read.
-        since: See `event_time`.
-
-    Raises:
-        DataError: There is no table, or it cannot be read.
-
-    """
-    if "%" in folder:  # deltalake decodes it, and reads another folder
-        raise DataError("a Delta table below a folder with % cannot be read: rename it")
-    condition = None
-    if event_time:
-        name = quoted(event_time)
-        condition = f"{name} > '{since}' OR {name} IS NULL"
-    try:
-        table = DeltaTable(folder)
-        rows = pa.RecordBatchReader.from_stream(table.scan(predicate=condition))
-    except (DeltaError, OSError) as exc:
-        raise DataError(short_text(exc)) from exc
-    return rows.cast(pa.schema(table.schema().to_arrow()))
-
-
-def _milliseconds(moment: datetime) -> str:
-    """Return a time as Delta's log has it; what is below a millisecond is cut off."""
-    utc_time = moment.astimezone(UTC).replace(tzinfo=None)
-    return f"{utc_time.isoformat(timespec='milliseconds')}Z"
-
-
-def _file_names(table: DeltaTable, within: str | None = None) -> list[str]:
-    """Files of a table, below its folder."""
-    # Of a folder it is quoted; what comes behind it is as on disk.
-    uri = table.table_uri
-    folder = urlsplit(uri).path if uri.startswith("file:") else uri
-    files = table.file_uris(file_pruning_predicate=within)
-    return [file.removeprefix(folder).lstrip("/") for file in files]
-
-
-def _columns_of_files(table: DeltaTable) -> pa.Schema:
-    """Return the columns of a table's files: those of partitions are not in them."""
-    schema = pa.schema(table.schema().to_arrow())
-    partitions = table.metadata().partition_columns
-    return pa.schema([field for field in schema if field.name not in partitions])
-
-
-def _copies_of(folder: UPath, names: Sequence[str], cache: Path) -> list[str]:
-    folder = folder.absolute()
-    return local_copies([folder / name for name in names], cache)
 
 
 def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -13,8 +13,9 @@ import ibis.expr.types as ir
 from ibis.backends.sql.datatypes import DuckDBType
 from sqlglot.expressions import convert
 
+from core.tables.commits import AddedFile, added_file
 from core.tables.query import quoted
-from core.tables.table import AddedFile, Table, added_file
+from core.tables.table import Table
 from feature_engine.engines.periods import PERIOD_MICROSECONDS
 
 

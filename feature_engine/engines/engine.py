@@ -19,7 +19,8 @@ from upath import UPath
 
 from core.errors import UncomputableError
 from core.settings import Settings
-from core.tables.table import AddedFile, Table
+from core.tables.commits import AddedFile
+from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection, write_duckdb_files
 
 VIEW_MEMORY = "4GB"

@@ -23,7 +23,7 @@ BATCH_ROWS = 131_072
 executor's Python holds at a time."""
 ADDED_FILE = """path string, size long, period long, rows long,
     earliest timestamp, latest timestamp"""
-"""What `write_frame` returns of a file: the arguments of `core.tables.table.added_file`."""
+"""What `write_frame` returns of a file: the arguments of `core.tables.commits.added_file`."""
 
 
 def frame_of_files(
@@ -61,8 +61,8 @@ def write_frame(frame: Any, folder: PyFileSystem) -> list[dict[str, Any]]:
         folder: Of the table: see `files_below`.
 
     Returns:
-        The arguments of `core.tables.table.added_file` of each file. Files of a task that was lost and
-        done again are not among them.
+        The arguments of `core.tables.commits.added_file` of each file. Files of a task that was lost
+        and done again are not among them.
 
     """
     # Without the hint, each task writes a file of its own into each period.
@@ -83,7 +83,7 @@ def write_rows(frame: Any, folder: PyFileSystem) -> list[str]:
 
     Args:
         frame: Any rows.
-        folder: See `core.tables.table.files_below`.
+        folder: See `core.tables.addresses.files_below`.
 
     Returns:
         Paths of the files, in the order of rows.

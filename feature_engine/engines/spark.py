@@ -19,7 +19,9 @@ from ibis.expr.operations import DatabaseTable
 from upath import UPath
 
 from core.errors import DataError
-from core.tables.table import AddedFile, Table, added_file, files_below
+from core.tables.addresses import files_below
+from core.tables.commits import AddedFile, added_file
+from core.tables.table import Table
 from feature_engine.engines.periods import PERIOD_MICROSECONDS
 from feature_engine.online import redis_rows
 from feature_repo.published import redis_names

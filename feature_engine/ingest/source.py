@@ -23,7 +23,7 @@ from pyarrow.fs import LocalFileSystem
 from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
-from core.tables.table import rows_at
+from core.tables.addresses import rows_at
 from feature_engine.engines.engine import value_error
 from feature_engine.ingest.exact_types import (
     UTC_TIME,

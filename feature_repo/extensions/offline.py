@@ -31,7 +31,7 @@ from feast.transformation.python_transformation import PythonTransformation
 
 from core.errors import DataError
 from core.files import location
-from core.tables.table import files_at, names_at
+from core.tables.addresses import files_at, names_at
 from feature_engine.engines.engine import spark_connection
 from feature_repo.extensions.asof_join import (
     LATEST,

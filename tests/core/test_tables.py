@@ -16,8 +16,9 @@ from deltalake import DeltaTable
 
 from core.errors import DataError
 from core.settings import PROJECT
+from core.tables.commits import added_file
 from core.tables.query import quoted
-from core.tables.table import RETENTION, Table, added_file
+from core.tables.table import RETENTION, Table
 from tests.conftest import new_settings
 from tests.support.feature_engine.stored_rows import BEGAN, SCHEMA, TIME, rows
 from tests.support.tools.names import NAMES

@@ -4,7 +4,9 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from core.tables.table import Table, added_file, files_below
+from core.tables.addresses import files_below
+from core.tables.commits import added_file
+from core.tables.table import Table
 from tests.conftest import new_settings
 
 NO_PYSPARK = "needs PySpark: make spark"
