@@ -51,12 +51,8 @@ def look() -> bool:
 def _is_idle(settings: Settings, model: str) -> bool:
     """Whether the ledger has no version in a rollout, and nothing to finish."""
     from mlflow_server.promotion.ledger import Ledger  # noqa: PLC0415
-    from mlflow_server.roles import (  # noqa: PLC0415
-        CHALLENGER,
-        SHADOW,
-        current,
-        of_newest_model,
-    )
+    from mlflow_server.promotion.rules import current, of_newest_model  # noqa: PLC0415
+    from mlflow_server.roles import CHALLENGER, SHADOW  # noqa: PLC0415
 
     with Ledger(settings) as ledger:
         rows = of_newest_model(ledger.rows(model))

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from core.locks import one_writer
 from core.settings import Settings
-from mlflow_server.promotion.ledger import Store, lock_tables, refused
+from mlflow_server.database import Store, lock_tables, refused
 from mlflow_server.tables import ALERTS
 
 log = logging.getLogger(__name__)

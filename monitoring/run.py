@@ -13,16 +13,12 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from core.user_code import in_one_line
-from mlflow_server.api.pages import OF_TRAININGS
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Run, Tracking
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
-from mlflow_server.roles import (
-    PRODUCTION,
-    RoleAssignment,
-    last_applied,
-    ways_back,
-)
+from mlflow_server.promotion.rules import last_applied, ways_back
+from mlflow_server.roles import PRODUCTION, RoleAssignment
+from mlflow_server.tags import OF_TRAININGS
 from monitoring.decisions.store import DecisionRow, newest_decisions
 from monitoring.log.collect import KnownOutcomes, join_outcomes
 from monitoring.log.outcomes import Outcomes, backfilled_outcomes, online_outcomes

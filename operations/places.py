@@ -38,8 +38,9 @@ from feature_engine.online.values import LOCK_SECONDS, OnlineValues
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.published.store import open_store
-from mlflow_server.api.registry import FORGOTTEN_TAG, Registry
+from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import DATA_FOLDER, Tracking
+from mlflow_server.tags import FORGOTTEN_TAG
 from monitoring.log.collect import (
     collect,
     is_closed,

@@ -19,10 +19,11 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import Estimator
 from feature_repo.published.service import PublishedService
-from mlflow_server.api.registry import FORGOTTEN_TAG, Registry
+from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
 from mlflow_server.model.pyfunc import read_files, read_version
+from mlflow_server.tags import FORGOTTEN_TAG
 from training.artifacts import ESTIMATOR, SPEC, read
 from training.data.frame import at, content_hash, features
 from training.data.lineage import input_tags

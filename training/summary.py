@@ -10,7 +10,8 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import LOWER_IS_BETTER
-from mlflow_server.api.tracking import Tracking, tag_equals
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.tags import tag_equals
 from training.artifacts import GATES, read
 from training.stages.gate import Evaluation, Outcome, load_evaluation
 

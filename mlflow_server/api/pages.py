@@ -11,16 +11,13 @@ from typing import Any
 from core.settings import Settings
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.rest import call_mlflow
+from mlflow_server.tags import KEY_TAG, OF_TRAININGS
 
-KEY_TAG = "gyre.key"
-"""What a run was started with (mlflow_server/api/tracking.py)."""
 CARD = "model_card.html"
 TRAINING_VIEW = "workflowType=machine_learning"
 """Of MLflow's UI, whatever the browser showed last: the other view is of chat models."""
 NEWEST = 5
 """Versions that are shown beside those in a role, and monitoring runs whose reports are."""
-OF_TRAININGS = "tags.as_of LIKE '%'"
-"""MLflow's filter of trainings: trials of a search have no `as_of`."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """MLflow's model registry over its REST API: aliases, stages, tags, versions and their files."""
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -15,16 +13,8 @@ from core.settings import Settings
 from mlflow_server.api.rest import call_mlflow, read_artifact
 from mlflow_server.manifest import served_files, wrong_files
 from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, RoleAssignment
+from mlflow_server.tags import REPRODUCED_TAG, YES, unpacked
 
-LINEAGE = "lineage"
-"""Of a version: its hashes as JSON, so that a person sees few tags."""
-IN_WORDS = {"as_of", "cause", "feature_service", "reason", "who"}
-"""Tags that MLflow keeps by themselves."""
-FORGOTTEN_TAG = "forgotten"
-"""Of a version: the day on which rows of its training frame were forgotten."""
-REPRODUCED_TAG = "reproduced"
-"""Of a version: whether it was the same when it was last built again, and the day: `yes 2026-11-27`."""
-YES = "yes"
 MODELS_A_PAGE = "1000"
 VERSIONS_A_PAGE = "10000"
 
@@ -194,19 +184,3 @@ def _version(answer: dict[str, Any]) -> Version:
 
 def _tags(answer: dict[str, Any]) -> dict[str, str]:
     return {tag["key"]: tag.get("value", "") for tag in answer.get("tags", [])}
-
-
-def packed(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags as MLflow is to keep them."""
-    words = {name: text for name, text in tags.items() if name in IN_WORDS}
-    hashes = {name: text for name, text in tags.items() if name not in IN_WORDS}
-    return words | {LINEAGE: json.dumps(hashes)}
-
-
-def unpacked(stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that were packed; a tag by itself counts more than one in the JSON."""
-    tags = dict(stored)
-    # Edited by hand, the JSON may be none: no digests, so the version is not served.
-    with suppress(TypeError, ValueError):
-        tags = dict(json.loads(tags.pop(LINEAGE, "{}"))) | tags
-    return tags

@@ -32,12 +32,15 @@ from core.settings import Settings
 from core.text_limits import RUN_NAME, RUN_TAG, cut
 from core.user_code import in_one_line
 from mlflow_server.api.connection import translated
-from mlflow_server.api.pages import KEY_TAG, DeletedExperiment
+from mlflow_server.api.pages import DeletedExperiment
+from mlflow_server.tags import (
+    DESCRIPTION_TAG,
+    KEY_TAG,
+    OUTCOME_TAGS,
+    PARENT_TAG,
+    tag_equals,
+)
 
-PARENT_TAG = "mlflow.parentRunId"
-"""MLflow's UI shows the run below the run that the tag names."""
-DESCRIPTION_TAG = "mlflow.note.content"
-OUTCOME_TAGS = ("outcome", DESCRIPTION_TAG)
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow's UI takes an experiment for one about chat models."""
 DATA_FOLDER = "data"
@@ -233,12 +236,6 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             with suppress(RegistryError):
                 self.end(run_id, in_one_line(exc), "FAILED")
             raise
-
-
-def tag_equals(name: str, value: str) -> str:
-    """Return MLflow's filter of runs whose tag has the value."""
-    quote = '"' if "'" in value else "'"
-    return f"tags.`{name}` = {quote}{value}{quote}"
 
 
 def _run(run: MlflowRun) -> Run:

@@ -24,10 +24,11 @@ from mlflow.models import Model, ModelSignature, infer_signature
 from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import DESCRIPTION, cut
-from mlflow_server.api.registry import Registry, Version, packed
+from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import MODEL_FILES, SCORE, digest_tags
 from mlflow_server.model.pyfunc import ModelFile
+from mlflow_server.tags import packed
 
 NAME = "model"
 ONNX_OPTIONS: dict[str, Any] = {

@@ -10,10 +10,11 @@ from typing import Any
 
 from core.errors import PromotionRefusedError, RegistryError
 from core.settings import Settings
-from mlflow_server import roles
 from mlflow_server.api.registry import Registry
+from mlflow_server.promotion import rules
 from mlflow_server.promotion.ledger import Action, Ledger, LedgerRow, now
-from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, WHOLE, current
+from mlflow_server.promotion.rules import current
+from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, WHOLE
 
 UNSET = "*"
 """Default of `replaces`: whatever is in the role when the call starts."""
@@ -60,7 +61,7 @@ def promote(
             written by then is finished by the next `reconcile`.
 
     """
-    roles.check_role(role, percent, version)
+    rules.check_role(role, percent, version)
     if replaces == UNSET:
         replaces = current(reconcile(registry, ledger, model), role)
     with ledger.exclusive(model):
@@ -76,7 +77,7 @@ def promote(
             evidence=evidence,
             action=action,
         )
-        last = roles.last_applied(transaction.rows, role)
+        last = rules.last_applied(transaction.rows, role)
         if last and evidence and _is_same(last, row):
             return last
         return transaction.apply(row)
@@ -117,7 +118,7 @@ def rollback(
     rows = reconcile(registry, ledger, model)
     production = current(rows, PRODUCTION)
     registered = {version.version for version in registry.versions(model)}
-    for earlier in roles.ways_back(rows):
+    for earlier in rules.ways_back(rows):
         if earlier in registered:
             return promote(
                 registry,
@@ -200,11 +201,11 @@ class _Transaction:
     def agree(self, authors: Authors | None = None) -> None:
         """Finish the newest row, write down what no row explains, end roles that are over."""
         assignment = self.registry.assignment(self.model)
-        if self.rows and roles.can_finish(self.rows[-1], assignment):
+        if self.rows and rules.can_finish(self.rows[-1], assignment):
             self.finish()
             assignment = self.registry.assignment(self.model)
         for role in ROLES:
-            if roles.explained(self.rows, assignment, role):
+            if rules.explained(self.rows, assignment, role):
                 continue
             version = assignment.aliases.get(role)
             author = (authors or {}).get((role, version))
@@ -227,7 +228,7 @@ class _Transaction:
     def apply(self, row: LedgerRow) -> LedgerRow:
         """Check a row, write it and make MLflow as it says; return it with its stamp."""
         registered = {version.version for version in self.registry.versions(self.model)}
-        roles.check_promotion(self.rows, registered, row)
+        rules.check_promotion(self.rows, registered, row)
         applied = self.write(row)
         self.end_roles()
         if applied.applied_at is None:
@@ -237,7 +238,7 @@ class _Transaction:
 
     def end_roles(self) -> None:
         """Release every role that is over."""
-        for last, reason in roles.ended_roles(self.rows):
+        for last, reason in rules.ended_roles(self.rows):
             row = self.new_row(
                 role=last.role,
                 percent=0,

@@ -14,7 +14,8 @@ from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
 from mlflow_server.api.pages import DeletedExperiment, Pages, RunPage
 from mlflow_server.api.registry import Registry
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
-from mlflow_server.roles import ROLES, last_applied, of_newest_model
+from mlflow_server.promotion.rules import last_applied, of_newest_model
+from mlflow_server.roles import ROLES
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading
 from monitoring.console.history import read_history

@@ -6,11 +6,12 @@ from datetime import datetime
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
-from mlflow_server.api.pages import OF_TRAININGS
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
-from mlflow_server.roles import PRODUCTION, last_applied
+from mlflow_server.promotion.rules import last_applied
+from mlflow_server.roles import PRODUCTION
+from mlflow_server.tags import OF_TRAININGS
 from monitoring.decisions.store import DecisionRow, newest_decisions
 from training.stages.validate import moment_of, nothing_new
 

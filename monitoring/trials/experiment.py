@@ -22,13 +22,8 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import Metric
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
-from mlflow_server.roles import (
-    CHALLENGER,
-    PRODUCTION,
-    WHOLE,
-    RoleAssignment,
-    of_newest_model,
-)
+from mlflow_server.promotion.rules import of_newest_model
+from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, RoleAssignment
 from monitoring.harm import harm, measure_variants, rollout_limits
 from monitoring.log.collect import (
     ANSWERS,

@@ -21,14 +21,8 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.promotion.ledger import Action as LedgerAction
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.promote import promote, reconcile, release
-from mlflow_server.roles import (
-    CHALLENGER,
-    PRODUCTION,
-    SHADOW,
-    WHOLE,
-    RoleAssignment,
-    last_applied,
-)
+from mlflow_server.promotion.rules import last_applied
+from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, WHOLE, RoleAssignment
 from monitoring.harm import (
     Variant,
     distance,

@@ -8,10 +8,11 @@ from mlflow import MlflowClient
 
 from core.errors import PromotionRefusedError
 from core.settings import Settings
-from mlflow_server.api.registry import Registry, packed
+from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import CONTRACT_FILE, ONNX_FILE, digest_tags
 from mlflow_server.promotion import promote
 from mlflow_server.promotion.ledger import Ledger
+from mlflow_server.tags import packed
 from tests.conftest import BIN, mlflow_server, new_settings, unused_port
 from tests.support.tools.postgres import postgres_server
 

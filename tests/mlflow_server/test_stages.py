@@ -8,7 +8,7 @@ import httpx
 import pytest
 from mlflow.exceptions import MlflowException
 
-from mlflow_server.api.registry import packed
+from mlflow_server.tags import packed
 from tests.mlflow_server.conftest import Roles, client, new_model
 
 CALL = "model-versions/transition-stage"

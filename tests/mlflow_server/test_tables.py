@@ -7,7 +7,7 @@ import sqlalchemy as sql
 
 from core.errors import RegistryError
 from core.settings import LAYOUT
-from mlflow_server.promotion.ledger import database
+from mlflow_server.database import database
 from tests.conftest import at_most, new_settings
 from tests.support.tools.postgres import postgres_server
 

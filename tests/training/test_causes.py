@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 
 from mlflow_server.promotion.ledger import Ledger
-from mlflow_server.roles import PRODUCTION, last_applied
+from mlflow_server.promotion.rules import last_applied
+from mlflow_server.roles import PRODUCTION
 from monitoring.decisions.causes import TrainingCause, open_decisions, training_cause
 from monitoring.decisions.store import DecisionRow, store_decision
 from tests.support.training.chains import open_run

@@ -20,8 +20,9 @@ from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset, table_versions
 from feature_repo.published.service import PublishedService
 from feature_repo.rules import suite_file
-from mlflow_server.api.pages import KEY_TAG, Pages
-from mlflow_server.api.tracking import Run, Tracking, tag_equals
+from mlflow_server.api.pages import Pages
+from mlflow_server.api.tracking import Run, Tracking
+from mlflow_server.tags import KEY_TAG, tag_equals
 from training.artifacts import EXPECTATIONS, SPEC
 from training.data.lineage import (
     FINGERPRINT,

@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 
-from mlflow_server.roles import last_applied
+from mlflow_server.promotion.rules import last_applied
 from tests.conftest import at_most, wait_until
 from tests.faults.conftest import broken, more, standing_still
 from tests.support.serving.console import console

@@ -3,7 +3,7 @@
 import pytest
 
 from core.spec.training import Search
-from mlflow_server.api.tracking import PARENT_TAG, tag_equals
+from mlflow_server.tags import PARENT_TAG, tag_equals
 from tests.conftest import AS_OF
 from tests.support.training.chains import open_run
 from tests.training.conftest import SPEC as MODEL

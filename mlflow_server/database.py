@@ -1,0 +1,97 @@
+"""The database of ledger and alerts: how it is opened, locked, and what its errors become."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+import sqlalchemy as sql
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateSchema
+
+from core.errors import DataError, RegistryError
+from core.settings import SCHEMAS, Settings
+from mlflow_server.tables import make_tables
+
+WAIT_SECONDS = 20
+"""How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
+CONNECT_SECONDS = 5
+SUBJECT = "promotion ledger"
+
+
+class Store:
+    """Tables of the database, open until the block ends, for several processes and threads.
+
+    Raises:
+        RegistryError: The database does not answer.
+
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine = database(settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def database(settings: Settings) -> sql.Engine:
+    """Open the database of ledger and alerts; in a new one, make the tables.
+
+    In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
+
+    Raises:
+        RegistryError: The database does not answer, or has another layout.
+
+    """
+    is_server = not settings.ledger_address.startswith("sqlite")
+    options = {"connect_timeout": CONNECT_SECONDS}
+    if not is_server:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        options = {"timeout": WAIT_SECONDS}
+    engine = sql.create_engine(
+        settings.ledger_address, connect_args=options, pool_pre_ping=True
+    )
+    subject = SUBJECT
+    if is_server:
+        variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
+        subject = f"{variable} {engine.url.set(query={})}"  # without its password
+    try:
+        with refused(subject), engine.begin() as connection:
+            lock_tables(connection, "gyre.tables")  # of two processes one makes them
+            if is_server:
+                schemas = sql.inspect(connection).get_schema_names()
+                for schema in {*SCHEMAS}.difference(schemas):
+                    connection.execute(CreateSchema(schema))
+            make_tables(connection)
+    except RegistryError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def lock_tables(connection: sql.Connection, name: str) -> None:
+    """Be the only writer of what `name` stands for (SQLite: of all) until the transaction ends."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(
+            sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(name)))
+        )
+
+
+@contextmanager
+def refused(subject: str = SUBJECT) -> Iterator[None]:
+    """Raise errors of the database as RegistryError, in one line that begins with the subject."""
+    try:
+        yield
+    except DataError as exc:  # of a lock
+        raise RegistryError(f"{exc}: try again") from exc
+    except SQLAlchemyError as exc:
+        line = str(getattr(exc, "orig", None) or exc).splitlines()[0]
+        raise RegistryError(f"{subject}: the database refused: {line}") from exc
