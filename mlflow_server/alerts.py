@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from core.locks import one_writer
 from core.settings import Settings
-from mlflow_server.database import Store, lock_tables, refused
+from mlflow_server.database import Store, database_errors, lock_tables
 from mlflow_server.tables import ALERTS
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Alerts(Store):
             return count
         send = _send if self._settings.alert_urls else _write
         address = self._settings.ledger_url
-        with refused(), one_writer(self._settings, "alerts", address=address):
+        with database_errors(), one_writer(self._settings, "alerts", address=address):
             for row in self.rows(subject, delivered=False):
                 if send(self._settings, row, at):
                     same = sql.update(ALERTS).filter_by(sequence=row["sequence"])
@@ -171,7 +171,7 @@ class Alerts(Store):
 
     @contextmanager
     def _begin(self) -> Iterator[sql.Connection]:
-        with refused("alerts"), self._engine.begin() as connection:
+        with database_errors("alerts"), self._engine.begin() as connection:
             yield connection
 
 

@@ -28,7 +28,7 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._engine = database(settings)
+        self._engine = open_database(settings)
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +40,7 @@ class Store:
         self._engine.dispose()
 
 
-def database(settings: Settings) -> sql.Engine:
+def open_database(settings: Settings) -> sql.Engine:
     """Open the database of ledger and alerts; in a new one, make the tables.
 
     In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
@@ -62,7 +62,7 @@ def database(settings: Settings) -> sql.Engine:
         variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
         subject = f"{variable} {engine.url.set(query={})}"  # without its password
     try:
-        with refused(subject), engine.begin() as connection:
+        with database_errors(subject), engine.begin() as connection:
             lock_tables(connection, "gyre.tables")  # of two processes one makes them
             if is_server:
                 schemas = sql.inspect(connection).get_schema_names()
@@ -86,7 +86,7 @@ def lock_tables(connection: sql.Connection, name: str) -> None:
 
 
 @contextmanager
-def refused(subject: str = SUBJECT) -> Iterator[None]:
+def database_errors(subject: str = SUBJECT) -> Iterator[None]:
     """Raise errors of the database as RegistryError, in one line that begins with the subject."""
     try:
         yield

@@ -13,7 +13,7 @@ from core.files import bucket_problem, replace_file
 from core.settings import LAYOUT, PORTS, Settings
 from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
-from mlflow_server.database import database
+from mlflow_server.database import open_database
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets
 from stack.processes import members
@@ -100,7 +100,7 @@ def connection_problems(settings: Settings) -> list[str]:
         return lines
     if settings.database_url or settings.ledger_url:
         try:
-            database(settings).dispose()
+            open_database(settings).dispose()
         except RegistryError as exc:
             lines.append(str(exc))
     for name in ("data_url", "artifacts_url"):

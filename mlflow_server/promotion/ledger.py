@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from pydantic_core import ArgsKwargs
 
 from core.locks import one_writer
-from mlflow_server.database import WAIT_SECONDS, Store, refused
+from mlflow_server.database import WAIT_SECONDS, Store, database_errors
 from mlflow_server.tables import LEDGER
 
 Action = Literal[
@@ -79,7 +79,7 @@ class Ledger(Store):
         query = sql.select(LEDGER).filter_by(model=model).order_by(LEDGER.c.sequence)
         if created is not None:
             query = query.filter_by(created=created)
-        with refused(), self._engine.connect() as connection:
+        with database_errors(), self._engine.connect() as connection:
             # Pydantic makes times of texts.
             return [
                 ROW.validate_python(ArgsKwargs(tuple(values)))
@@ -89,19 +89,19 @@ class Ledger(Store):
     def next_sequence(self, model: str) -> int:
         """Return the number of the next row of a model."""
         query = sql.select(sql.func.max(LEDGER.c.sequence)).filter_by(model=model)
-        with refused(), self._engine.connect() as connection:
+        with database_errors(), self._engine.connect() as connection:
             return (connection.scalar(query) or 0) + 1
 
     def insert(self, row: LedgerRow) -> None:
         """Commit a new row."""
-        with refused(), self._engine.begin() as connection:
+        with database_errors(), self._engine.begin() as connection:
             connection.execute(sql.insert(LEDGER).values(row.as_json()))
 
     def stamp(self, row: LedgerRow) -> LedgerRow:
         """Commit that the row is applied, and return it with the time."""
         applied = replace(row, applied_at=now())
         update = sql.update(LEDGER).filter_by(model=row.model, sequence=row.sequence)
-        with refused(), self._engine.begin() as connection:
+        with database_errors(), self._engine.begin() as connection:
             connection.execute(update.values(applied.as_json()))
         return applied
 
@@ -110,7 +110,7 @@ class Ledger(Store):
         """Be the only writer until the block ends: MLflow cannot compare and swap an alias."""
         address = self._settings.ledger_url
         with (
-            refused(),
+            database_errors(),
             one_writer(self._settings, f"ledger.{model}", WAIT_SECONDS, address),
         ):
             yield

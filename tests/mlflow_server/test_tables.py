@@ -7,7 +7,7 @@ import sqlalchemy as sql
 
 from core.errors import RegistryError
 from core.settings import LAYOUT
-from mlflow_server.database import database
+from mlflow_server.database import open_database
 from tests.conftest import at_most, new_settings
 from tests.support.tools.postgres import postgres_server
 
@@ -22,7 +22,7 @@ def contents(engine):
 def test_a_database_of_another_layout_is_refused_untouched_within_five_seconds(
     empty_database,
 ):
-    engine = database(empty_database)
+    engine = open_database(empty_database)
     tables, layout = contents(engine)
     assert {"ledger", "alerts"} <= {*tables}
     assert layout == LAYOUT
@@ -33,7 +33,7 @@ def test_a_database_of_another_layout_is_refused_untouched_within_five_seconds(
     began = time.monotonic()
     needed = f"has layout 0001, this release needs layout {LAYOUT}: name a new database"
     with pytest.raises(RegistryError, match=needed):
-        database(empty_database)
+        open_database(empty_database)
     assert time.monotonic() - began < at_most(5)
     assert contents(engine) == before
     engine.dispose()
@@ -43,7 +43,7 @@ def test_a_database_of_another_layout_is_refused_untouched_within_five_seconds(
 def test_the_ledger_can_be_on_a_server_without_the_other_stores(tmp_path):
     with postgres_server(tmp_path / "log") as server:
         settings = new_settings(tmp_path, ledger_url=server.address)
-        engine = database(settings)
+        engine = open_database(settings)
         assert "ledger" in sql.inspect(engine).get_table_names("gyre")
         engine.dispose()
     assert not (settings.home / "ledger.db").exists()
