@@ -392,8 +392,8 @@ def _publish(
         NOT_IN_A_NAME.sub("_", name): value for name, value in report.figures.items()
     }
     # A step makes MLflow draw a line; without one it draws the last value.
-    run = tracking.get_run(run_id)
-    seconds = report.as_of.timestamp() - run.info.start_time / 1000
+    run = tracking.run(run_id)
+    seconds = (report.as_of - run.started).total_seconds()
     tracking.log(
         run_id,
         metrics=metrics,
@@ -402,10 +402,10 @@ def _publish(
         step=round(seconds / 3600),
     )
     stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
-    if run.data.tags.get("reported") != stamp:
+    if run.tags.get("reported") != stamp:
         tracking.log_artifacts(
             run_id, str(folder), f"reports/{report.as_of:%Y-%m-%dT%H%M%S}"
         )
         tracking.log(run_id, tags={"reported": stamp})
     # Until the next monitoring run, which writes into the same run of MLflow.
-    tracking.set_terminated(run_id)
+    tracking.end(run_id)

@@ -1,4 +1,4 @@
-"""MLflow's Python API with time limits, and its errors as ours."""
+"""MLflow's Python client with time limits, and its errors as RegistryError."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ LIMITS = {
 for _name, _value in LIMITS.items():
     os.environ.setdefault(_name, _value)
 
-from mlflow.exceptions import MlflowException  # noqa: E402  (after what it reads at import)
+from mlflow import MlflowClient  # noqa: E402  (after what it reads at import)
+from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils import plugins  # noqa: E402
 
 # At the first request MLflow loads every plugin that adds headers. Feast's imports the whole of
@@ -36,12 +37,23 @@ plugins.get_entry_points = _entry_points
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from core.settings import Settings
+
 LONGEST = 300
+
+
+def connect(settings: Settings) -> MlflowClient:
+    """Return MLflow's own client of the installation's server."""
+    address = settings.mlflow_address
+    return MlflowClient(tracking_uri=address, registry_uri=address)
 
 
 @contextmanager
 def translated(action: str) -> Iterator[None]:
-    """Raise any error of MLflow as RegistryError, in one line: `action` failed, and why."""
+    """Raise any error of MLflow as RegistryError, in one line: `action` failed, and why.
+
+    It can stand above a method, too. A RegistryError of a method below passes unchanged.
+    """
     try:
         yield
     except (MlflowException, OSError) as exc:  # requests' errors are OSErrors

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pyarrow as pa
-from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import (
     Dataset,
     DatasetInput,
+    FileInfo,
     InputTag,
     LifecycleStage,
     Metric,
@@ -31,7 +31,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import RUN_NAME, RUN_TAG, cut
 from core.user_code import in_one_line
-from mlflow_server.api.connection import translated
+from mlflow_server.api.connection import connect, translated
 from mlflow_server.api.pages import DeletedExperiment
 from mlflow_server.tags import (
     DESCRIPTION_TAG,
@@ -53,34 +53,28 @@ PAGE_SIZE = 100
 
 @dataclass(frozen=True)
 class Run:
-    """One run as MLflow holds it; `key` is what it was started with."""
+    """One run as MLflow holds it; `key` is what it was started with, `started` is UTC."""
 
     run_id: str
     key: str | None
     status: str
+    started: datetime
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
 
 
-class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
-    """MLflow's client, with runs that are found by a key.
+class Tracking:
+    """Runs of MLflow, which are found by a key, and their files.
 
-    Every method, MLflow's own too, raises RegistryError in one line when MLflow does not answer or
-    refuses.
+    A method that has the name of one of MLflow's client does the same. Every method raises
+    RegistryError in one line when MLflow does not answer or refuses.
     """
 
     def __init__(self, settings: Settings) -> None:
-        address = settings.mlflow_address
-        super().__init__(tracking_uri=address, registry_uri=address)
+        self._client = connect(settings)
 
-    def __getattribute__(self, name: str) -> Any:
-        # In the place of a method of ours around each one of MLflow's.
-        attribute = super().__getattribute__(name)
-        if name.startswith("_") or not callable(attribute):
-            return attribute
-        return translated(name.replace("_", " "))(attribute)
-
+    @translated("start run")
     def start_or_find_run(
         self,
         experiment: str,
@@ -111,14 +105,14 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             run_tags = {**tags, KEY_TAG: key}
             if parent:
                 run_tags[PARENT_TAG] = parent
-            with suppress(RegistryError):  # there is one already
+            with suppress(RegistryError), translated("create experiment"):
                 about_tags = EXPERIMENT_KIND | {DESCRIPTION_TAG: about}
-                self.create_experiment(experiment, tags=about_tags)
-            entity = self.get_experiment_by_name(experiment)
+                self._client.create_experiment(experiment, tags=about_tags)
+            entity = self._client.get_experiment_by_name(experiment)
             if entity.lifecycle_stage == LifecycleStage.DELETED:
                 deleted = DeletedExperiment(experiment, entity.experiment_id)
                 raise RegistryError(f"{deleted.words}; {deleted.remedy}")
-            run = self.create_run(
+            run = self._client.create_run(
                 entity.experiment_id,
                 tags={name: cut(text, RUN_TAG) for name, text in run_tags.items()},
                 run_name=cut(name, RUN_NAME),
@@ -126,9 +120,10 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             return str(run.info.run_id)
         oldest = runs[-1]
         if oldest.status != "FINISHED":
-            self.update_run(oldest.run_id, status="RUNNING")
+            self._client.update_run(oldest.run_id, status="RUNNING")
         return oldest.run_id
 
+    @translated("search runs")
     def runs(
         self, experiment: str, where: str = "", *, deleted: bool = False
     ) -> list[Run]:
@@ -140,7 +135,7 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             deleted: Whether runs that somebody deleted in MLflow count.
 
         """
-        entity = self.get_experiment_by_name(experiment)
+        entity = self._client.get_experiment_by_name(experiment)
         if entity is None:
             return []
         query = {
@@ -150,16 +145,19 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
             "max_results": PAGE_SIZE,
             "order_by": ["attributes.start_time DESC"],
         }
-        page = self.search_runs(**query)
+        page = self._client.search_runs(**query)
         runs = [_run(run) for run in page]
         while page.token:
-            page = self.search_runs(**query, page_token=page.token)
+            page = self._client.search_runs(**query, page_token=page.token)
             runs.extend(_run(run) for run in page)
         return runs
 
+    @translated("get run")
     def run(self, run_id: str) -> Run:
-        return _run(self.get_run(run_id))
+        """Return the run with this id."""
+        return _run(self._client.get_run(run_id))
 
+    @translated("log batch")
     def log(
         self,
         run_id: str,
@@ -181,8 +179,9 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
         labels = [
             RunTag(name, cut(text, RUN_TAG)) for name, text in (tags or {}).items()
         ]
-        self.log_batch(run_id, points, texts, labels)
+        self._client.log_batch(run_id, points, texts, labels)
 
+    @translated("log inputs")
     def log_dataset(
         self, run_id: str, file: str, table: pa.Table, *, name: str, digest: str
     ) -> None:
@@ -200,7 +199,7 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
         path = f"path={DATA_FOLDER}/{file}&run_uuid={run_id}"
         dataset = from_pandas(
             table.slice(0, SCHEMA_ROWS).to_pandas(),
-            source=f"{self.tracking_uri}/get-artifact?{path}",
+            source=f"{self._client.tracking_uri}/get-artifact?{path}",
             targets="label",
             name=name,
             digest=digest[:DIGEST_LENGTH],
@@ -209,22 +208,59 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
         value_count = table.num_rows * table.num_columns
         profile = {"num_rows": table.num_rows, "num_elements": value_count}
         entity = Dataset(**dataset.to_dict() | {"profile": json.dumps(profile)})
-        self.log_inputs(run_id, [DatasetInput(entity, context)])
+        self._client.log_inputs(run_id, [DatasetInput(entity, context)])
 
+    @translated("log text")
+    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+        """Store a text as an artifact."""
+        self._client.log_text(run_id, text, artifact_file)
+
+    @translated("log dict")
+    def log_dict(self, run_id: str, dictionary: Any, artifact_file: str) -> None:
+        """Store a value as an artifact: JSON, or YAML where the file's name says it."""
+        self._client.log_dict(run_id, dictionary, artifact_file)
+
+    @translated("log artifact")
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str) -> None:
+        """Store a file in the folder `artifact_path` of the run's artifacts."""
+        self._client.log_artifact(run_id, local_path, artifact_path)
+
+    @translated("log artifacts")
+    def log_artifacts(
+        self, run_id: str, local_dir: str, artifact_path: str | None = None
+    ) -> None:
+        """Store the files of a folder in `artifact_path`, by default beside all others."""
+        self._client.log_artifacts(run_id, local_dir, artifact_path)
+
+    @translated("list artifacts")
+    def list_artifacts(self, run_id: str, path: str) -> list[FileInfo]:
+        """Return the artifacts in a folder; none where there is no such folder."""
+        files: list[FileInfo] = self._client.list_artifacts(run_id, path)
+        return files
+
+    @translated("download artifacts")
+    def download_artifacts(self, run_id: str, path: str, dst_path: str) -> str:
+        """Copy the artifact (file or folder) `path` into a folder; return its place there."""
+        return str(self._client.download_artifacts(run_id, path, dst_path))
+
+    @translated("delete artifacts")
     def delete_artifacts(self, run_id: str, path: str) -> None:
         """Delete the artifact (file or folder) `path`, if it is there."""
-        address = self.get_run(run_id).info.artifact_uri
-        get_artifact_repository(address, self.tracking_uri).delete_artifacts(path)
+        address = self._client.get_run(run_id).info.artifact_uri
+        repository = get_artifact_repository(address, self._client.tracking_uri)
+        repository.delete_artifacts(path)
 
+    @translated("set terminated")
     def end(
         self,
         run_id: str,
-        outcome: str,
+        outcome: str = "",
         status: Literal["FINISHED", "FAILED"] = "FINISHED",
     ) -> None:
         """End the run; its outcome is a tag, and its description in MLflow's UI."""
-        self.log(run_id, tags=dict.fromkeys(OUTCOME_TAGS, outcome))
-        self.set_terminated(run_id, status)
+        if outcome:
+            self.log(run_id, tags=dict.fromkeys(OUTCOME_TAGS, outcome))
+        self._client.set_terminated(run_id, status)
 
     @contextmanager
     def on_record(self, run_id: str) -> Iterator[None]:
@@ -243,6 +279,7 @@ def _run(run: MlflowRun) -> Run:
         run_id=run.info.run_id,
         key=run.data.tags.get(KEY_TAG),
         status=run.info.status,
+        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
         params=run.data.params,
         metrics=run.data.metrics,
         tags=run.data.tags,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pandas as pd
+from mlflow import MlflowClient
 from mlflow.entities import (
     LoggedModel,
     LoggedModelOutput,
@@ -24,8 +25,8 @@ from mlflow.models import Model, ModelSignature, infer_signature
 from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import DESCRIPTION, cut
+from mlflow_server.api.connection import connect, translated
 from mlflow_server.api.registry import Registry, Version
-from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import MODEL_FILES, SCORE, digest_tags
 from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.tags import packed
@@ -92,22 +93,23 @@ def _logged_model(
     """Return the run's logged model and its digests; one that a killed try began is filled."""
     exported.write(files)
     digests = digest_tags(files)
-    tracking = Tracking(settings)
-    run = tracking.get_run(run_id)
-    experiment_id = run.info.experiment_id
-    of_run = f"source_run_id = '{run_id}'"
-    models = tracking.search_logged_models([experiment_id], of_run)
-    same = [model for model in models if digests.items() <= model.tags.items()]
-    if same:
-        logged = same[0]
-    else:
-        logged = tracking.create_logged_model(
-            experiment_id, NAME, run_id, digests, run.data.params
-        )
+    client = connect(settings)
+    with translated("create logged model"):
+        run = client.get_run(run_id)
+        experiment_id = run.info.experiment_id
+        of_run = f"source_run_id = '{run_id}'"
+        models = client.search_logged_models([experiment_id], of_run)
+        same = [model for model in models if digests.items() <= model.tags.items()]
+        if same:
+            logged = same[0]
+        else:
+            logged = client.create_logged_model(
+                experiment_id, NAME, run_id, digests, run.data.params
+            )
     if logged.status != LoggedModelStatus.READY:
         served = MODEL_FILES[exported.loader]
         extras = [str(file) for file in sorted(files.iterdir()) if file.name != served]
-        _fill(tracking, run, logged, exported, {**content, "extra_files": extras})
+        _fill(client, run, logged, exported, {**content, "extra_files": extras})
     return logged, digests
 
 
@@ -130,7 +132,7 @@ def _signature(input_example: pd.DataFrame) -> ModelSignature:
 
 
 def _fill(
-    tracking: Tracking,
+    client: MlflowClient,
     run: Run,
     logged: LoggedModel,
     exported: ModelFile,
@@ -144,8 +146,6 @@ def _fill(
     run_id = run.info.run_id
     model_id = logged.model_id
     output_ids = [output.model_id for output in run.outputs.model_outputs]
-    if model_id not in output_ids:
-        tracking.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     # At the times that the run has them: the same points are not written twice.
     metrics = [
         Metric(
@@ -153,12 +153,16 @@ def _fill(
         )
         for point in run.data.to_proto().metrics
     ]
-    tracking.log_batch(run_id, metrics)
+    with translated("log model"):
+        if model_id not in output_ids:
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        client.log_batch(run_id, metrics)
     with tempfile.TemporaryDirectory(prefix="gyre-register-") as name:
         folder = Path(name, NAME)
         _save(exported, folder, logged, content)
-        tracking.log_model_artifacts(model_id, str(folder))
-    tracking.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        with translated("log model artifacts"):
+            client.log_model_artifacts(model_id, str(folder))
+            client.finalize_logged_model(model_id, LoggedModelStatus.READY)
 
 
 def _save(
@@ -200,16 +204,17 @@ def _new_version(
     about = (
         f"Trained by `train_{model}`; alias `production` answers. [Is it well?]({page})"
     )
-    tracking = Tracking(settings)
-    with suppress(RegistryError):  # there is one already
-        tracking.create_registered_model(model, description=about)
-    version = tracking.create_model_version(
-        model,
-        source=f"models:/{logged.model_id}",
-        run_id=logged.source_run_id,
-        model_id=logged.model_id,
-        tags=packed(tags),
-        description=cut(description, DESCRIPTION),
-        await_creation_for=0,  # the SQL store has made it by the time it answers
-    )
+    client = connect(settings)
+    with suppress(RegistryError), translated("create registered model"):
+        client.create_registered_model(model, description=about)
+    with translated("create model version"):
+        version = client.create_model_version(
+            model,
+            source=f"models:/{logged.model_id}",
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
+            tags=packed(tags),
+            description=cut(description, DESCRIPTION),
+            await_creation_for=0,  # the SQL store has made it by the time it answers
+        )
     return Version(model, str(version.version), str(logged.source_run_id), tags)

@@ -68,7 +68,7 @@ def test_mlflows_own_command_enters_a_role_changed_in_the_ui_in_the_ledger(tmp_p
 def test_an_experiment_opens_on_its_runs_without_a_dialog(settings):
     tracking = Tracking(settings)
     run_id = tracking.start_or_find_run("trainings", "k", "monday's", {})
-    experiment_id = tracking.get_run(run_id).info.experiment_id
+    experiment_id = client(settings).get_run(run_id).info.experiment_id
     front = f"document.querySelectorAll('{IN_FRONT}').length"
     with browser() as chromium:
         chromium.open(f"{settings.mlflow_address}/#/experiments/{experiment_id}", 1440)

@@ -14,6 +14,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import at_most, mlflow_server, unused_port
+from tests.mlflow_server.conftest import client
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_texts_of_any_length_are_kept_as_far_as_there_is_room(empty_database):
         tracking = Tracking(empty_database)
         run_id = tracking.start_or_find_run("e", "k", reason, {"reason": reason})
         tracking.end(run_id, reason)
-        run = tracking.get_run(run_id)
+        run = client(empty_database).get_run(run_id)
     texts = {"name": (run.info.run_name, 250)}
     for name in ("reason", "outcome", "mlflow.note.content"):
         texts[name] = (run.data.tags[name], 8_000)
@@ -47,25 +48,27 @@ def test_a_deleted_experiment_is_named_with_what_brings_it_back(
     settings, tracking, experiment
 ):
     tracking.start_or_find_run(experiment, "k", "first", {})
-    number = tracking.get_experiment_by_name(experiment).experiment_id
-    tracking.delete_experiment(number)
+    api = client(settings)
+    number = api.get_experiment_by_name(experiment).experiment_id
+    api.delete_experiment(number)
     remedy = f"{experiment} was deleted.* restore --experiment-id {number};"
     with pytest.raises(RegistryError, match=remedy):
         tracking.start_or_find_run(experiment, "k", "second", {})
     deleted = DeletedExperiment(experiment, number)
     assert Pages(settings).training(experiment) == deleted
-    tracking.restore_experiment(number)
+    api.restore_experiment(number)
     tracking.start_or_find_run(experiment, "k", "third", {})
     assert len(tracking.runs(experiment)) == 1
     assert Pages(settings).training(experiment) is None
 
 
-def test_all_runs_of_an_experiment_are_read(tracking, experiment):
+def test_all_runs_of_an_experiment_are_read(settings, tracking, experiment):
     first = tracking.start_or_find_run(experiment, "k", "first", {})
-    experiment_id = tracking.get_experiment_by_name(experiment).experiment_id
+    api = client(settings)
+    experiment_id = api.get_experiment_by_name(experiment).experiment_id
     for _ in range(100):
-        tracking.create_run(experiment_id)
-    tracking.delete_run(first)
+        api.create_run(experiment_id)
+    api.delete_run(first)
     assert len(tracking.runs(experiment)) == 100
     assert len(tracking.runs(experiment, deleted=True)) == 101
 
@@ -87,7 +90,7 @@ def test_an_error_of_mlflow_is_reported_in_one_line(tracking, experiment, tmp_pa
     with pytest.raises(RegistryError, match=r"log batch: .*depth"):
         tracking.log(run_id, params={"depth": 9})
     with pytest.raises(RegistryError, match=r"download artifacts: .*nothing\.json"):
-        tracking.download_artifacts(run_id, "nothing.json", tmp_path)
+        tracking.download_artifacts(run_id, "nothing.json", str(tmp_path))
 
 
 @pytest.mark.timed

@@ -250,14 +250,14 @@ def a_version_of_today_is_ok(settings, frame):
 
 def a_deleted_experiment_ends_nothing(settings, as_of):
     """The decision stands; that its figures are not in MLflow is told."""
-    tracking = Tracking(settings)
-    experiment = tracking.get_experiment_by_name(f"{SPEC.experiment}_monitoring")
-    tracking.delete_experiment(experiment.experiment_id)
+    api = client(settings)
+    experiment = api.get_experiment_by_name(f"{SPEC.experiment}_monitoring")
+    api.delete_experiment(experiment.experiment_id)
     report = monitor(settings, SPEC, as_of)
     (told,) = alerts(settings, SPEC.name, "what the checks found is not in MLflow")
     restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
     assert restore in told["message"]
-    tracking.restore_experiment(experiment.experiment_id)
+    api.restore_experiment(experiment.experiment_id)
     return report
 
 
@@ -296,7 +296,7 @@ def figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path):
     runs = tracking.runs(f"{SPEC.experiment}_monitoring")
     first = next(run for run in runs if run.tags["version"] == "1")
     assert first.status == "FINISHED"
-    points = tracking.get_metric_history(first.run_id, "psi/lifetime_orders")
+    points = client(settings).get_metric_history(first.run_id, "psi/lifetime_orders")
     assert len({point.step for point in points}) > 1, "MLflow draws no line of a point"
     reports = Path(tracking.download_artifacts(first.run_id, "reports", str(tmp_path)))
     assert next(reports.rglob("report.html")).stat().st_size > 100_000

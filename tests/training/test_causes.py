@@ -50,7 +50,7 @@ def test_a_training_answers_every_open_decision(tracked, tracking, decisions):
     start_run(tracked, "earlier", 1)
     (row,) = open_decisions(tracked, CAUSED, start)
     assert row.cause == "drift 2"
-    tracking.set_terminated(start_run(tracked, "finished", 1))
+    tracking.end(start_run(tracked, "finished", 1))
     assert open_decisions(tracked, CAUSED, start) == [], "that run has learnt it all"
 
     start_run(tracked, "later", 2)
@@ -74,6 +74,6 @@ def test_a_cause_is_answered_by_a_running_or_finished_retraining(tracked, tracki
     assert answer(0)
     assert answer(12) is None
     fail_run(tracked, ANSWERED, "y 0")
-    tracking.set_terminated(answer(13))
+    tracking.end(answer(13))
     fail_run(tracked, ANSWERED, "y 13")  # too late: it has finished
     assert answer(14) is None

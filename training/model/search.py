@@ -47,7 +47,7 @@ def search(
             metrics = metrics_of(estimator)
         figures = {f"fold/{name}": value for name, value in metrics.items()}
         tracking.log(trial_run, metrics=figures, params=params)
-        tracking.set_terminated(trial_run)
+        tracking.end(trial_run)
         loss = metrics[spec.loss]
         log.info("%s: %.4f  %s", name, loss, estimator.parameters)
         trials.append((metrics, estimator))

@@ -81,7 +81,7 @@ def monitored(rig, served):
     tracking = Tracking(rig.settings)
     tags = {"as_of": now.isoformat(), "reason": "drift"}
     training = tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags)
-    tracking.set_terminated(training)
+    tracking.end(training)
     key = f"{name} version {served.first}"
     experiment = f"{rig.spec.experiment}_monitoring"
     run_id = tracking.start_or_find_run(experiment, key, key, {"version": served.first})

@@ -86,7 +86,7 @@ def test_a_retraining_that_made_no_version_uses_up_no_cooldown(status, run_ids, 
     trainings = []
     for name, moment in (("first", NOON - 29 * HOUR), ("a", NOON - 2 * HOUR)):
         tags = {"as_of": moment.isoformat()}
-        trainings.append(Run(name, None, "FINISHED", {}, {}, tags))
+        trainings.append(Run(name, None, "FINISHED", moment, {}, {}, tags))
     if status is None:
         trainings.pop()
     else:
