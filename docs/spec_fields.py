@@ -93,7 +93,7 @@ def _values(schema: Mapping[str, Any]) -> str:
 
 def _meanings() -> Iterator[tuple[tuple[str, str], str]]:
     """Yield class and field, with the comment behind the field and the text below it."""
-    for file in (CLONE / "core").glob("*spec.py"):
+    for file in (CLONE / "core" / "spec").glob("*.py"):
         source = file.read_text("utf-8")
         lines = source.splitlines()
         classes = (

@@ -8,6 +8,7 @@ from core.errors import SettingsError
 from core.settings import PROJECT, load_settings
 from core.spec import MODELS, load_spec, load_specs
 from core.spec.monitoring import Rollout
+from docs import spec_fields
 from feature_repo.published.config import feast_connection
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
@@ -23,6 +24,12 @@ BEFORE_GATES = SHIPPED[SHIPPED.index(SEGMENT) : SHIPPED.index("[[gates]]")]
 FAIR_GATE = '[[gates]]\nmetric = "largest_gap"\nrule = "at_most"\nvalue = 0.2\n\n'
 WITHOUT_SEGMENT = BEFORE_GATES.removeprefix(SEGMENT) + FAIR_GATE
 POPULATION = SHIPPED[SHIPPED.index("[population]") : SHIPPED.index("[snapshots]")]
+
+
+def test_the_page_of_the_fields_has_the_text_beside_each_field():
+    page = spec_fields.spec()
+    assert "| `seed` | whole number ≥ 0 | required | of all that is random" in page
+    assert "| PSI from which drift is noted. |" in page
 
 
 def test_every_shipped_model_loads_under_the_name_of_its_file():
