@@ -1,6 +1,7 @@
-"""What every package stands on: settings, model specs, tables, errors, timestamps.
+"""The basis of every package: settings, model specs, tables, errors, timestamps.
 
-Imported ahead of every tool, so that none of them reports to its makers what it is used for.
+Every package imports it before any tool: the variables below keep each tool from sending its
+makers a report of its use.
 """
 
 import os
@@ -12,11 +13,11 @@ UNREPORTED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "ORT_DISABLE_TELEMETRY": "1",  # else each session sends graph, hashes and command line
 }
-"""Each tool reads its own at import; Airflow's is in its configuration (environment.py)."""
+"""Each tool reads its variable at import. Airflow's is in its configuration (stack/environment.py)."""
 for _name, _value in UNREPORTED.items():
     os.environ.setdefault(_name, _value)
 
-# The stack's own programs are reached directly, whatever proxy this machine has.
+# No proxy of this machine stands between the stack's own programs.
 _direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
 for _host in ("127.0.0.1", "localhost", "::1"):
     if _host not in _direct.split(","):

@@ -1,60 +1,64 @@
-"""Every error that Gyre raises on purpose, in one tree.
+"""Errors that Gyre raises on purpose: one tree below `GyreError`.
+
+Errors that several packages raise or catch are here. An error of one package alone stands in that
+package, below one of these: `serving/errors.py`, `feature_repo/published/definition_check.py`,
+`stack/airflow_api.py`.
 
 A message names the thing, what was expected, what was found, and the remedy. The command line
-prints the message alone and leaves with `exit_code`; anything else that reaches it is a defect.
+prints the message alone and leaves with `exit_code`; any other error that reaches it is a defect.
 """
 
 
 class GyreError(Exception):
-    """Something a person can act on."""
+    """A problem that a person can act on."""
 
     exit_code = 1
 
 
 class SettingsError(GyreError):
-    """A setting or model spec is wrong: file or variable, key, expectation."""
+    """A setting or a model spec is wrong; the message has file or variable, key and expectation."""
 
     exit_code = 2
 
 
 class DataError(GyreError):
-    """A batch, table or frame is not what its contract says; nothing was changed."""
+    """A batch, a table or a frame breaks its contract; nothing was changed."""
 
 
 class NoRequestError(DataError):
-    """Only requests say whom to score: features need their data, or no view lists entities."""
+    """There is no list of entities to score: features need data of a request, or no view has keys."""
 
 
 class BatchRejectedError(DataError):
-    """A whole batch failed its expectations and stopped before the tables."""
+    """A whole batch failed its expectations; none of its rows is in a table."""
 
 
 class UncomputableError(DataError):
-    """An expression cannot take a value, such as that of a row in the raw table."""
+    """A feature's expression fails on a value, such as one of the raw table."""
 
 
 class TrainingError(GyreError):
-    """A training run cannot go on (no matured label, one class, no estimator)."""
+    """A training run cannot go on: no label has matured, there is one class, or no estimator."""
 
 
 class RegistryError(GyreError):
-    """MLflow cannot be reached, or holds no such model or version."""
+    """MLflow or the ledger's database fails, or MLflow has no such model or version."""
 
 
 class RegistryUnavailableError(RegistryError):
-    """MLflow does not answer, or not in time."""
+    """MLflow does not answer in time."""
 
 
 class ArtifactError(RegistryError):
-    """MLflow answers, and does not return a file of a version."""
+    """MLflow answers, but does not return a file of a version."""
 
 
 class NoChampionError(RegistryError):
-    """Nothing is in production, or what is has another task or other entities."""
+    """No version is in production, or that version has another task or other entities."""
 
 
 class PromotionRefusedError(GyreError):
-    """The version to be replaced is no longer in production, or there is nothing to go back to."""
+    """A role cannot change: another version is in it by now, or there is none to go back to."""
 
     exit_code = 3
 
@@ -64,12 +68,12 @@ class FeaturesUnavailableError(GyreError):
 
 
 class BrokerUnavailableError(GyreError):
-    """The broker does not answer in time, or holds as many events as may wait."""
+    """The broker does not answer in time, or its queue of events is full."""
 
 
 class MonitoringError(GyreError):
-    """A monitor cannot look, or a decision cannot be explained."""
+    """A monitoring run cannot be done, or a decision cannot be explained."""
 
 
 class StackError(GyreError):
-    """A process of the stack did not start, stop or answer in time."""
+    """A process of the stack does not start, stop or answer in time."""

@@ -1,4 +1,4 @@
-"""Files, on disk or on S3, that others read while they are written anew."""
+"""Files on disk or on S3: other processes read them while one replaces them."""
 
 import atexit
 import os
@@ -23,7 +23,7 @@ LONGEST_MESSAGE = 300
 END_SECONDS = 0.1
 """How long a process that used S3 waits at its end."""
 ESCAPES = {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "${": "${:-$}{"}
-"""What python-dotenv reads as another text between double quotes."""
+"""Escapes of texts that python-dotenv would change between double quotes."""
 RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
@@ -31,21 +31,21 @@ def location(address: str) -> UPath:
     """Return a folder or a file on disk, or at `s3://…`, which AWS's own variables describe."""
     if "://" not in address:
         return UPath(Path(address))
-    from obstore.fsspec import register  # noqa: PLC0415  (0.1 s, and only of teams)
+    from obstore.fsspec import register  # noqa: PLC0415  (0.1 s, and only teams need it)
 
-    register("s3")  # the library that Delta tables are reached by
+    register("s3")  # with the library by which Delta tables reach S3
     _wait_at_end()
     return UPath(address, retry_config=RETRIES)
 
 
 @cache
 def _wait_at_end() -> None:
-    """Let obstore hand over its last result: a thread of it that does aborts an ending Python."""
+    """Let obstore hand over its last result: a thread that still does aborts an ending Python."""
     atexit.register(time.sleep, END_SECONDS)
 
 
 def bucket_problem(address: str) -> str | None:
-    """Say why an object cannot be written below `address` (`s3://…`); None if it can."""
+    """Return why no object can be written below `address` (`s3://…`); None: one can."""
     from obstore.store import from_url  # noqa: PLC0415
 
     client: Any = {"timeout": "4s", "connect_timeout": "3s", "allow_http": True}
@@ -61,21 +61,23 @@ def bucket_problem(address: str) -> str | None:
 
 @contextmanager
 def reached(place: str) -> Iterator[None]:
-    """Raise DataError, which names the place, where S3 or a disk refuses."""
+    """Raise an error of S3 or of a disk as DataError, in one line that begins with the place."""
     try:
         yield
     except Exception as exc:
         is_of_s3 = type(exc).__module__ == "obstore.exceptions"
         if not isinstance(exc, OSError) and not is_of_s3:
             raise
-        # Of a folder it has an error for each file.
+        # shutil.Error has an error for each file of a folder.
         error = exc.args[0][0][2] if isinstance(exc, shutil.Error) else exc
         line = " ".join(str(error).partition("Debug source:")[0].split())
         raise DataError(f"{place}: {line[:LONGEST_MESSAGE]}") from exc
 
 
 def local_copies(paths: Iterable[UPath], cache: Path) -> list[str]:
-    """Return files on this disk: of S3 copies, fetched where they are missing; they never change.
+    """Return paths of files on this disk: for a file on S3 its copy, which is fetched once.
+
+    The files never change.
 
     Args:
         paths: The files.
@@ -94,7 +96,7 @@ def _local_copy(cache: Path, path: UPath) -> str:
         return str(path)
     copy = cache / path.path
     try:
-        os.utime(copy)  # those not used for days are removed
+        os.utime(copy)  # `gyre maintain` removes copies that were not used for days
     except FileNotFoundError:
         copy.parent.mkdir(parents=True, exist_ok=True)
         part = copy.with_name(f".{uuid4()}.part")
@@ -104,9 +106,9 @@ def _local_copy(cache: Path, path: UPath) -> str:
 
 
 def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) -> None:
-    """Write `path` in one step: a reader finds what was there before, or all of `content`.
+    """Write `path` in one step: a reader finds the old content, or all of the new.
 
-    mode: permissions, as of the first byte; the umask takes from them.
+    mode: Permissions from the first byte on; the umask takes from them.
     """
     content_bytes = content.encode() if isinstance(content, str) else content
     if not isinstance(path, Path):  # on S3, where a file appears as a whole
@@ -123,7 +125,7 @@ def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) ->
 
 
 def append_secrets(path: Path, variables: Mapping[str, str]) -> None:
-    """Add lines to a `gyre.env`, which only its owner reads from its first byte on if it is new."""
+    """Add lines to a `gyre.env`. Only the owner can read a new one, from its first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(0o600)
     with path.open("a", encoding="utf-8") as file:
@@ -137,5 +139,5 @@ def append_secrets(path: Path, variables: Mapping[str, str]) -> None:
 
 
 def read_file(path: UPath) -> bytes:
-    """Return what a file holds; `UPath.read_bytes` raises a confusing error without a file."""
+    """Return the content of a file; without one, `UPath.read_bytes` raises a confusing error."""
     return bytes(path.fs.cat_file(path.path))

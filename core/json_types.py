@@ -1,4 +1,4 @@
-"""What a value in JSON may be, wherever a client sends one."""
+"""Types of values that clients send in JSON."""
 
 import re
 from ctypes import c_float
@@ -13,15 +13,15 @@ from core.timestamps import whole_second
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 EXACT = 2**53
-"""Below it, every integer is a double of its own."""
-TIME = re.compile(
+"""Largest integer up to which each has a double of its own."""
+ISO_TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6}0*)?)?"
     r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
 )
 
 
 def _whole(value: Any) -> Any:
-    """In JSON 4.0 is an integer, and what pandas makes of a column with a gap.
+    """Return an integer for a whole double: JSON has 4.0, and pandas makes it of a column with a gap.
 
     Raises:
         ValueError: A double of that size may have been another integer.
@@ -37,7 +37,12 @@ def _whole(value: Any) -> Any:
 
 
 def _exact(value: Any) -> Any:
-    """Refuse an integer that a double does not hold."""
+    """Return the value.
+
+    Raises:
+        ValueError: It is an integer that a double may not hold.
+
+    """
     if type(value) is int and abs(value) > EXACT:
         raise ValueError(
             f"expected a double, found {value}, which no double may hold: write {value}.0"
@@ -46,13 +51,13 @@ def _exact(value: Any) -> Any:
 
 
 def exact_time(value: Any) -> Any:
-    """Read a text in ISO 8601 of a day and a time, at most of microseconds.
+    """Read a text in ISO 8601: a day and a time, to the microsecond at most.
 
-    Digits without their separators may be seconds or milliseconds since 1970, or a day.
+    Digits without separators are refused: they may be a day, or seconds since 1970.
     """
     if type(value) is not str:
         return value
-    if not TIME.fullmatch(value):
+    if not ISO_TIME.fullmatch(value):
         raise ValueError(
             "expected a time like 2026-03-01T00:00:00Z, of microseconds at most, "
             f"found {value!r}"

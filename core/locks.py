@@ -1,4 +1,4 @@
-"""Locks: of what is written, there is one writer at a time."""
+"""Locks, by which a table, an ingest or a ledger has one writer at a time."""
 
 import threading
 from collections.abc import Iterator
@@ -10,12 +10,13 @@ from core.errors import DataError
 from core.settings import Settings
 
 INGEST_LOCK = "ingest/{}"
-"""Of a dataset by its name: one ingest at a time reads its source."""
+"""Lock of a dataset by its name: one ingest at a time reads the dataset's source."""
 ONLINE_LOCK = "online/{}"
-"""Of a dataset by its name: one process at a time computes and writes its online values."""
-SECONDS = 60.0
+"""Lock of a dataset by its name: one process at a time computes and writes its online values."""
+LOCK_SECONDS = 60.0
+"""How long a writer waits for another by default."""
 POLL_SECONDS = 0.005
-"""Of a file's lock, which events wait for."""
+"""How often a waiting writer asks for a file's lock: events wait for it."""
 CONNECT_SECONDS = 5
 KEEPALIVES = (
     "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5;"
@@ -29,17 +30,23 @@ _THREAD = threading.local()
 def one_writer(
     settings: Settings,
     name: str,
-    seconds: float = SECONDS,
+    seconds: float = LOCK_SECONDS,
     address: str | None = None,
 ) -> Iterator[None]:
-    """Be the only writer of `name`, in `data`, until the block ends; a thread may ask again.
+    """Hold the lock `name` until the block ends; a thread that holds it may ask again.
 
-    seconds: how long to wait for another. address: of another PostgreSQL.
-    By a lock of PostgreSQL where there is one, so of all hosts; else by a file, of this one.
+    With PostgreSQL the lock excludes the writers of all hosts. Without, it is a file below
+    GYRE_HOME/data, and excludes the writers of this host.
+
+    Args:
+        settings: Settings of the installation.
+        name: Name of the table or the work, such as `raw/orders`.
+        seconds: How long to wait while another writer holds the lock.
+        address: Address of another PostgreSQL than GYRE_DATABASE_URL.
 
     Raises:
-        DataError: another held it for `seconds`, PostgreSQL does not answer, or there can be no
-            file.
+        DataError: Another writer held the lock for `seconds`, PostgreSQL does not answer, or the
+            file cannot be written.
 
     """
     busy = f"{name}: another writer held it for {seconds:.0f} s"
@@ -56,7 +63,7 @@ def one_writer(
     except Timeout as exc:
         raise DataError(busy) from exc
     except OSError as exc:
-        raise DataError(f"{path}: no lock: {exc.strerror}") from exc
+        raise DataError(f"{path}: the lock cannot be made: {exc.strerror}") from exc
     with acquired_lock:
         yield
 
@@ -65,8 +72,8 @@ def one_writer(
 def _database_lock(
     address: str, name: str, seconds: float, busy: str
 ) -> Iterator[None]:
-    """Hold a lock that PostgreSQL frees as soon as this process, or its host, is gone."""
-    import psycopg  # noqa: PLC0415  (only of teams)
+    """Hold a lock of PostgreSQL, which frees it once this process or its host is gone."""
+    import psycopg  # noqa: PLC0415  (only teams need it)
 
     held_names: set[str] = _THREAD.__dict__.setdefault("held_names", set())
     if name in held_names:
@@ -87,7 +94,7 @@ def _database_lock(
             raise DataError(busy) from exc
         except psycopg.Error as exc:
             line = str(exc).splitlines()[0]
-            raise DataError(f"{name}: PostgreSQL refused its lock: {line}") from exc
+            raise DataError(f"{name}: PostgreSQL refuses the lock: {line}") from exc
         held_names.add(name)
         try:
             yield

@@ -7,7 +7,10 @@ from core.settings import CLONE
 
 
 def package_version(package: str) -> str:
-    """Return what is installed; else, as in the image `serving`, what requirements.lock has."""
+    """Return the installed version; if there is none, that of requirements.lock.
+
+    The image `serving` lacks packages whose versions it reports.
+    """
     try:
         return version(package)
     except PackageNotFoundError:

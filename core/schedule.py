@@ -1,4 +1,4 @@
-"""When something runs: a cron expression (UTC), or one of Airflow's names."""
+"""Schedules: a cron expression (UTC), or one of Airflow's names."""
 
 from datetime import timedelta
 from itertools import pairwise
@@ -10,16 +10,16 @@ from core.timestamps import BEGINNING
 
 CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
 AIRFLOWS_OWN = {"@quarterly": "0 0 1 */3 *"}
-"""Names that croniter does not know."""
+"""Names that Airflow knows and croniter does not."""
 COMPARED_RUNS = 100
-"""Runs whose distances are looked at: a schedule may pause at night, or on Sundays."""
+"""Runs whose distances are compared: a schedule may pause at night, or on Sundays."""
 
 
 def checked_schedule(schedule: str) -> str:
-    """Return a schedule that Airflow knows.
+    """Return the schedule if Airflow knows it.
 
     Raises:
-        ValueError: It does not know it, or it never comes.
+        ValueError: Airflow does not know it, or its time never comes.
 
     """
     # 0.1 s; Airflow reads schedules with it.

@@ -31,19 +31,19 @@ from core.files import location
 from core.schedule import Schedule
 
 CLONE = Path(__file__).resolve().parents[1]
-"""Where Gyre's own code, its DAG files and its lock file lie."""
+"""Folder of Gyre's own code, its DAG files and its lock file."""
 PROJECT = Path(os.environ.get("GYRE_PROJECT", CLONE)).expanduser().resolve()
-"""Where a team's models/, feature_repo/ and Python packages lie. A constant, as modules are found
-by it; `load_settings` says what is wrong with it."""
+"""Folder of a team's models/, feature_repo/ and Python packages. It is a constant, as Python finds
+modules by it; `load_settings` checks it."""
 # The clone first: in a project `feature_repo` is a folder, in the clone the package.
 sys.path += [str(folder) for folder in (CLONE, PROJECT) if str(folder) not in sys.path]
 LOOPBACK = "127.0.0.1"
 ENV_FILE = "gyre.env"
-"""In a stack's home: settings that always belong to it."""
+"""File in a stack's home with the settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
-"""What the stack's own processes listen on: settings `<name>_port`."""
-# Linux takes the ports of outgoing connections from 32768 on: a free port from there may
-# be taken before the program that it was chosen for listens.
+"""Programs of the stack that listen on a port: the setting `<name>_port`."""
+# Linux takes ports of outgoing connections from 32768 on: such a port may be taken before
+# the program that it was chosen for listens on it.
 FREE_PORTS = range(15_000, 32_768)
 Page = Literal["serving", "console", "mlflow", "airflow"]
 """A program that people look at."""
@@ -51,12 +51,12 @@ SHARED = (
     *("database_url", "ledger_url", "data_url", "artifacts_url"),
     *("redis_url", "mlflow_url", "airflow_url", "serving_url", "online_store"),
 )
-"""Settings of what a temporary installation has by itself."""
+"""Settings that a temporary installation does not share with the one that makes it."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
-"""Of the database, where there is one."""
+"""Schemas of the database, where there is one."""
 AIRFLOW_USERS = re.compile(r"([\w.@+-]+:(viewer|user|op|admin)(,(?=.)|$))*")
 LAYOUT = "8"
-"""Layout of what is kept. A home, a database and a backup say theirs; another is refused."""
+"""Layout of stored data. A home, a database and a backup name theirs; Gyre refuses another."""
 KEEP_DAYS = {"predictions": 400, "outcomes": 400, "scores": 400}
 
 
@@ -68,7 +68,7 @@ def _checked_url(schemes: tuple[str, ...], address: str) -> str:
 
     """
     url = urlsplit(address)
-    _ = url.port  # raises where it is no number
+    _ = url.port  # raises ValueError where it is no number
     if url.scheme.partition("+")[0] not in schemes or not url.hostname:
         raise ValueError(f"expected {'://…, '.join(schemes)}://…")
     return address.rstrip("/")
@@ -85,9 +85,9 @@ Host = Annotated[str, AfterValidator(lambda text: str(ip_address(text)))]
 
 
 class Settings(BaseSettings):
-    """Where things are. Every field is the environment variable `GYRE_<FIELD>`.
+    """Settings of an installation. Every field is the environment variable `GYRE_<FIELD>`.
 
-    Those that always belong to one home can be lines of its `gyre.env`: `GYRE_MLFLOW_PORT=5001`.
+    Settings that always belong to one home can be lines of its `gyre.env`: `GYRE_MLFLOW_PORT=5001`.
     `python -m docs.generate` makes docs/reference/settings.md of the texts below the fields.
     """
 
@@ -101,10 +101,11 @@ class Settings(BaseSettings):
 
     project: Path = PROJECT
     """The folder of a team's own models, datasets, expectations and Python packages; `gyre init
-    DIR` writes one. Default: the clone. Only of the environment: `gyre.env` lies below it."""
+    DIR` writes one. Default: the clone. It is read from the environment alone, as `gyre.env` lies
+    below it."""
     home: Path = PROJECT / ".gyre"
-    """The state directory of one installation: data, databases, files, logs. Default: that of the
-    project."""
+    """The state directory of one installation: data, databases, files, logs. Default: `.gyre` in
+    the project."""
     serving_port: Port = 8000
     """Port of serving."""
     console_port: Port = 8001
@@ -127,56 +128,58 @@ class Settings(BaseSettings):
     mlflow_url: ServerUrl | None = None
     """Address of an MLflow server that Gyre uses and does not start."""
     airflow_url: ServerUrl | None = None
-    """The same of Airflow."""
+    """Address of an Airflow that Gyre uses and does not start."""
     serving_url: str | None = None
-    """The same of serving; several replicas, separated by blanks, are monitored as one. A name with
-    several IPv4 addresses stands for as many over http, as a headless Service of Kubernetes."""
+    """Address of a serving that Gyre uses and does not start. Several addresses, separated by
+    blanks, are replicas, which are monitored as one. An http address whose name has several IPv4
+    addresses, as a headless Service of Kubernetes has, stands for as many replicas."""
     links: dict[Page, str] = Field(default_factory=dict)
-    """Where people reach the programs, as through a proxy: `GYRE_LINKS__MLFLOW`, `__AIRFLOW`,
-    `__SERVING`, `__CONSOLE`. Default: where the programs reach each other."""
+    """Addresses by which people reach the programs, as through a proxy: `GYRE_LINKS__MLFLOW`,
+    `__AIRFLOW`, `__SERVING`, `__CONSOLE`. Default: the addresses by which the programs reach each
+    other."""
     secrets_dir: Path = Path("/run/secrets")
     """A folder where each file is a setting: `gyre_database_url` is read where the environment has
     no GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), and the
     secrets of Airflow: `airflow_fernet`, `airflow_api`, `airflow_jwt`, `airflow_password`."""
     database_url: DatabaseUrl | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
-    ledger has a schema of its own there. Of one stack; a line of `gyre.env`, as every command needs
-    it."""
+    ledger has a schema of its own there. It belongs to one stack. Write it into `gyre.env`, as
+    every command needs it."""
     ledger_url: DatabaseUrl | None = None
-    """The same for the ledger alone, such as a team's, where another machine promotes into the
-    team's MLflow. Default: GYRE_DATABASE_URL."""
+    """`postgresql://…` of the ledger alone, such as a team's, where another machine promotes into
+    the team's MLflow. Default: GYRE_DATABASE_URL."""
     data_url: BucketUrl | None = None
     """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables and reports; each host keeps
-    copies. Several hosts need GYRE_DATABASE_URL, which says who writes, and GYRE_HOME at the same
-    path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    copies. Several hosts need GYRE_DATABASE_URL, which has the locks of writers, and GYRE_HOME at
+    the same path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION."""
     artifacts_url: str | None = None
-    """The same of the files that MLflow keeps."""
+    """`s3://bucket/prefix` in place of GYRE_HOME for the files that MLflow keeps."""
     sources: dict[str, str] = Field(default_factory=dict)
-    """Where a dataset's rows come from (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a folder
-    of them, a glob, or an Ibis address followed by `#table`. Default: the file in `data/`."""
+    """Source of a dataset's rows (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a folder of them,
+    a glob, or an Ibis address followed by `#table`. Default: the file in `data/`."""
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
     ingest_schedule: Schedule = "*/20 * * * *"
-    """When Airflow runs the DAG `ingest` (UTC): a cron expression, or a name such as @hourly. Of a
-    whole installation: the skew check knows by it how late features may be. Where it is rarer, set
-    `freshness_hours` of the specs too."""
+    """When Airflow runs the DAG `ingest` (UTC): a cron expression, or a name such as @hourly. It
+    holds for the whole installation: the skew check takes from it how late features may be. If it
+    is rarer, set `freshness_hours` of the specs too."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What computes feature views, labels and training frames; `make spark` installs
+    """The engine that computes feature views, labels and training frames; `make spark` installs
     [Spark](../how-to/spark.md)."""
     spark_master: str = "local[*]"
-    """The Spark master that `GYRE_ENGINE=spark` asks, such as `spark://10.0.0.1:7077`. A cluster
+    """The Spark master of `GYRE_ENGINE=spark`, such as `spark://10.0.0.1:7077`. A cluster
     needs GYRE_DATA_URL."""
     alert_urls: str = ""
     """Apprise addresses (Slack, PagerDuty, mail, a webhook …), separated by blanks. Default: the
     file `logs/alerts.log` in GYRE_HOME."""
     change_live_features: bool = False
-    """Let ingest change the feature values that a version in a role is served. Meant for a single
-    command."""
+    """Allows ingest to change the feature values that a version in a role is served. It is meant for
+    a single command."""
     default_model: str | None = None
-    """The model that serving answers with where a route names none, as `/predict` does. Default:
-    the only one there is; with several, none, and `/predict` answers 404."""
+    """The model of routes that name none, such as `/predict`. Default: the only model there is; with
+    several models there is no default, and `/predict` answers 404."""
     keep_days: Annotated[
         dict[Literal["predictions", "outcomes", "scores"], PositiveInt],
         BeforeValidator(lambda days: KEEP_DAYS | days),
@@ -190,19 +193,21 @@ class Settings(BaseSettings):
     comments), read again when it changes. Only probes, `/metrics` and the page `/docs` then answer
     without one. Default: everybody is answered."""
     behind_proxy: bool = False
-    """Says that MLflow and the console are reached only through a proxy that asks people who they
-    are, as they ask nobody themselves; and serving only through one that sets `X-Request-ID` to a
-    value of its own, from which the `request_id` of a prediction is made."""
+    """States that people reach MLflow and the console only through a proxy that asks for a login, as
+    both have none; and serving only through a proxy that sets `X-Request-ID` to a value of its own,
+    from which the `request_id` of a prediction is made."""
     host: Host = LOOPBACK
-    """IP address that serving listens on (`0.0.0.0`: all). One that others reach needs
+    """IP address that serving listens on (`0.0.0.0`: all). An address that other hosts reach needs
     GYRE_SERVING_TOKENS_FILE."""
     mlflow_host: Host = LOOPBACK
-    """The same of MLflow, with GYRE_BEHIND_PROXY. MLflow answers requests for `localhost` and
-    private addresses; for other names list all, these included, in MLFLOW_SERVER_ALLOWED_HOSTS."""
+    """IP address that MLflow listens on. An address that other hosts reach needs GYRE_BEHIND_PROXY.
+    MLflow answers requests for `localhost` and private addresses; for other names list all, these
+    included, in MLFLOW_SERVER_ALLOWED_HOSTS."""
     console_host: Host = LOOPBACK
-    """The same of the console, with GYRE_BEHIND_PROXY."""
+    """IP address that the console listens on. An address that other hosts reach needs
+    GYRE_BEHIND_PROXY."""
     airflow_host: Host = LOOPBACK
-    """The same of Airflow's API and pages, which have a login."""
+    """IP address that Airflow's API and pages listen on; they have a login."""
     airflow_users: str = ""
     """People who log in to Airflow, with their roles, such as `ann:admin,bob:viewer`; a role is
     `viewer`, `user` (starts and approves runs), `op` or `admin`. Their passwords are in
@@ -308,10 +313,10 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.home / 'ledger.db'}"
 
     def beside(self, home: Path, **more: Any) -> "Settings":
-        """The same for a temporary home, whose databases are files of its own."""
+        """Return settings for a temporary home, whose databases are files of its own."""
         update: dict[str, Any] = dict.fromkeys(SHARED)
         update["home"] = home
-        # One where its processes find no address of a database either.
+        # A folder in which its processes find no address of a database.
         update["secrets_dir"] = home / "secrets"
         update["engine"] = "duckdb"  # a cluster does not see this disk
         return self.model_copy(update=update | more)
@@ -323,7 +328,7 @@ class Settings(BaseSettings):
         )
 
     def link(self, name: Page) -> str:
-        """Return where people reach a program."""
+        """Return the address by which people reach a program."""
         return self.links.get(name) or str(getattr(self, f"{name}_address"))
 
     def listens_on(self, name: str) -> str:
@@ -346,12 +351,12 @@ class Settings(BaseSettings):
 
     @property
     def cache(self) -> Path:
-        """Copies of files on S3 that never change, and what is being computed."""
+        """Copies of files on S3, which never change, and files of computations under way."""
         return self.home / "cache"
 
     @property
     def scratch(self) -> UPath:
-        """Rows on their way from Spark's executors."""
+        """Files of rows that Spark's executors write and this host reads."""
         return self.data / "scratch"
 
     @property
@@ -372,7 +377,7 @@ def load_settings(**overrides: Any) -> Settings:
     """Read the environment, then the home's `gyre.env`, once.
 
     Raises:
-        SettingsError: One line that names the variable or the file, and what was expected.
+        SettingsError: The message names the variable or the file, and the expectation.
 
     """
     named_home = overrides.get("home") or os.environ.get("GYRE_HOME")
@@ -393,11 +398,11 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _read_aws_variables(secrets: Path | None) -> None:
-    """Put AWS's own variables into the environment: no library but boto3 reads keys from a file."""
+    """Put AWS's own variables into the environment: of all libraries boto3 alone reads files."""
     for file in secrets.glob("aws_*") if secrets else ():
         os.environ.setdefault(file.name.upper(), file.read_text().strip())
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
+        os.environ["AWS_ALLOW_HTTP"] = "true"  # the address says it already
 
 
 def _problem(exc: ValidationError) -> str:
@@ -417,7 +422,7 @@ def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:
 
 
 def free_ports() -> dict[str, int]:
-    """Return settings of a stack of its own: different ports that nobody listens on."""
+    """Return ports for a stack of its own: all different, and nobody listens on them."""
     candidates = SystemRandom().sample(FREE_PORTS, k=len(FREE_PORTS))
     free = filter(_is_free, candidates)
     return {f"{name}_port": next(free) for name in PORTS}

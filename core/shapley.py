@@ -1,7 +1,7 @@
-"""By how much each feature moves a row's score away from the mean score of a background.
+"""Shapley values: by how much each feature moves a score away from the mean of a background.
 
-A coalition of features is worth the mean score of the background with the row's values of these
-features put in place (interventional: Lundberg and Lee 2017).
+The worth of a coalition of features is the mean score of the background rows, with the row's own
+values of these features in place of theirs (interventional: Lundberg and Lee 2017).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 COALITIONS = 1024
-"""All of ten features; of more features a sample."""
+"""Number of coalitions: all of ten features; with more features it is a sample."""
 ROUNDING = 1e-7
-"""Share of the largest score: a contribution below it is float32's rounding, and 0."""
+"""Share of the largest score: a smaller contribution is a rounding of float32, and counts as 0."""
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
 
@@ -28,8 +28,8 @@ def shapley_values(
     """Return how much each feature moves a row's score away from the background's mean score.
 
     Args:
-        score: Returns the scores, [N] or [N, K] or a list of these, of columns [N], in which no
-            row stands twice. Called once.
+        score: Function from columns [N], in which no row stands twice, to scores [N] or [N, K] or
+            a list of these. It is called once.
         row: Columns [1].
         background: Columns [B] of the same names.
         most: Number of coalitions.
@@ -40,7 +40,7 @@ def shapley_values(
     """
     members, weights = coalitions(len(row), most)
     differs = np.array([background[name] != row[name] for name in row]).T
-    # A row for each coalition of each background row: where the row's own value is put in place.
+    # A row for each coalition of each background row: whether the row's own value is in place.
     replaced = (members & differs[:, None]).reshape(-1, len(row))
     base = np.repeat(np.arange(len(differs), dtype=np.uint32), len(members))
     first, place = _distinct_rows(replaced, base)
@@ -58,7 +58,7 @@ def shapley_values(
 def _distinct_rows(
     replaced: NDArray[np.bool_], base: NDArray[np.uint32]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the place of each distinct row, and which of these each row is.
+    """Return the first place of each distinct row, and the number of each row among these.
 
     Rows are compared as bytes: one bit for each feature, then the number of the background row.
     """
@@ -74,10 +74,11 @@ def _distinct_rows(
 def coalitions(
     features: int, most: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return coalitions [C, features], the empty one first, and what the worth of each counts.
+    """Return coalitions [C, features], the empty one first, and the weight of each one's worth.
 
-    Exact (Shapley 1953) where all are at most `most`; else those of random orders of joining and
-    of their reverses (Strumbelj and Kononenko 2014; Mitchell and others 2022), the same each time.
+    They are all coalitions (exact: Shapley 1953) if these are at most `most`. Else they are those
+    of random orders of joining and of their reverses (Strumbelj and Kononenko 2014; Mitchell and
+    others 2022), the same each time.
     """
     numbers = np.arange(features)
     if 2**features <= most:

@@ -1,4 +1,4 @@
-"""A second installation beside the one that is here: a home of its own and free ports."""
+"""A second installation beside the present one: it has a home of its own and free ports."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from core.settings import ENV_FILE, Settings, free_ports
 def temporary_installation(
     settings: Settings, purpose: str, folder: Path | None = None, *, keep: bool = False
 ) -> Iterator[Settings]:
-    """Give `settings` for another home, on free ports that its `gyre.env` names; start nothing.
+    """Yield settings of another home, on free ports that its `gyre.env` names; start nothing.
 
     Args:
-        settings: Of the installation that is here.
-        purpose: Part of the name of a temporary folder.
+        settings: Settings of the present installation.
+        purpose: Word in the name of a temporary folder.
         folder: The home, which stays at the end. Default: a temporary folder.
-        keep: Leave a temporary folder, too.
+        keep: Whether a temporary folder stays at the end, too.
 
     Raises:
         StackError: The folder holds an installation already.

@@ -1,14 +1,15 @@
-"""The longest texts that other tools keep. PostgreSQL refuses a longer one, SQLite keeps it."""
+"""Longest texts that other tools store. PostgreSQL refuses a longer one, SQLite keeps it."""
 
 RUN_NAME = 250
-"""Of MLflow, as the next two."""
+"""Characters of the name of a run in MLflow."""
 RUN_TAG = 8_000
+"""Characters of a tag of a run in MLflow."""
 DESCRIPTION = 5_000
-"""Of a registered model, and of a version."""
+"""Characters of the description of a model or a version in MLflow."""
 AIRFLOW_NOTE = 1_000
 MARK = " … (cut)"
 
 
 def cut(text: str, longest: int) -> str:
-    """Return the text; of a longer one its beginning, with a mark at the end."""
+    """Return the text; if it is longer, its beginning with a mark at the end."""
     return text if len(text) <= longest else text[: longest - len(MARK)] + MARK

@@ -1,4 +1,4 @@
-"""How a person or an event names a moment: one reading for the shell and for Airflow."""
+"""Moments as people, events and features give them: one reading for the shell and for Airflow."""
 
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 
@@ -15,8 +15,8 @@ def parse_timestamp(text: object, where: str) -> datetime:
     """Read an ISO 8601 time with an offset, as UTC.
 
     Raises:
-        SettingsError: names where it came from, what was expected and what was found. The future is
-            refused: features materialised up to it would stand still until then.
+        SettingsError: It is no such time, or lies in the future: features that are materialised up
+            to it would stand still until then.
 
     """
     expected = f"{where}: expected a time like 2026-03-01T00:00:00Z, found {text!r}"
@@ -33,12 +33,17 @@ def parse_timestamp(text: object, where: str) -> datetime:
 
 
 def microseconds(moment: datetime) -> int:
-    """Return `as_of` as on-demand views take it: whole microseconds (UTC) since the epoch."""
+    """Return a moment as on-demand views take it: whole microseconds since 1970 UTC."""
     return (moment - BEGINNING) // timedelta(microseconds=1)
 
 
 def whole_second(moment: datetime) -> datetime:
-    """Return a feature's timestamp as Feast keeps it: whole seconds, UTC; or raise ValueError."""
+    """Return a feature's timestamp as Feast keeps it: whole seconds, UTC.
+
+    Raises:
+        ValueError: It has no offset from UTC, or Feast cannot keep its year.
+
+    """
     if moment.tzinfo is None or not MINYEAR < moment.year < MAXYEAR:
         raise ValueError(
             f"expected a time with an offset, of the years 2 to 9998, found {moment}"

@@ -1,4 +1,4 @@
-"""Bearer tokens of serving: a file with one a line.
+"""Bearer tokens of serving, from a file with one token a line.
 
 A line is `TOKEN` or `NAME:TOKEN`; `#` begins a comment. A token has no colon (RFC 6750, section 2.1).
 """
@@ -13,8 +13,8 @@ def read_tokens(file: Path) -> tuple[list[bytes], str]:
     """Read the tokens of a file.
 
     Returns:
-        The tokens, and what is wrong with the file (empty: nothing). A line with two colons is
-        left out: where its token begins cannot be said.
+        The tokens, and the problem of the file (empty: none). A line with two colons is left out,
+        as its token could begin at either.
 
     """
     try:
@@ -33,15 +33,15 @@ def read_tokens(file: Path) -> tuple[list[bytes], str]:
         elif token.strip():
             tokens.append(token.strip())
     if not tokens:
-        problem = problem or "no token in it"
+        problem = problem or "expected a token, found none"
     return tokens, problem
 
 
 def serving_headers(settings: Settings) -> dict[str, str]:
-    """Return the headers with which the stack itself asks its serving.
+    """Return the headers of the stack's own requests to serving.
 
     Raises:
-        SettingsError: The file of tokens cannot be read, holds none, or a line that is none.
+        SettingsError: The file of tokens cannot be read, has no token, or has a malformed line.
 
     """
     file = settings.serving_tokens_file

@@ -1,4 +1,4 @@
-"""What a user wrote: how it is imported, and where its errors are."""
+"""Code of the project: its modules are found, imported and read here, and its errors named."""
 
 import ast
 from contextlib import suppress
@@ -15,18 +15,18 @@ DATASETS = PROJECT / "feature_repo" / "datasets"
 FOLDER = "feature_repo.datasets."
 LONGEST_MESSAGE = 400
 LIBRARIES = ("sklearn", "xgboost", "lightgbm")
-"""Whose classes a spec may name."""
+"""Libraries whose classes a spec may name."""
 PARSING = Lock()
 """Python 3.11 counts the depth of a tree for all threads together: one parses at a time."""
 
 
 def load_object(path: str) -> Any:
-    """Return what `package.module:name` names, in the project's folder or in one of LIBRARIES.
+    """Return the object `package.module:name` of the project or of one of LIBRARIES.
 
-    Elsewhere lineage would not see a change.
+    Lineage would not see a change of another package.
 
     Raises:
-        SettingsError: It is elsewhere, or cannot be imported.
+        SettingsError: The module is of another package, or cannot be imported.
 
     """
     module, _, name = path.partition(":")
@@ -51,7 +51,7 @@ def user_modules(path: str) -> list[Path]:
 
 
 def dataset_modules(*names: str) -> list[Path]:
-    """Files of these datasets, and of those of the folder that they import, in any order."""
+    """Return the files of datasets, and of modules of the folder that these import, in any order."""
     modules: list[Path] = []
     remaining = [DATASETS / name for name in names]
     while remaining:
@@ -69,15 +69,18 @@ def dataset_modules(*names: str) -> list[Path]:
 
 
 def dataset_names(*names: str) -> list[str]:
-    """These datasets and those they import: all whose views their services can read; no Feast."""
+    """Return datasets and the datasets that they import: services may read views of all of them.
+
+    The modules are read, not imported, as they would import Feast.
+    """
     modules = filter(makes_dataset, dataset_modules(*names))
     return sorted({*names, *(module.stem for module in modules)})
 
 
 def makes_dataset(module: Path) -> bool:
-    """Whether a file of the folder is a dataset's; others only help.
+    """Whether a file of the folder makes a dataset; other files only help.
 
-    A dataset's calls Dataset, or gives its own name to a function of the folder or of dataclasses.
+    It calls Dataset, or calls a function of the folder or of dataclasses with its own name.
     """
     tree, origins = _read(module)
     definitions = (ast.FunctionDef, ast.ClassDef)
@@ -102,10 +105,10 @@ def parse(text: str) -> ast.Module:
 
 
 def _parsed(text: str) -> ast.Module:
-    """Parse a module; one with an error is taken for a dataset's, and read above the error."""
+    """Parse a module; with an error it counts as a dataset, and is read above the error."""
     try:
         return parse(text)
-    except (SyntaxError, ValueError) as exc:  # ValueError: of a null byte
+    except (SyntaxError, ValueError) as exc:  # ValueError: a null byte
         lines = text.splitlines()
         number = min(getattr(exc, "lineno", None) or 1, len(lines))
         tree = _parsed("\n".join(lines[: number - 1]))
@@ -117,7 +120,7 @@ def _read(module: Path) -> tuple[ast.Module, dict[str, str]]:
     """Parse a module.
 
     Returns:
-        Its tree, and the dotted names of what it imports, and of its functions, by local name.
+        Its tree, and by local name the dotted names of its imports and of its functions.
 
     """
     tree = _parsed(module.read_text("utf-8", "replace"))
@@ -137,7 +140,7 @@ def _read(module: Path) -> tuple[ast.Module, dict[str, str]]:
 
 
 def change_times() -> dict[Path, int]:
-    """Return when each file was changed, in nanoseconds, that makes a program of the project."""
+    """Return the time of change, in nanoseconds, of each file that programs read of the project."""
     folder = DATASETS.parent
     files = [
         *DATASETS.rglob("*.py"),
@@ -153,13 +156,13 @@ def change_times() -> dict[Path, int]:
 
 
 def in_one_line(exc: BaseException) -> str:
-    """Return what `exc` says; of one that passed a dataset module, after its file and line."""
+    """Return the message of an error; if it passed a dataset module, after its file and line."""
     if isinstance(exc, GyreError):
         return str(exc)
     traceback = TracebackException.from_exception(exc)
     messages = list(traceback.format_exception_only())
     places = [(Path(frame.filename), frame.lineno) for frame in traceback.stack]
-    if isinstance(exc, SyntaxError):  # its first lines say the place
+    if isinstance(exc, SyntaxError):  # its first lines have the place
         messages = messages[-1:]
         places.append((Path(exc.filename or ""), exc.lineno))
     prefix = ""

@@ -44,17 +44,19 @@ NAME = r"^[a-z][a-z0-9_]{0,62}$"
 FeatureType = Literal[
     "int32", "int64", "float32", "double", "bool", "timestamp", "string"
 ]
-"""Of a feature, of request data, of an audit column; a timestamp has whole seconds, as in Feast."""
+"""Type of a feature, of request data or of an audit column; a timestamp has whole seconds, as in
+Feast."""
 InputType = Literal["int64", "double", "string"]
 INPUTS: dict[FeatureType, InputType] = {
     **dict.fromkeys(("int32", "int64", "bool", "timestamp"), "int64"),
     **dict.fromkeys(("float32", "double"), "double"),
     "string": "string",
 }
-"""What a value of a type is to a model: a bool 0 or 1, a timestamp microseconds since 1970 UTC."""
+"""Type in which a model takes a feature: a bool is 0 or 1, a timestamp microseconds since 1970
+UTC."""
 NUMBERS = frozenset({"int32", "int64", "float32", "double"})
 FLOAT32 = 3.4028234663852886e38
-"""Models compute in float32: a larger number would be infinite inside."""
+"""Largest number: models compute in float32, where a larger one is infinite."""
 KeyType = Literal["int64", "string"]
 EntityKey = Annotated[
     dict[str, KeyType],
@@ -80,76 +82,79 @@ Columns = Annotated[
         json_schema_input_type=str | tuple[str, ...],
     ),
 ]
-"""Names of columns; one alone is a tuple of one."""
+"""Names of columns; a name alone is a tuple of one."""
 Entity = Mapping[str, int | str]
-"""One entity: the value of each of these columns."""
+"""One entity: its value in each column of the entity key."""
 MISSING = "__missing__"
-"""What a text that is null is to a model, in frames, serving and logs: ONNX would read "None"."""
+"""Stands for a text that is null, in frames, serving and logs: ONNX would read "None"."""
 OURS = frozenset(
     {"score", "predicted_class", "entity", "as_of", "label", "event_timestamp"}
 )
-"""Columns beside the features, in windows and frames."""
+"""Columns that windows and frames have beside the features."""
 
 
 class Population(Strict):
-    """Whom the label is defined for: rows whose `feature` lies in [0, `below`)."""
+    """The rows that the label is defined for: their `feature` lies in [0, `below`)."""
 
     feature: str
     below: int = Field(gt=0)
 
 
 class Serving(Strict):
-    """What serving does when the online store gives no features in time, and how it scores.
+    """How serving answers when the online store gives no features in time, and how it scores.
 
-    defaults: the medians of the training frame answer, marked as such.
-    refuse: 503 with Retry-After.
+    defaults: the medians of the training frame stand in, and the answer says so.
+    refuse: the answer is 503 with Retry-After.
     """
 
     missing_features: Literal["defaults", "refuse"]
     format: Literal["onnx", "native"] = "onnx"
-    """native: a data format of its library, in a process of its own (docs/how-to/own-model.md)."""
+    """native: the data format of the model's library, which a process of its own loads
+    (docs/how-to/own-model.md)."""
     trusted_types: tuple[str, ...] = ()
-    """Of a native model: what skops may make beside the types it knows; `gyre check` names them."""
+    """Types that skops may make of a native model beside those it knows; `gyre check` names them."""
 
 
 class ModelSpec(Strict):
-    """One model: what a data scientist edits.
+    """One model, as a data scientist describes it.
 
-    task: a class, 0 or 1 (label int64), a number (label float64), or one of `classes` (label int64:
-    its position there). `threshold` and `costs` are what a classification alone has, and needs.
+    task: classification predicts 0 or 1 (label int64), regression a number (label float64), and
+    multiclass one of `classes` (label int64: the position there). `threshold` and `costs` belong to
+    a classification, which needs both.
     """
 
     task: Task = "classification"
     classes: tuple[str, ...] = ()
-    """Names, in the order of the model's probabilities; a multiclass has at least three."""
-    name: str = Field(pattern=NAME)  # that of the file
-    experiment: str  # of MLflow, which holds the runs
-    dataset: str  # a module of feature_repo/datasets, which has the label
+    """Names of the classes, in the order of the model's probabilities; at least three."""
+    name: str = Field(pattern=NAME)  # the name of the file
+    experiment: str  # the experiment of MLflow that holds the runs
+    dataset: str  # the module of feature_repo/datasets that has the label
     entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
-    feature_service: str  # of Feast: the views that the features come from
-    label: str  # the name of one of the labels of `dataset`
-    schedule: Schedule  # of training: a cron expression, or a name such as @weekly
-    seed: int = Field(ge=0)  # of all that is random in a training
+    feature_service: str  # the service of Feast that lists the features' views
+    label: str  # the name of a label of `dataset`
+    schedule: Schedule  # when to train: a cron expression, or a name such as @weekly
+    seed: int = Field(ge=0)  # the seed of every random choice in a training
     threshold: float | None = Field(None, gt=0, lt=1)
-    """Used when the history is too short for a forward fold. Otherwise the cheapest threshold on
-    the newest fold is chosen (training/stages/train.py) and stored with the version."""
+    """The threshold of a history that is too short for a forward fold. Otherwise training chooses
+    the cheapest threshold on the newest fold (training/stages/train.py), and the version has it."""
     least_class_rows: int = Field(20, ge=0)
-    """Fewest rows of each class in the test set: on fewer no version passes."""
+    """Fewest rows of each class in the test set: with fewer no version passes."""
     segment: Columns = ()
-    """String features, or audit columns: metrics are told for each value of each, and fairness
-    between them, at evaluation and in production."""
+    """String features, or audit columns. Evaluation and monitoring compute the metrics of each value
+    of each column, and the fairness between values."""
     audit: dict[str, FeatureType] = Field(default_factory=dict)
-    """Columns of the service or of the label's rows: for `segment`, no inputs of the model."""
+    """Columns of the service or of the label's rows that `segment` may name. They are no inputs of
+    the model."""
     costs: Costs | None = None
     features: dict[str, FeatureType] = Field(
         min_length=1
     )  # the inputs of the model, in order
     population: Population | None = None
-    """Absent if the label gives the rows: every entity is then answered."""
+    """Absent if the label gives the rows: serving then answers for every entity."""
     outcome_key: EntityKey | None = None
-    """Where the label gives the rows: columns of its rows that name one beside the entity, and
-    their types; a name alone is an int64. A request sends them, so that its outcome is known once
-    the row has arrived. Without them the moment of the request names the row."""
+    """If the label gives the rows: the columns that, beside the entity, name one of them, and their
+    types; a name alone is an int64. A request sends their values, so that its outcome is known once
+    the row has arrived. Without such columns the moment of the request names the row."""
     snapshots: Snapshots
     serving: Serving
     monitoring: Monitoring = Monitoring()
@@ -162,9 +167,9 @@ class ModelSpec(Strict):
 
     @property
     def loss(self) -> Metric:
-        """What estimators and their parameters are chosen by, and versions are compared by.
+        """The metric by which estimators, their parameters and versions are compared.
 
-        Of numbers it is the error of the first gate that has one.
+        For a regression it is the error of the first gate that has one.
         """
         if self.task != "regression":
             return "log_loss"
@@ -176,7 +181,7 @@ class ModelSpec(Strict):
 
     @property
     def inputs(self) -> dict[str, InputType]:
-        """The model's inputs, which are its features in order."""
+        """The types of the model's inputs, which are its features in order."""
         return {name: INPUTS[kind] for name, kind in self.features.items()}
 
     @model_validator(mode="after")
@@ -193,7 +198,7 @@ class ModelSpec(Strict):
         return self
 
     def _problems_of_task(self) -> Iterator[str]:
-        """Keys that only one task has, and metrics that a task does not have."""
+        """Yield keys that another task has, and metrics of gates that this task does not have."""
         is_classification = self.task == "classification"
         verb = "needs one" if is_classification else "has none"
         if (self.threshold is None) == is_classification:
@@ -212,7 +217,7 @@ class ModelSpec(Strict):
                 yield f"gates.{number}.metric: a {self.task} has no {gate.metric}"
 
     def _problems_of_names(self) -> Iterator[str]:
-        """Columns that would share a name, and names of features that there are not."""
+        """Yield columns that share a name, and names that are no features."""
         keys = set(self.entity_key)
         features = set(self.features)
         if keys & features:
@@ -220,11 +225,10 @@ class ModelSpec(Strict):
             yield f"entity_key: {names} is in [features] too: give it a new name"
         if OURS & features:
             names = _listed(OURS & features)
-            yield f"features: {names}: frames have such a column: rename it"
+            yield f"features: {names}: a frame has a column of this name: rename it"
         if (OURS | keys | features) & set(self.audit):
             names = _listed((OURS | keys | features) & set(self.audit))
-            expected = "a key, a feature or a frame's own column"
-            yield f"audit: {names}: {expected}: rename it"
+            yield f"audit: {names}: a key, a feature or a frame has this name: rename it"
         if self.population is None and self.snapshots.rows == "members":
             yield 'population: expected one, or rows = "label" in [snapshots]'
         if self.population:
@@ -244,8 +248,8 @@ class ModelSpec(Strict):
             yield 'outcome_key: only for rows = "label" in [snapshots]'
         taken_names = names & {*self.entity_key, *self.features, *OURS}
         if taken_names:
-            expected = "a key, a feature or a frame's own column: rename it"
-            yield f"outcome_key: {_listed(taken_names)} is {expected}"
+            problem = "a key, a feature or a frame has this name: rename it"
+            yield f"outcome_key: {_listed(taken_names)}: {problem}"
 
     def _problems_of_segments(self) -> Iterator[str]:
         texts = [name for name, kind in self.features.items() if kind == "string"]
@@ -285,17 +289,24 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def entity_text(key: Entity) -> str:
-    """One text for one entity, for logs, tables and joins: its value, or all as a JSON object."""
+    """Return an entity as a text, for logs, tables and joins.
+
+    With one column it is the value, else a JSON object.
+    """
     if len(key) == 1:
         return str(*key.values())
     return json.dumps(key, sort_keys=True)
 
 
 def entity_of(columns: Mapping[str, KeyType], text: str) -> Entity:
-    """Return the entity that `entity_text` gave this text, with columns of these types.
+    """Return the entity whose `entity_text` this is.
+
+    Args:
+        columns: Columns of the entity key, and their types.
+        text: The text.
 
     Raises:
-        ValueError: it is the text of no such entity.
+        ValueError: No entity with these columns has the text.
 
     """
     values = {next(iter(columns)): text} if len(columns) == 1 else json.loads(text)
@@ -309,7 +320,7 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
     """Read `models/<name>.toml`.
 
     Raises:
-        SettingsError: A line with file, key and expectation for each key that is wrong.
+        SettingsError: The message has a line with file, key and expectation for each wrong key.
 
     """
     path = folder / f"{name}.toml"
@@ -324,7 +335,7 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
         lines = [line for error in exc.errors() for line in _problem_lines(error)]
         text = "\n".join(f"{path.name}: {line}" for line in lines)
         raise SettingsError(text) from exc
-    except ValueError as exc:  # also of what is not UTF-8
+    except ValueError as exc:  # also text that is not UTF-8
         raise SettingsError(f"{path.name}: not TOML: {exc}") from exc
     if spec.name != name:
         raise SettingsError(
@@ -334,12 +345,12 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
 
 
 def load_specs() -> tuple[ModelSpec, ...]:
-    """Every model of MODELS that can be read, by name."""
+    """Return the spec of every file of MODELS that can be read, by name."""
     return tuple(spec for spec in _read_all() if isinstance(spec, ModelSpec))
 
 
 def broken_specs() -> list[str]:
-    """Say of each file of MODELS that is no spec which it is, its key and what was expected."""
+    """Return the problem of each file of MODELS that is no spec: file, key and expectation."""
     return [str(error) for error in _read_all() if isinstance(error, SettingsError)]
 
 
@@ -352,14 +363,14 @@ def _read_all() -> Iterator[ModelSpec | SettingsError]:
 
 
 def default_spec(settings: Settings, specs: Sequence[ModelSpec]) -> ModelSpec | None:
-    """Return the model that answers without a name: GYRE_DEFAULT_MODEL, or the only one."""
+    """Return the model of routes that name none: GYRE_DEFAULT_MODEL, or the only one."""
     if settings.default_model is None:
         return specs[0] if len(specs) == 1 else None
     return next((spec for spec in specs if spec.name == settings.default_model), None)
 
 
 def _problem_lines(error: ErrorDetails) -> list[str]:
-    """Say what is wrong with a spec: its key, what was expected and what was found."""
+    """Return lines about an error in a spec: key, expectation and value."""
     key = ".".join(str(part) for part in error["loc"])
     value = error["input"]
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
@@ -375,7 +386,7 @@ def _problem_lines(error: ErrorDetails) -> list[str]:
 
 
 def _similar_key(name: str) -> str:
-    """Name the key of a spec that somebody may have meant, if one is similar."""
+    """Return a question that names a similar key of a spec; empty: there is none."""
     schema = ModelSpec.model_json_schema()
     models = [schema, *schema["$defs"].values()]
     keys = [key for model in models for key in model.get("properties", ())]

@@ -1,4 +1,4 @@
-"""What a model spec says of a version once it is trained: promotion, rollout, monitoring."""
+"""The part of a model spec about trained versions: promotion, rollout, monitoring."""
 
 from datetime import timedelta
 from typing import Annotated, Literal, Self
@@ -7,27 +7,26 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from core.spec.training import LOWER_IS_BETTER, Metric, OfSegments, Strict
 
-YEAR = 365 * 24
-"""Hours."""
+YEAR_HOURS = 365 * 24
 
 
 class MetricLimit(Strict):
     """How bad a metric may be: worse than at evaluation by at most `worse` plus `worse_share`, beyond
-    chance; and never beyond `at_least` or `at_most`.
+    chance; and never below `at_least` or above `at_most`.
     """
 
     worse: float | None = Field(None, ge=0)
-    """Than when the version was evaluated, in points."""
+    """Largest difference from the evaluation of the version, in points."""
     worse_share: float | None = Field(None, ge=0)
-    """The same, as a share of what it was."""
+    """Largest difference from the evaluation of the version, as a share of its value there."""
     at_least: float | None = None
-    """Whatever it was at evaluation; of a metric of which more is better."""
+    """Floor of a metric of which more is better, whatever the evaluation measured."""
     at_most: float | None = None
-    """Whatever it was at evaluation; of a metric of which less is better."""
+    """Ceiling of a metric of which less is better, whatever the evaluation measured."""
 
     @property
     def is_relative(self) -> bool:
-        """Whether it names how much worse than at evaluation the metric may be."""
+        """Whether it limits the difference from the evaluation."""
         return self.worse is not None or self.worse_share is not None
 
 
@@ -50,7 +49,7 @@ KINDS = frozenset(
         "serving",
     }
 )
-"""What checks are about (monitoring/check.py)."""
+"""Subjects of checks (monitoring/check.py)."""
 RELATIVE = {"worse", "worse_share"}
 METRIC_LIMITS: dict[str, dict[str, float]] = {
     "f1": {"worse": 0.05},
@@ -59,12 +58,12 @@ METRIC_LIMITS: dict[str, dict[str, float]] = {
     "log_loss": {"worse": 0.05},
     "rmse": {"worse_share": 0.05},
 }
-"""How much worse a metric may be where the spec does not say it."""
+"""Limits of metrics that the spec does not name."""
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
 def _with_defaults(given: object) -> object:
-    """Add the defaults, also to a metric that has a floor or a ceiling alone."""
+    """Add the default limits, also to a metric that has a floor or a ceiling alone."""
     if not isinstance(given, dict):
         return given
     limits: dict[str, object] = {**METRIC_LIMITS, **given}
@@ -75,30 +74,30 @@ def _with_defaults(given: object) -> object:
 
 
 class Monitoring(Strict):
-    """`[monitoring]`: what a monitoring run measures against, and for how long it is patient.
+    """`[monitoring]`: limits of a monitoring run, and how many bad windows it waits for.
 
     Drift beyond `psi_significant`, missing values beyond `nulls` or a metric beyond its limit makes
     a window bad, which may start a retraining. Each other limit says what follows. Shares are of 1.
     """
 
     monitor_only: dict[str, str] = Field(default_factory=dict)
-    """What is shown and never acts, and why: a feature, a kind or a figure = "reason"."""
+    """Findings that are shown and never act: a feature, a kind or a figure = "reason"."""
     checks: tuple[Annotated[str, Field(pattern=IMPORT_PATH)], ...] = ()
     """Checks of your own: functions as module:name."""
     windows: int = Field(5, ge=1, le=100)
     """The number of newest windows that count for a decision."""
     bad_windows: int = Field(2, ge=1)
-    """The number of these that must be bad, the newest among them."""
-    cooldown_hours: float = Field(24, ge=0, le=YEAR)
-    """Between two retrainings that drift started."""
+    """How many of these windows must be bad, the newest among them."""
+    cooldown_hours: float = Field(24, ge=0, le=YEAR_HOURS)
+    """Shortest time between two retrainings that drift started."""
     fewest: int = Field(200, ge=1)
-    """Entities, values or outcomes below which nothing is judged: PSI is noise then."""
+    """Fewest entities, values or outcomes that are judged: PSI of fewer is noise."""
     psi_moderate: float = Field(0.1, gt=0)
     """PSI from which drift is noted."""
     psi_significant: float = Field(0.25, gt=0)
-    """PSI from which drift acts, where it is beyond the usual spread too."""
+    """PSI from which drift acts, if it is beyond the usual spread too."""
     nulls: float = Field(0.05, gt=0)
-    """Rise of the share of missing values, in points, beyond chance."""
+    """Largest rise of the share of missing values, in points, beyond chance."""
     metrics: Annotated[dict[Metric, MetricLimit], BeforeValidator(_with_defaults)] = (
         Field(default_factory=dict, validate_default=True)
     )
@@ -106,14 +105,14 @@ class Monitoring(Strict):
     bias: dict[OfSegments, Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=dict
     )
-    """How far segments may lie apart, by figure: an alert goes out beyond it. None by default."""
+    """Largest difference between segments, by figure; beyond it an alert goes out. Default: none."""
     label_change: float = Field(0.1, gt=0)
-    """How far outcomes may lie from those of the evaluation, beyond chance: the share of a class in
-    points of 1, the mean of numbers in standard deviations. An alert goes out beyond it."""
+    """Largest difference between outcomes and the evaluation's labels, beyond chance: the share of a
+    class in points of 1, the mean of numbers in standard deviations. Beyond it an alert goes out."""
     failures: float = Field(0.05, gt=0, le=1)
-    """Share of failed rows from which a version goes back."""
-    freshness_hours: float = Field(1, gt=0, le=YEAR)
-    """Age of features from which an alert goes out: ingest runs every 20 minutes, and may miss once."""
+    """Share of failed rows from which a version is rolled back."""
+    freshness_hours: float = Field(1, gt=0, le=YEAR_HOURS)
+    """Age of features from which an alert goes out: an ingest, every 20 minutes, may fail once."""
 
     @property
     def feature_age_limit(self) -> timedelta:
@@ -145,37 +144,40 @@ class Monitoring(Strict):
 
 
 class Promotion(Strict):
-    """`[promotion]`: approval: a person says yes, in Airflow, before a version is promoted.
+    """`[promotion]`: with `approval` a person has to agree, in Airflow, before a promotion.
 
     `train_<MODEL>` starts `approve_<MODEL>`, which asks and alerts. Trainings go on meanwhile. Without
-    an answer within `wait_hours` it is not promoted.
+    an answer within `wait_hours` the version is not promoted.
     """
 
     approval: bool = False
-    wait_hours: float = Field(72, gt=0, le=YEAR)
+    wait_hours: float = Field(72, gt=0, le=YEAR_HOURS)
 
 
 class Rollout(Strict):
     """`[rollout]`: how a version that training made comes into production.
 
-    direct: at once. canary: as a shadow, then as a challenger that answers `steps` percent of the
-    entities, then in production; every step judged by the limits below (monitoring/trials/rollout.py).
+    direct: it comes at once. canary: it is a shadow, then a challenger that answers `steps` percent
+    of the entities, then in production; the limits below judge every step
+    (monitoring/trials/rollout.py).
     """
 
     policy: Literal["direct", "canary"] = "direct"
     steps: tuple[int, ...] = (5, 25, 50, 100)
     requests: int = Field(
         100, ge=100
-    )  # of the population, to each version, for a judgement
-    minutes: float = Field(10, ge=0, le=YEAR * 60)  # how long a step takes at least
+    )  # requests of the population that each version needs for a judgement
+    minutes: float = Field(10, ge=0, le=YEAR_HOURS * 60)  # shortest time of a step
     errors: float = Field(
         0.02, ge=0, lt=1
-    )  # its share of failures above that of production
-    latency: float = Field(2.0, ge=1)  # times production's, at the 95th percentile
+    )  # how far its share of failures may lie above production's
+    latency: float = Field(
+        2.0, ge=1
+    )  # how many times production's its 95th percentile may be
     scores: float = Field(0.5, gt=0, le=1)
-    """How far its scores may lie from production's: the largest difference between the shares of
-    both below any one score (Kolmogorov-Smirnov), 0 to 1. A version of today lies 0.34 from one of
-    180 days ago on the shipped history."""
+    """Largest distance of its scores from production's, 0 to 1: the largest difference between the
+    shares of both below any score (Kolmogorov-Smirnov). On the shipped history a version of today
+    lies 0.34 from one of 180 days ago."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a model spec says of training: estimators, costs, metrics and the gates to pass."""
+"""The part of a model spec about training: estimators, costs, metrics and gates."""
 
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -18,7 +18,7 @@ OfClasses = Literal[
 ]
 OfNumbers = Literal["rmse", "mae", "r2"]
 Metric = Literal[OfClasses, OfNumbers]
-"""What challenger, baseline and champion are compared by (training/evaluation/metrics.py)."""
+"""Metrics that compare challenger, baseline and champion (training/evaluation/metrics.py)."""
 LOWER_IS_BETTER: frozenset[str] = frozenset(
     {"log_loss", "brier", "cost", "rmse", "mae"}
 )
@@ -27,7 +27,7 @@ OfSegments = Literal[
 ]
 OF_SEGMENTS: frozenset[str] = frozenset(get_args(OfSegments))
 Figure = Literal[OfSegments, "ece", "onnx_difference"]
-"""Measured for the challenger only: baseline and champion have no such value."""
+"""Figures of the challenger alone: baseline and champion have no such value."""
 METRICS_OF_OTHER_TASKS: dict[Task, tuple[str, ...]] = {
     "classification": get_args(OfNumbers),
     "regression": (*get_args(OfClasses), *OF_SEGMENTS),
@@ -39,7 +39,7 @@ METRICS_OF_OTHER_TASKS: dict[Task, tuple[str, ...]] = {
         *OF_SEGMENTS,
     ),
 }
-"""Metrics that a task does not have; its gates must not name them."""
+"""Metrics that a task does not have, and its gates must not name."""
 CLASSIFIERS = {
     "logistic_regression": "sklearn.linear_model:LogisticRegression",
     "random_forest": "sklearn.ensemble:RandomForestClassifier",
@@ -58,9 +58,9 @@ ESTIMATORS: dict[Task, dict[str, str]] = {
         "lightgbm": "lightgbm:LGBMRegressor",
     },
 }
-"""Short names of an estimator's type, and the factory that each one stands for."""
+"""Factories of estimators by the short name of their type."""
 MOST_CATEGORIES = 255
-"""Columns that a text becomes, as HistGradientBoosting has it. Other values count as unknown."""
+"""Most values of a text that are told apart, as in HistGradientBoosting; others are unknown."""
 FACTORY = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
 
@@ -71,30 +71,34 @@ class Strict(BaseModel):
 
 
 Every = Literal["day", "week", "month"]
-"""Each begins at 00:00 UTC, a week on Monday."""
+"""Period of a snapshot: it begins at 00:00 UTC, a week on Monday."""
 
 
 class Snapshots(Strict):
-    """How the calendar cuts training rows; the newest matured snapshots are the test set.
+    """Snapshots of the history, which training rows come from; the newest matured are the test set.
 
-    rows: members: a snapshot is the beginning of a day, week or month, when each member of the
-    population is a row. label: a snapshot is that whole period, with the rows of the label's
-    expression.
+    rows: With `members` a snapshot is the beginning of a day, week or month, and each member of the
+    population is a row then. With `label` a snapshot is that whole period, with the rows of the
+    label's expression.
     """
 
     every: Every
-    train: int = Field(ge=1)  # how many of the newest that the label's gap allows
-    test: int = Field(1, ge=1)  # how many; each forward fold is judged by as many
+    train: int = Field(
+        ge=1
+    )  # number of training snapshots: the newest that the label's gap allows
+    test: int = Field(
+        1, ge=1
+    )  # number of test snapshots; each forward fold is judged on as many
     rows: Literal["members", "label"] = "members"
     sample: float = Field(
         1, gt=0, le=1
-    )  # share of entities, where all do not fit in memory
+    )  # share of the entities, if all do not fit in memory
 
 
 class Range(Strict):
-    """Where to search a parameter, both ends included; whole numbers if both are whole.
+    """Range in which a search varies a parameter, both ends included; whole if both ends are whole.
 
-    log: 0.01 to 0.1 is as far as 0.1 to 1.
+    log: The search takes logarithms: 0.01 to 0.1 is as far as 0.1 to 1.
     """
 
     low: int | float
@@ -109,10 +113,10 @@ class Range(Strict):
 
 
 class Estimator(Strict):
-    """What is trained; the first one is what a history too short for folds trains.
+    """An estimator to train; with a history too short for folds, the first one is trained.
 
-    type: a short name, or `package.module:factory` (docs/how-to/own-model.md).
-    space: what a search may change; it begins with the parameter's own value.
+    type: A short name, or `package.module:factory` (docs/how-to/own-model.md).
+    space: Ranges of parameters that a search varies; it begins with the values in `parameters`.
     """
 
     name: str
@@ -127,24 +131,24 @@ class Estimator(Strict):
             if isinstance(start, int | float) and bounds.low <= start <= bounds.high:
                 continue
             raise ValueError(
-                f"space.{key}: expected a value of its own in parameters, "
+                f"space.{key}: expected {key} in parameters, "
                 f"{bounds.low} to {bounds.high}, found {start}"
             )
         return self
 
 
 class Training(Strict):
-    """`[training]`: training code of one's own in place of [[estimators]]."""
+    """`[training]`: a function of the project that trains, in place of [[estimators]]."""
 
     function: str = Field(pattern=FACTORY)
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class Search(Strict):
-    """`[search]`: try parameters out of the spaces on the forward folds; without it, none.
+    """`[search]`: tries parameters of the spaces on the forward folds. Without it there is no search.
 
-    It ends after `trials`, or with the trial during which `minutes` have passed; each estimator's
-    own parameters are tried first and in any case.
+    It ends after `trials`, or with the trial during which `minutes` have passed. It always tries
+    the parameters of each estimator first.
     """
 
     trials: int = Field(ge=1)
@@ -152,17 +156,17 @@ class Search(Strict):
 
 
 class Costs(Strict):
-    """What acting on a prediction of 1 is worth, in one currency."""
+    """Costs and benefit of acting on a prediction of 1, in one currency."""
 
-    action: float = Field(ge=0)  # of acting on one row
-    loss: float = Field(gt=0)  # of one row that turns out 1
+    action: float = Field(ge=0)  # cost of acting on a row
+    loss: float = Field(gt=0)  # loss by a row that turns out 1
     averted: float = Field(
         1.0, gt=0, le=1
-    )  # the share of losses that acting prevents: assumed
+    )  # share of losses that acting prevents: an assumption
 
 
 class Limit(Strict):
-    """Compares the challenger's `metric` on the newest matured snapshot with `value`."""
+    """The challenger's `metric` on the newest matured snapshot must reach, or not exceed, `value`."""
 
     metric: Metric | Figure
     rule: Literal["at_least", "at_most"]
@@ -172,8 +176,8 @@ class Limit(Strict):
 class BetterThanBaseline(Strict):
     """The challenger must be better than the best constant answer on the same rows.
 
-    For classes this is their shares, or always the same class. For numbers it is the mean or the
-    median. For `cost`: the cheaper of acting on nobody and on everybody.
+    The constant answer is the shares of the classes or always the same class; for numbers the mean
+    or the median; for `cost` the cheaper of acting on nobody and on everybody.
     """
 
     metric: Metric
@@ -181,11 +185,11 @@ class BetterThanBaseline(Strict):
 
 
 class AgainstChampion(Strict):
-    """Both models on the same rows; passed where there is no champion.
+    """The challenger is compared with the champion on the same rows; without champion it passes.
 
-    better_than_champion: by at least `margin_percent` of the champion's.
-    not_worse_than_champion: no worse than the champion on the same rows, and the upper end of the
-    paired bootstrap interval (95 %) of the difference at most `margin_percent` of the champion's.
+    better_than_champion: It is better by at least `margin_percent` of the champion's metric.
+    not_worse_than_champion: It is no worse, and the upper end of the paired bootstrap interval
+    (95 %) of the difference is at most `margin_percent` of the champion's metric.
     """
 
     metric: Metric
@@ -193,7 +197,7 @@ class AgainstChampion(Strict):
     margin_percent: float = Field(0.0, ge=0, le=100)
 
 
-# One rule a challenger must pass. That ONNX scores as scikit-learn does is asked without a gate.
+# One rule that a challenger must pass. Training checks that ONNX scores as scikit-learn, gate or not.
 Gate = Annotated[
     Limit | BetterThanBaseline | AgainstChampion, Field(discriminator="rule")
 ]

@@ -1,4 +1,4 @@
-"""Delta tables by their address: names, files and rows of one that no `Table` describes."""
+"""Delta tables by their address: names, files and rows, without a `Table` and its schema."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,11 +28,11 @@ def files_at(address: str, cache: Path) -> list[str]:
     """Return the parquet files of the newest version of the table at `address`, on this disk.
 
     Args:
-        address: a folder, or `s3://…`.
-        cache: folder of the copies of what is on S3.
+        address: A folder, or `s3://…`.
+        cache: Folder of copies of files on S3.
 
     Raises:
-        DataError: there is no table, or it cannot be reached.
+        DataError: There is no table, or it cannot be reached.
 
     """
     return copies_of(location(address), names_at(address)[0], cache)
@@ -53,9 +53,9 @@ def names_at(address: str) -> tuple[list[str], pa.Schema]:
 
 
 def files_below(address: str) -> PyFileSystem:
-    """Reach files below an address, `s3://…` or a folder; Spark sends what is returned to executors.
+    """Return a file system of the files below an address, `s3://…` or a folder.
 
-    There their own environment says how S3 is reached: no credentials travel.
+    Spark sends it to executors, whose own environment has the keys of S3: no credentials travel.
     """
     return PyFileSystem(DeltaStorageHandler(address, S3))
 
@@ -66,8 +66,8 @@ def rows_at(
     """Read the newest version of any tool's Delta table on this disk, by batches.
 
     Args:
-        folder: Of the table.
-        event_time: Column of times; only rows later than `since` are read.
+        folder: Folder of the table.
+        event_time: Column of times, if only rows later than `since` are read, and rows without one.
         since: See `event_time`.
 
     Raises:
@@ -75,7 +75,9 @@ def rows_at(
 
     """
     if "%" in folder:  # deltalake decodes it, and reads another folder
-        raise DataError("a Delta table below a folder with % cannot be read: rename it")
+        raise DataError(
+            f"{folder}: deltalake reads no folder with % in its name: rename it"
+        )
     condition = None
     if event_time:
         name = quoted(event_time)
@@ -89,8 +91,14 @@ def rows_at(
 
 
 def file_names(table: DeltaTable, within: str | None = None) -> list[str]:
-    """Files of a table, below its folder."""
-    # Of a folder it is quoted; what comes behind it is as on disk.
+    """Return the paths of a table's files below its folder.
+
+    Args:
+        table: An open version of the table.
+        within: SQL on columns; files that surely hold no such row are left out.
+
+    """
+    # The address of a folder is quoted; the names behind it are as on disk.
     uri = table.table_uri
     folder = urlsplit(uri).path if uri.startswith("file:") else uri
     files = table.file_uris(file_pruning_predicate=within)
@@ -98,12 +106,13 @@ def file_names(table: DeltaTable, within: str | None = None) -> list[str]:
 
 
 def columns_of_files(table: DeltaTable) -> pa.Schema:
-    """Return the columns of a table's files: those of partitions are not in them."""
+    """Return the columns of a table's files, which lack the columns of partitions."""
     schema = pa.schema(table.schema().to_arrow())
     partitions = table.metadata().partition_columns
     return pa.schema([field for field in schema if field.name not in partitions])
 
 
 def copies_of(folder: UPath, names: Sequence[str], cache: Path) -> list[str]:
+    """Return the paths of a table's files on this disk; files on S3 are copied into `cache`."""
     folder = folder.absolute()
     return local_copies([folder / name for name in names], cache)

@@ -1,4 +1,4 @@
-"""Files that a commit adds to a table or takes from it, of another writer than Delta's own."""
+"""Files that a commit adds to a table or removes from it, and that Delta did not write itself."""
 
 import json
 import time
@@ -8,9 +8,9 @@ from typing import TypeAlias
 from deltalake.transaction import AddAction, RemoveAction
 
 EVENT_TIME = "event_timestamp"
-"""The column whose span of times a commit of files notes for each file."""
+"""Column of times whose span a commit records for each file."""
 PERIOD = "period"
-"""The column of integers that a table of such files is partitioned by."""
+"""Column of integers by which a table of such files is partitioned."""
 AddedFile: TypeAlias = AddAction
 """A parquet file that is to become part of a table: see `added_file`."""
 
@@ -24,12 +24,12 @@ def added_file(
     becomes wider by less than one at each end.
 
     Args:
-        path: Below the table's folder, such as `period=12/NAME.parquet`.
-        size: In bytes.
-        period: Its value of PERIOD.
-        rows: How many there are.
+        path: Path below the table's folder, such as `period=12/NAME.parquet`.
+        size: Size in bytes.
+        period: Value of PERIOD in all of its rows.
+        rows: Number of rows.
         earliest: Smallest time in the column EVENT_TIME.
-        latest: Largest time there.
+        latest: Largest time in the column EVENT_TIME.
 
     """
     upper_end = latest + timedelta(microseconds=999)
@@ -49,7 +49,7 @@ def added_file(
 
 
 def removed_file(name: str) -> RemoveAction:
-    """Say that a file such as `period=12/NAME.parquet` goes."""
+    """Describe a file, such as `period=12/NAME.parquet`, that a commit removes."""
     period = name.partition("/")[0].partition("=")[2]
     return RemoveAction(
         path=name,
@@ -60,6 +60,6 @@ def removed_file(name: str) -> RemoveAction:
 
 
 def _milliseconds(moment: datetime) -> str:
-    """Return a time as Delta's log has it; what is below a millisecond is cut off."""
+    """Return a time as Delta's log has it, without the part below a millisecond."""
     utc_time = moment.astimezone(UTC).replace(tzinfo=None)
     return f"{utc_time.isoformat(timespec='milliseconds')}Z"

@@ -1,4 +1,4 @@
-"""Rows of a Delta table by SQL, for processes that do without Arrow and DuckDB."""
+"""SQL on a Delta table, for processes that do without Arrow and DuckDB."""
 
 import re
 from typing import Any
@@ -7,11 +7,11 @@ from core.errors import DataError
 from core.settings import Settings
 
 S3 = {"max_retries": "3", "retry_timeout": "20s", "connect_timeout": "5s"}
-"""Of deltalake; without, a bucket that is gone takes minutes to be said."""
-LONGEST = 200
-"""Characters of Delta's own words in a message of ours."""
+"""Options of deltalake; without them it reports a missing bucket after minutes."""
+ERROR_LENGTH = 200
+"""Characters of Delta's own text in a message of ours."""
 COLOURS = "\x1b\\[\\d+m|↳"
-"""What deltalake puts into its messages for a terminal."""
+"""Marks for a terminal in deltalake's messages."""
 
 
 def quoted(column: str) -> str:
@@ -20,15 +20,15 @@ def quoted(column: str) -> str:
 
 
 def query_table(settings: Settings, name: str, query: str) -> list[dict[str, Any]]:
-    """Return the rows of an SQL query on the newest version of a table, called `here` in it.
+    """Return the rows of an SQL query on the newest version of a table, which it calls `here`.
 
-    Of a table that does not exist there are none.
+    A table that does not exist has no rows.
 
     Raises:
         DataError: The table cannot be read.
 
     """
-    # 40 MB, which the console takes only once somebody looks at it.
+    # 40 MB, which the console needs only once somebody opens a page.
     from deltalake import DeltaTable, QueryBuilder  # noqa: PLC0415
     from deltalake.exceptions import DeltaError  # noqa: PLC0415
 
@@ -46,5 +46,5 @@ def query_table(settings: Settings, name: str, query: str) -> list[dict[str, Any
 
 
 def short_text(exc: Exception) -> str:
-    """Return the beginning of what Delta says, in one line."""
-    return " ".join(re.sub(COLOURS, "", str(exc)).split())[:LONGEST]
+    """Return the beginning of an error of Delta, in one line."""
+    return " ".join(re.sub(COLOURS, "", str(exc)).split())[:ERROR_LENGTH]

@@ -1,9 +1,9 @@
-"""Delta tables: everything that happened, below `GYRE_HOME/data/` or `GYRE_DATA_URL`.
+"""Delta tables below `GYRE_HOME/data/` or `GYRE_DATA_URL`: all events and results.
 
-A version number names exactly what a reader saw; every version of the last week stays readable.
-One writer per table at a time: concurrent merges conflict, so every write holds a lock.
+A version number names exact rows; every version of the last week stays readable. Concurrent merges
+conflict, so every write holds a lock: a table has one writer at a time.
 
-Delta flushes nothing to disk: what was written survives a killed process, not a power cut.
+Delta flushes nothing to disk: written rows survive a killed process, not a power cut.
 """
 
 import shutil
@@ -39,26 +39,27 @@ RETENTION = {
     "delta.deletedFileRetentionDuration": "interval 7 days",
     "delta.logRetentionDuration": "interval 7 days",
 }
-"""Table properties. For readers at work, and for features, which are computed from what changed
-since a version."""
-REPLACED = RETENTION | {"delta.deletedFileRetentionDuration": "interval 1 days"}
-"""The same where every ingest replaces files of many rows."""
+"""Properties of a table. Readers at work need its old files, and so do features, which are computed
+from the changes since a version."""
+SHORT_RETENTION = RETENTION | {"delta.deletedFileRetentionDuration": "interval 1 days"}
+"""Properties of a table in which every ingest replaces files of many rows."""
 SMALL_BYTES = 1024 * 1024
-"""Files below this size are compacted as they come; `gyre maintain` makes larger ones of them."""
+"""Files below this size are compacted as they come; `gyre maintain` makes larger files of them."""
 COMPACTED_BYTES = 32 * 1024 * 1024
-"""Small, as a merge copies every file that it changes a row of."""
+"""Size of a compacted file: small, as a merge copies every file of which it changes a row."""
 MEMORY_LIMIT = "250MB"
-"""Memory of DuckDB where it looks for keys; beyond it, DuckDB spills to disk."""
+"""Memory in which DuckDB looks for keys; beyond it, DuckDB spills to disk."""
 WRITE_BATCH_ROWS = 8_192
-"""Delta reads about a hundred batches ahead of what it writes."""
-NEAR = timedelta(minutes=5)
-"""Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
+"""Rows of a batch: Delta reads about a hundred batches ahead of its writing."""
+REPEAT_SPAN = timedelta(minutes=5)
+"""Longest time between two rows of one key: a request that a proxy repeats has two rows."""
 
 
 class Table:
     """The Delta table `name`, such as `raw/orders`, created with `schema` on first write.
 
-    What writes raises DataError if another process held the lock for a minute, or Delta refused.
+    Methods that write raise DataError if another process holds the lock for a minute, or Delta
+    refuses.
     """
 
     def __init__(self, settings: Settings, name: str, schema: pa.Schema) -> None:
@@ -82,20 +83,20 @@ class Table:
 
     @property
     def identity(self) -> str:
-        """Id of the table; a table made later at its place has another."""
+        """Id of the table; a later table at its place has another."""
         return str(self._open().metadata().id)
 
     def files(self, within: str | None = None) -> list[str]:
-        """Parquet files of the newest version, on disk: DuckDB reads these.
+        """Return paths on this disk of the newest version's files, which DuckDB reads.
 
         within: SQL on columns; files that surely hold no such row are left out.
         """
         return self.copies(self.names(within=within))
 
     def noted(self, names: Sequence[str], version: int | None) -> dict[str, int] | None:
-        """Return the numbers that `commit` noted, as of a version (None: the newest).
+        """Return numbers that `commit` noted, as of a version (None: the newest).
 
-        None where it never noted one of them, or where the version is no longer known.
+        None if one of them was never noted, or the version is no longer readable.
         """
         if not self.exists:
             return None
@@ -109,7 +110,10 @@ class Table:
     def changed_files(
         self, since: int, version: int
     ) -> tuple[list[str], list[str]] | None:
-        """Names of files that came and went between two versions; None if no longer known."""
+        """Return names of the files that were added and removed between two versions.
+
+        None if a version or a removed file is no longer readable.
+        """
         try:
             old_names = set(self.names(since))
             new_names = set(self.names(version))
@@ -126,15 +130,15 @@ class Table:
         columns: Sequence[str] | None = None,
         where: pc.Expression | None = None,
     ) -> pa.Table:
-        """Return rows of a version (default: the newest); none of a table that does not exist.
+        """Return rows of a version (default: the newest); no rows if there is no table.
 
         Args:
             version: Number of the version.
-            columns: Only these are read.
-            where: Only such rows are read, of files that may hold them.
+            columns: Columns to read; by default all.
+            where: Condition of the rows to read; only files that may hold such rows are opened.
 
         Raises:
-            DataError: The version is not there, or files of it are gone (vacuumed).
+            DataError: There is no such version, or some of its files were vacuumed.
 
         """
         fields = [self.schema.field(name) for name in columns or self.schema.names]
@@ -158,7 +162,7 @@ class Table:
             return None
         statistics = pa.table(self._open().get_add_actions(flatten=True))
         name = f"max.{column}"
-        # Delta's log has it of the first 32 columns, of files where they are not all null.
+        # Delta's log has it for the first 32 columns, if not all values of a file are null.
         if name in statistics.column_names and not statistics[name].null_count:
             times = statistics[name]
         else:
@@ -173,7 +177,7 @@ class Table:
         content: Sequence[str],
         arrival: str | None = None,
     ) -> dict[str, int]:
-        """Insert rows with a new key; replace those of a known key whose `content` differs.
+        """Insert rows with a new key, and replace rows of a known key whose `content` differs.
 
         It is one commit. Repeating it changes nothing.
 
@@ -181,11 +185,11 @@ class Table:
             rows: At most one row of each key. Columns that they lack are null, and columns that
                 the table lacks are left out. A dataset is read by batches.
             key: Columns that identify a row.
-            content: Columns.
-            arrival: A column of times; a row never replaces one that arrived after it.
+            content: Columns whose difference makes a row new.
+            arrival: Column of times; a row never replaces a row that arrived later.
 
         Returns:
-            How many rows were inserted and how many replaced.
+            Numbers of rows: `inserted` and `replaced`.
 
         """
         dataset = rows if isinstance(rows, ds.Dataset) else ds.dataset(rows)
@@ -223,7 +227,7 @@ class Table:
         }
 
     def remove(self, rows: pa.Table, key: Sequence[str]) -> None:
-        """Delete the rows that have the key of one of `rows`. Again changes nothing."""
+        """Delete the rows that have the key of one of `rows`. Repeating it changes nothing."""
         is_same = [
             f"old.{name} IS NOT DISTINCT FROM new.{name}" for name in map(quoted, key)
         ]
@@ -235,17 +239,17 @@ class Table:
                 merger.when_matched_delete().execute()
 
     def insert(self, rows: pa.Table, key: str, time: str) -> int:
-        """Append rows whose key the table does not hold; return how many. Again changes nothing.
+        """Append rows whose key is not in the table; return their number. It may be repeated.
 
-        time: a column of times, which of one key are at most NEAR apart: only keys of about the
-        times of `rows` are read.
+        time: Column of times. Two rows of a key lie at most REPEAT_SPAN apart: only keys of about
+            the times of `rows` are read.
         """
         rows = rows.cast(self.schema)
         if not rows.num_rows:
             return 0
         span = pc.min_max(rows[time]).as_py()
-        is_late_enough = pc.field(time) >= span["min"] - NEAR
-        is_early_enough = pc.field(time) <= span["max"] + NEAR
+        is_late_enough = pc.field(time) >= span["min"] - REPEAT_SPAN
+        is_early_enough = pc.field(time) <= span["max"] + REPEAT_SPAN
         with self.writing():
             stored = self.read(columns=[key], where=is_late_enough & is_early_enough)
             is_stored = pc.is_in(rows[key], stored[key].combine_chunks())
@@ -255,9 +259,9 @@ class Table:
         return int(rows.num_rows)
 
     def replace(self, rows: pa.Table, partition: Sequence[str]) -> None:
-        """Put `rows`, all of one partition, in place of what that partition holds, in one commit.
+        """Replace the rows of a partition by `rows`, which all belong to it, in one commit.
 
-        partition: the columns that the table is partitioned by, all text.
+        partition: Columns by which the table is partitioned, all texts.
         """
         same = " AND ".join(
             exp.column(name, quoted=True).eq(rows[name][0].as_py()).sql()
@@ -281,17 +285,17 @@ class Table:
         within: str | None,
         notes: Mapping[str, int],
     ) -> None:
-        """Put files that lie in the table's folder in place of some of the table's, in one commit.
+        """Replace files of the table by files that lie in its folder, in one commit.
 
-        They are written within `writing`: `purge` removes files that no commit has named. Readers
-        see the files of before or the new ones, never a part. Of a table of another `schema` all
+        They are written within `writing`, as `purge` removes files that no commit has named.
+        Readers see all old files or all new files. If the table has another `schema`, all its old
         files have to go.
 
         Args:
             files: Files that no commit has named before.
-            columns: What the files hold; the table has PERIOD beside it.
-            within: SQL on PERIOD; only files of such periods go. None: all go.
-            notes: Numbers that `noted` returns from now on, such as what the rows stand on.
+            columns: Columns of the files; the table has PERIOD beside them.
+            within: SQL on PERIOD; only files of such periods go. None: all files go.
+            notes: Numbers that `noted` returns from now on, such as the version of the raw rows.
 
         """
         schema = Schema.from_arrow(columns.append(pa.field(PERIOD, pa.int64())))
@@ -301,7 +305,7 @@ class Table:
                     str(self.path),
                     schema,
                     partition_by=[PERIOD],
-                    configuration=REPLACED,
+                    configuration=SHORT_RETENTION,
                     storage_options=S3,
                 )
             removed_names = [] if within is None else self.names(within=within)
@@ -320,9 +324,7 @@ class Table:
     def take_in(self, folder: Path, names: Sequence[str]) -> None:
         """Move files below `folder` into the table's folder, within `writing`.
 
-        No reader sees them before `commit`.
-
-        Of files that go to S3, this host keeps copies.
+        No reader sees them before `commit`. This host keeps copies of files that go to S3.
         """
         place = Path(str(self.path))
         if self._settings.data_url:
@@ -339,10 +341,13 @@ class Table:
             self._open().optimize.compact(target_size=SMALL_BYTES)
 
     def clean_up(self, column: str | None, oldest: datetime) -> tuple[int, int]:
-        """Delete rows whose time in `column` lies before `oldest`, compact, and remove files.
+        """Delete rows whose time in `column` lies before `oldest`, compact, and remove old files.
 
-        Those that no version of the last week needs, and those of killed writers. Returns how many
-        rows and files went.
+        Old files are files that no version of the last week needs, and files of killed writers.
+
+        Returns:
+            The numbers of rows and files that were removed.
+
         """
         row_count = 0
         with self.writing():
@@ -352,7 +357,7 @@ class Table:
                 metrics = table.delete(f"{quoted(column)} < '{moment}'")
                 row_count = metrics["num_deleted_rows"]
             table.optimize.compact(target_size=COMPACTED_BYTES)
-            # Of those that it names some went before.
+            # Some of the files that it names were removed before.
             files = [
                 name for name in table.vacuum(full=True) if (self.path / name).exists()
             ]
@@ -362,15 +367,15 @@ class Table:
         return row_count, len(files)
 
     def matching(self, where: str, column: str) -> list[Any]:
-        """Values of `column` in the rows that the SQL condition holds for."""
+        """Return the values of `column` in the rows for which an SQL condition holds."""
         query = f"SELECT {quoted(column)} AS value FROM here WHERE {where}"  # noqa: S608  (ours)
         rows = query_table(self._settings, self.name, query)
         return [row["value"] for row in rows]
 
     def erase(self, where: str, column: str | None = None) -> None:
-        """Delete rows that the SQL condition holds for, or only what `column` says in them.
+        """Delete rows for which an SQL condition holds, or only their values of `column`.
 
-        Older versions keep them, and the log the condition, until `purge`.
+        Until `purge`, older versions keep them, and the log keeps the condition.
         """
         with self.writing():
             if column:
@@ -379,9 +384,9 @@ class Table:
                 self._open().delete(where)
 
     def purge(self) -> None:
-        """Remove older versions: their files and log entries. Their readers fail.
+        """Remove older versions: their files and log entries. Readers of them fail.
 
-        Later changes stay known (`changed_files`).
+        Later changes stay readable (`changed_files`).
         """
         with self.writing():
             now = self._open()
@@ -409,15 +414,15 @@ class Table:
         )
 
     def names(self, version: int | None = None, within: str | None = None) -> list[str]:
-        """Files of a version, below the table's folder."""
+        """Return paths of a version's files below the table's folder."""
         return file_names(self._open(version), within) if self.exists else []
 
     def stored_schema(self) -> pa.Schema:
-        """Return the columns of the newest version's files, without that of partitions."""
+        """Return the columns of the newest version's files, which lack the columns of partitions."""
         return columns_of_files(self._open())
 
     def copies(self, names: Sequence[str]) -> list[str]:
-        """Return the paths of files on this disk; of a table on S3 they are copied."""
+        """Return paths of the table's files on this disk; files on S3 are copied."""
         return copies_of(self.path, names, self._settings.cache)
 
     def _holds_any(self, rows: ds.Dataset, key: Sequence[str]) -> bool:
@@ -437,7 +442,7 @@ class Table:
             return same_rows.fetchone() is not None
 
     def _open(self, version: int | None = None) -> DeltaTable:
-        """Open a version (default: the newest). The newest once open reads only what is new.
+        """Open a version (default: the newest). An open newest version reads only new commits.
 
         Raises:
             DataError: The table cannot be reached.
@@ -456,7 +461,7 @@ class Table:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the only one that writes the table or removes files of it; a thread may ask again.
+        """Hold the lock of writing the table and removing its files; a thread may ask again.
 
         Raises:
             DataError: Another held the lock for a minute, or Delta refused.
@@ -488,14 +493,14 @@ def _rows_of(
 
 
 def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`rows` with the columns of `schema`; those they lack are null."""
+    """Return `rows` with the columns of `schema`; columns that they lack are null."""
     return pa.concat_tables(
         [schema.empty_table(), rows], promote_options="permissive"
     ).cast(schema)
 
 
 def _reader_in_schema(rows: ds.Dataset, schema: pa.Schema) -> pa.RecordBatchReader:
-    """Read rows by batches, with the columns of `schema`; those they lack are null."""
+    """Read rows by batches, with the columns of `schema`; columns that they lack are null."""
     names = [name for name in schema.names if name in rows.schema.names]
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -28,7 +28,10 @@ POPULATION = SHIPPED[SHIPPED.index("[population]") : SHIPPED.index("[snapshots]"
 
 def test_the_page_of_the_fields_has_the_text_beside_each_field():
     page = spec_fields.spec()
-    assert "| `seed` | whole number ≥ 0 | required | of all that is random" in page
+    assert (
+        "| `seed` | whole number ≥ 0 | required | the seed of every random choice"
+        in page
+    )
     assert "| PSI from which drift is noted. |" in page
 
 
