@@ -34,10 +34,11 @@ from mlflow_server.api.tracking import Tracking
 from training.data.frame import TIME, at, build_frame, extent, features, snapshot_labels
 from training.data.leaks import leak_remarks
 from training.data.snapshots import Snapshot
+from training.evaluation.results import load_evaluation
 from training.model.estimators import category_remarks, estimator_problems
 from training.model.onnx_export import REMEDY, exported, prove
 from training.stages.dataset import FEWEST, coverage, unlearnable, without_label
-from training.stages.gate import UNPROVED, load_evaluation
+from training.stages.gate import UNPROVED
 from training.stages.train import fit_pipeline
 from training.stages.validate import mismatches, plan_run
 

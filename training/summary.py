@@ -13,11 +13,11 @@ from core.spec.training import LOWER_IS_BETTER
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.tags import tag_equals
 from training.artifacts import GATES, read
-from training.stages.gate import Evaluation, Outcome, load_evaluation
+from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
 TEMPLATE = Path(__file__).with_name("summary.md").read_text("utf-8")
 PAGE: jinja2.Template = jinja2.Template(TEMPLATE, trim_blocks=True, lstrip_blocks=True)
-OUTCOMES = TypeAdapter(dict[str, tuple[Outcome, ...]])
+OUTCOMES = TypeAdapter(dict[str, tuple[GateOutcome, ...]])
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Summary:
     test_snapshot: str
     version: str | None
     evaluation: Evaluation
-    gates: tuple[Outcome, ...]
+    gates: tuple[GateOutcome, ...]
 
     def markdown(self) -> str:
         return PAGE.render(vars(self), lower_is_better=LOWER_IS_BETTER)

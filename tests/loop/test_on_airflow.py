@@ -53,8 +53,8 @@ from tests.support.tools.clone import Copy
 from tests.support.training.chains import store
 from training.artifacts import EVALUATION
 from training.evaluation.metrics import Scored
+from training.evaluation.results import EVALUATIONS
 from training.stages.evaluate import compare
-from training.stages.gate import EVALUATIONS
 
 MODEL = "customer_churn_model"
 TRAIN = f"train_{MODEL}"

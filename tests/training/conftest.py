@@ -20,7 +20,7 @@ from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
 from tests.mlflow_server.conftest import client
 from tests.support.training.chains import store, train
 from training import chain
-from training.stages.gate import Evaluation, load_evaluation
+from training.evaluation.results import Evaluation, load_evaluation
 
 ORDERS = load_dataset("orders")
 SHIPPED = load_spec("customer_churn_model")

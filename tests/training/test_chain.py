@@ -28,9 +28,10 @@ from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, tr
 from training.artifacts import GATES, PLOTS, fetched, read
 from training.data.frame import at, content_hash, features
 from training.evaluation.metrics import Scored, all_metrics
+from training.evaluation.results import load_evaluation
 from training.model.scoring import version_scores
 from training.stages.dataset import load_frame, unlearnable
-from training.stages.gate import load_evaluation, model_card
+from training.stages.gate import model_card
 from training.stages.register import ask, promote, settled, wait_in_shell
 from training.stages.train import THRESHOLDS, fold_scores
 from training.summary import summary

@@ -21,7 +21,7 @@ from training.data.frame import features
 from training.data.snapshots import PLANS
 from training.evaluation.metrics import Scored, predict
 from training.evaluation.psi import SCORE, TIME, UsualSpread, usual_spread, with_nulls
-from training.stages.gate import load_evaluation
+from training.evaluation.results import load_evaluation
 
 PREDICTED_CLASS = "predicted_class"
 LABEL = "label"

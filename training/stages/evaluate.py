@@ -55,11 +55,11 @@ from training.evaluation.metrics import (
 from training.evaluation.plots import draw
 from training.evaluation.psi import NEWEST_SNAPSHOTS
 from training.evaluation.reference import evaluated_members, measure_spread, with_scores
+from training.evaluation.results import EVALUATIONS, Evaluation
 from training.model.estimators import category_remarks
 from training.model.onnx_export import REMEDY
 from training.model.scoring import columns, open_session, score, version_scores
 from training.stages.dataset import load_frame
-from training.stages.gate import EVALUATIONS, Evaluation
 
 EXPLAINED_ROWS = 200
 COALITIONS = 128

@@ -6,11 +6,10 @@
 import logging
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import jinja2
-from pydantic import TypeAdapter
 
 from core.errors import TrainingError
 from core.settings import Settings
@@ -25,10 +24,9 @@ from core.spec.training import (
 from feature_repo.definition import table_versions
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.tracking import Run, Tracking
-from training.artifacts import EVALUATION, GATES, PLOTS, fetched, read
+from training.artifacts import GATES, PLOTS, fetched
 from training.data.lineage import lineage
-from training.evaluation.metrics import Interval, Segment
-from training.evaluation.psi import UsualSpread
+from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
 log = logging.getLogger(__name__)
 PAGE: jinja2.Template = jinja2.Template(
@@ -40,68 +38,6 @@ PAGE: jinja2.Template = jinja2.Template(
 )
 
 UNPROVED = "the served file scores differently from the fitted model"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` measured on the rows of the newest matured snapshots.
-
-    Attributes:
-        rows: How many.
-        challenger: Its metrics by name.
-        baseline: For each metric the best constant's.
-        champion_version: What is in production.
-        champion: Its metrics; empty if there is none to compare with.
-        differences: Challenger minus champion, on the same resamples.
-        unavailable: Why the champion could not be scored; gates that ask for it then refuse.
-        threshold: Of the challenger.
-        intervals: Of its metrics.
-        figures: Of the challenger alone: calibration, fairness, agreement of the export.
-        segments: Its metrics by value of the spec's segment.
-        unproved: Why the served file failed the comparison with the fitted model.
-        no_champion: Why the version in production cannot be the champion.
-        contributions: By feature the mean size of its contributions, the largest first.
-        spread: How far normal windows lie from the rows.
-        remarks: What looks as if the model knew its label, and texts that it does not see whole.
-        class_rows: How many rows each class has; of numbers none.
-
-    """
-
-    rows: int
-    challenger: dict[str, float]
-    baseline: dict[str, float]
-    champion_version: str | None
-    champion: dict[str, float]
-    differences: dict[str, Interval]
-    unavailable: str | None = None
-    threshold: float | None = 0.5
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
-    segments: tuple[Segment, ...] = ()
-    unproved: str = ""
-    no_champion: str = ""
-    contributions: dict[str, float] = field(default_factory=dict)
-    spread: UsualSpread = field(default_factory=UsualSpread)
-    remarks: tuple[str, ...] = ()
-    class_rows: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One gate and what it says."""
-
-    rule: str
-    metric: str
-    passed: bool
-    text: str
-
-
-EVALUATIONS = TypeAdapter(Evaluation)
-
-
-def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:
-    """Return what `evaluate` stored."""
-    return EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
 
 
 def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
@@ -141,7 +77,7 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
 
 def decide(
     gates: Sequence[Gate], evaluation: Evaluation, least_class_rows: int = 0
-) -> tuple[Outcome, ...]:
+) -> tuple[GateOutcome, ...]:
     """Apply each gate of the spec, then check that the served file scores as the fitted model.
 
     Every class needs some rows: a figure of a handful is chance.
@@ -158,22 +94,24 @@ def decide(
                 passed, text = _better_than_baseline(gate, evaluation)
             case AgainstChampion():
                 passed, text = _against_champion(gate, evaluation)
-        outcomes.append(Outcome(gate.rule, gate.metric, passed, text))
+        outcomes.append(GateOutcome(gate.rule, gate.metric, passed, text))
     for name, count in evaluation.class_rows.items():
         if count < least_class_rows:
             text = (
                 f"{count} of {evaluation.rows:,} test rows are of class {name}, required: "
                 f"at least {least_class_rows} (least_class_rows): more snapshots in test"
             )
-            outcomes.append(Outcome("at_least", "class_rows", passed=False, text=text))
+            outcomes.append(
+                GateOutcome("at_least", "class_rows", passed=False, text=text)
+            )
     remarks = [
-        Outcome("remark", "label", passed=True, text=remark)
+        GateOutcome("remark", "label", passed=True, text=remark)
         for remark in evaluation.remarks
     ]
     text = "the served file scores as the fitted model"
     if evaluation.unproved:
         text = f"{UNPROVED}: {evaluation.unproved}"
-    proof = Outcome("onnx_proof", "onnx", not evaluation.unproved, text)
+    proof = GateOutcome("onnx_proof", "onnx", not evaluation.unproved, text)
     return (*outcomes, *remarks, proof)
 
 
@@ -235,7 +173,7 @@ def model_card(
     spec: ModelSpec,
     run: Run,
     evaluation: Evaluation,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[GateOutcome],
     plots: Path,
 ) -> str:
     """Return HTML on the run's model; `plots` is the folder of the run's figures."""

@@ -27,7 +27,7 @@ from mlflow_server.promotion.promote import reconcile
 from mlflow_server.roles import PRODUCTION, SHADOW
 from training.artifacts import CANDIDATE, fetched
 from training.data.lineage import lineage
-from training.stages.gate import load_evaluation
+from training.evaluation.results import load_evaluation
 
 NATIVE = ("pandas", "scikit-learn", "skl2onnx", "skops", "xgboost-cpu", "lightgbm")
 """What a client of MLflow needs to load a version that is not ONNX; of the extras what is here."""

@@ -22,8 +22,8 @@ from tests.training.conftest import ORDERS, SHIPPED, changed, train
 from training.batch import score_population
 from training.data.frame import TIME, at
 from training.evaluation.reference import load_reference
+from training.evaluation.results import load_evaluation
 from training.stages.dataset import load_frame
-from training.stages.gate import load_evaluation
 
 WEEK = timedelta(weeks=1)
 DAY = timedelta(days=1)

@@ -9,8 +9,9 @@ from core.spec.training import AgainstChampion, BetterThanBaseline, Limit
 from tests.support.training.scored_rows import some_rows
 from tests.training.conftest import SHIPPED
 from training.evaluation.metrics import Interval, Scored, all_metrics
+from training.evaluation.results import Evaluation
 from training.stages.evaluate import compare
-from training.stages.gate import Evaluation, decide
+from training.stages.gate import decide
 
 DELIVERY = load_spec("delivery", PROJECT / "tests/training/deliveries/models")
 BETTER_THAN_BASELINE = BetterThanBaseline(
