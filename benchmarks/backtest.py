@@ -35,7 +35,7 @@ from mlflow_server.model.pyfunc import ModelFile
 from monitoring.decisions.decision import Inputs, Verdict, decide
 from monitoring.log.outcomes import Outcomes
 from monitoring.measurements.performance import measure
-from training.data.frame import at, build_frame, features
+from training.data.frame import build_frame, feature_columns, rows_at
 from training.data.snapshots import Snapshot, dates, matured, plan
 from training.evaluation.metrics import (
     Scored,
@@ -131,15 +131,17 @@ class History:
 
     def rows(self, *names: datetime) -> pa.Table:
         """Return the rows of snapshots with their labels."""
-        return at(self.frame, [each for each in self.snapshots if each.start in names])
+        return rows_at(
+            self.frame, [each for each in self.snapshots if each.start in names]
+        )
 
     def tested(self, name: datetime) -> pa.Table:
         """Return the rows that a model is evaluated on."""
-        return at(self.frame, self.plan(self.known_at[name]).test)
+        return rows_at(self.frame, self.plan(self.known_at[name]).test)
 
     def score(self, name: datetime, rows: pa.Table) -> Scored:
         model = self.model(name)
-        inputs = features(self.spec, rows)
+        inputs = feature_columns(self.spec, rows)
         return Scored(score(model.served, self.spec.inputs, inputs), model.threshold)
 
     def loss(self, name: datetime, snapshot: datetime) -> float:
@@ -163,7 +165,7 @@ class History:
     def drift(self, name: datetime, week: datetime) -> Finding:
         """Compare the week's window with what the model was evaluated on."""
         limits = self.spec.monitoring
-        rows = at(self.windows, [self.window[week]])
+        rows = rows_at(self.windows, [self.window[week]])
         if rows.num_rows < limits.fewest:
             return "insufficient_data", []
         reference, spread = self._reference(name)
@@ -187,7 +189,7 @@ class History:
         return self.performance(name, tuple(newer[-self.spec.snapshots.test :]))
 
     def _performance(self, name: datetime, snapshots: tuple[Snapshot, ...]) -> Finding:
-        rows = at(self.frame, snapshots) if snapshots else self.frame.slice(0, 0)
+        rows = rows_at(self.frame, snapshots) if snapshots else self.frame.slice(0, 0)
         y = rows["label"].to_numpy()
         if len(y) < self.spec.monitoring.fewest:
             return "insufficient_data", []
@@ -214,7 +216,7 @@ class History:
         rows = self.tested(name)
         scored = with_scores(self.spec, rows, self.score(name, rows))
         planned = self.plan(self.known_at[name]).snapshots
-        spread = measure_spread(self.spec, scored, at(self.frame, planned))
+        spread = measure_spread(self.spec, scored, rows_at(self.frame, planned))
         return self._compared(scored), spread.psi
 
     def _compared(self, rows: pa.Table) -> pd.DataFrame:
@@ -235,8 +237,10 @@ class History:
     def _train(self, name: datetime) -> TrainedModel:
         spec = self.spec
         planned = self.plan(self.known_at[name])
-        frame = at(self.frame, planned.snapshots)
-        problems = unlearnable(spec, at(frame, planned.train), at(frame, planned.test))
+        frame = rows_at(self.frame, planned.snapshots)
+        problems = unlearnable(
+            spec, rows_at(frame, planned.train), rows_at(frame, planned.test)
+        )
         if problems:
             raise TrainingError(f"{spec.name}: {'; '.join(problems)}")
         began = time.process_time()

@@ -31,7 +31,14 @@ from feature_repo.published.store import defined, publish_beside
 from feature_repo.rules import suite_file, suite_problems, suite_rules
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
-from training.data.frame import TIME, at, build_frame, extent, features, snapshot_labels
+from training.data.frame import (
+    TIME,
+    build_frame,
+    extent,
+    feature_columns,
+    rows_at,
+    snapshot_labels,
+)
 from training.data.leaks import leak_remarks
 from training.data.snapshots import Snapshot
 from training.evaluation.results import load_evaluation
@@ -268,13 +275,13 @@ def _rows(
         used = (*planned.train, *planned.test)
         frame = build_frame(history, spec, dataset, used, until, version)
         log.info(extent(spec, planned, frame, share))
-        train = at(frame, planned.train)
-        test = at(frame, planned.test)
+        train = rows_at(frame, planned.train)
+        test = rows_at(frame, planned.test)
         fewest = FEWEST if share == 1 else 1
         problems = unlearnable(spec, train, test, fewest)
         yield from problems or _trials(spec, frame, train)
         if not problems:
-            code_remarks = category_remarks(spec.inputs, features(spec, train))
+            code_remarks = category_remarks(spec.inputs, feature_columns(spec, train))
             for remark in (*leak_remarks(spec, train, {}), *code_remarks):
                 log.warning("%s.toml: %s", spec.name, remark)
         unlabelled = without_label(history, spec, planned, test).num_rows
@@ -319,11 +326,11 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
         place = f"{spec.name}.toml: estimators.{position}"
         try:
             model = fit_pipeline(spec, estimator, train)
-            served = exported(model, spec, features(spec, train))
+            served = exported(model, spec, feature_columns(spec, train))
         except TrainingError as exc:
             yield f"{place}: {exc}"
             continue
-        rows = features(spec, frame)
+        rows = feature_columns(spec, frame)
         proof = prove(model, served, rows, spec, spec.threshold)
         for reason in proof.reasons[:1]:
             yield f"{place}: {estimator.name}: {UNPROVED}: {reason}; {REMEDY}"

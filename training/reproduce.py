@@ -25,7 +25,7 @@ from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
 from mlflow_server.model.pyfunc import read_files, read_version
 from mlflow_server.tags import FORGOTTEN_TAG
 from training.artifacts import ESTIMATOR, SPEC, read
-from training.data.frame import at, content_hash, features
+from training.data.frame import content_hash, feature_columns, rows_at
 from training.data.lineage import input_tags
 from training.data.snapshots import dates
 from training.evaluation.metrics import rounded
@@ -108,8 +108,8 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
             f"{exc.errors()[0]['msg']}"
         ) from exc
     frame, plan = load_frame(tracking, run_id)
-    train_rows = at(frame, plan.train)
-    test_rows = at(frame, plan.test)
+    train_rows = rows_at(frame, plan.train)
+    test_rows = rows_at(frame, plan.test)
     definitions = PublishedService(settings, spec.feature_service).definitions()
     tags_now = input_tags(spec, definitions) | {
         "frame_sha256": content_hash(train_rows)
@@ -132,7 +132,7 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
         _, rebuilt_model = read_files(folder, trusted)
         digests = digest_tags(folder)
 
-    test_inputs = features(spec, test_rows)
+    test_inputs = feature_columns(spec, test_rows)
     scores = score(registered_model, spec.inputs, test_inputs)
     new_scores = score(rebuilt_model, spec.inputs, test_inputs)
     largest = float(np.abs(scores - new_scores).max())

@@ -37,7 +37,7 @@ from tests.support.tools.clone import finished, stack_environment
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training import chain
 from training.artifacts import CANDIDATE
-from training.data.frame import TIME, features, with_features
+from training.data.frame import TIME, feature_columns, with_features
 from training.model.scoring import version_scores
 
 FOREST = Estimator(
@@ -112,7 +112,7 @@ def log_answers(settings, frame, version, at, name, score=None):
             probability=round(float(scores[number]), 6) if score is None else score,
             in_population=0 <= row["days_since_last_order"] < 180,
         )
-        for number, row in enumerate(features(SPEC, frame).to_dict("records"))
+        for number, row in enumerate(feature_columns(SPEC, frame).to_dict("records"))
     ]
     log_lines.write(settings, f"predictions-1-{name}.jsonl", *lines)
     return lines
@@ -328,7 +328,7 @@ def reversed_version(settings, frame, folder):
     return register(
         settings, model=SPEC.name, run_id=run_id, files=folder / CANDIDATE,
         exported=ModelFile(model.SerializeToString()),
-        input_example=features(SPEC, frame).head(), tags={}, description="reversed",
+        input_example=feature_columns(SPEC, frame).head(), tags={}, description="reversed",
         requirements=["onnxruntime"],
     ).version  # fmt: skip
 

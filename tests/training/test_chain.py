@@ -26,7 +26,7 @@ from tests.mlflow_server.conftest import client, stages
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
 from training.artifacts import GATES, PLOTS, fetched, read
-from training.data.frame import at, content_hash, features
+from training.data.frame import content_hash, feature_columns, rows_at
 from training.evaluation.metrics import Scored, all_metrics
 from training.evaluation.results import load_evaluation
 from training.model.scoring import version_scores
@@ -95,7 +95,7 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     plots = {item.path for item in api.list_artifacts(second.run_id, "plots")}
     assert {"plots/confusion_matrix.png", "plots/calibration.png"} < plots
     frame, plan = load_frame(tracking, second.run_id)
-    digest = content_hash(at(frame, plan.train))
+    digest = content_hash(rows_at(frame, plan.train))
     dataset = api.get_run(second.run_id).inputs.dataset_inputs[0].dataset
     assert dataset.digest == digest[:36]
     tags = Registry(tracked).version(SPEC.name, second.version).tags
@@ -107,8 +107,8 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     assert lineage <= set(tags)
     mlflow.set_tracking_uri(tracked.mlflow_address)
     model = mlflow.pyfunc.load_model(f"models:/{SPEC.name}@production")
-    tested = at(frame, plan.test)
-    scores = np.asarray(model.predict(features(SPEC, tested))["score"])
+    tested = rows_at(frame, plan.test)
+    scores = np.asarray(model.predict(feature_columns(SPEC, tested))["score"])
     expected = version_scores(tracked, SPEC, "2", tested).scores
     assert scores == pytest.approx(expected, abs=1e-6)
 

@@ -88,7 +88,7 @@ def labelled_rows(
     label_rows = snapshot_labels(spec, dataset, snapshots, raw)
     require_outcome_key(spec, label_rows)
     label_table = sampled(spec, label_rows).to_pyarrow()
-    rows = typed(spec, at(label_table, snapshots))
+    rows = typed(spec, rows_at(label_table, snapshots))
     key = [*spec.entity_key, "event_timestamp"]
     keys = rows.select(key).to_pandas()
     repeated_keys = keys[keys.duplicated()]
@@ -191,7 +191,7 @@ def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> s
 def _extent_of(
     spec: ModelSpec, snapshots: Sequence[Snapshot], labelled: pa.Table, share: int
 ) -> str:
-    row_count = share * at(labelled, snapshots).num_rows
+    row_count = share * rows_at(labelled, snapshots).num_rows
     period = f"by the {spec.snapshots.every}: {len(snapshots)}, {dates(snapshots)}"
     return f"about {row_count:,} rows (snapshots {period})"
 
@@ -366,7 +366,7 @@ def canonical(
     return pa.table(columns, schema=pa.schema(types)).sort_by(order)
 
 
-def at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
+def rows_at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
     """Return the rows of these snapshots, which do not overlap."""
     time = pc.field("event_timestamp")
     is_inside = pc.scalar(value=False)
@@ -376,7 +376,7 @@ def at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
     return frame.filter(is_inside)
 
 
-def features(spec: ModelSpec, frame: pa.Table) -> pd.DataFrame:
+def feature_columns(spec: ModelSpec, frame: pa.Table) -> pd.DataFrame:
     """Return the model's input: the spec's features in order, of the types of `inputs`."""
     columns = {
         name: frame[name].cast(ARROW[kind]) for name, kind in spec.inputs.items()

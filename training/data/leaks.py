@@ -7,7 +7,7 @@ import pyarrow as pa
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from core.spec import ModelSpec
-from training.data.frame import features
+from training.data.frame import feature_columns
 
 SUSPICIOUS = 0.98
 """AUC, R², or the share of the most frequent class's errors that a feature corrects."""
@@ -30,7 +30,7 @@ def leak_remarks(
     is_classes = spec.task != "regression"
     tree_class = DecisionTreeClassifier if is_classes else DecisionTreeRegressor
     share_wrong = 1 - pd.Series(y).value_counts(normalize=True).max()
-    for name, column in features(spec, rows).items():
+    for name, column in feature_columns(spec, rows).items():
         values = column
         if spec.inputs[str(name)] == "string":
             values = pd.Series(pd.factorize(column)[0])

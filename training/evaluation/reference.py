@@ -17,7 +17,7 @@ from core.spec import FeatureType, ModelSpec
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
 from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read
-from training.data.frame import features
+from training.data.frame import feature_columns
 from training.data.snapshots import PLANS
 from training.evaluation.metrics import Scored, predict
 from training.evaluation.psi import SCORE, TIME, UsualSpread, usual_spread, with_nulls
@@ -124,7 +124,9 @@ def _compared_columns(
 ) -> pd.DataFrame:
     """Return the features but timestamps, which always move on, and the others that it has."""
     kinds = {name: kind for name, kind in spec.features.items() if kind != "timestamp"}
-    rows = with_nulls(features(spec.model_copy(update={"features": kinds}), table))
+    rows = with_nulls(
+        feature_columns(spec.model_copy(update={"features": kinds}), table)
+    )
     for name in other_columns:
         if name in table.column_names:
             rows[name] = table[name].to_pandas()

@@ -15,7 +15,7 @@ from core.spec import InputType, ModelSpec
 from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import DTYPES, SCORE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile, read_version
-from training.data.frame import features, with_features
+from training.data.frame import feature_columns, with_features
 from training.evaluation.metrics import Scored
 
 
@@ -74,7 +74,7 @@ def version_scores(
     if not has_columns:
         keys = [*spec.entity_key, "event_timestamp", "label", *request_data]
         rows = with_features(settings, version_spec, rows.select(keys))
-    inputs = features(version_spec, rows)
+    inputs = feature_columns(version_spec, rows)
     return Scored(score(model, version_spec.inputs, inputs), contract.threshold)
 
 

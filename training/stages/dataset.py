@@ -17,7 +17,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
 from mlflow_server.api.tracking import Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, load_table, read, store_table
-from training.data.frame import at, build_frame, content_hash, extent, population
+from training.data.frame import build_frame, content_hash, extent, population, rows_at
 from training.data.lineage import PLANNED_TAG
 from training.data.snapshots import PLANS, Plan, dates
 from training.stages.validate import plan_run
@@ -45,8 +45,8 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     planned = plan_run(settings, spec, source, planned_as_of, version)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
     log.info(extent(spec, planned, frame))
-    train = at(frame, planned.train)
-    test = at(frame, planned.test)
+    train = rows_at(frame, planned.train)
+    test = rows_at(frame, planned.test)
     unlabelled = without_label(settings, spec, planned, test)
     member_count = test.num_rows + unlabelled.num_rows
     stated_reason = source.labels[spec.label].unlabelled

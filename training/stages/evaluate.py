@@ -35,7 +35,7 @@ from training.artifacts import (
     read,
     store_table,
 )
-from training.data.frame import at, features
+from training.data.frame import feature_columns, rows_at
 from training.data.leaks import leak_remarks
 from training.data.snapshots import dates
 from training.evaluation.metrics import (
@@ -70,13 +70,13 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     """Store metrics, plots, the scored reference and `evaluation.json` in the run."""
     tracking = Tracking(settings)
     frame, plan = load_frame(tracking, run_id)
-    rows = at(frame, plan.test)
+    rows = rows_at(frame, plan.test)
     y = rows["label"].to_numpy()
-    inputs = features(spec, rows)
+    inputs = feature_columns(spec, rows)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
         contract, model = read_files(candidate, spec.serving.trusted_types)
     members = evaluated_members(spec, rows, load_table(tracking, run_id, UNLABELLED))
-    member_scores = score(model, spec.inputs, features(spec, members))
+    member_scores = score(model, spec.inputs, feature_columns(spec, members))
     scored_members = Scored(member_scores, contract.threshold)
     reference = with_scores(spec, members, scored_members)
     store_table(tracking, run_id, REFERENCE, reference)
@@ -95,7 +95,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     }
     if spec.task == "classification":
         figures |= fairness(segments)
-    newest_snapshots = at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
+    newest_snapshots = rows_at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     mean_contributions = contributions(spec, contract, model, inputs)
     evaluation = replace(
         evaluation,
@@ -107,7 +107,9 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         spread=measure_spread(spec, reference, newest_snapshots),
         remarks=(
             *leak_remarks(spec, rows, evaluation.challenger),
-            *category_remarks(spec.inputs, features(spec, at(frame, plan.train))),
+            *category_remarks(
+                spec.inputs, feature_columns(spec, rows_at(frame, plan.train))
+            ),
         ),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))

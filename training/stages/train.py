@@ -29,7 +29,7 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import CONTRACT_FILE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile
 from training.artifacts import CANDIDATE, ESTIMATOR, PROOF
-from training.data.frame import at, features
+from training.data.frame import feature_columns, rows_at
 from training.data.snapshots import Fold, Plan, Snapshot
 from training.evaluation.metrics import (
     Labels,
@@ -68,14 +68,14 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     log.info("chosen: %s", "; ".join([chosen.name, chosen_by, *mean_losses]))
     model, threshold, figures = train_model(spec, chosen, frame, plan)
     with tempfile.TemporaryDirectory() as name:
-        train_rows = at(frame, plan.train)
+        train_rows = rows_at(frame, plan.train)
         as_of = run.tags["as_of"]
         folder = Path(name)
         served = write_model(
             settings, spec, model, train_rows, threshold, as_of, folder
         )
         tracking.log_artifacts(run_id, name, CANDIDATE)
-    proof = prove(model, served, features(spec, frame), spec, threshold)
+    proof = prove(model, served, feature_columns(spec, frame), spec, threshold)
     tracking.log_dict(run_id, asdict(proof), PROOF)
     tracking.log_dict(run_id, chosen.model_dump(mode="json"), ESTIMATOR)
     params = {"estimator": chosen.name, "chosen_by": chosen_by, "seed": spec.seed}
@@ -95,14 +95,14 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
 
 def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
     """Leave out folds with no rows to judge by, or without a label that all training rows have."""
-    labels = at(frame, plan.train)["label"]
+    labels = rows_at(frame, plan.train)["label"]
     fewest_labels = 2
     if labels.type == "int64":  # each class
         fewest_labels = max(2, pc.count_distinct(labels).as_py())
     folds = []
     for fold in plan.folds:
-        label_count = pc.count_distinct(at(frame, fold.train)["label"]).as_py()
-        if at(frame, fold.validation).num_rows and label_count >= fewest_labels:
+        label_count = pc.count_distinct(rows_at(frame, fold.train)["label"]).as_py()
+        if rows_at(frame, fold.validation).num_rows and label_count >= fewest_labels:
             folds.append(fold)
     return replace(plan, folds=tuple(folds))
 
@@ -157,9 +157,11 @@ def fold_scores(
     spec: ModelSpec, estimator: Estimator, frame: pa.Table, fold: Fold
 ) -> tuple[Labels, Scores]:
     """Return labels and scores of the fold's validation rows, fitted on its training rows."""
-    pipeline = fit_pipeline(spec, estimator, at(frame, fold.train))
-    rows = at(frame, fold.validation)
-    return rows["label"].to_numpy(), pipeline_scores(pipeline, features(spec, rows))
+    pipeline = fit_pipeline(spec, estimator, rows_at(frame, fold.train))
+    rows = rows_at(frame, fold.validation)
+    return rows["label"].to_numpy(), pipeline_scores(
+        pipeline, feature_columns(spec, rows)
+    )
 
 
 def train_model(
@@ -178,7 +180,7 @@ def train_model(
     """
     if not spec.training:
         threshold = choose_threshold(spec, chosen, frame, plan)
-        return fit_pipeline(spec, chosen, at(frame, plan.train)), threshold, {}
+        return fit_pipeline(spec, chosen, rows_at(frame, plan.train)), threshold, {}
     train_rows = _labelled_features(spec, frame, plan.train)
     folds = []
     for fold in plan.folds:
@@ -201,9 +203,9 @@ def train_model(
 def _labelled_features(
     spec: ModelSpec, frame: pa.Table, snapshots: Sequence[Snapshot]
 ) -> pd.DataFrame:
-    rows = at(frame, snapshots)
+    rows = rows_at(frame, snapshots)
     keys = rows.select([*spec.entity_key, "event_timestamp"]).to_pandas()
-    labelled = features(spec, rows).assign(label=rows["label"].to_numpy())
+    labelled = feature_columns(spec, rows).assign(label=rows["label"].to_numpy())
     return labelled.set_index([keys[name] for name in keys])
 
 
@@ -220,7 +222,7 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
             f"{spec.name}: every label of {len(y)} training rows is the same"
         )
     try:
-        inputs = features(spec, rows)
+        inputs = feature_columns(spec, rows)
         pipeline = build_pipeline(spec, estimator, inputs)
         # Boosting's threads wait for each other on busy cores.
         with threadpool_limits(1):
@@ -265,7 +267,7 @@ def write_model(
     folder: Path,
 ) -> ModelFile:
     """Write what was fitted on the rows `train`: what is served, and the contract."""
-    rows = features(spec, train)
+    rows = feature_columns(spec, train)
     served = exported(model, spec, rows)
     background = rows.sample(min(BACKGROUND, len(rows)), random_state=spec.seed)
     is_missing = (rows.isna() | (rows == MISSING)).any()

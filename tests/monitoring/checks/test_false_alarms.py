@@ -22,7 +22,7 @@ from monitoring.log.outcomes import Outcomes
 from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, history  # noqa: F401  (a fixture)
-from training.data.frame import at, build_frame, features
+from training.data.frame import build_frame, feature_columns, rows_at
 from training.evaluation.metrics import Scored
 from training.evaluation.psi import NEWEST_SNAPSHOTS, SCORE, UsualSpread, psi
 from training.evaluation.reference import Reference, measure_spread, with_scores
@@ -42,12 +42,12 @@ def reference(history):
     """The newest snapshot that matured by AS_OF, as training stores it."""
     plan = plan_run(history, SPEC, ORDERS, AS_OF, 0)
     frame = build_frame(history, SPEC, ORDERS, plan.snapshots, AS_OF, 0)
-    pipeline = fit_pipeline(SPEC, SPEC.estimators[0], at(frame, plan.train))
-    tested = at(frame, plan.test)
-    rows = features(SPEC, tested)
+    pipeline = fit_pipeline(SPEC, SPEC.estimators[0], rows_at(frame, plan.train))
+    tested = rows_at(frame, plan.test)
+    rows = feature_columns(SPEC, tested)
     scores = score(exported(pipeline, SPEC), SPEC.features, rows)
     scored = with_scores(SPEC, tested, Scored(scores, SPEC.threshold))
-    newest = at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
+    newest = rows_at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     return Reference(
         rows=rows.assign(**{SCORE: scored[SCORE].to_numpy()}),
         features=SPEC.features,

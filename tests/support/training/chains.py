@@ -23,7 +23,7 @@ from tests.conftest import AS_OF, answers, new_settings, running, wait_until
 from tests.support.tools.clone import finished, outer_environment
 from training import chain
 from training.artifacts import PROOF, read
-from training.data.frame import at, features
+from training.data.frame import feature_columns, rows_at
 from training.reproduce import reproduce
 from training.stages.dataset import load_frame
 
@@ -106,8 +106,8 @@ def client(settings, spec):
 def ask(http, settings, spec, run_id):
     """Ask for each row of the test snapshots; return the labels, as feedback about them."""
     frame, plan = load_frame(Tracking(settings), run_id)
-    rows = at(frame, plan.test)
-    instances = features(spec, rows).to_dict("records")
+    rows = rows_at(frame, plan.test)
+    instances = feature_columns(spec, rows).to_dict("records")
     pairs = zip(rows.select([*spec.entity_key]).to_pylist(), instances, strict=True)
     body = [key | {"features": instance} for key, instance in pairs]
     results["served"] = http.post("/predict", json=body[0]).json()

@@ -19,7 +19,7 @@ from feature_repo.published.store import publish_beside
 from tests.conftest import AS_OF, new_settings
 from tests.support.training.chains import store
 from tests.training.conftest import ORDERS, SHIPPED
-from training.data.frame import build_frame, features, population
+from training.data.frame import build_frame, feature_columns, population
 from training.data.snapshots import Snapshot
 from training.stages.validate import mismatches
 
@@ -144,7 +144,7 @@ def test_parity_holds_for_every_feature_with_generated_request_data(
 
 
 def test_a_model_gets_every_type_as_an_integer_a_float_or_a_text(frame):
-    inputs = features(SPEC, frame.filter(pc.is_valid(frame["loyal"])))
+    inputs = feature_columns(SPEC, frame.filter(pc.is_valid(frame["loyal"])))
     kinds = {str(kind) for kind in inputs.dtypes}
     assert kinds <= {"int64", "float64", "object", "str"}
     assert (inputs["changed"] % 1_000_000 == 0).all()

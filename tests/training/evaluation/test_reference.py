@@ -8,7 +8,7 @@ from mlflow_server.api.registry import Registry
 from tests.training.conftest import SPEC
 from training.artifacts import read
 from training.check import wide_features
-from training.data.frame import at, features
+from training.data.frame import feature_columns, rows_at
 from training.evaluation.metrics import all_metrics
 from training.evaluation.reference import load_reference
 from training.model.scoring import version_scores
@@ -24,11 +24,11 @@ def test_a_reference_has_the_evaluated_rows_with_the_scores_of_training(
     tracked, tracking, second, reference, evaluation
 ):
     frame, plan = load_frame(tracking, second.run_id)
-    tested = at(frame, plan.test)
+    tested = rows_at(frame, plan.test)
     scored = version_scores(tracked, SPEC, second.version, tested).rounded()
     rows = reference.rows
     assert list(rows) == [*SPEC.features, "score", "label"]
-    assert rows[[*SPEC.features]].equals(features(SPEC, tested))
+    assert rows[[*SPEC.features]].equals(feature_columns(SPEC, tested))
     assert np.array_equal(rows["score"], scored.scores)
     assert np.array_equal(rows["label"], tested["label"])
     metrics = all_metrics(rows["label"].to_numpy(), scored, SPEC.costs)

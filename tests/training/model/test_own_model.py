@@ -14,7 +14,7 @@ from tests.support.training import factories
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, train
 from training.artifacts import PROOF, read
-from training.data.frame import at, features
+from training.data.frame import feature_columns, rows_at
 from training.model.estimators import estimator_problems
 from training.model.scoring import version_scores
 from training.reproduce import reproduce
@@ -85,10 +85,10 @@ def test_a_model_of_training_code_is_registered_with_its_figures_and_reproduced(
     assert run.metrics["training/leaves"] in {3, 15}
     assert run.metrics["test/log_loss"] < run.metrics["baseline/log_loss"]
     frame, plan = load_frame(tracking, trained.run_id)
-    rows = at(frame, plan.test)
+    rows = rows_at(frame, plan.test)
     served = version_scores(tracked, SPEC, trained.version, rows)
     model, _ = factories.train(*factories.calls[0])
-    expected = model.predict_proba(features(SPEC, rows))[:, 1]
+    expected = model.predict_proba(feature_columns(SPEC, rows))[:, 1]
     assert served.threshold == 0.25
     assert np.abs(served.scores - expected).max() < 1e-6
     report = reproduce(tracked, NAME, trained.version)
