@@ -36,7 +36,7 @@ from monitoring.decisions.decision import Inputs, Verdict, decide
 from monitoring.log.outcomes import Outcomes
 from monitoring.measurements.performance import measure
 from training.data.frame import build_frame, feature_columns, rows_at
-from training.data.snapshots import Snapshot, dates, matured, plan
+from training.data.snapshots import Snapshot, dates, matured, plan_snapshots
 from training.evaluation.metrics import (
     Scored,
     Scores,
@@ -105,7 +105,9 @@ class History:
         wait = label.horizon + label.lateness
         self.settings = settings
         self.spec = spec.model_copy(update={"search": None})
-        self.plan = partial(plan, first_event, label=label, snapshots=spec.snapshots)
+        self.plan = partial(
+            plan_snapshots, first_event, label=label, snapshots=spec.snapshots
+        )
         self.snapshots = matured(spec.snapshots, first_event, end - wait)
         self.known_at = {
             snapshot.start: snapshot.last + wait for snapshot in self.snapshots

@@ -102,7 +102,8 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
     from feature_repo.published import store  # noqa: PLC0415  (heavy)
     from training.data import frame  # noqa: PLC0415
-    from training.stages import validate  # noqa: PLC0415
+    from training.data.snapshots import plan_snapshots  # noqa: PLC0415
+    from training.planning import first_known_event  # noqa: PLC0415
 
     spec = load_spec(MODEL)
     dataset = pipeline.load_dataset(spec.dataset)
@@ -110,7 +111,9 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     store.publish_beside(settings, dataset)
     start = time.perf_counter()
     processor_start = time.process_time()
-    plan = validate.plan_run(settings, spec, dataset, AS_OF, version)
+    first_event = first_known_event(settings, dataset, AS_OF, version)
+    label = dataset.labels[spec.label]
+    plan = plan_snapshots(first_event, AS_OF, label, spec.snapshots)
     try:
         rows = frame.build_frame(
             settings=settings,

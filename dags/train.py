@@ -77,7 +77,7 @@ def _last_step(spec: ModelSpec) -> Any:
 
 def fail_mlflow_run(context: Any) -> None:
     """Mark the MLflow run as failed once Airflow has given up: another may answer its cause."""
-    from training.stages.validate import fail_run  # noqa: PLC0415  (heavy)
+    from training.runs import fail_run  # noqa: PLC0415  (heavy)
 
     dag_id = context["dag"].dag_id
     spec = load_spec(dag_id.partition("_")[2])
@@ -91,7 +91,7 @@ def validate() -> str | None:
     Raw rows that break today's rules end the run.
     """
     from monitoring.decisions.causes import training_cause  # noqa: PLC0415  (heavy)
-    from training.stages.validate import NOTHING_NEW, open_run  # noqa: PLC0415
+    from training.runs import NOTHING_NEW, open_run  # noqa: PLC0415
 
     settings, spec = task_inputs()
     run = current_run()

@@ -40,7 +40,7 @@ from monitoring.decisions.decision import (
 from monitoring.decisions.store import DecisionRow, store_checks, store_decision
 from monitoring.log.collect import collect
 from monitoring.run import COUNTS, WHO, MonitoringRun, load_past, prepare
-from training.stages.validate import nothing_new
+from training.runs import nothing_new
 
 log = logging.getLogger(__name__)
 ABOUT_EXPERIMENT = (

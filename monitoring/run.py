@@ -28,7 +28,7 @@ from monitoring.measurements.performance import Judged, measure
 from monitoring.measurements.segments import segments_of_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from training.evaluation.reference import Reference, load_reference, spec_of_version
-from training.stages.validate import moment_of
+from training.runs import moment_of
 
 COUNTS = TypeAdapter(dict[str, ServingCounts])
 """What each replica had counted, in a decision's row."""

@@ -6,9 +6,9 @@ from datetime import datetime
 from core.settings import Settings
 from core.spec import ModelSpec
 from mlflow_server.api.tracking import Tracking
+from training.runs import NOTHING_NEW, open_run
 from training.stages import STAGES
 from training.stages.register import promote, wait_in_shell
-from training.stages.validate import NOTHING_NEW, open_run
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,15 @@ from training.data.frame import (
     snapshot_labels,
 )
 from training.data.leaks import leak_remarks
-from training.data.snapshots import Snapshot
+from training.data.snapshots import Snapshot, plan_snapshots
 from training.evaluation.results import load_evaluation
 from training.model.estimators import category_remarks, estimator_problems
 from training.model.onnx_export import REMEDY, exported, prove
+from training.planning import first_known_event
 from training.stages.dataset import FEWEST, coverage, unlearnable, without_label
 from training.stages.gate import UNPROVED
 from training.stages.train import fit_pipeline
-from training.stages.validate import mismatches, plan_run
+from training.stages.validate import mismatches
 
 log = logging.getLogger(__name__)
 SAMPLE = 10_000
@@ -267,7 +268,9 @@ def _rows(
 
     with whole_history(settings, spec, as_of, sample) as (history, until):
         version = raw_table(history, dataset).version
-        planned = plan_run(history, spec, dataset, until, version)
+        first_event = first_known_event(history, dataset, until, version)
+        label = dataset.labels[spec.label]
+        planned = plan_snapshots(first_event, until, label, spec.snapshots)
         findings = [*label_problems(spec, dataset, all_rows, planned.test)]
         yield from findings
         if findings:
@@ -285,9 +288,8 @@ def _rows(
             for remark in (*leak_remarks(spec, train, {}), *code_remarks):
                 log.warning("%s.toml: %s", spec.name, remark)
         unlabelled = without_label(history, spec, planned, test).num_rows
-        reason = dataset.labels[spec.label].unlabelled
         # Raises what is one more finding.
-        coverage(spec, unlabelled, test.num_rows + unlabelled, reason)
+        coverage(spec, unlabelled, test.num_rows + unlabelled, label.unlabelled)
 
 
 def label_problems(

@@ -13,7 +13,7 @@ from mlflow_server.promotion.rules import last_applied
 from mlflow_server.roles import PRODUCTION
 from mlflow_server.tags import OF_TRAININGS
 from monitoring.decisions.store import DecisionRow, newest_decisions
-from training.stages.validate import moment_of, nothing_new
+from training.runs import moment_of, nothing_new
 
 
 @dataclass(frozen=True)

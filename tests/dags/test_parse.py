@@ -12,7 +12,7 @@ import pytest
 
 from core.spec import load_specs
 from tests.support.tools.dag_reader import READ
-from training.stages.validate import LONGEST
+from training.runs import LONGEST_RUN
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOW = datetime.now(UTC)
@@ -24,7 +24,7 @@ with DAG("own"):
     EmptyOperator(task_id="work")
 """
 KINDS = ("train", "monitor", "score")
-HEAVY = "pandas numpy pyarrow mlflow feast evidently sklearn training.stages.validate monitoring"
+HEAVY = "pandas numpy pyarrow mlflow feast evidently sklearn training.runs monitoring"
 
 
 def read(home, project):
@@ -114,7 +114,7 @@ def test_training_goes_through_every_stage_in_order(bag):
     order = ["validate", "dataset", "train", "evaluate", "gate", "register", "promote"]
     following = [[task] for task in order[1:]] + [[]]
     assert dag["tasks"] == dict(zip(order, following, strict=True))
-    assert 0 < dag["longest"] < LONGEST.total_seconds(), (
+    assert 0 < dag["longest"] < LONGEST_RUN.total_seconds(), (
         "a training that takes longer has died"
     )
     assert bag["dags"]["train_approved"]["tasks"]["register"] == ["ask"]

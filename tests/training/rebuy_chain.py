@@ -24,7 +24,7 @@ from tests.conftest import feast_apply, mlflow_server, redis_server, wait_until
 from tests.support.training.chains import client, settings_of, train
 from training.check import check
 from training.reproduce import reproduce
-from training.stages.validate import nothing_new
+from training.runs import nothing_new
 
 NOW = datetime.now(UTC)
 BEHIND = NOW - timedelta(days=60)

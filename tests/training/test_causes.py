@@ -12,7 +12,7 @@ from monitoring.decisions.causes import TrainingCause, open_decisions, training_
 from monitoring.decisions.store import DecisionRow, store_decision
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, SPEC
-from training.stages.validate import fail_run
+from training.runs import fail_run
 
 HOUR = timedelta(hours=1)
 CAUSED = SPEC.model_copy(update={"name": "caused", "experiment": "caused"})

@@ -50,6 +50,8 @@ WITHOUT_EFFECT: Any = {
 """Keys of a spec that change neither a model nor whether it passes its gates."""
 FINGERPRINT = "gyre.fingerprint"
 PLANNED_TAG = "planned_as_of"
+FIRST_EVENT_TAG = "gyre.first_event"
+"""Tags of a run from which its snapshots are planned again, the same ones at each try."""
 OUTCOME_PREFIXES = ("mlflow.", "gyre.", "gate", "outcome", "unlabelled", "version")
 """Beginnings of tags that say what became of a run; all others say what it was made of."""
 

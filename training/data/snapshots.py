@@ -90,7 +90,7 @@ def next_matures(newest: Snapshot, label: Label, snapshots: Snapshots) -> dateti
     return following.last + label.horizon + label.lateness
 
 
-def plan(
+def plan_snapshots(
     first_event: datetime, as_of: datetime, label: Label, snapshots: Snapshots
 ) -> Plan:
     """Choose test, training and fold snapshots for a run at `as_of`.

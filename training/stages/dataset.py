@@ -18,9 +18,8 @@ from feature_repo.definition import table_versions
 from mlflow_server.api.tracking import Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, load_table, read, store_table
 from training.data.frame import build_frame, content_hash, extent, population, rows_at
-from training.data.lineage import PLANNED_TAG
-from training.data.snapshots import PLANS, Plan, dates
-from training.stages.validate import plan_run
+from training.data.lineage import FIRST_EVENT_TAG, PLANNED_TAG
+from training.data.snapshots import PLANS, Plan, dates, plan_snapshots
 
 log = logging.getLogger(__name__)
 FEWEST = 50
@@ -39,18 +38,19 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     tracking = Tracking(settings)
     tags = tracking.run(run_id).tags
     as_of = datetime.fromisoformat(tags["as_of"])
-    planned_as_of = datetime.fromisoformat(tags[PLANNED_TAG])
+    planned_until = datetime.fromisoformat(tags[PLANNED_TAG])
     source = load_dataset(spec.dataset)
     version = table_versions(tags)[spec.dataset]
-    planned = plan_run(settings, spec, source, planned_as_of, version)
+    first_event = datetime.fromisoformat(tags[FIRST_EVENT_TAG])
+    label = source.labels[spec.label]
+    planned = plan_snapshots(first_event, planned_until, label, spec.snapshots)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
     log.info(extent(spec, planned, frame))
     train = rows_at(frame, planned.train)
     test = rows_at(frame, planned.test)
     unlabelled = without_label(settings, spec, planned, test)
     member_count = test.num_rows + unlabelled.num_rows
-    stated_reason = source.labels[spec.label].unlabelled
-    remark = coverage(spec, unlabelled.num_rows, member_count, stated_reason)
+    remark = coverage(spec, unlabelled.num_rows, member_count, label.unlabelled)
     if remark:
         log.warning("%s: %s", spec.name, remark)
     problems = unlearnable(spec, train, test)

@@ -41,7 +41,8 @@ from tests.support.feature_engine.window_features import BEGIN, FEATURES, as_tab
 from tests.support.tools.preloaded import commands_folder
 from tests.training.conftest import SHIPPED
 from training.data.frame import build_frame, population
-from training.stages.validate import plan_run
+from training.data.snapshots import plan_snapshots
+from training.planning import first_known_event
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
@@ -80,7 +81,9 @@ def test_spark_gives_the_frame_and_population_of_duckdb_for_all_orders(applied):
     settings = with_engine("spark", applied)
     ingest(settings, "orders", AS_OF)
     version = raw_table(applied, ORDERS).version
-    plan = plan_run(applied, SHIPPED, ORDERS, AS_OF, version)
+    first_event = first_known_event(applied, ORDERS, AS_OF, version)
+    label = ORDERS.labels[SHIPPED.label]
+    plan = plan_snapshots(first_event, AS_OF, label, SHIPPED.snapshots)
     snapshots = SHIPPED.snapshots.model_copy(update={"sample": 0.75})
     spec = SHIPPED.model_copy(update={"snapshots": snapshots})
     frames = [

@@ -23,13 +23,14 @@ from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, history  # noqa: F401  (a fixture)
 from training.data.frame import build_frame, feature_columns, rows_at
+from training.data.snapshots import plan_snapshots
 from training.evaluation.metrics import Scored
 from training.evaluation.psi import NEWEST_SNAPSHOTS, SCORE, UsualSpread, psi
 from training.evaluation.reference import Reference, measure_spread, with_scores
 from training.model.onnx_export import exported
 from training.model.scoring import score
+from training.planning import first_known_event
 from training.stages.train import fit_pipeline
-from training.stages.validate import plan_run
 
 SPEC = load_spec("customer_churn_model")
 SIZES = (200, 300, 500, 1_000, 5_000)
@@ -40,7 +41,9 @@ LIMIT = 0.01
 @pytest.fixture(scope="module")
 def reference(history):
     """The newest snapshot that matured by AS_OF, as training stores it."""
-    plan = plan_run(history, SPEC, ORDERS, AS_OF, 0)
+    first_event = first_known_event(history, ORDERS, AS_OF, 0)
+    label = ORDERS.labels[SPEC.label]
+    plan = plan_snapshots(first_event, AS_OF, label, SPEC.snapshots)
     frame = build_frame(history, SPEC, ORDERS, plan.snapshots, AS_OF, 0)
     pipeline = fit_pipeline(SPEC, SPEC.estimators[0], rows_at(frame, plan.train))
     tested = rows_at(frame, plan.test)

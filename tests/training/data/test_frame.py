@@ -12,13 +12,17 @@ from feature_engine.ingest.pipeline import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training.data.frame import build_frame, content_hash, rows_at, typed
+from training.data.snapshots import plan_snapshots
+from training.planning import first_known_event
 from training.stages.dataset import without_label
-from training.stages.validate import plan_run
 
 
 @pytest.fixture(scope="module")
 def planned(sample):
-    return plan_run(sample, SHIPPED, ORDERS, AS_OF, raw_table(sample, ORDERS).version)
+    version = raw_table(sample, ORDERS).version
+    first_event = first_known_event(sample, ORDERS, AS_OF, version)
+    label = ORDERS.labels[SHIPPED.label]
+    return plan_snapshots(first_event, AS_OF, label, SHIPPED.snapshots)
 
 
 def frame_of(settings, planned, spec=SHIPPED):

@@ -14,7 +14,7 @@ from tests.conftest import AS_OF, new_settings
 from tests.training.conftest import ORDERS, SHIPPED
 from training.check import label_problems
 from training.data.leaks import leak_remarks
-from training.data.snapshots import plan
+from training.data.snapshots import plan_snapshots
 
 DAY = timedelta(days=1)
 LABEL = ORDERS.labels[SHIPPED.label]
@@ -29,7 +29,7 @@ def test_repeated_labels_and_labels_that_later_rows_change_are_named(tmp_path):
     rows = pull(new_settings(tmp_path), ORDERS, AS_OF).read_all()
     rows = rows.filter(pc.equal(pc.bit_wise_and(rows["customer_id"], 7), 0))
     first_event = pc.min(rows[ORDERS.event_time]).as_py()
-    planned = plan(first_event, AS_OF, LABEL, SHIPPED.snapshots)
+    planned = plan_snapshots(first_event, AS_OF, LABEL, SHIPPED.snapshots)
     for changes, message in (
         ({"horizon": 10 * DAY}, "expected labels that are known after"),
         ({"expression": every_label_twice}, "expected one row for each customer_id"),

@@ -11,7 +11,15 @@ from core.errors import TrainingError
 from core.spec.training import Snapshots
 from feature_repo.definition import Label
 from training.data.frame import TIME
-from training.data.snapshots import FOLDS, Fold, Plan, Snapshot, matured, plan, starts
+from training.data.snapshots import (
+    FOLDS,
+    Fold,
+    Plan,
+    Snapshot,
+    matured,
+    plan_snapshots,
+    starts,
+)
 from training.stages.train import with_usable_folds
 
 HORIZON = timedelta(days=90)
@@ -47,7 +55,7 @@ def test_no_training_row_has_a_label_unknown_at_the_first_evaluation_row(
     as_of = FIRST + age
     label = Label(LABEL.expression, horizon, lateness)
     try:
-        planned = plan(FIRST, as_of, label, snapshots)
+        planned = plan_snapshots(FIRST, as_of, label, snapshots)
     except TrainingError:
         # Two snapshots and, of the first, all that is waited for: less is too little history.
         longest = (snapshots.test + 3) * LONGEST[snapshots.every]
@@ -98,7 +106,7 @@ def test_snapshots_of_a_label_are_whole_periods_and_leave_no_row_out(
 )
 def test_too_little_history_is_reported_in_one_line(days, message):
     with pytest.raises(TrainingError, match=message):
-        plan(FIRST, FIRST + days * DAY, LABEL, MONTHLY)
+        plan_snapshots(FIRST, FIRST + days * DAY, LABEL, MONTHLY)
 
 
 def test_folds_without_validation_rows_or_with_one_label_are_left_out():

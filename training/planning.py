@@ -1,0 +1,123 @@
+"""The plan of a training: its snapshots, and the versions and hashes of what it would learn from."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from core.errors import TrainingError
+from core.settings import Settings
+from core.spec import ModelSpec
+from feature_engine.engines.engine import engine_connection
+from feature_engine.ingest.record import read_record
+from feature_engine.offline.raw import open_raw, raw_table
+from feature_repo.datasets import load_dataset
+from feature_repo.definition import Dataset
+from feature_repo.published.service import PublishedService
+from training.data.lineage import fingerprint
+from training.data.snapshots import Plan, plan_snapshots
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A training that could begin now.
+
+    Attributes:
+        plan: Its snapshots.
+        until: Moment for which the snapshots are planned, aware UTC.
+        first_event: Time of the first event that is known at `until`.
+        table_version: Version of the raw table of the label's dataset.
+        definitions: Hashes of the feature service's definitions, by name.
+        fingerprint: Hash that runs share which learn the same.
+
+    """
+
+    plan: Plan
+    until: datetime
+    first_event: datetime
+    table_version: int
+    definitions: Mapping[str, str]
+    fingerprint: str
+
+
+def planned_run(
+    settings: Settings, spec: ModelSpec, service: PublishedService, as_of: datetime
+) -> PlannedRun:
+    """Plan a training at `as_of`.
+
+    Raises:
+        TrainingError: A dataset has no rows, or too little history has matured.
+
+    """
+    dataset = load_dataset(spec.dataset)
+    label = dataset.labels[spec.label]
+    until = _planned_until(settings, spec, service, as_of)
+    table_version = raw_table(settings, dataset).version
+    first_event = first_known_event(settings, dataset, until, table_version)
+    plan = plan_snapshots(first_event, until, label, spec.snapshots)
+    definitions = service.definitions()
+    return PlannedRun(
+        plan=plan,
+        until=until,
+        first_event=first_event,
+        table_version=table_version,
+        definitions=definitions,
+        fingerprint=fingerprint(spec, plan.test[-1].start, definitions),
+    )
+
+
+def _planned_until(
+    settings: Settings, spec: ModelSpec, service: PublishedService, as_of: datetime
+) -> datetime:
+    """Return the moment to plan for: snapshots wait until each dataset of their features is known.
+
+    A dataset is known up to its last ingest or, where that is later, its newest arrival.
+
+    Raises:
+        TrainingError: A dataset has no rows.
+
+    """
+    label = load_dataset(spec.dataset).labels[spec.label]
+    until = as_of
+    for name, dataset in service.datasets().items():
+        arrival = raw_table(settings, dataset).newest("ingested_at")
+        if arrival is None:
+            raise TrainingError(f"{name}: no rows yet; run: gyre ingest {name}")
+        watermark = read_record(settings, name).watermark or arrival
+        complete_until = max(arrival, watermark)
+        last_moment = complete_until + label.horizon + label.lateness
+        if last_moment < until:
+            until = last_moment
+            log.warning(
+                "%s: %s is known up to %s UTC, later snapshots wait: gyre ingest %s",
+                spec.name,
+                name,
+                f"{complete_until:%Y-%m-%d %H:%M}",
+                name,
+            )
+    return until
+
+
+def first_known_event(
+    settings: Settings, dataset: Dataset, as_of: datetime, version: int
+) -> datetime:
+    """Return the time of the first event that version `version` of the raw table has at `as_of`.
+
+    Raises:
+        TrainingError: There is no row.
+
+    """
+    raw = raw_table(settings, dataset)
+    first_event: datetime | None = None
+    if raw.exists:
+        with engine_connection(settings) as connection:
+            rows = open_raw(raw, version, as_of, connection)
+            first_event = rows[dataset.event_time].min().to_pyarrow().as_py()
+    if first_event is None:
+        raise TrainingError(
+            f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}; "
+            f"run: gyre ingest {dataset.name}"
+        )
+    return first_event
