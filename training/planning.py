@@ -14,8 +14,8 @@ from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.published.service import PublishedService
-from training.data.lineage import fingerprint
 from training.data.snapshots import Plan, plan_snapshots
+from training.inputs import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from mlflow_server.model.pyfunc import read_files, read_version
 from mlflow_server.tags import FORGOTTEN_TAG
 from training.artifacts import ESTIMATOR, SPEC, read
 from training.data.frame import content_hash, feature_columns, rows_at
-from training.data.lineage import input_tags
 from training.data.snapshots import dates
 from training.evaluation.metrics import rounded
+from training.inputs import input_tags
 from training.model.scoring import score
 from training.stages.dataset import load_frame
 from training.stages.train import train_model, with_usable_folds, write_model

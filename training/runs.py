@@ -16,10 +16,9 @@ from training.data.lineage import (
     FINGERPRINT,
     FIRST_EVENT_TAG,
     PLANNED_TAG,
-    input_tags,
-    table_tags,
 )
 from training.data.snapshots import next_matures
+from training.inputs import input_tags, table_tags
 from training.model.estimators import estimator_problems
 from training.planning import planned_run
 from training.stages.validate import mismatches, validate

@@ -30,7 +30,7 @@ from core.spec import load_spec
 from feature_engine.ingest.pipeline import ingest
 from mlflow_server.api.registry import Registry
 from training.chain import train
-from training.data.lineage import code_hash
+from training.code_hash import code_hash
 
 settings, now = load_settings(), datetime.now(UTC)
 for name in ("orders", "visits"):
@@ -40,7 +40,9 @@ for name in ("orders", "visits"):
 print(json.dumps([Registry(settings).version("visits", "1").tags, code_hash(load_spec("visits"))]))
 """
 """What `gyre ingest` and `gyre train` do, importing all of it once."""
-CODE = "from core.spec import load_spec; from training.data.lineage import code_hash as h\n"
+CODE = (
+    "from core.spec import load_spec; from training.code_hash import code_hash as h\n"
+)
 CODE += "print(h(load_spec('visits')))"
 
 

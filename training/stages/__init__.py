@@ -1,8 +1,7 @@
 """The stages of a training between its start and its promotion, in order.
 
 `training.chain` runs them in one process, dags/train.py as tasks. What comes before them is
-`training.runs.open_run`, what comes after them approval and
-`training.stages.register.promote`.
+`training.runs.open_run`, what comes after them approval and `training.stages.register.promote`.
 """
 
 from dataclasses import dataclass
@@ -19,9 +18,12 @@ class Stage:
 
     Attributes:
         name: Id of the task.
-        title: What Airflow shows.
-        function: Its path: imported when it runs, as each one's libraries take seconds.
+        title: Title of the task in Airflow.
+        function: Path of the function. A string, as Airflow parses this module and the function's
+            libraries take seconds to import, and as `training.code_hash` follows the imports of its
+            module.
         is_gate: Whether it returns why the run ends here, or None to go on.
+        makes_model: Whether its code, with all that it imports, decides on the model's files.
 
     """
 
@@ -29,6 +31,7 @@ class Stage:
     title: str
     function: str
     is_gate: bool = False
+    makes_model: bool = False
 
     def run(self, settings: Settings, spec: ModelSpec, run_id: str) -> Any:
         """Return what the function returns."""
@@ -36,8 +39,13 @@ class Stage:
 
 
 STAGES = (
-    Stage("dataset", "Build the dataset", "training.stages.dataset:dataset"),
-    Stage("train", "Fit the estimators", "training.stages.train:fit"),
+    Stage(
+        "dataset",
+        "Build the dataset",
+        "training.stages.dataset:dataset",
+        makes_model=True,
+    ),
+    Stage("train", "Fit the estimators", "training.stages.train:fit", makes_model=True),
     Stage(
         "evaluate", "Evaluate beside production", "training.stages.evaluate:evaluate"
     ),

@@ -1,15 +1,18 @@
 """Which edits of code and spec are news to a model."""
 
+import shutil
+
 import pytest
 
 from core import user_code
-from core.settings import PROJECT
+from core.settings import CLONE
 from core.spec.monitoring import Promotion
 from core.spec.training import Estimator, Training
 from tests.conftest import AS_OF
 from tests.training.conftest import SHIPPED
-from training.data import lineage
+from training import code_hash, inputs
 
+COPIED = shutil.ignore_patterns("__pycache__", "*.pyc")
 FOREST = Estimator(name="forest", type="shop.models:forest")
 BOOST = Training(function="shop.models:boost")
 MODELS = {
@@ -21,6 +24,7 @@ ALL = {*MODELS}
 NEWS = {
     "core/spec/training.py": ALL,
     "feature_repo/published/service.py": ALL,
+    "feature_repo/extensions/asof_join.py": ALL,
     "mlflow_server/model/pyfunc.py": ALL,
     "training/model/onnx_export.py": ALL,
     "shop/models.py": {"orders", "own"},
@@ -31,35 +35,76 @@ NEWS = {
     "feature_repo/datasets/spend.py": {"spend", "own"},
     "feature_repo/datasets/returns.py": set(),
 }
-"""The models of an edited file."""
+"""The models that an edit of a file is news to."""
 
 
-def test_every_pattern_of_the_lineage_matches_a_file():
-    assert [pattern for pattern in lineage.CODE if not [*PROJECT.glob(pattern)]] == []
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """Gyre's packages, as they are, with other datasets and a package of a user."""
+    folder = tmp_path_factory.mktemp("clone")
+    for package in code_hash.PACKAGES:
+        shutil.copytree(CLONE / package, folder / package, ignore=COPIED)
+    datasets = folder / "feature_repo" / "datasets"
+    (folder / "shop").mkdir()
+    (folder / "shop" / "models.py").write_text("A = 1\n")
+    (datasets / "orders.py").write_text("A = 1\n")
+    (datasets / "returns.py").write_text("A = 1\n")
+    imported = "from feature_repo.datasets.orders import A\n"
+    (datasets / "spend.py").write_text(imported)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_hash, "PROJECT", folder)
+        patch.setattr(code_hash, "CLONE", folder)
+        patch.setattr(user_code, "PROJECT", folder)
+        patch.setattr(user_code, "DATASETS", datasets)
+        yield folder
 
 
 def hashes():
-    return {name: lineage.code_hash(spec) for name, spec in MODELS.items()}
+    return {name: code_hash.code_hash(spec) for name, spec in MODELS.items()}
 
 
-def test_an_edited_file_is_news_only_to_models_that_depend_on_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(lineage, "PROJECT", tmp_path)
-    monkeypatch.setattr(lineage, "CLONE", tmp_path)
-    monkeypatch.setattr(user_code, "PROJECT", tmp_path)
-    datasets = tmp_path / "feature_repo" / "datasets"
-    monkeypatch.setattr(user_code, "DATASETS", datasets)
-    for name in NEWS:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("A = 1\n")
-    imported = "from feature_repo.datasets.orders import A\n"
-    (datasets / "spend.py").write_text(imported)
-    for file, expected in NEWS.items():
-        before = hashes()
-        path = tmp_path / file
-        path.write_text(path.read_text() + "\n")
-        changed = {model for model, code in hashes().items() if code != before[model]}
-        assert changed == expected, file
+def edit(path):
+    path.write_text(path.read_text() + "\n")
+
+
+@pytest.mark.parametrize("file", NEWS)
+def test_an_edited_file_is_news_only_to_models_that_depend_on_it(clone, file):
+    before = hashes()
+    edit(clone / file)
+    changed = {model for model, code in hashes().items() if code != before[model]}
+    assert changed == NEWS[file]
+
+
+def test_each_edited_file_that_makes_a_model_is_news_and_no_other_file_is(clone):
+    spec = MODELS["orders"]
+    makes_model = {*code_hash.product_files(clone)}
+    makes_model |= {clone / name for name, models in NEWS.items() if "orders" in models}
+    news = set()
+    last_hash = code_hash.code_hash(spec)
+    for path in clone.rglob("*.py"):
+        edit(path)
+        new_hash = code_hash.code_hash(spec)
+        if new_hash != last_hash:
+            news.add(path)
+        last_hash = new_hash
+    assert news == makes_model
+
+
+def test_each_module_that_does_not_count_is_imported_by_one_that_does():
+    """An entry that no import reaches would be stale."""
+    imported = set()
+    for file in code_hash.product_files(CLONE):
+        imported |= {*code_hash.imported_modules(file)}
+    for prefix in code_hash.WITHOUT_EFFECT:
+        assert any(name.startswith(prefix) for name in imported), prefix
+
+
+def test_every_package_that_a_counted_file_imports_is_known():
+    packages = {path.parent.name for path in CLONE.glob("*/__init__.py")}
+    for file in code_hash.product_files(CLONE):
+        for name in code_hash.imported_modules(file):
+            root = name.partition(".")[0]
+            assert root in code_hash.PACKAGES or root not in packages, file
 
 
 @pytest.mark.parametrize(
@@ -73,6 +118,6 @@ def test_an_edited_file_is_news_only_to_models_that_depend_on_it(tmp_path, monke
 )
 def test_a_changed_key_is_news_only_if_it_can_change_the_model(change, is_news):
     changed = SHIPPED.model_copy(update=change)
-    before = lineage.fingerprint(SHIPPED, AS_OF, {"view": "a"})
-    after = lineage.fingerprint(changed, AS_OF, {"view": "a"})
+    before = inputs.fingerprint(SHIPPED, AS_OF, {"view": "a"})
+    after = inputs.fingerprint(changed, AS_OF, {"view": "a"})
     assert (before != after) is is_news

@@ -1,0 +1,85 @@
+"""What a training learns from and with: code, packages, spec, definitions and tables, as tags."""
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from core.settings import CLONE, PROJECT
+from core.spec import ModelSpec
+from core.tables.table import Table
+from feature_repo.definition import DEFINITION_TAG, TABLE_TAG
+from training.code_hash import code_hash
+
+KEYS_WITHOUT_EFFECT: Any = {
+    "monitoring": True,
+    "promotion": True,
+    "rollout": True,
+    "schedule": True,
+    "serving": {"missing_features"},
+}
+"""Keys of a spec that change neither a model nor whether it passes its gates."""
+
+
+def input_tags(spec: ModelSpec, definitions: Mapping[str, str]) -> dict[str, str]:
+    """Return code, packages, spec and feature definitions as they are here and now.
+
+    Args:
+        spec: The model.
+        definitions: Hashes of its feature service's definitions, by name.
+
+    """
+    changes = _git(PROJECT, "status", "--porcelain")
+    lock_file = CLONE / "requirements.lock"
+    tags = {
+        "git_commit": _git(PROJECT, "rev-parse", "HEAD") or "unknown",
+        "git_clean": "unknown" if changes is None else str(not changes).lower(),
+        "gyre_commit": _git(CLONE, "rev-parse", "HEAD") or f"release {version('gyre')}",
+        "lock_sha256": hashlib.sha256(lock_file.read_bytes()).hexdigest(),
+        "code_sha256": code_hash(spec),
+        "spec_sha256": _sha256(spec.model_dump_json()),
+        "feature_service": spec.feature_service,
+        "seed": str(spec.seed),
+    }
+    for name, definition in definitions.items():
+        tags[DEFINITION_TAG + name] = definition
+    return tags
+
+
+def fingerprint(
+    spec: ModelSpec, newest_snapshot: datetime, definitions: Mapping[str, str]
+) -> str:
+    """Return a hash that runs share which would learn the same."""
+    parts = [
+        spec.model_dump_json(exclude=KEYS_WITHOUT_EFFECT),
+        newest_snapshot.isoformat(),
+        code_hash(spec),
+    ]
+    for name, definition in sorted(definitions.items()):
+        parts.append(f"{name} {definition}")
+    return _sha256("\n".join(parts))
+
+
+def table_tags(name: str, table: Table, table_version: int) -> dict[str, str]:
+    """Pin a version of the raw table of dataset `name`."""
+    tag = TABLE_TAG + name
+    return {tag: str(table_version), f"{tag}.id": table.identity}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints; None where Gyre or a project came without its history."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        process = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return process.stdout.strip()
