@@ -71,18 +71,7 @@ def check(
             *findings,
             _placed(f"{file}: dataset", in_one_line(exc)),
         ], "rows: not checked"
-    module = f"feature_repo/datasets/{dataset.name}.py"
-    checks = {
-        f"{module}: label {spec.label}": _label(spec, dataset),
-        f"{module}: service {spec.feature_service}": _service(settings, spec, dataset),
-    }
-    for used_dataset in datasets:
-        file = f"feature_repo/datasets/{used_dataset.name}.py"
-        checks[file] = _names(used_dataset)
-        checks[f"feature_repo/{suite_file(used_dataset)}"] = _suite(used_dataset)
-        for view in defined(used_dataset.name, "FeatureView"):
-            if view.name in used_dataset.views:
-                checks[f"{file}: view {view.name}"] = _view(used_dataset, view)
+    checks = _file_checks(settings, spec, dataset, datasets)
     file_findings: list[str] = []
     for place_of_file, lines in checks.items():
         file_findings += _findings(place_of_file, lines)
@@ -94,8 +83,33 @@ def check(
             require_source(settings, used_dataset)
     except DataError as exc:
         return findings, f"rows: not checked, {exc}"
-    findings += _findings(f"{module}: rows", _rows(settings, spec, dataset, as_of))
+    findings += _findings(
+        f"{_module(dataset)}: rows", _rows(settings, spec, dataset, as_of)
+    )
     return findings, f"rows: a sample of {place(settings, dataset)}"
+
+
+def _file_checks(
+    settings: Settings, spec: ModelSpec, dataset: Dataset, datasets: Sequence[Dataset]
+) -> dict[str, Iterator[str]]:
+    """Return the checks that need no rows, by the place that their findings are about."""
+    module = _module(dataset)
+    checks = {
+        f"{module}: label {spec.label}": _label(spec, dataset),
+        f"{module}: service {spec.feature_service}": _service(settings, spec, dataset),
+    }
+    for used_dataset in datasets:
+        module = _module(used_dataset)
+        checks[module] = _names(used_dataset)
+        checks[f"feature_repo/{suite_file(used_dataset)}"] = _suite(used_dataset)
+        for view in defined(used_dataset.name, "FeatureView"):
+            if view.name in used_dataset.views:
+                checks[f"{module}: view {view.name}"] = _view(used_dataset, view)
+    return checks
+
+
+def _module(dataset: Dataset) -> str:
+    return f"feature_repo/datasets/{dataset.name}.py"
 
 
 def late_features(settings: Settings, spec: ModelSpec) -> Iterator[str]:
@@ -248,48 +262,71 @@ def _service(settings: Settings, spec: ModelSpec, dataset: Dataset) -> Iterator[
         yield from mismatches(spec, dataset, service)
 
 
+class _Sample:
+    """Rows of every n-th entity of the label's dataset, in each source.
+
+    Attributes:
+        step: The n of every n-th entity.
+        label_rows: All rows of the label's dataset.
+
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.step = 1
+        self.label_rows = pa.table({})
+        self._dataset = dataset
+        self._entities = pa.array([])
+
+    def part(self, source: Dataset, rows: pa.Table) -> pa.Table:
+        """Return the rows of `source` that are in the sample; the label's dataset comes first."""
+        if source is self._dataset:
+            self.label_rows = rows
+            self.step = 1 + rows.num_rows // SAMPLE
+            self._entities = pc.unique(rows[source.entity]).sort()[:: self.step]
+        if (
+            source.entity != self._dataset.entity
+        ):  # rows name any entity of another kind
+            return rows
+        return rows.filter(pc.is_in(rows[source.entity], self._entities))
+
+
 def _rows(
     settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
 ) -> Iterator[str]:
-    """Rows hold schema and suite, and a training can learn from what is made of them."""
-    share = 1
-    sampled_entities = pa.array([])
-    all_rows = pa.table({})
-
-    def sample(source: Dataset, rows: pa.Table) -> pa.Table:
-        nonlocal share, sampled_entities, all_rows
-        if source is dataset:
-            all_rows = rows
-            share = 1 + rows.num_rows // SAMPLE
-            sampled_entities = pc.unique(rows[source.entity]).sort()[::share]
-        if source.entity != dataset.entity:  # rows name any entity of another kind
-            return rows
-        return rows.filter(pc.is_in(rows[source.entity], sampled_entities))
-
-    with whole_history(settings, spec, as_of, sample) as (history, until):
+    """Rows hold schema and suite, and a training can learn from a frame of them."""
+    sample = _Sample(dataset)
+    with whole_history(settings, spec, as_of, sample.part) as (history, until):
         version = raw_table(history, dataset).version
         first_event = first_known_event(history, dataset, until, version)
         label = dataset.labels[spec.label]
-        planned = plan_snapshots(first_event, until, label, spec.snapshots)
-        findings = [*label_problems(spec, dataset, all_rows, planned.test)]
+        plan = plan_snapshots(first_event, until, label, spec.snapshots)
+        findings = [*label_problems(spec, dataset, sample.label_rows, plan.test)]
         yield from findings
         if findings:
             return
-        used = (*planned.train, *planned.test)
-        frame = build_frame(history, spec, dataset, used, until, version)
-        log.info(extent(spec, planned, frame, share))
-        train = rows_at(frame, planned.train)
-        test = rows_at(frame, planned.test)
-        fewest = FEWEST if share == 1 else 1
-        problems = unlearnable(spec, train, test, fewest)
-        yield from problems or _trials(spec, frame, train)
-        if not problems:
-            code_remarks = category_remarks(spec.inputs, feature_columns(spec, train))
-            for remark in (*leak_remarks(spec, train, {}), *code_remarks):
-                log.warning("%s.toml: %s", spec.name, remark)
-        unlabelled = without_label(history, spec, planned, test).num_rows
+        used_snapshots = (*plan.train, *plan.test)
+        frame = build_frame(history, spec, dataset, used_snapshots, until, version)
+        log.info(extent(spec, plan, frame, sample.step))
+        test = rows_at(frame, plan.test)
+        fewest_rows = FEWEST if sample.step == 1 else 1
+        yield from _learning(spec, frame, rows_at(frame, plan.train), test, fewest_rows)
+        unlabelled = without_label(history, spec, plan, test).num_rows
         # Raises what is one more finding.
         coverage(spec, unlabelled, test.num_rows + unlabelled, label.unlabelled)
+
+
+def _learning(
+    spec: ModelSpec, frame: pa.Table, train: pa.Table, test: pa.Table, fewest_rows: int
+) -> Iterator[str]:
+    """The frame has something to learn, and each estimator learns it."""
+    problems = unlearnable(spec, train, test, fewest_rows)
+    if problems:
+        yield from problems
+        return
+    yield from _trials(spec, frame, train)
+    many_values = category_remarks(spec.inputs, feature_columns(spec, train))
+    for remark in (*leak_remarks(spec, train, {}), *many_values):
+        log.warning("%s.toml: %s", spec.name, remark)
 
 
 def label_problems(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import ValidationError
 
 from core.errors import RegistryError
@@ -19,14 +20,14 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import Estimator
 from feature_repo.published.service import PublishedService
-from mlflow_server.api.registry import Registry
+from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
-from mlflow_server.model.pyfunc import read_files, read_version
+from mlflow_server.model.pyfunc import ModelFile, read_files, read_version
 from mlflow_server.tags import FORGOTTEN_TAG
 from training.artifacts import ESTIMATOR, SPEC, read
 from training.data.frame import content_hash, feature_columns, rows_at
-from training.data.snapshots import dates
+from training.data.snapshots import Plan, dates
 from training.evaluation.metrics import rounded
 from training.inputs import input_tags
 from training.model.scoring import score
@@ -93,46 +94,19 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     registry = Registry(settings)
     tracking = Tracking(settings)
     registered = registry.version(model, version)
-    run_id = registered.run_id
-    if FORGOTTEN_TAG in registered.tags:
-        day = registered.tags[FORGOTTEN_TAG]
-        raise RegistryError(
-            f"version {version} of {model} cannot be reproduced: rows of an entity were "
-            f"forgotten on {day}"
-        )
-    try:
-        spec = ModelSpec.model_validate_json(read(tracking, run_id, SPEC))
-    except ValidationError as exc:
-        raise RegistryError(
-            f"version {version} of {model}: its stored spec is none that this code knows: "
-            f"{exc.errors()[0]['msg']}"
-        ) from exc
-    frame, plan = load_frame(tracking, run_id)
-    train_rows = rows_at(frame, plan.train)
-    test_rows = rows_at(frame, plan.test)
-    definitions = PublishedService(settings, spec.feature_service).definitions()
-    tags_now = input_tags(spec, definitions) | {
-        "frame_sha256": content_hash(train_rows)
-    }
-    inputs = _differences(registered.tags, tags_now)
-    if "code_sha256" not in inputs:  # another commit of the same code
-        for tag in COMMIT_TAGS:
-            inputs.pop(tag, None)
-
-    estimator = Estimator.model_validate_json(read(tracking, run_id, ESTIMATOR))
+    spec = _stored_spec(tracking, registered)
+    frame, plan = load_frame(tracking, registered.run_id)
+    inputs = _changed_inputs(settings, spec, registered, rows_at(frame, plan.train))
+    estimator = Estimator.model_validate_json(
+        read(tracking, registered.run_id, ESTIMATOR)
+    )
     log.info("%s on %s", estimator.name, dates(plan.train))
-    plan = with_usable_folds(frame, plan)
-    fitted, threshold, _ = train_model(spec, estimator, frame, plan)
+    as_of = registered.tags["as_of"]
+    rebuilt_model, digests = _rebuild(settings, spec, estimator, frame, plan, as_of)
     trusted = spec.serving.trusted_types
     contract, registered_model = read_version(registry, registered, trusted)
-    with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
-        folder = Path(name)
-        as_of = registered.tags["as_of"]
-        write_model(settings, spec, fitted, train_rows, threshold, as_of, folder)
-        _, rebuilt_model = read_files(folder, trusted)
-        digests = digest_tags(folder)
 
-    test_inputs = feature_columns(spec, test_rows)
+    test_inputs = feature_columns(spec, rows_at(frame, plan.test))
     scores = score(registered_model, spec.inputs, test_inputs)
     new_scores = score(rebuilt_model, spec.inputs, test_inputs)
     largest = float(np.abs(scores - new_scores).max())
@@ -140,7 +114,7 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
         rounded(scores, contract.threshold), rounded(new_scores, contract.threshold)
     )
     difference = "" if is_same else f"largest difference {largest:.3g}"
-    results = {f"predictions of {test_rows.num_rows:,} rows": difference}
+    results = {f"predictions of {len(test_inputs):,} rows": difference}
     changed_files = _differences(registered.tags, digests)
     for tag in digests:
         if tag != DIGEST_TAG + SKOPS_FILE:
@@ -149,6 +123,57 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     today = datetime.now(UTC).date()
     registry.note_reproduction(registered, today, is_same=report.reproduced)
     return report
+
+
+def _stored_spec(tracking: Tracking, registered: Version) -> ModelSpec:
+    """Return the spec that a version was trained by."""
+    place = f"version {registered.version} of {registered.model}"
+    if FORGOTTEN_TAG in registered.tags:
+        day = registered.tags[FORGOTTEN_TAG]
+        raise RegistryError(
+            f"{place} cannot be reproduced: rows of an entity were forgotten on {day}"
+        )
+    text = read(tracking, registered.run_id, SPEC)
+    try:
+        return ModelSpec.model_validate_json(text)
+    except ValidationError as exc:
+        raise RegistryError(
+            f"{place}: its stored spec is none that this code knows: "
+            f"{exc.errors()[0]['msg']}"
+        ) from exc
+
+
+def _changed_inputs(
+    settings: Settings, spec: ModelSpec, registered: Version, train_rows: pa.Table
+) -> dict[str, str]:
+    """Return the differences between the inputs of a version and those of a training now."""
+    definitions = PublishedService(settings, spec.feature_service).definitions()
+    tags_now = input_tags(spec, definitions)
+    tags_now["frame_sha256"] = content_hash(train_rows)
+    inputs = _differences(registered.tags, tags_now)
+    if "code_sha256" not in inputs:  # another commit of the same code
+        for tag in COMMIT_TAGS:
+            inputs.pop(tag, None)
+    return inputs
+
+
+def _rebuild(
+    settings: Settings,
+    spec: ModelSpec,
+    estimator: Estimator,
+    frame: pa.Table,
+    plan: Plan,
+    as_of: str,
+) -> tuple[ModelFile, dict[str, str]]:
+    """Fit and export again; return the model that would be served, and its files' digests."""
+    usable_plan = with_usable_folds(frame, plan)
+    fitted, threshold, _ = train_model(spec, estimator, frame, usable_plan)
+    train_rows = rows_at(frame, plan.train)
+    with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
+        folder = Path(name)
+        write_model(settings, spec, fitted, train_rows, threshold, as_of, folder)
+        _, model = read_files(folder, spec.serving.trusted_types)
+        return model, digest_tags(folder)
 
 
 def _differences(registered: dict[str, str], here: dict[str, str]) -> dict[str, str]:

@@ -212,27 +212,13 @@ def population(
         DataError: The spec has no population, or nobody is in it.
 
     """
-    service = PublishedService(settings, spec.feature_service)
-    key = spec.entity_key
-    views = {
-        name: keys for name, keys in service.join_keys.items() if {*key} <= {*keys}
-    }
-    reason = ""
-    if service.request_data:
-        fields = ", ".join(service.request_data)
-        reason = f"its features need {fields} of a request"
-    elif not views:
-        reason = f"no view of {spec.feature_service} has all of {', '.join(key)}"
-    if reason:
-        raise NoRequestError(
-            f"{spec.name}: {reason}: a population cannot be scored without requests"
-        )
+    views = _population_views(settings, spec)
     if spec.population is None:
         raise DataError(
             f"{spec.name}: expected [population], to say whom to score, found none: ask "
             f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
         )
-    known_entities = entities(settings, views, key, moment)
+    known_entities = entities(settings, views, spec.entity_key, moment)
     if in_sample:
         known_entities = sampled(spec, ibis.memtable(known_entities)).to_pyarrow()
     entity_count = known_entities.num_rows
@@ -250,6 +236,26 @@ def population(
         f"entities none has {bounds}. Expected a [population] in {spec.name}.toml that "
         f"entities meet, or newer features: gyre ingest {spec.dataset}"
     )
+
+
+def _population_views(settings: Settings, spec: ModelSpec) -> dict[str, list[str]]:
+    """Return the join keys of the views that have all of the entity's keys, by view."""
+    service = PublishedService(settings, spec.feature_service)
+    key = spec.entity_key
+    views = {
+        name: keys for name, keys in service.join_keys.items() if {*key} <= {*keys}
+    }
+    reason = ""
+    if service.request_data:
+        fields = ", ".join(service.request_data)
+        reason = f"its features need {fields} of a request"
+    elif not views:
+        reason = f"no view of {spec.feature_service} has all of {', '.join(key)}"
+    if reason:
+        raise NoRequestError(
+            f"{spec.name}: {reason}: a population cannot be scored without requests"
+        )
+    return views
 
 
 def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:

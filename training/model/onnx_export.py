@@ -213,46 +213,24 @@ def _with_columns(
     skl2onnx makes inputs [N, 1] and outputs [N, 1] or [N, K]; MLflow's ONNX flavour feeds columns.
     rows: see `exported`.
     """
-    constants: dict[str, Any] = {"/shape": np.array([-1, 1])}
-    inputs = []
-    nodes = []
-    matrices = {}
-    for name, kind in spec.inputs.items():
-        matrices[name] = f"{name}/column"
-        inputs.append(helper.make_tensor_value_info(name, TYPES[kind][1], ["N"]))
-        values = name
-        if kind == "string" and rows is not None:
-            values = f"{name}/filled"
-            constants["/missing"] = np.array(FILLED, dtype=object)
-            nodes += _filled(name, values, {*NULL_TEXTS}.difference(rows[name]))
-        nodes.append(helper.make_node("Reshape", [values, "/shape"], [matrices[name]]))
+    input_nodes, constants = _input_nodes(spec, rows)
     for node in model.graph.node:
-        node.input[:] = [matrices.get(name, name) for name in node.input]
-        nodes.append(node)
-    last_output = model.graph.output[-1].name
-    has_probabilities = len(model.graph.output) > 1  # beside the label
-    if has_probabilities:  # ten shares of 0.1 are 1.0000001
-        constants["/low"] = np.float32(0)
-        constants["/high"] = np.float32(1)
-        clip = helper.make_node("Clip", [last_output, "/low", "/high"], ["/clipped"])
-        nodes.append(clip)
-        last_output = "/clipped"
-    shape: list[str | int] = ["N"]
-    if spec.classes:
-        shape.append(len(spec.classes))
-        nodes.append(helper.make_node("Identity", [last_output], [SCORE]))
-    else:  # of two probabilities the second column, of numbers the only one
-        constants["/last"] = np.array(-1)
-        gather = helper.make_node("Gather", [last_output, "/last"], [SCORE], axis=1)
-        nodes.append(gather)
+        node.input[:] = [
+            f"{name}/column" if name in spec.inputs else name for name in node.input
+        ]
+    output_nodes, output_constants = _output_nodes(model.graph, spec)
+    shape = ["N", len(spec.classes)] if spec.classes else ["N"]
     tensors = [
         numpy_helper.from_array(np.asarray(value), name)
-        for name, value in constants.items()
+        for name, value in (constants | output_constants).items()
     ]
     graph = helper.make_graph(
-        nodes,
+        [*input_nodes, *model.graph.node, *output_nodes],
         "gyre",
-        inputs,
+        [
+            helper.make_tensor_value_info(name, TYPES[kind][1], ["N"])
+            for name, kind in spec.inputs.items()
+        ],
         [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, shape)],
         [*model.graph.initializer, *tensors],
     )
@@ -263,6 +241,44 @@ def _with_columns(
     served = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
     onnx.checker.check_model(served)
     return served
+
+
+def _input_nodes(
+    spec: ModelSpec, rows: pd.DataFrame | None
+) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
+    """Return the nodes that make a matrix [N, 1] of each input, and their constants by name."""
+    constants: dict[str, Any] = {"/shape": np.array([-1, 1])}
+    nodes = []
+    for name, kind in spec.inputs.items():
+        values = name
+        if kind == "string" and rows is not None:
+            values = f"{name}/filled"
+            constants["/missing"] = np.array(FILLED, dtype=object)
+            nodes += _filled(name, values, {*NULL_TEXTS}.difference(rows[name]))
+        column = f"{name}/column"
+        nodes.append(helper.make_node("Reshape", [values, "/shape"], [column]))
+    return nodes, constants
+
+
+def _output_nodes(
+    graph: onnx.GraphProto, spec: ModelSpec
+) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
+    """Return the nodes that make `score` of the last output, and their constants by name."""
+    constants: dict[str, Any] = {}
+    nodes = []
+    scores = graph.output[-1].name
+    if (
+        len(graph.output) > 1
+    ):  # probabilities beside the label: ten of 0.1 are 1.0000001
+        constants |= {"/low": np.float32(0), "/high": np.float32(1)}
+        nodes.append(helper.make_node("Clip", [scores, "/low", "/high"], ["/clipped"]))
+        scores = "/clipped"
+    if spec.classes:
+        nodes.append(helper.make_node("Identity", [scores], [SCORE]))
+    else:  # of two probabilities the second column, of numbers the only one
+        constants["/last"] = np.array(-1)
+        nodes.append(helper.make_node("Gather", [scores, "/last"], [SCORE], axis=1))
+    return nodes, constants
 
 
 def _filled(name: str, filled: str, null_texts: set[str]) -> list[onnx.NodeProto]:

@@ -5,6 +5,7 @@ the version are compared with; figures of the challenger alone, plots and `evalu
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,6 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     frame, plan = load_frame(tracking, run_id)
     rows = rows_at(frame, plan.test)
     y = rows["label"].to_numpy()
-    inputs = feature_columns(spec, rows)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
         contract, model = read_files(candidate, spec.serving.trusted_types)
     members = evaluated_members(spec, rows, load_table(tracking, run_id, UNLABELLED))
@@ -85,32 +85,18 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     version = Registry(settings).production(spec.name)
     champion, problems = _champion(settings, spec, version, rows)
     evaluation = compare(spec, y, challenger, champion, version)
-    segments: list[Segment] = []
-    for name in spec.segment:
-        column = rows[name].cast("string").to_pandas().rename(name)
-        segments += by_segment(column, y, challenger, spec.costs)
+    segments = _segments(spec, rows, challenger)
     proof = json.loads(read(tracking, run_id, PROOF))
-    figures = evaluation.figures | {
-        "onnx_difference": proof["largest_difference"],
-    }
-    if spec.task == "classification":
-        figures |= fairness(segments)
     newest_snapshots = rows_at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
-    mean_contributions = contributions(spec, contract, model, inputs)
     evaluation = replace(
         evaluation,
         **problems,
-        segments=tuple(segments),
-        figures=figures,
-        contributions=mean_contributions,
+        segments=segments,
+        figures=evaluation.figures | _figures(spec, proof, segments),
+        contributions=contributions(spec, contract, model, feature_columns(spec, rows)),
         unproved="; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else "",
         spread=measure_spread(spec, reference, newest_snapshots),
-        remarks=(
-            *leak_remarks(spec, rows, evaluation.challenger),
-            *category_remarks(
-                spec.inputs, feature_columns(spec, rows_at(frame, plan.train))
-            ),
-        ),
+        remarks=_remarks(spec, rows_at(frame, plan.train), rows, evaluation.challenger),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))
     stored = EVALUATIONS.dump_python(evaluation, mode="json")
@@ -118,10 +104,41 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     models = {"challenger": challenger}
     if champion:
         models[f"version {version} (champion)"] = champion
+    title = f"{len(y):,} rows at {dates(plan.test)}"
     with TemporaryDirectory() as name:
-        title = f"{len(y):,} rows at {dates(plan.test)}"
-        draw(Path(name), title, spec, y, models, mean_contributions)
+        draw(Path(name), title, spec, y, models, evaluation.contributions)
         tracking.log_artifacts(run_id, name, PLOTS)
+
+
+def _segments(
+    spec: ModelSpec, rows: pa.Table, challenger: Scored
+) -> tuple[Segment, ...]:
+    """Measure the challenger by each value of each column in the spec's `segment`."""
+    y = rows["label"].to_numpy()
+    segments: list[Segment] = []
+    for name in spec.segment:
+        column = rows[name].cast("string").to_pandas().rename(name)
+        segments += by_segment(column, y, challenger, spec.costs)
+    return tuple(segments)
+
+
+def _figures(
+    spec: ModelSpec, proof: dict[str, Any], segments: Sequence[Segment]
+) -> dict[str, float]:
+    """Return agreement of the export, and of two classes the fairness."""
+    figures = {"onnx_difference": proof["largest_difference"]}
+    if spec.task == "classification":
+        figures |= fairness(segments)
+    return figures
+
+
+def _remarks(
+    spec: ModelSpec, train: pa.Table, test: pa.Table, metrics: dict[str, float]
+) -> tuple[str, ...]:
+    """Return remarks on features that may know the label, and on texts with many values."""
+    train_inputs = feature_columns(spec, train)
+    many_values = category_remarks(spec.inputs, train_inputs)
+    return (*leak_remarks(spec, test, metrics), *many_values)
 
 
 def contributions(
