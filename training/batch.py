@@ -1,7 +1,7 @@
-"""Batch scores: what the version in production says of the label's whole population, day by day.
+"""Batch scores: predictions of the version in production for the whole population, by day.
 
-A Delta table, partitioned by model and day (UTC) of `as_of`. A day is replaced in one commit:
-killed anywhere and run again, each entity is there once.
+They are a Delta table, partitioned by model and day (UTC) of `as_of`. A day is replaced in one
+commit, so that a run that is killed and repeated leaves each entity once.
 """
 
 from dataclasses import dataclass
@@ -35,14 +35,15 @@ SCORES = pa.schema(
         "features": pa.string(),
     }
 )
-"""day: of `as_of`, like 2026-11-20. Entity as text, features as JSON, the answer as in
-`predictions`; created: of `mlflow_server.roles.RoleAssignment`."""
+"""Columns of a score. `day` is that of `as_of`, like 2026-11-20; `entity` is text, `features` is
+JSON; a prediction has the columns of table `predictions`; `created` is that of
+`mlflow_server.roles.RoleAssignment`."""
 PARTITION = ("model", "day")
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What was written."""
+    """The scores that were written."""
 
     model: str
     as_of: datetime
@@ -65,7 +66,7 @@ def score_population(
 ) -> BatchReport:
     """Score every member of the population at `as_of`, with features as they were then.
 
-    The version's own features and threshold count, whatever the spec says by now.
+    Features and threshold are those of the version, not of today's spec.
 
     Raises:
         NoChampionError: Nothing is in production.

@@ -34,7 +34,7 @@ def train(
 ) -> TrainReport:
     """Train, evaluate, gate, register and promote; arguments are those of `open_run`.
 
-    Whatever ends it on its way is the outcome of its MLflow run, which has failed.
+    An error on the way becomes the outcome of the MLflow run, which is marked as failed.
     """
     run_id = open_run(
         settings,

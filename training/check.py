@@ -1,6 +1,6 @@
-"""The three files of a use case held against each other, against Feast and a sample of its rows.
+"""`gyre check`: compares the three files of a use case with each other, with Feast and with rows.
 
-A check is a generator of findings, a line each; what a user's expression raises is one too.
+A check is a generator of findings, one line each. An error in a user's expression is a finding, too.
 """
 
 import logging
@@ -58,7 +58,7 @@ SAMPLE = 10_000
 def check(
     settings: Settings, spec: ModelSpec, as_of: datetime
 ) -> tuple[list[str], str]:
-    """Return all findings, and one line on whether rows of the source were looked at."""
+    """Return all findings, and one line on whether rows of the source were checked."""
     file = f"{spec.name}.toml"
     findings = [*estimator_problems(spec), *late_features(settings, spec)]
     for line in wide_features(settings, spec):
@@ -113,7 +113,7 @@ def _module(dataset: Dataset) -> str:
 
 
 def late_features(settings: Settings, spec: ModelSpec) -> Iterator[str]:
-    """Yield that features are too old before the next ingest, if they are."""
+    """Yield a finding if features reach their age limit before the next ingest."""
     schedule = settings.ingest_schedule
     period = shortest_period(schedule)
     if period >= spec.monitoring.feature_age_limit:
@@ -125,9 +125,9 @@ def late_features(settings: Settings, spec: ModelSpec) -> Iterator[str]:
 
 
 def wide_features(settings: Settings, spec: ModelSpec) -> list[str]:
-    """Name the features of production's version that move more on a normal day than the limit.
+    """Return a warning for each feature of production's version that is above its limit on normal days.
 
-    None where MLflow does not answer or nothing is in production.
+    There is none if MLflow does not answer or nothing is in production.
     """
     registry = Registry(settings)
     try:
@@ -157,12 +157,12 @@ def _findings(where: str, lines: Iterator[str]) -> list[str]:
 
 
 def _placed(where: str, line: str) -> str:
-    """Put `where` before a line that does not begin with a file of its own."""
+    """Put `where` before a line that does not begin with the name of a file."""
     return line if re.match(r"\S+\.(toml|py|json)\b", line) else f"{where}: {line}"
 
 
 def _names(dataset: Dataset) -> Iterator[str]:
-    """Columns of the schema and feature views that the dataset names."""
+    """Yield a finding for each column and each feature view that the dataset names and lacks."""
     columns = {"entity": dataset.entity, "event_time": dataset.event_time}
     columns |= {f"key {name}": name for name in dataset.key}
     yield from _columns(dataset, columns)
@@ -208,7 +208,7 @@ def _view(dataset: Dataset, view: Any) -> Iterator[str]:
 
 
 def _label(spec: ModelSpec, dataset: Dataset) -> Iterator[str]:
-    if spec.label not in dataset.labels:  # `mismatches` says it
+    if spec.label not in dataset.labels:  # `mismatches` reports it
         return
     tables = [_raw(dataset)]
     if spec.snapshots.rows == "members":
@@ -228,7 +228,7 @@ def _raw(dataset: Dataset) -> ir.Table:
 def _missing_columns(
     rows: ir.Table, declared: Mapping[str, str | None]
 ) -> Iterator[str]:
-    """Say which of the declared columns an expression does not give in their type."""
+    """Yield a finding for each declared column that an expression lacks or gives in another type."""
     for name, kind in declared.items():
         if name not in rows.columns:
             yield f"expected a column {name} of the expression, found {', '.join(rows.columns)}"
@@ -249,7 +249,7 @@ def _missing_columns(
 
 
 def _service(settings: Settings, spec: ModelSpec, dataset: Dataset) -> Iterator[str]:
-    """Feast takes the definitions, and gives what the spec asks for."""
+    """Yield findings where Feast refuses the definitions or the spec does not fit them."""
     services = [service.name for service in defined(dataset.name, "FeatureService")]
     if spec.feature_service not in services:
         expected = f"expected one of {dataset.name}.py, {services}"
@@ -293,7 +293,7 @@ class _Sample:
 def _rows(
     settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
 ) -> Iterator[str]:
-    """Rows hold schema and suite, and a training can learn from a frame of them."""
+    """Yield findings where sample rows break schema or suite, or a training cannot learn from them."""
     sample = _Sample(dataset)
     with whole_history(settings, spec, as_of, sample.part) as (history, until):
         version = raw_table(history, dataset).version
@@ -311,14 +311,14 @@ def _rows(
         fewest_rows = FEWEST if sample.step == 1 else 1
         yield from _learning(spec, frame, rows_at(frame, plan.train), test, fewest_rows)
         unlabelled = without_label(history, spec, plan, test).num_rows
-        # Raises what is one more finding.
+        # An error of it is one more finding.
         coverage(spec, unlabelled, test.num_rows + unlabelled, label.unlabelled)
 
 
 def _learning(
     spec: ModelSpec, frame: pa.Table, train: pa.Table, test: pa.Table, fewest_rows: int
 ) -> Iterator[str]:
-    """The frame has something to learn, and each estimator learns it."""
+    """Yield a finding if the frame has nothing to learn from, or an estimator cannot learn it."""
     problems = unlearnable(spec, train, test, fewest_rows)
     if problems:
         yield from problems
@@ -332,7 +332,7 @@ def _learning(
 def label_problems(
     spec: ModelSpec, dataset: Dataset, rows: pa.Table, test: Sequence[Snapshot]
 ) -> Iterator[str]:
-    """An entity has one label at a time, and no row after its horizon changes it."""
+    """Yield a finding if an entity has two labels at one time, or a label changes after its horizon."""
     label = dataset.labels[spec.label]
     key = [*spec.entity_key, "event_timestamp"]
     horizon_end = pa.scalar(test[-1].last + label.horizon, TIME)
@@ -348,7 +348,7 @@ def label_problems(
         first = ", ".join(map(str, repeated[key].iloc[0]))
         yield (
             f"label {spec.label}: expected one row for each {', '.join(key)}, found "
-            f"{len(repeated)} more, such as of {first}"
+            f"{len(repeated)} more, such as for {first}"
         )
     both = final_labels.merge(known_labels, how="left", indicator=True)
     changed_count = int((both["_merge"] == "left_only").sum())
@@ -360,7 +360,7 @@ def label_problems(
 
 
 def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
-    """Fit each estimator on the rows `train`; say what keeps it from being served."""
+    """Fit each estimator on the rows `train`; yield a finding if it cannot be served."""
     for position, estimator in enumerate(spec.estimators):
         place = f"{spec.name}.toml: estimators.{position}"
         try:

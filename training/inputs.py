@@ -1,4 +1,4 @@
-"""What a training learns from and with: code, packages, spec, definitions and tables, as tags."""
+"""The inputs of a training, as tags: code, packages, spec, feature definitions and raw tables."""
 
 import hashlib
 import subprocess
@@ -25,7 +25,7 @@ KEYS_WITHOUT_EFFECT: Any = {
 
 
 def input_tags(spec: ModelSpec, definitions: Mapping[str, str]) -> dict[str, str]:
-    """Return code, packages, spec and feature definitions as they are here and now.
+    """Return the tags of code, packages, spec and feature definitions, as they are here now.
 
     Args:
         spec: The model.
@@ -52,7 +52,7 @@ def input_tags(spec: ModelSpec, definitions: Mapping[str, str]) -> dict[str, str
 def fingerprint(
     spec: ModelSpec, newest_snapshot: datetime, definitions: Mapping[str, str]
 ) -> str:
-    """Return a hash that runs share which would learn the same."""
+    """Return a hash that is the same for runs that would learn the same."""
     parts = [
         spec.model_dump_json(exclude=KEYS_WITHOUT_EFFECT),
         newest_snapshot.isoformat(),
@@ -64,7 +64,7 @@ def fingerprint(
 
 
 def table_tags(name: str, table: Table, table_version: int) -> dict[str, str]:
-    """Pin a version of the raw table of dataset `name`."""
+    """Return the tags that pin a version of the raw table of dataset `name`."""
     tag = TABLE_TAG + name
     return {tag: str(table_version), f"{tag}.id": table.identity}
 

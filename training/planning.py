@@ -30,7 +30,7 @@ class PlannedRun:
         first_event: Time of the first event that is known at `until`.
         table_version: Version of the raw table of the label's dataset.
         definitions: Hashes of the feature service's definitions, by name.
-        fingerprint: Hash that runs share which learn the same.
+        fingerprint: Hash that is the same for runs that would learn the same.
 
     """
 

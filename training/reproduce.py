@@ -43,14 +43,14 @@ BY_CHANCE = "all inputs are equal: another machine, or an estimator without a se
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A version beside what is built of its run's frame now.
+    """A version beside the model that its run's frame gives now.
 
     Attributes:
-        model: Its name.
-        version: Of the model.
-        inputs: Tags of lineage that differ: what was registered, and what is here.
-        results: Scores and served files: the difference, empty where there is none.
-        largest_difference: Of two scores of one row of the stored test set.
+        model: Name of the model.
+        version: Its version.
+        inputs: Differences of lineage by tag: the registered value and today's.
+        results: Differences of scores and served files, empty if there is none.
+        largest_difference: Largest difference of two scores of a row in the stored test set.
 
     """
 
@@ -65,7 +65,7 @@ class Reproduction:
         return not any(self.results.values())
 
     def summary(self) -> str:
-        """Return verdict, differing tags, and what came of it."""
+        """Return verdict, differing tags and their effect."""
         verdict = "reproduced" if self.reproduced else "not reproduced"
         cause = "without effect" if self.reproduced else "because"
         lines = [f"{self.model} version {self.version}: {verdict}"]
@@ -84,11 +84,11 @@ class Reproduction:
 def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     """Build `version` again in a temporary folder and compare.
 
-    Reproduced: the same answers to the stored test rows, and the same bytes of both served files,
-    but of skops, which writes others each time.
+    It is reproduced if the stored test rows have the same predictions, and the served files the same
+    bytes. The file of skops is left out: its bytes differ each time.
 
     Raises:
-        RegistryError: An entity of its rows was forgotten, or its stored spec is no spec any more.
+        RegistryError: An entity of its rows was forgotten, or this code cannot read its stored spec.
 
     """
     registry = Registry(settings)
@@ -138,8 +138,7 @@ def _stored_spec(tracking: Tracking, registered: Version) -> ModelSpec:
         return ModelSpec.model_validate_json(text)
     except ValidationError as exc:
         raise RegistryError(
-            f"{place}: its stored spec is none that this code knows: "
-            f"{exc.errors()[0]['msg']}"
+            f"{place}: this code cannot read its stored spec: {exc.errors()[0]['msg']}"
         ) from exc
 
 
@@ -177,7 +176,7 @@ def _rebuild(
 
 
 def _differences(registered: dict[str, str], here: dict[str, str]) -> dict[str, str]:
-    """Return by tag what was registered and what is here, where they differ."""
+    """Return the tags whose values differ, with the registered value and today's."""
     differences = {}
     for tag, value in here.items():
         old_value = registered.get(tag, "none")

@@ -1,4 +1,4 @@
-"""What a training run measured beside its champion, for a pull request."""
+"""The summary of a training run for a pull request: its metrics beside its champion's, its gates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ OUTCOMES = TypeAdapter(dict[str, tuple[GateOutcome, ...]])
 
 @dataclass(frozen=True)
 class Summary:
-    """A run that its gates have judged; version: None if they refused it."""
+    """A run that its gates have judged. version: None if they refused it."""
 
     model: str
     run_id: str
@@ -37,9 +37,11 @@ class Summary:
 
 
 def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> Summary:
-    """Return that of `version`, by default that of the newest run that was judged.
+    """Return the summary of `version`, by default of the newest run that its gates have judged.
 
-    RegistryError: MLflow does not answer, or has no such run.
+    Raises:
+        RegistryError: MLflow does not answer, or has no such run.
+
     """
     tracking = Tracking(settings)
     name = spec.name

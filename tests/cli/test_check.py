@@ -51,7 +51,7 @@ OF_SPEC = [
     ("seed = 7", "seed = ", r"{}.toml: not TOML: .*line "),
     ("events_30d =", "events_3d =", "{}.toml: .*events_3d: expected one of plain_v1: events_7d, "),
     ('amount_30d = "double"', 'amount_30d = "int64"', "{}.toml: .*: expected double, found int64"),
-    ('"silent_30d"', '"silent_90d"', "{}.toml: label: 'silent_90d' is not of plain: silent_30d"),
+    ('"silent_30d"', '"silent_90d"', "{}.toml: .*expected one of plain: silent_30d; found silent_90d"),
     ('dataset = "', 'dataset = "x', "{}.toml: dataset: no dataset 'xplain'"),
     ('_v1"', '_v2"', r"{}.toml: feature_service: expected one of plain.py, .*found 'plain_v2'"),
     ('"entity_id"', '"entity"', "{}.toml: entity_key: expected .'entity_id': 'int64'., found "),

@@ -1,8 +1,8 @@
 """The training frame: members of the population at each snapshot, or the label's own rows.
 
-A frame has the entity's keys, event_timestamp, the spec's features in order, label (int64 of
-classes, of many the position; float64 of numbers) and the service's request data, sorted by time
-and keys, so that its hash names its content.
+Its columns are the entity's keys, event_timestamp, the spec's features in order, label and the
+service's request data. A label is int64 (0 or 1, or the position of one of many classes) or float64
+(a number). Rows are sorted by time and keys, so that equal frames have an equal hash.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ from training.data.snapshots import Plan, Snapshot, dates
 log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")
 VALUE_BYTES = 120
-"""Of a feature in a row, at the peak of a training: of 1M rows of 10 it takes 1.6 GB, the libraries
-0.4 GB of these (`python -m benchmarks.training`)."""
+"""Bytes of one feature in one row at the peak of a training. A training on 1M rows of 10 features
+takes 1.6 GB, of which the libraries take 0.4 GB (`python -m benchmarks.training`)."""
 CATEGORY_BYTES = 28
-"""Of a column of a text in a row, at the peak of a training: 24 to 27 bytes were measured."""
+"""Bytes of one category of a text in one row at that peak: 24 to 27 bytes were measured."""
 LABEL_TYPES = {
     "classification": pa.int64(),
     "regression": pa.float64(),
@@ -52,7 +52,7 @@ def build_frame(
 ) -> pa.Table:
     """Label every snapshot from raw version `version` and join the features as they were then.
 
-    Labels of entities outside the population are left out: serving says the same of them.
+    Labels of entities outside the population are left out: serving does not score these either.
     """
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
@@ -79,7 +79,7 @@ def build_frame(
 def labelled_rows(
     spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
 ) -> pa.Table:
-    """Return keys, event_timestamp, label, and whatever else the label's expression gives.
+    """Return keys, event_timestamp, label, and all other columns of the label's expression.
 
     Raises:
         TrainingError: An entity has two labels at one time, or a label is no value of the task.
@@ -102,10 +102,10 @@ def labelled_rows(
 
 
 def require_outcome_key(spec: ModelSpec, label_rows: ir.Table) -> None:
-    """Refuse rows of a label without the columns that answers are matched by.
+    """Refuse rows of a label without the columns that match them to predictions.
 
     Raises:
-        DataError: There is no such column.
+        DataError: A column is missing.
 
     """
     for name in spec.outcome_key or ():
@@ -120,14 +120,14 @@ def require_outcome_key(spec: ModelSpec, label_rows: ir.Table) -> None:
 def snapshot_labels(
     spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
 ) -> ir.Table:
-    """Return what the label's expression gives of raw rows from the first moment to the last."""
+    """Return the rows of the label's expression over raw rows, from the first moment to the last."""
     moments = sorted({time for part in snapshots for time in (part.start, part.last)})
     own_rows = spec.snapshots.rows == "label"
     return labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
 
 
 def sampled(spec: ModelSpec, rows: ir.Table) -> ir.Table:
-    """Return the rows of the entities in the spec's sample: the same ones on every engine."""
+    """Return the rows of the entities in the spec's sample: the same entities on every engine."""
     share = spec.snapshots.sample
     if share == 1:
         return rows
@@ -140,7 +140,7 @@ def sampled(spec: ModelSpec, rows: ir.Table) -> ir.Table:
 def memory_needed(spec: ModelSpec, rows: pa.Table) -> int:
     """Return the bytes that a training takes for a frame, or for labels before the join.
 
-    Before the join the texts, and how many columns they become, are not known.
+    Before the join the texts are not known, and so neither is the number of their columns.
     """
     texts = {name for name, kind in spec.inputs.items() if kind == "string"}
     counts = [
@@ -155,7 +155,7 @@ def require_memory(spec: ModelSpec, rows: pa.Table) -> None:
     """Refuse rows that do not fit in the memory that is free; see `memory_needed`.
 
     Raises:
-        TrainingError: They do not.
+        TrainingError: They do not fit.
 
     """
     needed = memory_needed(spec, rows)
@@ -169,19 +169,19 @@ def require_memory(spec: ModelSpec, rows: pa.Table) -> None:
         )
 
 
-def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> str:
+def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, step: int = 1) -> str:
     """Return how much a training sees, in a sentence.
 
     Args:
         spec: The model.
-        plan: Of the training.
-        labelled: Rows of its snapshots, a frame.
-        share: Of how many entities `labelled` holds one.
+        plan: Plan of the training.
+        labelled: Frame with the rows of its snapshots.
+        step: `labelled` has every n-th entity.
 
     """
-    train = _extent_of(spec, plan.train, labelled, share)
-    test = _extent_of(spec, plan.test, labelled, share)
-    megabytes = share * memory_needed(spec, labelled) / 1e6
+    train = _extent_of(spec, plan.train, labelled, step)
+    test = _extent_of(spec, plan.test, labelled, step)
+    megabytes = step * memory_needed(spec, labelled) / 1e6
     return (
         f"{spec.name}: training on {train}, test on {test}; "
         f"about {megabytes:,.0f} MB of memory"
@@ -189,9 +189,9 @@ def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> s
 
 
 def _extent_of(
-    spec: ModelSpec, snapshots: Sequence[Snapshot], labelled: pa.Table, share: int
+    spec: ModelSpec, snapshots: Sequence[Snapshot], labelled: pa.Table, step: int
 ) -> str:
-    row_count = share * rows_at(labelled, snapshots).num_rows
+    row_count = step * rows_at(labelled, snapshots).num_rows
     period = f"by the {spec.snapshots.every}: {len(snapshots)}, {dates(snapshots)}"
     return f"about {row_count:,} rows (snapshots {period})"
 
@@ -199,16 +199,16 @@ def _extent_of(
 def population(
     settings: Settings, spec: ModelSpec, moment: datetime, *, in_sample: bool = False
 ) -> pa.Table:
-    """Return the members of the population at `moment`: a frame without `label`.
+    """Return the members of the population at `moment`, as a frame without `label`.
 
     Args:
-        settings: Of the installation.
+        settings: Settings of the installation.
         spec: The model.
         moment: Aware UTC.
-        in_sample: Only the members in the spec's sample.
+        in_sample: Whether to leave out members that are not in the spec's sample.
 
     Raises:
-        NoRequestError: Only a request says whom to score.
+        NoRequestError: Only requests name the entities to score.
         DataError: The spec has no population, or nobody is in it.
 
     """
@@ -259,7 +259,7 @@ def _population_views(settings: Settings, spec: ModelSpec) -> dict[str, list[str
 
 
 def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
-    """Return the rows of a frame whose entity is a member; a null is none."""
+    """Return the rows of a frame whose entity is a member. A null is outside."""
     if spec.population is None:
         return frame
     value = pc.field(spec.population.feature)
@@ -269,7 +269,7 @@ def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
 def typed(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
     """Return the rows with labels in the type of the task.
 
-    Of many classes a label is the position of a class, which the rows give by its name or itself.
+    Of many classes a label becomes the position; the rows have the name or the position of a class.
 
     Raises:
         TrainingError: A label is text, or its value would change.
@@ -345,12 +345,14 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
 def canonical(
     spec: ModelSpec, table: pa.Table, fields: Mapping[str, FeatureType]
 ) -> pa.Table:
-    """Return columns, types and order of a frame; audit columns as text, missing strings filled.
+    """Return the rows with columns, types and order of a frame.
+
+    Audit columns become text, and missing texts are filled.
 
     Args:
         spec: The model.
-        table: Rows with all columns of a frame; a population's have no label.
-        fields: Types of its request data.
+        table: Rows with all columns of a frame; a population has no label.
+        fields: Types of the service's request data.
 
     """
     types = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
@@ -365,7 +367,10 @@ def canonical(
         if types[name] == pa.string():
             if pc.any(pc.equal(columns[name], MISSING)).as_py():
                 log.warning(
-                    "%s: %s: texts %s and nulls are one", spec.name, name, MISSING
+                    "%s: %s: text %s and null become one value",
+                    spec.name,
+                    name,
+                    MISSING,
                 )
             columns[name] = pc.fill_null(columns[name], MISSING)
     order = [(name, "ascending") for name in ("event_timestamp", *spec.entity_key)]

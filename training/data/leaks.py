@@ -1,4 +1,4 @@
-"""Remarks on features that may know the label: what looks too good to be true."""
+"""Remarks on features that may know the label, as they predict it too well."""
 
 from collections.abc import Iterator, Mapping
 
@@ -22,7 +22,7 @@ def leak_remarks(
     Args:
         spec: The model.
         rows: Labelled rows of a frame.
-        metrics: Of the model on them; may be empty.
+        metrics: Metrics of the model on these rows; may be empty.
 
     """
     y = rows["label"].to_numpy()

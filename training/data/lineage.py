@@ -1,4 +1,4 @@
-"""Tags of a run that say what it was made of: enough to build it again and compare."""
+"""Tags with the inputs of a run: enough to build its version again and compare."""
 
 from mlflow_server.api.tracking import Run
 
@@ -7,11 +7,11 @@ PLANNED_TAG = "planned_as_of"
 FIRST_EVENT_TAG = "gyre.first_event"
 """Tags of a run from which its snapshots are planned again, the same ones at each try."""
 OUTCOME_PREFIXES = ("mlflow.", "gyre.", "gate", "outcome", "unlabelled", "version")
-"""Beginnings of tags that say what became of a run; all others say what it was made of."""
+"""Beginnings of tags with the outcome of a run; all other tags are its inputs."""
 
 
 def lineage(run: Run) -> dict[str, str]:
-    """Return what a run and its version were made of, by tag."""
+    """Return the tags with the inputs of a run and of its version."""
     return {
         name: value
         for name, value in sorted(run.tags.items())

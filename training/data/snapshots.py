@@ -1,7 +1,8 @@
-"""Which moments are trained on, tested on and chosen by. Pure functions over time.
+"""The snapshots that a model is trained on, tested on and chosen by. Pure functions over time.
 
-The newest matured snapshots are the test set. One may train for a later one v only if the time of
-its last row + horizon is at or before v: otherwise rows of v would be known through its labels.
+The newest matured snapshots are the test set. A model that is judged on snapshot v is trained on a
+snapshot only if the time of its last row + horizon is at or before v: otherwise its labels would
+know rows of v.
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,17 @@ from core.spec.training import Every, Snapshots
 from feature_repo.definition import Label
 
 FOLDS = 3
-"""Newest forward folds that choose an estimator; more cost time and speak of older customers."""
+"""Newest forward folds that choose an estimator: more of them take time and are of older customers."""
 FREQUENCIES = {"day": "D", "week": "W-MON", "month": "MS"}
 TICK = timedelta(microseconds=1)
 DAY = timedelta(days=1)
 LONGEST_STEPS = timedelta(days=93)
-"""Longer than the longest two steps of a snapshot."""
+"""Longer than two snapshots of any length."""
 
 
 @dataclass(frozen=True, order=True)
 class Snapshot:
-    """The rows at `start` to `last` (aware UTC), both included; of members that is one moment."""
+    """The rows from `start` to `last` (aware UTC), both included. For members both are one moment."""
 
     start: datetime
     last: datetime
@@ -43,7 +44,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one training run looks at, each oldest first."""
+    """The snapshots of one training, in each part the oldest first."""
 
     test: tuple[Snapshot, ...]
     train: tuple[Snapshot, ...]
@@ -135,7 +136,7 @@ def _trainable(
 
 
 def dates(snapshots: Sequence[Snapshot]) -> str:
-    """Return the days on which the first and the last of them begin."""
+    """Return the days on which the first and the last snapshot begin."""
     first = f"{snapshots[0].start:%Y-%m-%d}"
     last = f"{snapshots[-1].start:%Y-%m-%d}"
     return first if first == last else f"{first} to {last}"

@@ -1,8 +1,8 @@
 """Metrics of a model, and their bootstrap.
 
-They are those of scikit-learn. Shares of a confusion matrix, and areas under the two curves of its
-thresholds, are computed here: a bootstrap measures 400 times, and scikit-learn checks its input anew
-in each of its functions.
+The metrics are those of scikit-learn. Shares of a confusion matrix, and areas under the two curves
+of its thresholds, are computed here: a bootstrap measures 400 times, and scikit-learn checks its
+input anew in each of its functions.
 
 | task           | y [N]                  | scores                        | answer                   |
 |----------------|------------------------|-------------------------------|--------------------------|
@@ -48,7 +48,7 @@ GAPS = {
 
 
 def rounded(scores: ArrayLike, threshold: float | None) -> NDArray[np.float64]:
-    """Return scores as `rounded_one` rounds each, to the bit."""
+    """Round scores as `rounded_one` rounds each of them, to the bit."""
     exact = np.asarray(scores, np.float64)
     if threshold is None and exact.ndim == 1:
         return np.array([rounded_one(score, threshold) for score in exact.tolist()])
@@ -57,7 +57,7 @@ def rounded(scores: ArrayLike, threshold: float | None) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one model; threshold: None of numbers and of many classes."""
+    """Scores of one model. threshold: None for a regression and for many classes."""
 
     scores: Scores
     threshold: float | None
@@ -70,7 +70,7 @@ class Scored:
 
     @property
     def top(self) -> Scores:
-        """The scores [N]; of many classes the probability of the answer."""
+        """The scores [N]; for many classes the probability of the predicted class."""
         return self.scores.max(axis=1) if self.scores.ndim > 1 else self.scores
 
     def of(self, rows: Any) -> Scored:
@@ -90,7 +90,7 @@ class Interval:
 
 
 class Share(NamedTuple):
-    """A share of so many rows."""
+    """A share, and the number of rows that it is a share of."""
 
     value: float
     rows: int
@@ -98,18 +98,20 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """One value of a column; prevalence: mean label; selected: mean prediction."""
+    """The rows with one value of a column. prevalence: mean label; selected: mean prediction."""
 
     value: str
     rows: int
     prevalence: float
     selected: float
     metrics: dict[str, float]
-    column: str = ""  # as evaluations of one column alone have it
+    column: str = (
+        ""  # evaluations of earlier releases have one column, without its name
+    )
 
     @property
     def shares(self) -> dict[str, Share]:
-        """Of a classification: what is predicted 1 of all rows, of the true 1s, of the true 0s."""
+        """Shares predicted 1 of two classes: of all rows, of the true 1s, of the true 0s."""
         return {
             "all": Share(self.selected, self.rows),
             "true 1s": self._share("tp", "fn"),
@@ -117,16 +119,16 @@ class Segment:
         }
 
     def _share(self, cell: str, other_cell: str) -> Share:
-        """Return the share of one cell of the confusion matrix in two; nan of no rows."""
+        """Return the share of a cell of the confusion matrix in two cells; nan if both are empty."""
         count = self.metrics[cell] + self.metrics[other_cell]
         share = self.metrics[cell] / count if count else float("nan")
         return Share(share, int(count))
 
 
 def losses(y: Labels, model: Scored, loss: Metric = "rmse") -> Scores:
-    """Return each row's squared error, of classes its -log(probability of what happened).
+    """Return each row's loss: its squared error, or for classes -log(probability of the true class).
 
-    loss: of numbers; "mae" gives the absolute errors.
+    loss: for a regression "mae" gives the absolute errors.
     """
     if model.task == "regression":
         errors = y - model.scores
@@ -138,7 +140,7 @@ def losses(y: Labels, model: Scored, loss: Metric = "rmse") -> Scores:
 
 
 def predict(p: Scores, threshold: float | None) -> Labels:
-    """Return the answers: classes (of many their positions), or numbers without a threshold."""
+    """Return the predictions: classes (the position of one of many), or numbers."""
     answers = rounded(p, threshold)
     if answers.ndim > 1:
         positions: NDArray[np.int64] = answers.argmax(axis=1)
@@ -154,13 +156,13 @@ def cost(costs: Costs, tp: Any, fp: Any, fn: Any) -> Any:
 def best_constant(y: Labels, model: Scored, costs: Costs | None) -> dict[str, float]:
     """Return each metric of the constant answer that is best at it on these rows.
 
-    Of classes the constants are their shares, and each class for certain: always yes has the best
-    recall. Of numbers they are mean and median.
+    For classes the constants are their shares, and each class for certain: always 1 has the best
+    recall. For a regression they are mean and median.
 
     Args:
         y: Labels of the rows.
         model: Any model of the same task.
-        costs: The spec's.
+        costs: Costs of the spec.
 
     """
     constants: list[Any] = [np.mean(y), 0.0, 1.0]
@@ -188,13 +190,13 @@ def all_metrics(
 ) -> dict[str, float]:
     """Return every metric of the task; nan where one is undefined.
 
-    Of two classes also the confusion matrix (tn, fp, fn, tp), and the cost where there are costs.
-    Of many, Brier is summed over the classes; precision, recall and F1 are macro-averaged.
+    Two classes also have the confusion matrix (tn, fp, fn, tp), and the cost if there are costs. For
+    many classes Brier is summed over them; precision, recall and F1 are macro-averaged.
 
     Args:
         y: Labels.
         model: Scores of the same rows.
-        costs: The spec's.
+        costs: Costs of the spec.
         weights: How often each row counts; default: once.
 
     """
@@ -271,7 +273,7 @@ def _metrics_of_ranking(y: Labels, p: Scores, weights: Scores) -> dict[str, floa
 
 
 def _differ(y: Labels, weights: Scores) -> bool:
-    """Return whether the rows that count have two labels."""
+    """Return whether the rows with a weight have two labels."""
     counted = y[weights > 0]
     return bool(counted.min() < counted.max())
 
@@ -316,7 +318,7 @@ def interval(value: float, samples: pd.Series[float] | Scores) -> Interval:
 def top_class(y: Labels, model: Scored) -> tuple[Labels, Scores]:
     """Return the labels and scores that calibration compares.
 
-    Of many classes: whether the answer came true, and its probability.
+    For many classes they are whether the prediction is right, and its probability.
     """
     if model.task != "multiclass":
         return y, model.scores
@@ -348,11 +350,11 @@ def by_segment(
 def fairness(segments: Sequence[Segment]) -> dict[str, float]:
     """Return gaps between the largest and the smallest share over segments; {} for none.
 
-    Of several columns that with the largest gap counts.
+    Of several columns the one with the largest gap counts.
 
-    demographic_parity_difference: of the share predicted 1. equal_opportunity_difference: of that
-    share among the true 1s. largest_gap: of these two and that of the share among the true 0s
-    (equalised odds).
+    demographic_parity_difference: gap of the share predicted 1. equal_opportunity_difference: gap of
+    this share among the true 1s. largest_gap: the larger of the gaps among the true 1s, among the
+    true 0s (equalised odds) and among all rows.
     """
     largest: dict[str, float] = {}
     for column in {segment.column for segment in segments}:
@@ -364,7 +366,7 @@ def fairness(segments: Sequence[Segment]) -> dict[str, float]:
 
 
 def _gap(segments: Sequence[Segment], kind: str) -> float:
-    """Return how far a share lies apart; a share of no rows does not count."""
+    """Return the gap of a share between segments; a segment without such rows does not count."""
     shares = [segment.shares[kind] for segment in segments]
     values = [share.value for share in shares if share.rows]
     return float(max(values) - min(values)) if values else 0.0
@@ -373,7 +375,7 @@ def _gap(segments: Sequence[Segment], kind: str) -> float:
 def calibration(y: Labels, p: Scores) -> float:
     """Return the expected calibration error.
 
-    That is the mean of |mean label - mean score|, weighted by their rows, over up to ten bins of
+    It is the mean of |mean label - mean score|, weighted by their rows, over up to ten bins of
     about equal size. Equal scores lie in one bin.
     """
     quantiles = np.arange(1, BINS) / BINS

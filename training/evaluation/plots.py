@@ -36,8 +36,8 @@ def draw(
     """Write the figures of the task.
 
     Args:
-        folder: Where to.
-        title: Which rows they show.
+        folder: Folder of the files.
+        title: Description of the rows that they show.
         spec: The model.
         y: Labels of these rows.
         models: Scores of the challenger, then of the champion if there is one, by name.

@@ -16,13 +16,13 @@ from core.spec.monitoring import Monitoring
 Bins: TypeAlias = NDArray[np.integer[Any]]
 DECILES = np.linspace(0.1, 0.9, 9)
 CATEGORY_BINS = 10
-"""As many as of deciles: with more, a small window's PSI would be chance's."""
+"""Bins of a text, as many as of a number: with more, the PSI of a small window would be chance."""
 LARGEST = 1e300
-"""A number beyond it, or infinite, counts as this: between two such no decile can be computed."""
+"""Larger and infinite numbers count as this one: between two of them no decile can be computed."""
 SMALLEST_SHARE = 1e-4
-"""Stands for an empty bin, whose logarithm is not finite."""
+"""Share of an empty bin, as the logarithm of 0 is not finite."""
 FEWEST_VALUES = 200
-"""Of a slice; below, its PSI is noise."""
+"""Values of a slice: with fewer, its PSI is noise."""
 FEWEST_SLICES = 3
 NEWEST_SNAPSHOTS = 4
 """Snapshots of the training frame that are compared where the reference is one moment."""
@@ -35,7 +35,7 @@ class UsualSpread:
     """How far a normal window lies from the reference.
 
     Attributes:
-        basis: What was compared: `windows` of 24 hours of the reference, each with the others; the
+        basis: The compared slices: `windows` of 24 hours of the reference, each with the others; the
             newest `snapshots` of the training frame, each with the one before; or none: there are
             too few.
         psi: By column the largest PSI of a window, or the smallest of the snapshots.
@@ -59,9 +59,9 @@ class UsualSpread:
 
 
 def psi(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> float:
-    """Population stability index of `current`.
+    """Return the population stability index of `current`.
 
-    The sum over bins of (current share - reference share) times the logarithm of their ratio
+    It is the sum over bins of (current share - reference share) times the logarithm of their ratio
     (Siddiqi, Credit Risk Scorecards, 2006). Nulls are left out: their share is another figure.
 
     Args:
@@ -98,14 +98,14 @@ def usual_spread(
 ) -> UsualSpread:
     """Measure how far a normal window lies from the reference.
 
-    Windows are the 24 hours of a day (UTC). Where the reference has fewer than three, the newest
-    snapshots of the training frame stand in: of these the smallest step counts, as they may lie
-    months apart, and what truly changed between two of them must not hide later drift.
+    Windows are the 24 hours of a day (UTC). If the reference has fewer than three, the newest
+    snapshots of the training frame take their place. Of their steps the smallest counts: they may
+    lie months apart, and a true change between two of them must not hide later drift.
 
     Args:
         reference: Compared columns, `event_timestamp` and the keys of the evaluated rows.
-        frame: The same of the training frame's newest snapshots; without `score`.
-        entity: The keys. Of an entity the last row of a slice counts, as in a window.
+        frame: The same columns of the training frame's newest snapshots, without `score`.
+        entity: Names of the keys. The last row of an entity in a slice counts, as in a window.
 
     """
     reference_days = _days(reference)
@@ -121,20 +121,20 @@ def usual_spread(
 
 
 def with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return `rows` with None for the word that a model is given in place of a null text."""
+    """Return `rows` with None for the word that a model gets in place of a null text."""
     texts = rows.select_dtypes("object")
     return with_columns(rows, texts.mask(texts == MISSING, None))
 
 
 def with_columns(rows: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:
-    """Return rows with other columns of the same names, which may be any (`self`)."""
+    """Replace columns of rows; their names may be any, such as `self`."""
     changed_rows = rows.copy()
     changed_rows[[*columns]] = columns
     return changed_rows
 
 
 def _days(rows: pd.DataFrame) -> list[pd.Timestamp]:
-    """Days of enough rows, oldest first."""
+    """Return the days with enough rows, oldest first."""
     row_counts = rows[TIME].dt.floor("D").value_counts()
     return sorted(row_counts[row_counts >= FEWEST_VALUES].index)
 
@@ -177,7 +177,7 @@ def _smallest_steps(
 def _bins_by_decile(
     reference: NDArray[np.float64], current: NDArray[np.float64]
 ) -> tuple[Bins, Bins]:
-    """Return the bin of each value, between the reference's deciles; of two values each has one.
+    """Return the bin of each value, between the reference's deciles. Of only two values each has a bin.
 
     Equal deciles are one cut. The end bins are open. A value that equals a cut is below it.
     """
@@ -190,11 +190,11 @@ def _bins_by_decile(
 def _bins_by_category(
     reference: "pd.Series[str]", current: "pd.Series[str]"
 ) -> tuple[Bins, Bins]:
-    """Return the bin of each category. Those that the reference lacks are in a bin of their own.
+    """Return the bin of each category. Categories that the reference lacks share one more bin.
 
-    More than ten categories are sorted by frequency, and those that together make a tenth of the
-    reference share a bin. Categories that it lacks are then in the bin of the rarest: some are to be
-    expected.
+    More than ten categories are sorted by frequency, and categories that together make a tenth of
+    the reference share a bin. Categories that it lacks are then in the bin of the rarest ones, as
+    some are to be expected.
     """
     row_counts = reference.value_counts().sort_index()
     row_counts = row_counts.sort_values(ascending=False, kind="stable")

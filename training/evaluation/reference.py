@@ -1,4 +1,4 @@
-"""The reference of a version: the rows that it was evaluated on, with what it says of them.
+"""The reference of a version: the rows that it was evaluated on, with its predictions.
 
 Windows of its predictions are compared with these. The evaluation stores them; a monitoring run
 reads them and scores nothing.
@@ -29,14 +29,14 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class Reference:
-    """What windows of a version are compared with.
+    """The rows and figures that windows of a version are compared with.
 
     Attributes:
         rows: Members of the evaluated snapshots, with or without a label: the compared features,
-            `score`, of many classes `predicted_class`, and `label` (nan: none).
+            `score`, for many classes `predicted_class`, and `label` (nan: none).
         features: Types of all features of the version; the spec's may be others by now.
         snapshot: Beginning of the newest evaluated snapshot.
-        threshold: That of the version; None of numbers and of many classes.
+        threshold: Threshold of the version; None for a regression and for many classes.
         evaluated: Metrics of the version on the rows with a label.
         spread: How far a normal window lies from the rows.
 
@@ -61,7 +61,7 @@ def evaluated_members(
 
 
 def with_scores(spec: ModelSpec, members: pa.Table, scored: Scored) -> pa.Table:
-    """Add what a window has of each row: `score`, and of many classes `predicted_class`."""
+    """Add the columns of a window: `score`, and for many classes `predicted_class`."""
     table = members.append_column(SCORE, pa.array(scored.rounded().top))
     if spec.classes:
         positions = predict(scored.scores, None)
@@ -82,7 +82,7 @@ def measure_spread(
 
 
 def load_reference(settings: Settings, version: Version) -> Reference:
-    """Read what the training run of `version` stored.
+    """Read the reference that the training run of `version` stored.
 
     Raises:
         RegistryError: MLflow does not answer, or the run stored no reference.
@@ -105,9 +105,9 @@ def load_reference(settings: Settings, version: Version) -> Reference:
 
 
 def spec_of_version(settings: Settings, spec: ModelSpec, version: str) -> ModelSpec:
-    """Return the spec that a version was trained by, with how it is operated today.
+    """Return the spec that a version was trained by, with today's monitoring, rollout and serving.
 
-    It is today's where the training run cannot be read.
+    It is today's spec if the training run cannot be read.
     """
     try:
         run_id = Registry(settings).version(spec.name, version).run_id
@@ -122,7 +122,10 @@ def spec_of_version(settings: Settings, spec: ModelSpec, version: str) -> ModelS
 def _compared_columns(
     spec: ModelSpec, table: pa.Table, other_columns: list[str]
 ) -> pd.DataFrame:
-    """Return the features but timestamps, which always move on, and the others that it has."""
+    """Return the features and those of `other_columns` that the table has.
+
+    Timestamps are left out, as they always move on.
+    """
     kinds = {name: kind for name, kind in spec.features.items() if kind != "timestamp"}
     rows = with_nulls(
         feature_columns(spec.model_copy(update={"features": kinds}), table)

@@ -12,26 +12,26 @@ from training.evaluation.psi import UsualSpread
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` measured on the rows of the newest matured snapshots.
+    """The measurements of `evaluate` on the rows of the newest matured snapshots.
 
     Attributes:
-        rows: How many.
-        challenger: Its metrics by name.
-        baseline: For each metric the best constant's.
-        champion_version: What is in production.
-        champion: Its metrics; empty if there is none to compare with.
+        rows: Number of rows.
+        challenger: Metrics of the challenger by name.
+        baseline: Each metric of the best constant.
+        champion_version: Version in production; None if there is none.
+        champion: Metrics of the champion; empty if there is none to compare with.
         differences: Challenger minus champion, on the same resamples.
-        unavailable: Why the champion could not be scored; gates that ask for it then refuse.
-        threshold: Of the challenger.
-        intervals: Of its metrics.
-        figures: Of the challenger alone: calibration, fairness, agreement of the export.
-        segments: Its metrics by value of the spec's segment.
+        unavailable: Why the champion could not be scored; gates that compare with it then refuse.
+        threshold: Threshold of the challenger.
+        intervals: Intervals of the challenger's metrics.
+        figures: Figures of the challenger alone: calibration, fairness, agreement of the export.
+        segments: Metrics of the challenger by value of the spec's segment.
         unproved: Why the served file failed the comparison with the fitted model.
         no_champion: Why the version in production cannot be the champion.
-        contributions: By feature the mean size of its contributions, the largest first.
+        contributions: Mean size of the contributions of each feature, the largest first.
         spread: How far normal windows lie from the rows.
-        remarks: What looks as if the model knew its label, and texts that it does not see whole.
-        class_rows: How many rows each class has; of numbers none.
+        remarks: Remarks on features that may know the label, and on texts with too many values.
+        class_rows: Number of rows of each class; empty for a regression.
 
     """
 
@@ -56,7 +56,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """One gate and what it says."""
+    """The result of one gate."""
 
     rule: str
     metric: str
@@ -68,5 +68,5 @@ EVALUATIONS = TypeAdapter(Evaluation)
 
 
 def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:
-    """Return what `evaluate` stored."""
+    """Return the evaluation that a run stored."""
     return EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))

@@ -46,10 +46,10 @@ def build_pipeline(
 ) -> Any:
     """Return the unfitted model over a frame with the spec's features, in that order.
 
-    Of `rows`, which it will be fitted on, come the categories of texts with many values.
+    Categories of texts with many values come from `rows`, which the model will be fitted on.
 
-    A Pipeline, and what has a `to_onnx` of its own, is taken as it is. Any other estimator gets
-    the matrix of `columns`, with nulls filled by the median unless it sees them itself.
+    A Pipeline, or an object with its own `to_onnx`, is taken as it is. Any other estimator gets the
+    matrix of `columns`; nulls are filled by the median unless it takes nulls itself.
     """
     model = make_estimator(spec, estimator)
     if isinstance(model, Pipeline) or hasattr(model, "to_onnx"):
@@ -68,7 +68,7 @@ def columns(
 ) -> ColumnTransformer:
     """Return the step that makes a float32 matrix of a frame: numbers, then texts one-hot.
 
-    Of a text with more than MOST_CATEGORIES values in `rows`, the most frequent ones are columns.
+    If a text has more than MOST_CATEGORIES values in `rows`, the most frequent ones are columns.
     """
     to_float32 = CastTransformer(dtype=np.float32)
     texts = [name for name in features if features[name] == "string"]
@@ -101,7 +101,7 @@ def _frequent_values(texts: "pd.Series[Any]") -> list[str]:
 def category_remarks(
     features: Mapping[str, InputType], rows: pd.DataFrame
 ) -> Iterator[str]:
-    """Yield a line for each text of which a model does not see all values."""
+    """Yield a line for each text whose values are too many for a model."""
     for name, kind in features.items():
         count = rows[name].nunique() if kind == "string" else 0
         if count > MOST_CATEGORIES:
@@ -117,9 +117,9 @@ def make_estimator(spec: ModelSpec, estimator: Estimator) -> Any:
     Each random_state that is None afterwards becomes the spec's seed.
 
     Raises:
-        TypeError: A parameter is unknown, or the object cannot be fitted or asked.
+        TypeError: A parameter is unknown, or the object cannot be fitted or cannot predict.
         SettingsError: The factory cannot be imported.
-        Exception: Whatever a factory raises.
+        Exception: The factory raises it.
 
     """
     paths = ESTIMATORS[spec.task]
@@ -179,7 +179,7 @@ def estimator_problems(spec: ModelSpec) -> Iterator[str]:
 
 
 def reason(exc: Exception) -> str:
-    """Return what a library or a user's code says, in one line."""
+    """Return the message of a library or of a user's code, in one line."""
     if isinstance(exc, ValueError | TypeError):  # about a value: its type adds nothing
         return " ".join(str(exc).split())
     return in_one_line(exc)

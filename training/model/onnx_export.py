@@ -1,4 +1,4 @@
-"""The export of fitted models to what is served, and the check that both score the same."""
+"""The export of fitted models to served ones, and the proof that both score the same."""
 
 import sys
 import warnings
@@ -48,23 +48,23 @@ BOOSTING = {
 """Library → module and function of onnxmltools' converter; the library's two classes."""
 REMEDY = "exact conversions, and [serving] format = 'native': docs/how-to/own-model.md"
 NULL_TEXTS = ("None", "nan", "<NA>")
-"""What ONNX Runtime reads a null of a frame as, if MLflow's pyfunc has it."""
+"""Texts that ONNX Runtime reads instead of a null in a frame of MLflow's pyfunc."""
 PERMUTED_ROWS = 50_000
 MISSING_SHARE = 0.01
 MISSING: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
 LARGEST_DIFFERENCE = 1e-5
-"""Of two probabilities. Of two numbers: as a share of the fitted model's, or of the mean size of
-its scores of the real rows where that is more. A float32 number itself is exact to 6e-8."""
+"""Difference of two probabilities. That of two numbers is a share of the fitted model's number, or
+of the mean size of its scores of the real rows if this is larger. A float32 is exact to 6e-8."""
 LARGEST_SHARE_BEYOND = 1e-3
-"""Of rows that may differ by more: a value within float32's coarseness of a tree's threshold may
-take the other branch."""
+"""Share of rows that may differ by more: a value within float32's coarseness of a tree's threshold
+may take the other branch."""
 LARGEST_SHARE_OF_FLIPS = 1e-4
 
 
 def pipeline_scores(model: Any, rows: pd.DataFrame) -> NDArray[np.float64]:
-    """Return the fitted model's scores, in the form in which what is served gives them.
+    """Return the fitted model's scores, in the form of the served model's.
 
-    float64 [N]: the probability of class 1, or the number. Of many classes [N, K].
+    They are float64: [N], the probability of class 1 or the number, and for K classes [N, K].
     """
     with threadpool_limits(1):  # OpenMP's threads wait for each other on a busy machine
         if not hasattr(model, "predict_proba"):
@@ -77,13 +77,13 @@ def pipeline_scores(model: Any, rows: pd.DataFrame) -> NDArray[np.float64]:
 def exported(
     model: Any, spec: ModelSpec, rows: pd.DataFrame | None = None
 ) -> ModelFile:
-    """Return what is served of a fitted model, in the format that `[serving]` asks for.
+    """Return the served form of a fitted model, in the format of `[serving]`.
 
     Args:
-        model: What was fitted.
-        spec: Of the model.
-        rows: What it was fitted on: a null text of MLflow's pyfunc, which ONNX Runtime reads as
-            one of NULL_TEXTS, is then scored as serving does, unless a row has that text.
+        model: The fitted model.
+        spec: Its spec.
+        rows: Rows that it was fitted on. A null text of MLflow's pyfunc, which ONNX Runtime reads as
+            one of NULL_TEXTS, is then scored as serving scores it, unless a row has that text.
 
     """
     if spec.serving.format == "onnx":
@@ -97,14 +97,14 @@ def exported(
 def export(
     model: Any, spec: ModelSpec, rows: pd.DataFrame | None = None
 ) -> onnx.ModelProto:
-    """Convert what was fitted: one rank-1 input per feature, one output `score` [N] float32.
+    """Convert a fitted model: one rank-1 input per feature, one output `score` [N] float32.
 
     The same pipeline gives the same bytes in every process. A model's own `to_onnx()` returns one
-    input [N, 1] per feature, and as last output [N, 1] numbers or [N, 2] probabilities. Of K many
+    input [N, 1] per feature, and as last output [N, 1] numbers or [N, 2] probabilities. For K
     classes both outputs are [N, K]. rows: see `exported`.
 
     Raises:
-        TrainingError: its classes are not 0 and 1 (0 to K - 1), or nothing can convert it.
+        TrainingError: Its classes are not 0 and 1 (0 to K - 1), or nothing can convert it.
 
     """
     _check_classes(model, spec)
@@ -113,8 +113,8 @@ def export(
         graph = model.to_onnx() if is_own else _converted(model, spec)
         return _with_columns(graph, spec, rows)
     except Exception as exc:
-        what = f"ONNX export of {type(_last(model)).__name__}"
-        raise TrainingError(f"{what}: {reason(exc)}; {REMEDY}") from exc
+        step = f"ONNX export of {type(_last(model)).__name__}"
+        raise TrainingError(f"{step}: {reason(exc)}; {REMEDY}") from exc
 
 
 def _check_classes(model: Any, spec: ModelSpec) -> None:
@@ -132,10 +132,10 @@ def _check_classes(model: Any, spec: ModelSpec) -> None:
 
 def _converted(model: Any, spec: ModelSpec) -> onnx.ModelProto:
     for library in BOOSTING:
-        if library in sys.modules:  # else no step of the model is of it
+        if library in sys.modules:  # else no step of the model is from it
             _register(library)
     steps = [step for _, step in getattr(model, "steps", ())]
-    # Of a float32 matrix: a product with the reciprocal rounds otherwise than a division.
+    # In a float32 matrix a product with the reciprocal rounds otherwise than a division.
     scalers = [step for step in steps if isinstance(step, StandardScaler)]
     options: dict[Any, Any] = {id(scaler): {"div": "div"} for scaler in scalers}
     if hasattr(model, "predict_proba"):
@@ -158,7 +158,7 @@ def _last(model: Any) -> Any:
 
 
 def _register(library: str) -> None:
-    """Tell skl2onnx of onnxmltools' converter for the library's classifier and regressor."""
+    """Register onnxmltools' converter of the library's classifier and regressor with skl2onnx."""
     module, function, classifier, regressor = BOOSTING[library]
     path = f"onnxmltools.convert.{library}.operator_converters.{module}"
     convert_trees = getattr(import_module(path), function)
@@ -184,8 +184,8 @@ def _register(library: str) -> None:
 class _ExactThresholds:
     """A container of skl2onnx's nodes that rounds thresholds of trees down to float32.
 
-    A float32 value is at or below a threshold if it is so of the threshold rounded down. Rounded to
-    the nearest, as ONNX would do, a threshold between two neighbours is one of them.
+    A float32 value is at or below a threshold if it is at or below the threshold rounded down. If it
+    is rounded to the nearest, as in ONNX, a threshold between two neighbours becomes one of them.
     """
 
     def __init__(self, container: Any) -> None:
@@ -304,11 +304,11 @@ def _filled(name: str, filled: str, null_texts: set[str]) -> list[onnx.NodeProto
 
 @dataclass(frozen=True)
 class Proof:
-    """How far what is served and the fitted model agree.
+    """How far the served and the fitted model agree.
 
     Attributes:
-        largest_difference: Of all rows.
-        reasons: Why the proof failed, a line for each kind of rows; empty: it passed.
+        largest_difference: Largest difference of all rows.
+        reasons: Why the proof failed, a line for each kind of rows; empty if it passed.
 
     """
 
@@ -323,17 +323,17 @@ def prove(
     spec: ModelSpec,
     threshold: float | None,
 ) -> Proof:
-    """Score real and permuted rows with both and compare; never raises for a difference.
+    """Score real and permuted rows with both models and compare; a difference is no error.
 
-    Of either kind 99.9 % of the rows agree within 1e-5, and at most one in 10,000 has another
-    answer (a flip).
+    The proof passes if 99.9 % of the rows of either kind agree within 1e-5, and at most one in 10,000
+    has another prediction (a flip).
 
     Args:
-        pipeline: What was fitted.
-        model: What is served of it.
+        pipeline: The fitted model.
+        model: Its served form.
         real: Rows of the features.
-        spec: Of the model.
-        threshold: Of two classes.
+        spec: Spec of the model.
+        threshold: Threshold of two classes.
 
     """
     probes = {"real": real, "permuted": permuted_rows(real, spec)}
@@ -362,7 +362,7 @@ def prove(
             if not passed:
                 reasons.append(f"{kind}: {words}")
             largest = max(largest, float(gaps.max()))
-    except Exception as exc:  # noqa: BLE001  (whatever an engine says is a reason not to trust it)
+    except Exception as exc:  # noqa: BLE001  (any error of an engine is a reason not to trust it)
         reasons.append(in_one_line(exc))
         largest = 1.0
     return Proof(largest, tuple(reasons))

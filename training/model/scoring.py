@@ -1,4 +1,4 @@
-"""Scores of what is served: of a model's file, or of a version of the registry on other rows."""
+"""Scores of a served model: of its file, or of a registered version on other rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ from training.evaluation.metrics import Scored
 def score(
     model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
 ) -> NDArray[np.float64]:
-    """Return what a served model says: float64 [N], of many classes [N, K]."""
+    """Return the scores of a served model: float64 [N], for K classes [N, K]."""
     session = open_session(model)
     scores: NDArray[np.float64] = session.run([SCORE], columns(inputs, rows))[0]
     return scores.astype(np.float64)
@@ -40,7 +40,7 @@ def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
 
 
 def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what is fed to a session: one array per input, in its type."""
+    """Return the inputs of a session: one array for each, in its type."""
     return {name: rows[name].to_numpy(DTYPES[kind]) for name, kind in inputs.items()}
 
 
@@ -50,7 +50,7 @@ def version_scores(
     """Score `rows` (a frame) with `version` through its own features, in the order of `rows`.
 
     Raises:
-        NoChampionError: It is of another task or of other entities, or takes other request data.
+        NoChampionError: The version has another task, other entities or other request data.
 
     """
     registry = Registry(settings)
@@ -66,9 +66,9 @@ def version_scores(
         problem = f"has another task than {' '.join([spec.task, *spec.classes])}"
     elif contract.entity_key != spec.entity_key:
         their_key = ", ".join(contract.entity_key)
-        problem = f"is of {their_key}, not of {', '.join(spec.entity_key)}"
+        problem = f"has the entity {their_key}, not {', '.join(spec.entity_key)}"
     elif not has_columns and not request_data.keys() <= {*rows.column_names}:
-        problem = f"takes request data {[*request_data]}"
+        problem = f"takes request data that the rows lack: {', '.join(request_data)}"
     if problem:
         raise NoChampionError(f"version {version} of {spec.name} {problem}")
     if not has_columns:
@@ -79,7 +79,7 @@ def version_scores(
 
 
 def as_trained(spec: ModelSpec, version: ModelManifest) -> ModelSpec:
-    """Return the spec with what `version` reads and predicts, and for whom it is defined."""
+    """Return the spec with features, task, entity and population of a version."""
     return spec.model_copy(
         update={
             "task": version.task,

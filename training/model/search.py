@@ -1,7 +1,7 @@
 """A search for parameters: Optuna over the spec's estimators and their spaces, on forward folds.
 
 Each trial is a run below the training run. The first ones are the spec's own parameters, so that a
-search finds nothing worse than them. Only a spec with [search] imports this.
+search finds nothing worse than them. Only a spec with [search] imports this module.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ def search(
     run_id: str,
     metrics_of: Callable[[Estimator], dict[str, float]],
 ) -> list[tuple[dict[str, float], Estimator]]:
-    """Try estimators until the budget is spent; return each one's metrics and itself, in order.
+    """Try estimators until the budget is spent; return each trial's metrics and estimator, in order.
 
-    The spec's own parameters are tried whatever the budget. The seed makes a repeated search ask
-    for the same trials, whose runs it finds.
+    The spec's own parameters are tried with any budget. The seed makes a repeated search ask for
+    the same trials, whose runs it finds.
     """
     trials: list[tuple[dict[str, float], Estimator]] = []
 

@@ -1,7 +1,8 @@
 """Stage 2, dataset: the training frame, in MLflow as the run's dataset.
 
-The frame is built of what the run's tags pin. Members of the test snapshots without a label are
-stored beside it; too many of them, or a frame that nothing can be learnt from, end the run.
+The frame is built from the raw versions that the run's tags pin. Members of the test snapshots
+without a label are stored beside it; too many of them, or a frame that nothing can be learnt from,
+end the run.
 """
 
 import logging
@@ -23,13 +24,13 @@ from training.data.snapshots import PLANS, Plan, dates, plan_snapshots
 
 log = logging.getLogger(__name__)
 FEWEST = 50
-"""Rows: below, every interval of a metric is so wide that gates let chance decide."""
+"""Rows: with fewer, each interval of a metric is so wide that chance decides on the gates."""
 TOLERATED = 0.05
 """Share of members without a label up to which no reason has to be stated."""
 
 
 def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    """Build the frame that the run needs from what its tags name, and store it with its plan.
+    """Build the frame from the versions that the run's tags pin, and store it with its plan.
 
     Raises:
         TrainingError: Nothing can be learnt from it, or too many members have no label.
@@ -77,8 +78,8 @@ def without_label(
 ) -> pa.Table:
     """Return the members of the population with no row in the frame `test`.
 
-    None where the rows that the label gives are the population: its own, and where nothing else
-    lists it.
+    There are none if the label's rows are the population: if the spec takes the label's own rows, or
+    no view lists the entities.
     """
     nobody = test.drop_columns("label").slice(0, 0)
     if spec.snapshots.rows == "label":
@@ -102,9 +103,9 @@ def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None)
 
     Args:
         spec: The model.
-        unlabelled: Members without a label.
-        members: All of them.
-        reason: Why some have none, as the label says.
+        unlabelled: Number of members without a label.
+        members: Number of all members.
+        reason: Reason that the label states.
 
     Raises:
         TrainingError: They are too many, and no reason is stated.
@@ -128,7 +129,7 @@ def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None)
 def unlearnable(
     spec: ModelSpec, train: pa.Table, test: pa.Table, fewest: int = FEWEST
 ) -> list[str]:
-    """Return a line for each thing that makes training or its evaluation say nothing."""
+    """Return a line for each reason why training or its evaluation would mean nothing."""
     lines = []
     for name, rows, key in (("training", train, "train"), ("test", test, "test")):
         if rows.num_rows < fewest:
@@ -169,7 +170,7 @@ def unlearnable(
 
 
 def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
-    """Return which labels are no value of the task."""
+    """Return a line for labels that are no value of the task."""
     lines = []
     if labels.null_count:
         lines.append(

@@ -1,7 +1,8 @@
 """Stage 4, evaluate: measure challenger, baseline and champion on the newest matured snapshots.
 
-What is measured is what will be served. The scored rows are stored as the reference that windows of
-the version are compared with; figures of the challenger alone, plots and `evaluation.json` follow.
+The measured model is the one that will be served. The scored rows are stored as the reference that
+windows of the version are compared with; figures of the challenger alone, plots and
+`evaluation.json` follow.
 """
 
 import json
@@ -64,7 +65,7 @@ from training.stages.dataset import load_frame
 
 EXPLAINED_ROWS = 200
 COALITIONS = 128
-"""Scored to explain a row; for a picture not all are needed."""
+"""Coalitions that are scored to explain a row: a picture does not need all."""
 
 
 def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
@@ -125,7 +126,7 @@ def _segments(
 def _figures(
     spec: ModelSpec, proof: dict[str, Any], segments: Sequence[Segment]
 ) -> dict[str, float]:
-    """Return agreement of the export, and of two classes the fairness."""
+    """Return the agreement of the export, and for two classes the fairness."""
     figures = {"onnx_difference": proof["largest_difference"]}
     if spec.task == "classification":
         figures |= fairness(segments)
@@ -144,9 +145,10 @@ def _remarks(
 def contributions(
     spec: ModelSpec, contract: ModelManifest, model: ModelFile, inputs: pd.DataFrame
 ) -> dict[str, float]:
-    """Return the mean size of what each feature contributes to the scores of some rows.
+    """Return the mean size of each feature's contribution to the scores of some rows.
 
-    Shapley values (core.shapley), of many classes of the most probable one; the largest first.
+    Contributions are Shapley values (core.shapley), for many classes of the most probable one. The
+    largest comes first.
     """
     rows = inputs.sample(min(EXPLAINED_ROWS, len(inputs)), random_state=spec.seed)
     known_rows: Any = contract.background or [contract.defaults]
@@ -165,14 +167,14 @@ def contributions(
 def _champion(
     settings: Settings, spec: ModelSpec, version: str | None, rows: pa.Table
 ) -> tuple[Scored | None, dict[str, Any]]:
-    """Return the scores of what is in production, or why there are none as Evaluation has it."""
+    """Return the scores of production's version, or the field of Evaluation that says why not."""
     if version is None:
         return None, {}
     try:
         return version_scores(settings, spec, version, rows), {}
     except NoChampionError as exc:
         return None, {"no_champion": str(exc)}
-    except Exception as exc:  # noqa: BLE001  (whatever it is, the gate says it and refuses)
+    except Exception as exc:  # noqa: BLE001  (whatever it is: the gate names it and refuses)
         text = " ".join(str(exc).split())[:300]
         return None, {"unavailable": f"{type(exc).__name__}: {text}"}
 
@@ -184,7 +186,7 @@ def compare(
     champion: Scored | None,
     version: str | None,
 ) -> Evaluation:
-    """Measure all three on the same rows, each model at its own threshold."""
+    """Measure challenger, baseline and champion on the same rows, each at its own threshold."""
     models = {"challenger": challenger}
     if champion:
         models["champion"] = champion
@@ -219,13 +221,13 @@ def compare(
 
 
 def run_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Return metrics of the run; MLflow groups its charts by what stands before the slash."""
+    """Return metrics of the run; MLflow groups its charts by the part before the slash."""
     groups = {
         "test": evaluation.challenger | evaluation.figures,
         "baseline": evaluation.baseline,
         "champion": evaluation.champion,
     }
-    # Without a group, too: as people sort runs, by `metrics.f1 DESC`.
+    # Without a group, too: people sort runs by `metrics.f1 DESC`.
     metrics = dict(evaluation.challenger)
     for group, values in groups.items():
         for name, value in values.items():

@@ -1,7 +1,8 @@
-"""Great Expectations of the raw rows that a training is pinned to.
+"""Great Expectations on the raw rows that a training is pinned to.
 
 A row landed by the rules of its day, and rules may be stricter since. The rules of single rows are
-applied again, and the key must be unique. Rules over many rows are about a delivery, and are not.
+applied again, and the key must be unique. Rules over many rows are about a delivery: they are not
+applied.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from feature_repo.rules import DatasetRules, suite_rules
 
 @dataclass(frozen=True)
 class PinnedRows:
-    """Rows of a raw table: what a result is about.
+    """The rows of a raw table that a result is about.
 
     Attributes:
         table: Id of the table.
@@ -45,12 +46,12 @@ class PinnedRows:
 
 @dataclass(frozen=True)
 class RowsResult:
-    """What the rules say of pinned rows.
+    """The result of the rules for pinned rows.
 
     Attributes:
-        rows: These rows.
-        words: One sentence.
-        rejections: Rules that fail, in words; the training must stop.
+        rows: The pinned rows.
+        words: The result in one sentence.
+        rejections: Rules that fail, in words; if there are any, the training stops.
         page: Great Expectations' page of the rows where one fails, HTML.
 
     """
@@ -67,14 +68,14 @@ RESULT = TypeAdapter(RowsResult)
 def validate_rows(
     settings: Settings, dataset: Dataset, version: int, as_of: datetime
 ) -> RowsResult:
-    """Hold what was known and had happened at `as_of` against the dataset's rules.
+    """Apply the dataset's rules to the rows that were known and had happened at `as_of`.
 
-    The last result is kept where all rules passed: of the same rows and rules it is the result.
+    The last result is kept if all rules passed, and returned again for the same rows and rules.
 
     Args:
-        settings: Of the installation.
-        dataset: Whose rows they are.
-        version: Of the raw table.
+        settings: Settings of the installation.
+        dataset: Dataset of the rows.
+        version: Version of the raw table.
         as_of: Aware UTC.
 
     Raises:
@@ -112,7 +113,7 @@ def _pinned_rows(
 
 
 def _read(file: UPath) -> RowsResult | None:
-    """Return the last result that is kept; None where there is none, or it cannot be read."""
+    """Return the kept result; None if there is none, or it cannot be read."""
     if not file.exists():
         return None
     try:

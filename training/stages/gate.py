@@ -80,7 +80,7 @@ def decide(
 ) -> tuple[GateOutcome, ...]:
     """Apply each gate of the spec, then check that the served file scores as the fitted model.
 
-    Every class needs some rows: a figure of a handful is chance.
+    Every class needs some rows: a figure of a handful of them is chance.
 
     A gate that compares with a champion passes where there is none. NaN fails every gate. A remark
     is an outcome that passes.

@@ -30,14 +30,14 @@ from training.data.lineage import lineage
 from training.evaluation.results import load_evaluation
 
 NATIVE = ("pandas", "scikit-learn", "skl2onnx", "skops", "xgboost-cpu", "lightgbm")
-"""What a client of MLflow needs to load a version that is not ONNX; of the extras what is here."""
+"""Packages with which a client of MLflow loads a version that is not ONNX, if they are installed."""
 DESCRIBED = ("log_loss", "auc", "f1", "rmse", "mae", "r2")
-"""Metrics of the description, those that the task has."""
+"""Metrics in the description of a version, if the task has them."""
 MINUTE = "%Y-%m-%d %H:%M"
 
 
 def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
-    """Register what passed the gates, with the threshold it was measured at; return the version."""
+    """Register the challenger, with the threshold that it was measured at; return the version."""
     tracking = Tracking(settings)
     run = tracking.run(run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
@@ -98,11 +98,11 @@ def promote(
     """Put the version into production in place of the champion it was compared with.
 
     With a canary it becomes the shadow; the first version of all goes into production. A run whose
-    `as_of` is older than the newest promotion never promotes. Repeated after a kill it finds its
-    own promotion done.
+    `as_of` is older than the newest promotion never promotes. A call that is repeated after a kill
+    finds its own promotion.
 
     Returns:
-        One line on what was done.
+        One line on the outcome.
 
     Raises:
         PromotionRefusedError: Production is no longer the champion.
@@ -145,22 +145,24 @@ def version_of(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     """Return the version that a training registered.
 
     Raises:
-        PromotionRefusedError: It registered none, or the model was deleted and made anew since.
+        PromotionRefusedError: The training registered no version, or the model was made anew.
         RegistryError: MLflow does not answer, or has no such version.
 
     """
     version = Tracking(settings).run(run_id).tags.get("version")
     if version and Registry(settings).version(spec.name, version).run_id == run_id:
         return version
-    raise PromotionRefusedError(f"{spec.name}: no version of it is of run {run_id}")
+    raise PromotionRefusedError(
+        f"{spec.name}: MLflow run {run_id} registered no version of it"
+    )
 
 
 def settled(
     settings: Settings, spec: ModelSpec, run_id: str, version: str
 ) -> str | None:
-    """Return why no promotion is to come; None: one is.
+    """Return why no promotion will follow; None if one will.
 
-    It was done, or the run's `as_of` is too old.
+    The version was promoted already, or the run's `as_of` is too old.
     """
     with Ledger(settings) as ledger:
         rows = reconcile(Registry(settings), ledger, spec.name)
@@ -217,7 +219,7 @@ def ask(
     card = f"{Pages(settings).run(run_id)}/artifacts/{CARD}"
     paragraphs = [
         f"Trained as of {tags['as_of']}; it passed every gate. The reason given:",
-        f"    {' '.join(tags['reason'].split())}",  # as code: it is anybody's, and no Markdown
+        f"    {' '.join(tags['reason'].split())}",  # as code: anybody's words, and no Markdown
         f"[Model card]({card}): its metrics beside those of the champion",
     ]
     return subject, "\n\n".join(paragraphs)
@@ -226,7 +228,7 @@ def ask(
 def wait_in_shell(
     settings: Settings, spec: ModelSpec, run_id: str, version: str
 ) -> str:
-    """Note it in the run as `ask` does; return one line on how to approve without Airflow."""
+    """Note in the run that the version waits; return one line on how to approve it in a shell."""
     tracking = Tracking(settings)
     champion = load_evaluation(tracking, run_id).champion_version
     replaces = f"--replaces {champion or 'none'}"

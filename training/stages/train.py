@@ -1,7 +1,7 @@
-"""Stage 3, train: choose an estimator, fit it, write what will be served, prove that it is the same.
+"""Stage 3, train: choose an estimator, fit it, write the served model, prove that both score the same.
 
 An estimator is chosen by its loss on forward folds, a threshold by the costs on the newest fold. Or
-`[training] function` chooses and fits; what is around it stays the same.
+`[training] function` chooses and fits; all other steps stay the same.
 """
 
 import logging
@@ -94,7 +94,7 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
 
 
 def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
-    """Leave out folds with no rows to judge by, or without a label that all training rows have."""
+    """Leave out folds without rows to judge by, or without a class that the training rows have."""
     labels = rows_at(frame, plan.train)["label"]
     fewest_labels = 2
     if labels.type == "int64":  # each class
@@ -110,7 +110,7 @@ def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
 def choose(
     tracking: Tracking, spec: ModelSpec, run_id: str, frame: pa.Table, plan: Plan
 ) -> tuple[Estimator, dict[str, dict[str, float]], str]:
-    """Return the estimator to fit, the metrics of each one's best, and how it was chosen."""
+    """Return the estimator to fit, the best metrics of each estimator, and how it was chosen."""
     if spec.training:
         function = spec.training.function
         parameters = spec.training.parameters
@@ -217,7 +217,7 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
 
     """
     y = rows["label"].to_numpy()
-    if len(np.unique(y)) <= 1:  # of a fold: the whole frame has been looked at
+    if len(np.unique(y)) <= 1:  # in a fold: the whole frame was checked before
         raise TrainingError(
             f"{spec.name}: every label of {len(y)} training rows is the same"
         )
@@ -239,7 +239,7 @@ def choose_threshold(
 ) -> float | None:
     """Return the cheapest threshold on the newest fold's validation rows.
 
-    Without folds that of the spec; None where none is needed.
+    Without folds it is the threshold of the spec; None if the task has none.
     """
     if not plan.folds or spec.threshold is None or spec.costs is None:
         return spec.threshold
@@ -248,7 +248,7 @@ def choose_threshold(
 
 
 def cheapest_threshold(y: Labels, p: Scores, costs: Costs, default: float) -> float:
-    """Return the threshold with the smallest cost; of equals the nearest to `default`."""
+    """Return the threshold with the smallest cost; of equal ones the nearest to `default`."""
     tp = np.array([predict(p[y == 1], threshold).sum() for threshold in THRESHOLDS])
     fp = np.array([predict(p[y == 0], threshold).sum() for threshold in THRESHOLDS])
     total_costs = cost(costs, tp, fp, np.sum(y == 1) - tp)
@@ -266,7 +266,7 @@ def write_model(
     as_of: str,
     folder: Path,
 ) -> ModelFile:
-    """Write what was fitted on the rows `train`: what is served, and the contract."""
+    """Write the files of a model that was fitted on the rows `train`: served model and manifest."""
     rows = feature_columns(spec, train)
     served = exported(model, spec, rows)
     background = rows.sample(min(BACKGROUND, len(rows)), random_state=spec.seed)

@@ -22,14 +22,14 @@ EXPECTATIONS_TAG = "gyre.expectations."
 def mismatches(
     spec: ModelSpec, dataset: Dataset, service: PublishedService
 ) -> list[str]:
-    """Return a line for each key of the spec that asks for what dataset or Feast do not have."""
+    """Return a line for each key of the spec that dataset or Feast lack or have otherwise."""
     lines: list[str] = []
     published: Mapping[str, str] = service.features
     # Raises for request data that no request can bring.
     available = {**published, **service.request_data}
     if spec.label not in dataset.labels:
         lines.append(
-            f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}"
+            f"label: expected one of {dataset.name}: {', '.join(dataset.labels)}; found {spec.label}"
         )
     for name, kind in spec.features.items():
         if name not in published:

@@ -126,7 +126,7 @@ def test_mismatches_of_spec_datasets_and_service_are_named(history, carts):
     wrong = SPEC.model_copy(update={"audit": {"gift": "string"}})
     views = "expected views of a Dataset in feature_repo/datasets, found cart_customers of none"
     assert mismatches(wrong, ORDERS, service) == [
-        "carts.toml: label: 'with_carts' is not of orders: churned_90d",
+        "carts.toml: label: expected one of orders: churned_90d; found with_carts",
         "carts.toml: audit.gift: expected bool, found string",
         f"carts.toml: feature_service: cart_v1: {views}",
     ]
