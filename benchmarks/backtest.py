@@ -51,7 +51,7 @@ from training.model.onnx_export import exported
 from training.model.scoring import score
 from training.stages.dataset import unlearnable
 from training.stages.evaluate import compare
-from training.stages.gate import decide as decide_gates
+from training.stages.gate import apply_gates
 from training.stages.train import choose, train_model, with_usable_folds
 
 WEEK = timedelta(weeks=1)
@@ -162,7 +162,7 @@ class History:
         )
         metrics = evaluation.figures | evaluation.challenger
         gates = [gate for gate in self.spec.gates if gate.metric in metrics]
-        return all(outcome.passed for outcome in decide_gates(gates, evaluation))
+        return all(outcome.passed for outcome in apply_gates(gates, evaluation))
 
     def drift(self, name: datetime, week: datetime) -> Finding:
         """Compare the week's window with what the model was evaluated on."""

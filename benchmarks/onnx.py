@@ -33,7 +33,7 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import SCORE
 from training.data.frame import feature_columns, rows_at
 from training.model.onnx_export import exported
-from training.model.scoring import columns, open_session
+from training.model.scoring import open_session, session_inputs
 from training.stages.dataset import load_frame
 from training.stages.train import fit_pipeline
 
@@ -60,7 +60,7 @@ def seconds(call: Callable[[], object], calls: int) -> float:
 
 
 def onnx_scores(session: Any, spec: ModelSpec, rows: pd.DataFrame) -> Any:
-    return session.run([SCORE], columns(spec.inputs, rows))
+    return session.run([SCORE], session_inputs(spec.inputs, rows))
 
 
 def compare(home: Path) -> None:

@@ -116,9 +116,11 @@ def parity(
     settings, spec, time = begin(model, as_of)
     with progress(f"parity {model}"):
         from feature_engine.parity import parity as compare  # noqa: PLC0415
-        from training.data.snapshots import starts  # noqa: PLC0415
+        from training.data.snapshots import period_starts  # noqa: PLC0415
 
-        newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
+        newest = period_starts(spec.snapshots.every, time - moments * MONTH, time)[
+            -moments:
+        ]
         report = compare(settings, spec.feature_service, newest)
     say(report.summary(), report, as_json=as_json)
     raise typer.Exit(1 if report.differences else 0)

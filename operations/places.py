@@ -49,7 +49,7 @@ from monitoring.log.collect import (
     request_of_row,
 )
 from operations.maintain import clean_data_docs, clean_reports
-from training.artifacts import EXPECTATIONS, FRAME, fetched
+from training.artifacts import EXPECTATIONS, FRAME, fetched_artifact
 from training.batch import scores
 
 DAY = timedelta(days=1)
@@ -283,7 +283,7 @@ def _forget_frames(search: Search) -> int:
         versions = {version.run_id: version for version in registry.versions(spec.name)}
         for run in tracking.runs(spec.experiment, deleted=True):
             for artifact in tracking.list_artifacts(run.run_id, DATA_FOLDER):
-                with fetched(tracking, run.run_id, artifact.path) as file:
+                with fetched_artifact(tracking, run.run_id, artifact.path) as file:
                     rows = ds.dataset(file)
                     if search.key.column not in rows.schema.names:
                         continue

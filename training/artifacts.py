@@ -31,14 +31,14 @@ PLOTS = "plots"
 
 
 @contextmanager
-def fetched(tracking: Tracking, run_id: str, path: str) -> Iterator[Path]:
+def fetched_artifact(tracking: Tracking, run_id: str, path: str) -> Iterator[Path]:
     """The run's artifact `path` (file or folder), on disk for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="gyre-") as folder:
         yield Path(tracking.download_artifacts(run_id, path, folder))
 
 
-def read(tracking: Tracking, run_id: str, path: str) -> bytes:
-    with fetched(tracking, run_id, path) as file:
+def read_artifact(tracking: Tracking, run_id: str, path: str) -> bytes:
+    with fetched_artifact(tracking, run_id, path) as file:
         return file.read_bytes()
 
 
@@ -51,5 +51,5 @@ def store_table(tracking: Tracking, run_id: str, name: str, table: pa.Table) -> 
 
 
 def load_table(tracking: Tracking, run_id: str, name: str) -> pa.Table:
-    with fetched(tracking, run_id, f"{DATA_FOLDER}/{name}") as file:
+    with fetched_artifact(tracking, run_id, f"{DATA_FOLDER}/{name}") as file:
         return pq.read_table(file)

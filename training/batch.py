@@ -17,7 +17,7 @@ from core.spec import ModelSpec, entity_text
 from core.tables.table import Table
 from mlflow_server.api.registry import Registry
 from mlflow_server.model.pyfunc import read_version
-from training.data.frame import TIME, population
+from training.data.frame import TIME_TYPE, population
 from training.evaluation.metrics import predict
 from training.model.scoring import as_trained, version_scores
 
@@ -28,7 +28,7 @@ SCORES = pa.schema(
         "entity": pa.string(),
         "version": pa.string(),
         "created": pa.int64(),
-        "as_of": TIME,
+        "as_of": TIME_TYPE,
         "probability": pa.float64(),
         "prediction": pa.float64(),
         "probabilities": pa.list_(pa.float64()),
@@ -78,8 +78,8 @@ def score_population(
         raise NoChampionError(
             f"{spec.name}: nothing is in production to score with; run: gyre train {spec.name}"
         )
-    contract, _ = read_version(registry, registry.version(spec.name, version))
-    version_spec = as_trained(spec, contract)
+    manifest, _ = read_version(registry, registry.version(spec.name, version))
+    version_spec = as_trained(spec, manifest)
     frame = population(settings, version_spec, as_of)
     scored = version_scores(settings, version_spec, version, frame)
     row_count = frame.num_rows

@@ -32,7 +32,7 @@ from feature_repo.rules import suite_file, suite_problems, suite_rules
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from training.data.frame import (
-    TIME,
+    TIME_TYPE,
     build_frame,
     extent,
     feature_columns,
@@ -45,7 +45,7 @@ from training.evaluation.results import load_evaluation
 from training.model.estimators import category_remarks, estimator_problems
 from training.model.onnx_export import REMEDY, exported, prove
 from training.planning import first_known_event
-from training.stages.dataset import FEWEST, coverage, unlearnable, without_label
+from training.stages.dataset import FEWEST_ROWS, coverage, unlearnable, without_label
 from training.stages.gate import UNPROVED
 from training.stages.train import fit_pipeline
 from training.stages.validate import mismatches
@@ -221,7 +221,7 @@ def _label(spec: ModelSpec, dataset: Dataset) -> Iterator[str]:
 
 
 def _raw(dataset: Dataset) -> ir.Table:
-    schema = dataset.schema.append(pa.field("ingested_at", TIME))
+    schema = dataset.schema.append(pa.field("ingested_at", TIME_TYPE))
     return ibis.table(ibis.Schema.from_pyarrow(schema), name=dataset.name)
 
 
@@ -308,7 +308,7 @@ def _rows(
         frame = build_frame(history, spec, dataset, used_snapshots, until, version)
         log.info(extent(spec, plan, frame, sample.step))
         test = rows_at(frame, plan.test)
-        fewest_rows = FEWEST if sample.step == 1 else 1
+        fewest_rows = FEWEST_ROWS if sample.step == 1 else 1
         yield from _learning(spec, frame, rows_at(frame, plan.train), test, fewest_rows)
         unlabelled = without_label(history, spec, plan, test).num_rows
         # An error of it is one more finding.
@@ -335,7 +335,7 @@ def label_problems(
     """Yield a finding if an entity has two labels at one time, or a label changes after its horizon."""
     label = dataset.labels[spec.label]
     key = [*spec.entity_key, "event_timestamp"]
-    horizon_end = pa.scalar(test[-1].last + label.horizon, TIME)
+    horizon_end = pa.scalar(test[-1].last + label.horizon, TIME_TYPE)
     known_rows = rows.filter(pc.field(dataset.event_time) <= horizon_end)
     tables = []
     for part in (rows, known_rows):

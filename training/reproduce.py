@@ -25,7 +25,7 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
 from mlflow_server.model.pyfunc import ModelFile, read_files, read_version
 from mlflow_server.tags import FORGOTTEN_TAG
-from training.artifacts import ESTIMATOR, SPEC, read
+from training.artifacts import ESTIMATOR, SPEC, read_artifact
 from training.data.frame import content_hash, feature_columns, rows_at
 from training.data.snapshots import Plan, dates
 from training.evaluation.metrics import rounded
@@ -35,7 +35,7 @@ from training.stages.dataset import load_frame
 from training.stages.train import train_model, with_usable_folds, write_model
 
 log = logging.getLogger(__name__)
-SHOWN = 12
+SHOWN_CHARACTERS = 12
 """Characters of a hash in a difference."""
 COMMIT_TAGS = ("git_commit", "git_clean", "gyre_commit")
 BY_CHANCE = "all inputs are equal: another machine, or an estimator without a seed"
@@ -98,20 +98,20 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     frame, plan = load_frame(tracking, registered.run_id)
     inputs = _changed_inputs(settings, spec, registered, rows_at(frame, plan.train))
     estimator = Estimator.model_validate_json(
-        read(tracking, registered.run_id, ESTIMATOR)
+        read_artifact(tracking, registered.run_id, ESTIMATOR)
     )
     log.info("%s on %s", estimator.name, dates(plan.train))
     as_of = registered.tags["as_of"]
     rebuilt_model, digests = _rebuild(settings, spec, estimator, frame, plan, as_of)
     trusted = spec.serving.trusted_types
-    contract, registered_model = read_version(registry, registered, trusted)
+    manifest, registered_model = read_version(registry, registered, trusted)
 
     test_inputs = feature_columns(spec, rows_at(frame, plan.test))
     scores = score(registered_model, spec.inputs, test_inputs)
     new_scores = score(rebuilt_model, spec.inputs, test_inputs)
     largest = float(np.abs(scores - new_scores).max())
     is_same = np.array_equal(
-        rounded(scores, contract.threshold), rounded(new_scores, contract.threshold)
+        rounded(scores, manifest.threshold), rounded(new_scores, manifest.threshold)
     )
     difference = "" if is_same else f"largest difference {largest:.3g}"
     results = {f"predictions of {len(test_inputs):,} rows": difference}
@@ -133,7 +133,7 @@ def _stored_spec(tracking: Tracking, registered: Version) -> ModelSpec:
         raise RegistryError(
             f"{place} cannot be reproduced: rows of an entity were forgotten on {day}"
         )
-    text = read(tracking, registered.run_id, SPEC)
+    text = read_artifact(tracking, registered.run_id, SPEC)
     try:
         return ModelSpec.model_validate_json(text)
     except ValidationError as exc:
@@ -181,6 +181,6 @@ def _differences(registered: dict[str, str], here: dict[str, str]) -> dict[str, 
     for tag, value in here.items():
         old_value = registered.get(tag, "none")
         if old_value != value:
-            text = f"registered {old_value[:SHOWN]}, now {value[:SHOWN]}"
+            text = f"registered {old_value[:SHOWN_CHARACTERS]}, now {value[:SHOWN_CHARACTERS]}"
             differences[tag] = text
     return differences

@@ -12,7 +12,7 @@ from core.spec import ModelSpec
 from core.spec.training import LOWER_IS_BETTER
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.tags import tag_equals
-from training.artifacts import GATES, read
+from training.artifacts import GATES, read_artifact
 from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
 TEMPLATE = Path(__file__).with_name("summary.md").read_text("utf-8")
@@ -53,7 +53,7 @@ def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> 
         )
         raise RegistryError(f"{name}: MLflow has no {which}: gyre train {name}")
     newest = runs[0]
-    outcomes = OUTCOMES.validate_json(read(tracking, newest.run_id, GATES))
+    outcomes = OUTCOMES.validate_json(read_artifact(tracking, newest.run_id, GATES))
     return Summary(
         model=name,
         run_id=newest.run_id,

@@ -26,7 +26,12 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import OWN_PREFIX
 from feature_repo.published.service import ARROW
 from monitoring.log.collect import ANSWERS, answered_rows, logged_scores
-from training.data.frame import TIME, build_frame, require_outcome_key, typed
+from training.data.frame import (
+    TIME_TYPE,
+    build_frame,
+    require_outcome_key,
+    with_typed_labels,
+)
 from training.data.snapshots import dates, matured
 from training.evaluation.metrics import Labels, Scored
 from training.model.scoring import version_scores
@@ -227,7 +232,9 @@ def _row_labels(
         rows = rows.mutate(
             {name: rows[name].cast(outcome_key[name]) for name in outcome_key}
         )
-        known_rows = typed(spec, rows.select(*key, "label").to_pyarrow()).to_pandas()
+        known_rows = with_typed_labels(
+            spec, rows.select(*key, "label").to_pyarrow()
+        ).to_pandas()
     is_ambiguous = known_rows.duplicated(key, keep=False)
     certain_rows = known_rows[~is_ambiguous]
     ambiguous_rows = known_rows[is_ambiguous].drop_duplicates(key)
@@ -283,12 +290,12 @@ def _day_labels(
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
         label_rows = labels(raw, dataset.labels[spec.label], days)
-        day_labels = typed(spec, label_rows.to_pyarrow()).to_pandas()
+        day_labels = with_typed_labels(spec, label_rows.to_pyarrow()).to_pandas()
         time = raw[dataset.event_time]
         within = raw.filter(time.between(days[0], last))
         key = within[owner].cast(spec.entity_key[owner])
         events = within.select({owner: key, FIRST: time}).to_pyarrow()
-    event_rows = events.set_column(1, FIRST, events[FIRST].cast(TIME)).to_pandas()
+    event_rows = events.set_column(1, FIRST, events[FIRST].cast(TIME_TYPE)).to_pandas()
     event_rows[DAY] = event_rows[FIRST].dt.floor("D")
     event_rows = event_rows[event_rows[FIRST] > event_rows[DAY]]
     first_events = event_rows.groupby([owner, DAY], as_index=False)[FIRST].min()
@@ -299,7 +306,7 @@ def _day_labels(
 def _latest(spec: ModelSpec, as_of: datetime) -> pa.Scalar:
     """Return the last moment whose label is known at `as_of`."""
     label = load_dataset(spec.dataset).labels[spec.label]
-    return pa.scalar(as_of - label.horizon - label.lateness, TIME)
+    return pa.scalar(as_of - label.horizon - label.lateness, TIME_TYPE)
 
 
 def _entity_keys(spec: ModelSpec, entities: Sequence[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from core.shapley import COALITIONS, shapley_values
 from mlflow_server.model.pyfunc import ModelFile
 from tests.support.training.onnx_models import FEATURES, fitted, spec_of
 from training.model.onnx_export import export
-from training.model.scoring import columns, open_session
+from training.model.scoring import open_session, session_inputs
 
 
 @cache
@@ -65,8 +65,8 @@ def test_contributions_equal_the_definition_and_add_up_to_the_score(
     kind, task, row, rows
 ):
     score = scorer(kind, task)
-    row_columns = columns(FEATURES, pd.DataFrame([row], columns=[*FEATURES]))
-    background = columns(FEATURES, pd.DataFrame(rows, columns=[*FEATURES]))
+    row_columns = session_inputs(FEATURES, pd.DataFrame([row], columns=[*FEATURES]))
+    background = session_inputs(FEATURES, pd.DataFrame(rows, columns=[*FEATURES]))
     mean, values = shapley_values(score, row_columns, background)
     expected_mean, expected = by_definition(score, row_columns, background)
     assert np.squeeze(mean) == near(expected_mean)

@@ -37,7 +37,7 @@ from tests.support.tools.clone import finished, stack_environment
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training import chain
 from training.artifacts import CANDIDATE
-from training.data.frame import TIME, feature_columns, with_features
+from training.data.frame import TIME_TYPE, feature_columns, with_features
 from training.model.scoring import version_scores
 
 FOREST = Estimator(
@@ -89,7 +89,7 @@ def today(settings):
     labelled = pa.table(
         {
             "customer_id": CUSTOMERS,
-            "event_timestamp": pa.array([AS_OF] * count, TIME),
+            "event_timestamp": pa.array([AS_OF] * count, TIME_TYPE),
             "label": pa.array([0] * count),
         }
     )

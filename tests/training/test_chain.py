@@ -25,7 +25,7 @@ from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
-from training.artifacts import GATES, PLOTS, fetched, read
+from training.artifacts import GATES, PLOTS, fetched_artifact, read_artifact
 from training.data.frame import content_hash, feature_columns, rows_at
 from training.evaluation.metrics import Scored, all_metrics
 from training.evaluation.results import load_evaluation
@@ -133,7 +133,7 @@ def test_the_threshold_is_the_cheapest_on_the_newest_fold_and_is_served(
 def test_the_model_card_has_gates_figures_lineage_and_contributions(
     tracking, run, evaluation
 ):
-    card = read(tracking, run.run_id, CARD).decode()
+    card = read_artifact(tracking, run.run_id, CARD).decode()
     assert {*evaluation.contributions} == {*SPEC.features}
     name, contribution = next(iter(evaluation.contributions.items()))
     expected = (
@@ -154,7 +154,7 @@ def test_the_model_card_has_the_parameters_of_a_factory_by_their_names(
 ):
     params = run.params | {"shop.models:cautious.leaves": "15"}
     factory_run = replace(run, params=params)
-    with fetched(tracking, run.run_id, PLOTS) as plots:
+    with fetched_artifact(tracking, run.run_id, PLOTS) as plots:
         card = model_card(SPEC, factory_run, evaluation, [], plots)
     assert ", leaves 15" in card
 
@@ -169,7 +169,7 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
         train(tracked, changed(), OLD, "no champion")
     run = failed_run(tracked, "no champion", f"{SPEC.name}: refused: ")
     assert "version 2 cannot be compared with: RegistryError" in run.tags["gate"]
-    gates = json.loads(read(tracking, run.run_id, GATES))["gates"]
+    gates = json.loads(read_artifact(tracking, run.run_id, GATES))["gates"]
     passed = {gate["rule"]: gate["passed"] for gate in gates}
     assert not passed["not_worse_than_champion"]
     assert passed["onnx_proof"]

@@ -29,7 +29,7 @@ from feature_repo.published.service import ARROW, PublishedService, as_stored
 from training.data.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)
-TIME = pa.timestamp("us", tz="UTC")
+TIME_TYPE = pa.timestamp("us", tz="UTC")
 VALUE_BYTES = 120
 """Bytes of one feature in one row at the peak of a training. A training on 1M rows of 10 features
 takes 1.6 GB, of which the libraries take 0.4 GB (`python -m benchmarks.training`)."""
@@ -88,7 +88,7 @@ def labelled_rows(
     label_rows = snapshot_labels(spec, dataset, snapshots, raw)
     require_outcome_key(spec, label_rows)
     label_table = sampled(spec, label_rows).to_pyarrow()
-    rows = typed(spec, rows_at(label_table, snapshots))
+    rows = with_typed_labels(spec, rows_at(label_table, snapshots))
     key = [*spec.entity_key, "event_timestamp"]
     keys = rows.select(key).to_pandas()
     repeated_keys = keys[keys.duplicated()]
@@ -223,7 +223,7 @@ def population(
         known_entities = sampled(spec, ibis.memtable(known_entities)).to_pyarrow()
     entity_count = known_entities.num_rows
     if entity_count:
-        moments = pa.repeat(pa.scalar(moment, TIME), entity_count)
+        moments = pa.repeat(pa.scalar(moment, TIME_TYPE), entity_count)
         rows = known_entities.append_column("event_timestamp", moments)
         without_audit = spec.model_copy(update={"audit": {}})
         frame = with_features(settings, without_audit, rows)
@@ -266,7 +266,7 @@ def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
     return frame.filter((value >= 0) & (value < spec.population.below))
 
 
-def typed(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
+def with_typed_labels(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
     """Return the rows with labels in the type of the task.
 
     Of many classes a label becomes the position; the rows have the name or the position of a class.
@@ -356,7 +356,7 @@ def canonical(
 
     """
     types = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
-    types["event_timestamp"] = TIME
+    types["event_timestamp"] = TIME_TYPE
     types |= {name: ARROW[kind] for name, kind in spec.features.items()}
     if "label" in table.column_names:
         types["label"] = LABEL_TYPES[spec.task]
@@ -382,8 +382,8 @@ def rows_at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
     time = pc.field("event_timestamp")
     is_inside = pc.scalar(value=False)
     for snapshot in snapshots:
-        has_begun = time >= pa.scalar(snapshot.start, TIME)
-        is_inside |= has_begun & (time <= pa.scalar(snapshot.last, TIME))
+        has_begun = time >= pa.scalar(snapshot.start, TIME_TYPE)
+        is_inside |= has_begun & (time <= pa.scalar(snapshot.last, TIME_TYPE))
     return frame.filter(is_inside)
 
 

@@ -62,7 +62,9 @@ class Plan:
 PLANS = TypeAdapter(Plan)
 
 
-def starts(every: Every, after: datetime, until: datetime) -> tuple[datetime, ...]:
+def period_starts(
+    every: Every, after: datetime, until: datetime
+) -> tuple[datetime, ...]:
     """Return days, Mondays or first days of months, 00:00 UTC, in (after, until]."""
     # With one time zone object for both, or pandas refuses them.
     days = pd.date_range(
@@ -79,9 +81,9 @@ def matured(
 ) -> tuple[Snapshot, ...]:
     """Return snapshots that begin after `after`, with their last row at or before `until`."""
     if snapshots.rows == "label":
-        edges = starts(snapshots.every, after, until + TICK)
+        edges = period_starts(snapshots.every, after, until + TICK)
         return tuple(Snapshot(start, end - TICK) for start, end in pairwise(edges))
-    moments = starts(snapshots.every, after, until)
+    moments = period_starts(snapshots.every, after, until)
     return tuple(Snapshot(moment, moment) for moment in moments)
 
 

@@ -27,7 +27,7 @@ FEWEST_SLICES = 3
 NEWEST_SNAPSHOTS = 4
 """Snapshots of the training frame that are compared where the reference is one moment."""
 SCORE = "score"
-TIME = "event_timestamp"
+TIME_COLUMN = "event_timestamp"
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def usual_spread(
         return UsualSpread("windows", *figures)
     snapshots = _days(frame)[-NEWEST_SNAPSHOTS:]
     if len(snapshots) >= FEWEST_SLICES:
-        columns = frame.drop(columns=[TIME, *entity])
-        days = frame[TIME].dt.floor("D")
+        columns = frame.drop(columns=[TIME_COLUMN, *entity])
+        days = frame[TIME_COLUMN].dt.floor("D")
         return UsualSpread("snapshots", _smallest_steps(columns, days, snapshots))
     return UsualSpread()
 
@@ -135,7 +135,7 @@ def with_columns(rows: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:
 
 def _days(rows: pd.DataFrame) -> list[pd.Timestamp]:
     """Return the days with enough rows, oldest first."""
-    row_counts = rows[TIME].dt.floor("D").value_counts()
+    row_counts = rows[TIME_COLUMN].dt.floor("D").value_counts()
     return sorted(row_counts[row_counts >= FEWEST_VALUES].index)
 
 
@@ -143,8 +143,8 @@ def _largest_distances(
     rows: pd.DataFrame, days: Sequence[pd.Timestamp], entity: Sequence[str]
 ) -> tuple[dict[str, float], float]:
     """Return the largest PSI of a day by column, and the largest change of the mean score."""
-    day_of_row = rows[TIME].dt.floor("D")
-    columns = rows.columns.difference([TIME, *entity]).map(str)
+    day_of_row = rows[TIME_COLUMN].dt.floor("D")
+    columns = rows.columns.difference([TIME_COLUMN, *entity]).map(str)
     largest_psi = dict.fromkeys(columns, 0.0)
     largest_change = 0.0
     for day in days:

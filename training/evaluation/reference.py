@@ -16,11 +16,17 @@ from core.settings import Settings
 from core.spec import FeatureType, ModelSpec
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
-from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read
+from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read_artifact
 from training.data.frame import feature_columns
 from training.data.snapshots import PLANS
 from training.evaluation.metrics import Scored, predict
-from training.evaluation.psi import SCORE, TIME, UsualSpread, usual_spread, with_nulls
+from training.evaluation.psi import (
+    SCORE,
+    TIME_COLUMN,
+    UsualSpread,
+    usual_spread,
+    with_nulls,
+)
 from training.evaluation.results import load_evaluation
 
 PREDICTED_CLASS = "predicted_class"
@@ -54,7 +60,7 @@ def evaluated_members(
     spec: ModelSpec, rows: pa.Table, unlabelled: pa.Table
 ) -> pa.Table:
     """Return keys, time, features and label of the frame `rows`, then of the `unlabelled`."""
-    columns = [*spec.entity_key, TIME, *spec.features]
+    columns = [*spec.entity_key, TIME_COLUMN, *spec.features]
     no_labels = pa.nulls(unlabelled.num_rows, rows.schema.field(LABEL).type)
     others = unlabelled.select(columns).append_column(LABEL, no_labels)
     return pa.concat_tables([rows.select([*columns, LABEL]), others])
@@ -75,7 +81,7 @@ def measure_spread(
 ) -> UsualSpread:
     """Return the usual spread. snapshots: rows of the newest snapshots of the training frame."""
     keys = [*spec.entity_key]
-    columns = [SCORE, PREDICTED_CLASS, TIME, *keys]
+    columns = [SCORE, PREDICTED_CLASS, TIME_COLUMN, *keys]
     reference_rows = _compared_columns(spec, reference, columns)
     frame_rows = _compared_columns(spec, snapshots, columns)
     return usual_spread(reference_rows, frame_rows, keys)
@@ -91,8 +97,8 @@ def load_reference(settings: Settings, version: Version) -> Reference:
     tracking = Tracking(settings)
     run_id = version.run_id
     table = load_table(tracking, run_id, REFERENCE)
-    spec = ModelSpec.model_validate_json(read(tracking, run_id, SPEC))
-    plan = PLANS.validate_json(read(tracking, run_id, PLAN))
+    spec = ModelSpec.model_validate_json(read_artifact(tracking, run_id, SPEC))
+    plan = PLANS.validate_json(read_artifact(tracking, run_id, PLAN))
     evaluation = load_evaluation(tracking, run_id)
     return Reference(
         rows=_compared_columns(spec, table, [SCORE, PREDICTED_CLASS, LABEL]),
@@ -111,7 +117,7 @@ def spec_of_version(settings: Settings, spec: ModelSpec, version: str) -> ModelS
     """
     try:
         run_id = Registry(settings).version(spec.name, version).run_id
-        text = read(Tracking(settings), run_id, SPEC)
+        text = read_artifact(Tracking(settings), run_id, SPEC)
     except RegistryError:
         return spec
     trained = ModelSpec.model_validate_json(text)

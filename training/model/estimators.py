@@ -30,7 +30,7 @@ PRESET: dict[str, dict[str, Any]] = {
     },
 }
 """Parameters of a short name that the spec does not give."""
-ANSWERS = {
+SCORE_METHODS = {
     "classification": "predict_proba",
     "multiclass": "predict_proba",
     "regression": "predict",
@@ -139,7 +139,7 @@ def make_estimator(spec: ModelSpec, estimator: Estimator) -> Any:
     arguments = {name: arguments[name] for name in arguments.keys() & signature.keys()}
     arguments |= PRESET.get(estimator.type, {})
     model = factory(**arguments | estimator.parameters)
-    require(model, "fit", ANSWERS[spec.task])
+    require_methods(model, "fit", SCORE_METHODS[spec.task])
     if hasattr(model, "get_params"):
         for name, value in model.get_params().items():
             if name.endswith("random_state") and value is None:
@@ -147,7 +147,7 @@ def make_estimator(spec: ModelSpec, estimator: Estimator) -> Any:
     return model
 
 
-def require(model: Any, *methods: str) -> None:
+def require_methods(model: Any, *methods: str) -> None:
     """Raise TypeError if `model` lacks one of these methods."""
     missing_methods = [name for name in methods if not hasattr(model, name)]
     if missing_methods:
@@ -168,17 +168,17 @@ def estimator_problems(spec: ModelSpec) -> Iterator[str]:
             )
         except Exception as exc:  # noqa: BLE001  (whatever a factory raises)
             place = f"{spec.name}.toml: estimators.{position}"
-            yield f"{place}: {estimator.name}: {reason(exc)}"
+            yield f"{place}: {estimator.name}: {error_line(exc)}"
     if spec.training:
         try:
             function = load_object(spec.training.function)
             inspect.signature(function).bind("frame", "folds", {})
         except Exception as exc:  # noqa: BLE001  (whatever its module raises)
             expected = "expected a function of frame, folds, parameters"
-            yield f"{spec.name}.toml: training.function: {expected}: {reason(exc)}"
+            yield f"{spec.name}.toml: training.function: {expected}: {error_line(exc)}"
 
 
-def reason(exc: Exception) -> str:
+def error_line(exc: Exception) -> str:
     """Return the message of a library or of a user's code, in one line."""
     if isinstance(exc, ValueError | TypeError):  # about a value: its type adds nothing
         return " ".join(str(exc).split())

@@ -32,7 +32,7 @@ from core.user_code import in_one_line
 from mlflow_server.manifest import SCORE
 from mlflow_server.model.pyfunc import ModelFile
 from training.evaluation.metrics import predict
-from training.model.estimators import reason
+from training.model.estimators import error_line
 from training.model.scoring import score
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
@@ -114,7 +114,7 @@ def export(
         return _with_columns(graph, spec, rows)
     except Exception as exc:
         step = f"ONNX export of {type(_last(model)).__name__}"
-        raise TrainingError(f"{step}: {reason(exc)}; {REMEDY}") from exc
+        raise TrainingError(f"{step}: {error_line(exc)}; {REMEDY}") from exc
 
 
 def _check_classes(model: Any, spec: ModelSpec) -> None:

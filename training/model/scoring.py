@@ -24,7 +24,7 @@ def score(
 ) -> NDArray[np.float64]:
     """Return the scores of a served model: float64 [N], for K classes [N, K]."""
     session = open_session(model)
-    scores: NDArray[np.float64] = session.run([SCORE], columns(inputs, rows))[0]
+    scores: NDArray[np.float64] = session.run([SCORE], session_inputs(inputs, rows))[0]
     return scores.astype(np.float64)
 
 
@@ -39,7 +39,9 @@ def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
     )
 
 
-def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
+def session_inputs(
+    inputs: Mapping[str, InputType], rows: pd.DataFrame
+) -> dict[str, Any]:
     """Return the inputs of a session: one array for each, in its type."""
     return {name: rows[name].to_numpy(DTYPES[kind]) for name, kind in inputs.items()}
 
@@ -55,17 +57,17 @@ def version_scores(
     """
     registry = Registry(settings)
     registered = registry.version(spec.name, version)
-    contract, model = read_version(registry, registered, spec.serving.trusted_types)
+    manifest, model = read_version(registry, registered, spec.serving.trusted_types)
     problem = ""
-    request_data = contract.lookup.request_data
-    is_other_task = (contract.threshold is None) != (spec.threshold is None)
-    version_spec = as_trained(spec, contract)
+    request_data = manifest.lookup.request_data
+    is_other_task = (manifest.threshold is None) != (spec.threshold is None)
+    version_spec = as_trained(spec, manifest)
     is_same_service = version_spec.feature_service == spec.feature_service
-    has_columns = is_same_service and contract.features.items() <= spec.features.items()
-    if is_other_task or contract.classes != spec.classes:
+    has_columns = is_same_service and manifest.features.items() <= spec.features.items()
+    if is_other_task or manifest.classes != spec.classes:
         problem = f"has another task than {' '.join([spec.task, *spec.classes])}"
-    elif contract.entity_key != spec.entity_key:
-        their_key = ", ".join(contract.entity_key)
+    elif manifest.entity_key != spec.entity_key:
+        their_key = ", ".join(manifest.entity_key)
         problem = f"has the entity {their_key}, not {', '.join(spec.entity_key)}"
     elif not has_columns and not request_data.keys() <= {*rows.column_names}:
         problem = f"takes request data that the rows lack: {', '.join(request_data)}"
@@ -75,20 +77,20 @@ def version_scores(
         keys = [*spec.entity_key, "event_timestamp", "label", *request_data]
         rows = with_features(settings, version_spec, rows.select(keys))
     inputs = feature_columns(version_spec, rows)
-    return Scored(score(model, version_spec.inputs, inputs), contract.threshold)
+    return Scored(score(model, version_spec.inputs, inputs), manifest.threshold)
 
 
-def as_trained(spec: ModelSpec, version: ModelManifest) -> ModelSpec:
+def as_trained(spec: ModelSpec, manifest: ModelManifest) -> ModelSpec:
     """Return the spec with features, task, entity and population of a version."""
     return spec.model_copy(
         update={
-            "task": version.task,
-            "classes": version.classes,
-            "threshold": version.threshold,
-            "entity_key": version.entity_key,
-            "features": version.features,
-            "feature_service": version.feature_service,
-            "population": version.population,
+            "task": manifest.task,
+            "classes": manifest.classes,
+            "threshold": manifest.threshold,
+            "entity_key": manifest.entity_key,
+            "features": manifest.features,
+            "feature_service": manifest.feature_service,
+            "population": manifest.population,
             "audit": {},
         }
     )

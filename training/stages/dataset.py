@@ -17,15 +17,22 @@ from core.spec import FLOAT32, INPUTS, ModelSpec
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
 from mlflow_server.api.tracking import Tracking
-from training.artifacts import FRAME, PLAN, UNLABELLED, load_table, read, store_table
+from training.artifacts import (
+    FRAME,
+    PLAN,
+    UNLABELLED,
+    load_table,
+    read_artifact,
+    store_table,
+)
 from training.data.frame import build_frame, content_hash, extent, population, rows_at
 from training.data.lineage import FIRST_EVENT_TAG, PLANNED_TAG
 from training.data.snapshots import PLANS, Plan, dates, plan_snapshots
 
 log = logging.getLogger(__name__)
-FEWEST = 50
+FEWEST_ROWS = 50
 """Rows: with fewer, each interval of a metric is so wide that chance decides on the gates."""
-TOLERATED = 0.05
+TOLERATED_SHARE = 0.05
 """Share of members without a label up to which no reason has to be stated."""
 
 
@@ -118,7 +125,7 @@ def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None)
     )
     if reason:
         return f"{sentence} ({reason})"
-    if unlabelled > TOLERATED * members:
+    if unlabelled > TOLERATED_SHARE * members:
         raise TrainingError(
             f"label {spec.label}: {sentence}. Expected a label for each member, a narrower "
             f'[population], or a stated reason: Label(unlabelled="…") in {spec.dataset}.py'
@@ -127,7 +134,7 @@ def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None)
 
 
 def unlearnable(
-    spec: ModelSpec, train: pa.Table, test: pa.Table, fewest: int = FEWEST
+    spec: ModelSpec, train: pa.Table, test: pa.Table, fewest: int = FEWEST_ROWS
 ) -> list[str]:
     """Return a line for each reason why training or its evaluation would mean nothing."""
     lines = []
@@ -199,4 +206,4 @@ def _has_two_values(values: pa.ChunkedArray) -> bool:
 def load_frame(tracking: Tracking, run_id: str) -> tuple[pa.Table, Plan]:
     """Return the frame and plan that `dataset` stored."""
     frame = load_table(tracking, run_id, FRAME)
-    return frame, PLANS.validate_json(read(tracking, run_id, PLAN))
+    return frame, PLANS.validate_json(read_artifact(tracking, run_id, PLAN))

@@ -32,9 +32,9 @@ from training.artifacts import (
     PROOF,
     REFERENCE,
     UNLABELLED,
-    fetched,
+    fetched_artifact,
     load_table,
-    read,
+    read_artifact,
     store_table,
 )
 from training.data.frame import feature_columns, rows_at
@@ -60,7 +60,7 @@ from training.evaluation.reference import evaluated_members, measure_spread, wit
 from training.evaluation.results import EVALUATIONS, Evaluation
 from training.model.estimators import category_remarks
 from training.model.onnx_export import REMEDY
-from training.model.scoring import columns, open_session, score, version_scores
+from training.model.scoring import open_session, score, session_inputs, version_scores
 from training.stages.dataset import load_frame
 
 EXPLAINED_ROWS = 200
@@ -74,11 +74,11 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     frame, plan = load_frame(tracking, run_id)
     rows = rows_at(frame, plan.test)
     y = rows["label"].to_numpy()
-    with fetched(tracking, run_id, CANDIDATE) as candidate:
-        contract, model = read_files(candidate, spec.serving.trusted_types)
+    with fetched_artifact(tracking, run_id, CANDIDATE) as candidate:
+        manifest, model = read_files(candidate, spec.serving.trusted_types)
     members = evaluated_members(spec, rows, load_table(tracking, run_id, UNLABELLED))
     member_scores = score(model, spec.inputs, feature_columns(spec, members))
-    scored_members = Scored(member_scores, contract.threshold)
+    scored_members = Scored(member_scores, manifest.threshold)
     reference = with_scores(spec, members, scored_members)
     store_table(tracking, run_id, REFERENCE, reference)
     challenger = scored_members.of(slice(len(y)))
@@ -87,14 +87,14 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     champion, problems = _champion(settings, spec, version, rows)
     evaluation = compare(spec, y, challenger, champion, version)
     segments = _segments(spec, rows, challenger)
-    proof = json.loads(read(tracking, run_id, PROOF))
+    proof = json.loads(read_artifact(tracking, run_id, PROOF))
     newest_snapshots = rows_at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     evaluation = replace(
         evaluation,
         **problems,
         segments=segments,
         figures=evaluation.figures | _figures(spec, proof, segments),
-        contributions=contributions(spec, contract, model, feature_columns(spec, rows)),
+        contributions=contributions(spec, manifest, model, feature_columns(spec, rows)),
         unproved="; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else "",
         spread=measure_spread(spec, reference, newest_snapshots),
         remarks=_remarks(spec, rows_at(frame, plan.train), rows, evaluation.challenger),
@@ -143,7 +143,7 @@ def _remarks(
 
 
 def contributions(
-    spec: ModelSpec, contract: ModelManifest, model: ModelFile, inputs: pd.DataFrame
+    spec: ModelSpec, manifest: ModelManifest, model: ModelFile, inputs: pd.DataFrame
 ) -> dict[str, float]:
     """Return the mean size of each feature's contribution to the scores of some rows.
 
@@ -151,12 +151,12 @@ def contributions(
     largest comes first.
     """
     rows = inputs.sample(min(EXPLAINED_ROWS, len(inputs)), random_state=spec.seed)
-    known_rows: Any = contract.background or [contract.defaults]
-    background = columns(spec.inputs, pd.DataFrame(known_rows))
+    known_rows: Any = manifest.background or [manifest.defaults]
+    background = session_inputs(spec.inputs, pd.DataFrame(known_rows))
     run = partial(open_session(model).run, [SCORE])
     sizes = []
     for position in range(len(rows)):
-        row = columns(spec.inputs, rows[position : position + 1])
+        row = session_inputs(spec.inputs, rows[position : position + 1])
         mean, effects = shapley_values(run, row, background, COALITIONS)
         answer = np.argmax(mean + effects.sum(axis=0))
         sizes.append(np.abs(effects[:, answer]))

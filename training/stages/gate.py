@@ -1,6 +1,6 @@
 """Stage 5, gate: may the challenger be promoted?
 
-`decide` is pure; outcomes and model card are stored before anything is refused.
+`apply_gates` is pure; outcomes and model card are stored before anything is refused.
 """
 
 import logging
@@ -24,7 +24,7 @@ from core.spec.training import (
 from feature_repo.definition import table_versions
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.tracking import Run, Tracking
-from training.artifacts import GATES, PLOTS, fetched
+from training.artifacts import GATES, PLOTS, fetched_artifact
 from training.data.lineage import lineage
 from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
@@ -52,7 +52,7 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     """
     tracking = Tracking(settings)
     evaluation = load_evaluation(tracking, run_id)
-    outcomes = decide(spec.gates, evaluation, spec.least_class_rows)
+    outcomes = apply_gates(spec.gates, evaluation, spec.least_class_rows)
     for remark in evaluation.remarks:
         log.warning("%s: %s", spec.name, remark)
     reasons = [
@@ -65,7 +65,7 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     tracking.log_dict(run_id, stored, GATES)
     verdict = f"refused: {refusal}" if refusal else "passed"
     tracking.log(run_id, tags={"gate": verdict})
-    with fetched(tracking, run_id, PLOTS) as plots:
+    with fetched_artifact(tracking, run_id, PLOTS) as plots:
         card = model_card(spec, tracking.run(run_id), evaluation, outcomes, plots)
     tracking.log_text(run_id, card, CARD)
     if refusal and evaluation.unavailable:
@@ -75,7 +75,7 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     return refusal or None
 
 
-def decide(
+def apply_gates(
     gates: Sequence[Gate], evaluation: Evaluation, least_class_rows: int = 0
 ) -> tuple[GateOutcome, ...]:
     """Apply each gate of the spec, then check that the served file scores as the fitted model.

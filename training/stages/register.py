@@ -25,7 +25,7 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.promote import promote as put_into_role
 from mlflow_server.promotion.promote import reconcile
 from mlflow_server.roles import PRODUCTION, SHADOW
-from training.artifacts import CANDIDATE, fetched
+from training.artifacts import CANDIDATE, fetched_artifact
 from training.data.lineage import lineage
 from training.evaluation.results import load_evaluation
 
@@ -33,22 +33,22 @@ NATIVE = ("pandas", "scikit-learn", "skl2onnx", "skops", "xgboost-cpu", "lightgb
 """Packages with which a client of MLflow loads a version that is not ONNX, if they are installed."""
 DESCRIBED = ("log_loss", "auc", "f1", "rmse", "mae", "r2")
 """Metrics in the description of a version, if the task has them."""
-MINUTE = "%Y-%m-%d %H:%M"
+MINUTE_FORMAT = "%Y-%m-%d %H:%M"
 
 
 def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     """Register the challenger, with the threshold that it was measured at; return the version."""
     tracking = Tracking(settings)
     run = tracking.run(run_id)
-    with fetched(tracking, run_id, CANDIDATE) as candidate:
-        contract, model = read_files(candidate, spec.serving.trusted_types)
+    with fetched_artifact(tracking, run_id, CANDIDATE) as candidate:
+        manifest, model = read_files(candidate, spec.serving.trusted_types)
         registered = register_version(
             settings,
             model=spec.name,
             run_id=run_id,
             exported=model,
             files=candidate,
-            input_example=pd.DataFrame([contract.defaults], columns=[*spec.features]),
+            input_example=pd.DataFrame([manifest.defaults], columns=[*spec.features]),
             tags=lineage(run),
             description=_description(run),
             requirements=_requirements(model),
@@ -181,8 +181,8 @@ def _settled(rows: Sequence[LedgerRow], run: Run, version: str) -> str | None:
     if promotions and as_of < promotions[-1].time:
         newest = promotions[-1]
         return (
-            f"version {version} is registered and not promoted: its as_of {as_of:{MINUTE}} is "
-            f"older than the promotion of version {newest.to_version} at {newest.time:{MINUTE}} "
+            f"version {version} is registered and not promoted: its as_of {as_of:{MINUTE_FORMAT}} is "
+            f"older than the promotion of version {newest.to_version} at {newest.time:{MINUTE_FORMAT}} "
             f"by {newest.who}"
         )
     return None

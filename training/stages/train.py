@@ -39,14 +39,19 @@ from training.evaluation.metrics import (
     cost,
     predict,
 )
-from training.model.estimators import ANSWERS, build_pipeline, reason, require
+from training.model.estimators import (
+    SCORE_METHODS,
+    build_pipeline,
+    error_line,
+    require_methods,
+)
 from training.model.onnx_export import exported, pipeline_scores, prove
 from training.stages.dataset import load_frame
 
 log = logging.getLogger(__name__)
 THRESHOLDS = np.arange(1, 100) / 100
 """Hundredths: finer ones would follow the noise of the validation rows."""
-BACKGROUND = 20
+BACKGROUND_ROWS = 20
 """Training rows that a prediction is explained against."""
 
 
@@ -190,11 +195,11 @@ def train_model(
     try:
         function = load_object(chosen.type)
         model, figures = function(train_rows, folds, parameters)
-        require(model, ANSWERS[spec.task])
+        require_methods(model, SCORE_METHODS[spec.task])
         metrics = {f"training/{name}": float(value) for name, value in figures.items()}
     except Exception as exc:
         raise TrainingError(
-            f"{spec.name}: [training] {chosen.type}: {reason(exc)}"
+            f"{spec.name}: [training] {chosen.type}: {error_line(exc)}"
         ) from exc
     threshold = spec.threshold and metrics.get("training/threshold", spec.threshold)
     return model, threshold, metrics
@@ -229,7 +234,7 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
             pipeline.fit(inputs, y)
     except Exception as exc:
         raise TrainingError(
-            f"{spec.name}: estimator {estimator.name}: {reason(exc)}"
+            f"{spec.name}: estimator {estimator.name}: {error_line(exc)}"
         ) from exc
     return pipeline
 
@@ -269,10 +274,10 @@ def write_model(
     """Write the files of a model that was fitted on the rows `train`: served model and manifest."""
     rows = feature_columns(spec, train)
     served = exported(model, spec, rows)
-    background = rows.sample(min(BACKGROUND, len(rows)), random_state=spec.seed)
+    background = rows.sample(min(BACKGROUND_ROWS, len(rows)), random_state=spec.seed)
     is_missing = (rows.isna() | (rows == MISSING)).any()
     defaults = {name: _default(rows[name], kind) for name, kind in spec.inputs.items()}
-    contract = ModelManifest(
+    manifest = ModelManifest(
         model=spec.name,
         loader=served.write(folder),
         entity_key=spec.entity_key,
@@ -288,7 +293,7 @@ def write_model(
         as_of=as_of,
         lookup=look_up_specification(settings, spec.feature_service),
     )
-    (folder / CONTRACT_FILE).write_text(contract.model_dump_json(indent=2))
+    (folder / CONTRACT_FILE).write_text(manifest.model_dump_json(indent=2))
     return served
 
 

@@ -22,7 +22,7 @@ from stack.environment import process_environment
 from tests.conftest import AS_OF, answers, new_settings, running, wait_until
 from tests.support.tools.clone import finished, outer_environment
 from training import chain
-from training.artifacts import PROOF, read
+from training.artifacts import PROOF, read_artifact
 from training.data.frame import feature_columns, rows_at
 from training.reproduce import reproduce
 from training.stages.dataset import load_frame
@@ -83,11 +83,11 @@ def learn(settings, spec, weak_spec, weak_as_of):
     report = reproduce(settings, spec.name, new.version)
     assert report.reproduced, report.summary()
     tracking = Tracking(settings)
-    assert json.loads(read(tracking, new.run_id, PROOF))["reasons"] == []
+    assert json.loads(read_artifact(tracking, new.run_id, PROOF))["reasons"] == []
     run = tracking.run(new.run_id)
     results["params"] = run.params
     results["metrics"] = run.metrics
-    results["card"] = read(tracking, new.run_id, CARD).decode()
+    results["card"] = read_artifact(tracking, new.run_id, CARD).decode()
     return new.run_id
 
 

@@ -11,7 +11,7 @@ from core.errors import TrainingError
 from feature_engine.ingest.pipeline import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, installation
-from training.data.frame import build_frame, content_hash, rows_at, typed
+from training.data.frame import build_frame, content_hash, rows_at, with_typed_labels
 from training.data.snapshots import plan_snapshots
 from training.planning import first_known_event
 from training.stages.dataset import without_label
@@ -50,7 +50,7 @@ def test_labels_of_a_wrong_type_or_of_no_class_are_reported_in_one_line(
 ):
     spec = SHIPPED.model_copy(update={"task": task, "classes": classes})
     with pytest.raises(TrainingError, match=rf"^label churned_90d: .*{message}.*$"):
-        typed(spec, pa.table({"label": values}))
+        with_typed_labels(spec, pa.table({"label": values}))
 
 
 def with_opposite_labels(orders, snapshot):

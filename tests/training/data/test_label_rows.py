@@ -20,7 +20,7 @@ from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, changed, train
 from training.batch import score_population
-from training.data.frame import TIME, rows_at
+from training.data.frame import TIME_TYPE, rows_at
 from training.evaluation.reference import load_reference
 from training.evaluation.results import load_evaluation
 from training.stages.dataset import load_frame
@@ -118,7 +118,7 @@ def about(rows, moment=AS_OF - 200 * DAY):
     columns = {
         "request_id": [f"r{number}" for number in range(len(rows))],
         "entity": [entity for entity, _ in rows],
-        "as_of": pa.array([moment] * len(rows), TIME),
+        "as_of": pa.array([moment] * len(rows), TIME_TYPE),
         "request_data": [
             json.dumps({"order_ref": ref} if ref else {}) for _, ref in rows
         ],

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from core.errors import TrainingError
 from core.spec.training import Snapshots
 from feature_repo.definition import Label
-from training.data.frame import TIME
+from training.data.frame import TIME_TYPE
 from training.data.snapshots import (
     FOLDS,
     Fold,
     Plan,
     Snapshot,
     matured,
+    period_starts,
     plan_snapshots,
-    starts,
 )
 from training.stages.train import with_usable_folds
 
@@ -84,7 +84,7 @@ def test_snapshots_of_a_label_are_whole_periods_and_leave_no_row_out(
 ):
     first = FIRST + begins
     last = first + length
-    edges = starts(every, first, last)
+    edges = period_starts(every, first, last)
     parts = matured(Snapshots(every=every, train=1, rows="label"), first, last - TICK)
     assert [part.start for part in parts] == [*edges[:-1]]
     assert [part.last + TICK for part in parts] == [*edges[1:]]
@@ -114,7 +114,7 @@ def test_folds_without_validation_rows_or_with_one_label_are_left_out():
     parts = [Snapshot(day, day) for day in days]
     folds = [Fold((parts[n],), (parts[n + 1],)) for n in range(3)]
     # The second trains on one label only, the third has no validation row.
-    times = pa.array([days[n] for n in (0, 0, 1, 1, 2, 2)], TIME)
+    times = pa.array([days[n] for n in (0, 0, 1, 1, 2, 2)], TIME_TYPE)
     frame = pa.table({"event_timestamp": times, "label": [0, 1, 1, 1, 0, 1]})
     planned = Plan((parts[5],), (parts[4],), tuple(folds))
     assert with_usable_folds(frame, planned).folds == (folds[0],)

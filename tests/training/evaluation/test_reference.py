@@ -6,7 +6,7 @@ import pytest
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.registry import Registry
 from tests.training.conftest import SPEC
-from training.artifacts import read
+from training.artifacts import read_artifact
 from training.check import wide_features
 from training.data.frame import feature_columns, rows_at
 from training.evaluation.metrics import all_metrics
@@ -43,7 +43,7 @@ def test_check_names_features_that_vary_much_between_snapshots(
     spread = reference.spread
     assert spread.basis == "snapshots"
     assert spread.psi.keys() == SPEC.features.keys()
-    card = read(tracking, second.run_id, CARD).decode()
+    card = read_artifact(tracking, second.run_id, CARD).decode()
     assert "newest snapshots of the training frame" in card
     monitoring = SPEC.monitoring.model_copy(update={"monitor_only": ()})
     lines = wide_features(tracked, SPEC.model_copy(update={"monitoring": monitoring}))

@@ -13,7 +13,7 @@ from tests.conftest import AS_OF
 from tests.support.training import factories
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, train
-from training.artifacts import PROOF, read
+from training.artifacts import PROOF, read_artifact
 from training.data.frame import feature_columns, rows_at
 from training.model.estimators import estimator_problems
 from training.model.scoring import version_scores
@@ -115,7 +115,7 @@ def test_a_model_in_the_format_of_its_library_is_registered_and_reproduced(
     registry = Registry(tracked)
     served, _ = read_version(registry, registry.version(NAME, report.version))
     assert served.loader == "mlflow.sklearn"
-    proof = json.loads(read(tracking, report.run_id, PROOF))
+    proof = json.loads(read_artifact(tracking, report.run_id, PROOF))
     assert (proof["reasons"], proof["largest_difference"]) == ([], 0.0)
     rebuilt = reproduce(tracked, NAME, report.version)
     assert rebuilt.reproduced, rebuilt.summary()

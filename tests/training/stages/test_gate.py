@@ -11,7 +11,7 @@ from tests.training.conftest import SHIPPED
 from training.evaluation.metrics import Interval, Scored, all_metrics
 from training.evaluation.results import Evaluation
 from training.stages.evaluate import compare
-from training.stages.gate import decide
+from training.stages.gate import apply_gates
 
 DELIVERY = load_spec("delivery", PROJECT / "tests/training/deliveries/models")
 BETTER_THAN_BASELINE = BetterThanBaseline(
@@ -36,7 +36,7 @@ def evaluation(value=0.6, difference=(-0.02, -0.03, -0.01), metric="log_loss", *
 
 def passes(gate, measured):
     """Whether the gate passes; the last outcome is that of the ONNX proof."""
-    outcome, _ = decide([gate], measured)
+    outcome, _ = apply_gates([gate], measured)
     return outcome.passed
 
 
@@ -83,7 +83,7 @@ def test_a_limit_holds_for_metrics_and_figures(rule, value, passed):
     measured = evaluation(value=0.3, metric="recall", figures={"largest_gap": 0.3})
     for metric in ("recall", "largest_gap"):
         gate = Limit(metric=metric, rule=rule, value=value)
-        outcome, _ = decide([gate], measured)
+        outcome, _ = apply_gates([gate], measured)
         assert outcome.passed is passed
         assert f"{metric} is 0.3, required: {rule}" in outcome.text
 
@@ -98,8 +98,8 @@ def test_nan_passes_no_gate():
 
 
 def test_an_onnx_file_with_different_scores_is_refused_by_any_spec():
-    assert [outcome.passed for outcome in decide([], evaluation())] == [True]
-    (refused,) = decide([], evaluation(unproved="real: largest difference 0.3"))
+    assert [outcome.passed for outcome in apply_gates([], evaluation())] == [True]
+    (refused,) = apply_gates([], evaluation(unproved="real: largest difference 0.3"))
     assert not refused.passed
     assert "largest difference 0.3" in refused.text
 
@@ -107,7 +107,7 @@ def test_an_onnx_file_with_different_scores_is_refused_by_any_spec():
 def test_both_rules_pass_without_a_champion_and_fail_with_an_unavailable_champion():
     for gate in (NOT_WORSE, BETTER):
         assert passes(gate, evaluation(champion_version=None))
-        outcome, _ = decide([gate], evaluation(unavailable="digest is wrong"))
+        outcome, _ = apply_gates([gate], evaluation(unavailable="digest is wrong"))
         assert not outcome.passed
         assert "digest is wrong" in outcome.text
 
@@ -137,7 +137,7 @@ def test_a_test_set_with_few_rows_of_a_class_is_refused_with_its_figures(spec, y
     shares = np.eye(max(len(spec.classes), 2))[y] * 0.5 + 0.25
     model = Scored(shares if spec.classes else shares[:, 1], spec.threshold)
     measured = compare(spec, y, model, None, None)
-    outcomes = decide([], measured, spec.least_class_rows)
+    outcomes = apply_gates([], measured, spec.least_class_rows)
     refused = [outcome.text for outcome in outcomes if not outcome.passed]
     assert len(refused) == len(few)
     for text, (name, count) in zip(refused, few.items(), strict=True):
