@@ -59,7 +59,6 @@ def check(
     settings: Settings, spec: ModelSpec, as_of: datetime
 ) -> tuple[list[str], str]:
     """Return all findings, and one line on whether rows of the source were checked."""
-    file = f"{spec.name}.toml"
     findings = [*estimator_problems(spec), *late_features(settings, spec)]
     for line in wide_features(settings, spec):
         log.warning(line)
@@ -67,10 +66,8 @@ def check(
         dataset = load_dataset(spec.dataset)
         datasets = [load_dataset(name) for name in dataset_names(spec.dataset)]
     except Exception as exc:  # noqa: BLE001  (whatever the module raises)
-        return [
-            *findings,
-            _placed(f"{file}: dataset", in_one_line(exc)),
-        ], "rows: not checked"
+        findings.append(_placed(f"{spec.name}.toml: dataset", in_one_line(exc)))
+        return findings, "rows: not checked"
     checks = _file_checks(settings, spec, dataset, datasets)
     file_findings: list[str] = []
     for place_of_file, lines in checks.items():
@@ -83,9 +80,8 @@ def check(
             require_source(settings, used_dataset)
     except DataError as exc:
         return findings, f"rows: not checked, {exc}"
-    findings += _findings(
-        f"{_module(dataset)}: rows", _rows(settings, spec, dataset, as_of)
-    )
+    lines = _rows(settings, spec, dataset, as_of)
+    findings += _findings(f"{_module(dataset)}: rows", lines)
     return findings, f"rows: a sample of {place(settings, dataset)}"
 
 
@@ -283,11 +279,9 @@ class _Sample:
             self.label_rows = rows
             self.step = 1 + rows.num_rows // SAMPLE
             self._entities = pc.unique(rows[source.entity]).sort()[:: self.step]
-        if (
-            source.entity != self._dataset.entity
-        ):  # rows name any entity of another kind
-            return rows
-        return rows.filter(pc.is_in(rows[source.entity], self._entities))
+        if source.entity == self._dataset.entity:
+            return rows.filter(pc.is_in(rows[source.entity], self._entities))
+        return rows  # they name any entity of another kind
 
 
 def _rows(

@@ -92,9 +92,9 @@ def open_run(
     datasets = service.datasets() | {dataset.name: dataset}
     for name, read_dataset in datasets.items():
         table = raw_table(settings, read_dataset)
-        is_own = name == dataset.name
-        pinned_version = planned.table_version if is_own else table.version
-        tags |= table_tags(name, table, pinned_version)
+        is_planned = read_dataset is dataset
+        table_version = planned.table_version if is_planned else table.version
+        tags |= table_tags(name, table, table_version)
     name = f"{as_of:%Y-%m-%d} {reason}"
     run_id = tracking.start_or_find_run(
         spec.experiment, key, name, tags, about=ABOUT_EXPERIMENT
