@@ -25,12 +25,12 @@ from feature_engine.events.broker import Intake
 from serving.additions import kserve_v1, mlflow_scoring, open_inference
 from serving.additions.events import document_events, events_route
 from serving.additions.metadata import add_metadata
-from serving.features.source import exempt_from_collection
 from serving.http.edge import JSON, refusal
 from serving.http.middleware import Access, RequestMiddleware
 from serving.http.openapi import Operation, write_document
 from serving.log.inbox import Inbox
 from serving.log.prediction_log import AppendLog
+from serving.memory import exempt_from_collection
 from serving.metrics import WATERMARK_AGE, hand_over
 from serving.protocols import plain
 from serving.protocols.endpoint import ScoringEndpoint

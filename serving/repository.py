@@ -6,9 +6,10 @@ from core.settings import Settings
 from core.spec import ModelSpec, default_spec
 from serving.errors import NotFoundError
 from serving.log.prediction_log import AppendLog
-from serving.scoring.schemas import Schemas, Signature, build_schemas
+from serving.scoring.schemas import Schemas, build_schemas
 from serving.scoring.scorer import Scorer
 from serving.versions.loaded import LoadedVersions
+from serving.versions.signature import Signature
 
 
 class Deployment(LoadedVersions):

@@ -1,7 +1,6 @@
 """The online store as a worker sees it: known values now, the last known ones when it fails."""
 
 import asyncio
-import gc
 import logging
 import time
 from collections import OrderedDict
@@ -18,8 +17,6 @@ CACHE_SECONDS = 300.0
 CACHE_ENTITIES = 50_000
 PART = 500
 """Keys read at once, with a deadline of their own, and a second try where there are several."""
-GC_THRESHOLDS = (50_000, 20, 100)
-"""Collections are rare, because an answer creates no cycles."""
 NOTHING = LookupSpecification(feast="", online_store="")
 logger = logging.getLogger(__name__)
 
@@ -155,10 +152,3 @@ class FeatureSource:
     async def close(self) -> None:
         """Let reads that have begun end; nothing is opened any more."""
         await self._reader.close()
-
-
-def exempt_from_collection() -> None:
-    """Exempt the objects of now from garbage collection, which would pause answers for 0.1 s."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)

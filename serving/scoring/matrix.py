@@ -1,20 +1,14 @@
 """From features to results: one matrix, a score for each row, and its line of the log."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from core.spec import entity_text
-from mlflow_server.manifest import ModelManifest
+from mlflow_server.manifest import ModelManifest, rounded_one
 from serving.errors import InvalidRequestError, ModelFailedError
 from serving.scoring.rows import Features, Line, ReceivedRow, Result
-from serving.versions.copies import Role
-from serving.versions.model import (
-    LoadedModel,
-    Score,
-    outcome,
-    rounded_score,
-    score,
-    wrong,
-)
+from serving.versions.model import LoadedModel, Score, score, score_problem
+from serving.versions.roles import Role
 
 
 def score_rows(
@@ -69,15 +63,37 @@ def _score_together(model: LoadedModel, lines: Sequence[Line]) -> list[Result]:
 
 def _result(model: LoadedModel, line: Line, exact_score: Score) -> Result:
     contract = model.contract
-    row_score = rounded_score(contract, exact_score)
-    problem = wrong(contract, row_score)
+    row_score = _rounded(contract, exact_score)
+    problem = score_problem(contract, row_score)
     if problem:
         scored = f"version {model.version} gives the score {row_score}"
         text = f"features: {scored}, {problem}"
         if line["features_from"] == "request":
             return Result(line=None, error=InvalidRequestError(text))
         return _failure(line, ModelFailedError(text))
-    return Result(line | outcome(contract, row_score))
+    return Result(line | _outcome(contract, row_score))
+
+
+def _rounded(contract: ModelManifest, exact_score: Score) -> Score:
+    """Return a score as it is answered."""
+    if isinstance(exact_score, list):
+        return [rounded_one(probability, 0.5) for probability in exact_score]
+    return rounded_one(exact_score, contract.threshold)
+
+
+def _outcome(contract: ModelManifest, rounded: Score) -> dict[str, Any]:
+    """Return what a rounded score says, as the log has it; of many classes the most probable."""
+    if isinstance(rounded, list):
+        largest = max(rounded)
+        return {
+            "probability": largest,
+            "prediction": float(rounded.index(largest)),
+            "probabilities": rounded,
+        }
+    if contract.threshold is None:
+        return {"probability": None, "prediction": rounded}
+    is_positive = rounded >= contract.threshold
+    return {"probability": rounded, "prediction": 1.0 if is_positive else 0.0}
 
 
 def _failure(line: Line, error: Exception) -> Result:

@@ -27,9 +27,9 @@ from serving.metrics import (
 from serving.scoring.completion import complete
 from serving.scoring.matrix import score_rows
 from serving.scoring.rows import Answer, Line, ReceivedRow, Result, Row
-from serving.versions.copies import Role
-from serving.versions.loaded import LoadedVersions, Roles
+from serving.versions.loaded import LoadedVersions
 from serving.versions.model import LoadedModel
+from serving.versions.roles import Role, Roles
 
 MICRO_BATCH = 64
 """Requests answered together, and rows scored on the event loop at once."""

@@ -6,14 +6,13 @@ from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from core.files import replace_file
 from core.settings import Settings
 from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import DIGEST_TAG, Frozen
 
-Role = Literal["production", "challenger", "shadow"]
 ORIGIN_FILE = "origin.json"
 PRODUCTION_FILE = "production"
 REFUSED = ".refused"

@@ -1,60 +1,24 @@
 """The versions of one model that a worker has loaded, and which of them holds which role."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from core.settings import Settings
-from core.spec import Entity, ModelSpec, entity_text
+from core.spec import ModelSpec
 from mlflow_server.roles import CHALLENGER, RoleAssignment
-from serving.features.source import FeatureSource, exempt_from_collection
+from serving.features.source import FeatureSource
+from serving.memory import exempt_from_collection
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
-from serving.scoring.schemas import Signature, sign
 from serving.versions.copies import LocalCopies, Origin
 from serving.versions.model import LoadedModel
 from serving.versions.opening import open_version, reason_of
+from serving.versions.roles import Roles
+from serving.versions.signature import Signature, sign
 
 CLOSE_SECONDS = 30.0
 NOTHING_HERE = "has no version in production here yet: train one, or wait for its copy"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """Who answers.
-
-    Attributes:
-        production: Answers everybody else.
-        challenger: Answers `percent` of the entities.
-        shadow: Scores what production answers, and answers nobody.
-        percent: From 0 to 100.
-
-    """
-
-    production: LoadedModel | None = None
-    challenger: LoadedModel | None = None
-    shadow: LoadedModel | None = None
-    percent: int = 0
-
-    def asks_challenger(self, key: Entity | None) -> bool:
-        """Whether the challenger answers for `key`: for one version always the same entities."""
-        if self.challenger is None or key is None:
-            return False
-        model = self.challenger.contract.model
-        salted = f"{model}:{self.challenger.version}:{entity_text(key)}"
-        digest = hashlib.blake2b(salted.encode(), digest_size=8).digest()
-        return int.from_bytes(digest) * 100 / 2**64 < self.percent
-
-    def by_name(self) -> dict[str, LoadedModel]:
-        """Return the model in each role that is taken."""
-        models = {
-            "production": self.production,
-            "challenger": self.challenger,
-            "shadow": self.shadow,
-        }
-        return {role: model for role, model in models.items() if model is not None}
 
 
 class LoadedVersions:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core.spec import INPUTS
 from core.timestamps import microseconds
-from mlflow_server.manifest import DTYPES, SCORE, ModelManifest, rounded_one
+from mlflow_server.manifest import DTYPES, SCORE, ModelManifest
 from serving.features.source import FeatureSource
 from serving.versions.copies import Origin
 from serving.versions.pyfunc_process import PyfuncSession
@@ -57,7 +57,7 @@ class LoadedModel:
 def score(
     session: Session, contract: ModelManifest, rows: Sequence[Row]
 ) -> list[Score]:
-    """Score of each row, in order. May be no number: `wrong` says."""
+    """Score of each row, in order. It may be no number: see `score_problem`."""
     scores: list[Score] = session.run([SCORE], columns(contract, rows))[0].tolist()
     return scores
 
@@ -76,29 +76,7 @@ def columns(contract: ModelManifest, rows: Sequence[Row]) -> dict[str, NDArray[A
     return arrays
 
 
-def rounded_score(contract: ModelManifest, exact_score: Score) -> Score:
-    """Return a score as it is answered."""
-    if isinstance(exact_score, list):
-        return [rounded_one(probability, 0.5) for probability in exact_score]
-    return rounded_one(exact_score, contract.threshold)
-
-
-def outcome(contract: ModelManifest, rounded: Score) -> dict[str, Any]:
-    """Return what a rounded score says, as the log has it; of many classes the most probable."""
-    if isinstance(rounded, list):
-        largest = max(rounded)
-        return {
-            "probability": largest,
-            "prediction": float(rounded.index(largest)),
-            "probabilities": rounded,
-        }
-    if contract.threshold is None:
-        return {"probability": None, "prediction": rounded}
-    is_positive = rounded >= contract.threshold
-    return {"probability": rounded, "prediction": 1.0 if is_positive else 0.0}
-
-
-def wrong(contract: ModelManifest, result: Score) -> str:
+def score_problem(contract: ModelManifest, result: Score) -> str:
     """Say what a score is not and should be; empty if it can be answered with."""
     if contract.classes or isinstance(result, list):
         probabilities = result if isinstance(result, list) else []

@@ -12,7 +12,7 @@ from core.spec import ModelSpec
 from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG, ModelManifest, wrong_files
 from serving.errors import ModelRefusedError
 from serving.features.lookup import RowReader
-from serving.versions.model import OnnxSession, Session, score, wrong
+from serving.versions.model import OnnxSession, Session, score, score_problem
 from serving.versions.pyfunc_process import PyfuncSession
 
 MAX_REASON = 500
@@ -82,7 +82,9 @@ def _open_session(
 def _check_defaults(session: Session, contract: ModelManifest) -> None:
     """Refuse a session that scores the defaults wrongly."""
     scores = score(session, contract, [contract.defaults])
-    problem = wrong(contract, scores[0]) if len(scores) == 1 else "not one score"
+    problem = (
+        score_problem(contract, scores[0]) if len(scores) == 1 else "not one score"
+    )
     if problem:
         text = f"the defaults score {scores}, {problem}"
         raise ModelRefusedError(f"{contract.file}: {text}")

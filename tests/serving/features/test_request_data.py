@@ -19,8 +19,8 @@ from serving.features.source import FeatureSource
 from serving.log.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from serving.versions.copies import Origin
-from serving.versions.loaded import Roles
 from serving.versions.model import LoadedModel
+from serving.versions.roles import Roles
 from tests.serving.conftest import (
     SPEC,
     body_of,
