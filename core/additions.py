@@ -43,7 +43,17 @@ ADDITIONS = (
     Addition("operations", verbs=("forget", "maintain", "backup", "restore")),
     Addition("monitoring.console", programs=("monitoring.console.program:CONSOLE",)),
     Addition("monitoring.trials", verbs=("compare",)),
-    Addition("serving.additions", routes=("serving.additions.kserve_v1",)),
+    Addition(
+        "serving.additions",
+        routes=(
+            "serving.additions.explanation",
+            "serving.additions.kserve_v1",
+            "serving.additions.open_inference",
+            "serving.additions.mlflow_scoring",
+            "serving.additions.metadata",
+            "serving.additions.events",
+        ),
+    ),
 )
 
 

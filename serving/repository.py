@@ -111,10 +111,10 @@ class ModelRepository:
             return models[0]
         return self.find(None)
 
-    async def ended(self) -> None:
+    async def wait_for_answers(self) -> None:
         """Wait for the answers that are under way."""
         for model in self:
-            await model.scorer.ended()
+            await model.scorer.wait_for_answers()
 
     async def close(self) -> None:
         """Close the connections of all versions."""

@@ -7,7 +7,7 @@ answer.
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 from annotated_types import Len
@@ -19,11 +19,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from core.errors import BrokerUnavailableError
+from core.settings import Settings
 from feature_engine.events.broker import EventSchema, Intake
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import Document, Operation
 from serving.metrics import EVENTS
+from serving.repository import ModelRepository
+from serving.routes.route_set import RouteSet
 
 PATH = "/events/{dataset}"
 MAX_EVENTS = 1_000
@@ -43,15 +46,20 @@ NOBODY = -1
 """Of integers, an example that is nobody's key, so that it changes nobody's features."""
 
 
-def events_route(intake: Intake) -> Route:
+def routes(settings: Settings, _repository: ModelRepository) -> RouteSet:
     """Return the route that puts events on the stream."""
+    intake = Intake(settings)
 
     async def answer(request: Request) -> Response:
         dataset = request.path_params["dataset"]
         body = await read_body(request.scope, request.receive, MAX_BYTES)
         return json_response(await send_events(intake, dataset, body), 202)
 
-    return Route(PATH, answer, methods=["POST"])
+    return RouteSet(
+        routes=[Route(PATH, answer, methods=["POST"])],
+        describe=partial(describe_events, intake),
+        close=intake.close,
+    )
 
 
 async def send_events(intake: Intake, dataset: str, body: bytes) -> dict[str, Any]:
@@ -68,7 +76,7 @@ async def send_events(intake: Intake, dataset: str, body: bytes) -> dict[str, An
     return {"accepted": len(events), "id": entry_id}
 
 
-async def document_events(intake: Intake) -> Operation:
+async def describe_events(intake: Intake) -> Operation:
     """Describe the route, with an example of one dataset where some take events."""
     schemas: dict[str, bytes] = {}
     with suppress(BrokerUnavailableError):

@@ -1,21 +1,67 @@
-"""What each feature contributes to a score: Shapley values against rows of the training frame."""
+"""`POST /explain`: what each feature contributes to a prediction.
 
+Contributions are Shapley values against rows of the training frame.
+"""
+
+import asyncio
 from collections.abc import Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.settings import Settings
 from core.shapley import COALITIONS, Columns, shapley_values
 from mlflow_server.manifest import SCORE, rounded_one
+from serving.errors import OverloadedError
+from serving.http.edge import json_bytes
+from serving.http.openapi import Document
+from serving.protocols import plain
+from serving.protocols.endpoint import Answers, Reading, Rows, ScoringRoute, shown
+from serving.repository import Deployment, ModelRepository
+from serving.routes.route_set import RouteSet
+from serving.scoring.rows import Answer
+from serving.scoring.scorer import Scorer
 from serving.versions.model import LoadedModel, columns
 
 PROCESS_ROWS = 128
 """Rows that a version's own process scores at once for an explanation, and its coalitions."""
+_explaining = asyncio.Lock()
+"""One explanation at a time in a worker, of any model."""
 
 
-def explain(
+def read(model: Deployment, body: bytes) -> Reading:
+    rows, _ = plain.read_row(model, body)
+
+    def write(answers: Answers) -> bytes:
+        content = shown(model, rows, answers)[0]
+        for name in ("request_id", "logged"):  # nothing is logged
+            del content[name]
+        return json_bytes({**content, **answers[0].line["explanation"]})
+
+    return rows, write
+
+
+async def answer(scorer: Scorer, rows: Rows, received: datetime) -> Answers:
+    """Answer one row, and add the explanation to its line, which is not logged."""
+    if _explaining.locked():
+        raise OverloadedError("another explanation is under way: try again")
+    async with _explaining:
+        model, line = await scorer.score(rows[0], received)
+        explanation = await asyncio.to_thread(
+            explain_score, model, line["features"], line["prediction"]
+        )
+    return [Answer({**line, "explanation": explanation}, logged=False)]
+
+
+def explain(model: Deployment) -> Document:
+    """Answer as /predict does, and say what each feature contributes. Nothing is logged."""
+    return Document(model.schemas.row, plain.example(model))
+
+
+def explain_score(
     model: LoadedModel, features: Mapping[str, Any], prediction: float
 ) -> dict[str, Any]:
     """Say what each feature contributes to the score of a row, of many classes the predicted one's.
@@ -69,3 +115,18 @@ def _score_parts(model: LoadedModel, part_rows: int, rows: Columns) -> NDArray[A
         thread = model.session.thread
         scores += run() if thread is None else thread.submit(run).result()
     return np.concatenate(scores)
+
+
+ROUTE = ScoringRoute(
+    tag=plain.TAG,
+    paths=("/explain", "/models/{name}/explain"),
+    read=read,
+    document=explain,
+    limit=plain.ROW_LIMIT,
+    answer=answer,
+)
+
+
+def routes(_settings: Settings, _repository: ModelRepository) -> RouteSet:
+    """Return the route that explains predictions."""
+    return RouteSet(scoring=[ROUTE])

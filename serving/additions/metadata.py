@@ -6,16 +6,19 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from core.packages import package_version
+from core.settings import Settings
 from serving.additions import kserve_v1, mlflow_scoring, open_inference
 from serving.http.edge import ERROR_RESPONSES
 from serving.protocols.endpoint import answering_version, check_version
 from serving.repository import ModelRepository
+from serving.routes.route_set import RouteSet
 
 MLFLOW_VERSION = package_version("mlflow")
 
 
-def add_metadata(router: APIRouter, repository: ModelRepository) -> None:
-    """Add the routes of all protocols."""
+def routes(_settings: Settings, repository: ModelRepository) -> RouteSet:
+    """Return the routes of all protocols."""
+    router = APIRouter()
     kserve: Any = {"tags": [kserve_v1.TAG], "responses": ERROR_RESPONSES}
     inference: Any = {"tags": [open_inference.TAG], "responses": ERROR_RESPONSES}
 
@@ -64,3 +67,5 @@ def add_metadata(router: APIRouter, repository: ModelRepository) -> None:
     async def mlflow_version() -> str:
         """Name the version of MLflow, as its own scoring server does."""
         return MLFLOW_VERSION
+
+    return RouteSet(routes=router.routes)

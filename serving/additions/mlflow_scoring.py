@@ -9,11 +9,13 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import BaseModel, TypeAdapter
 
+from core.settings import Settings
 from serving.errors import InvalidRequestError
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document, example_features
 from serving.protocols.endpoint import Answers, Reading, ScoringRoute, rows_from, scored
-from serving.repository import Deployment
+from serving.repository import Deployment, ModelRepository
+from serving.routes.route_set import RouteSet
 from serving.scoring.schemas import FORBID, MAX_ROWS
 
 TAG = "MLflow"
@@ -75,3 +77,8 @@ def score(model: Deployment) -> Document:
 
 
 ROUTE = ScoringRoute(TAG, ("/invocations", "/models/{name}/invocations"), read, score)
+
+
+def routes(_settings: Settings, _repository: ModelRepository) -> RouteSet:
+    """Return the protocol's routes that score rows."""
+    return RouteSet(scoring=[ROUTE])

@@ -7,7 +7,6 @@ from pydantic import TypeAdapter
 from serving.http.edge import json_bytes
 from serving.http.openapi import EXAMPLES, Document, example_features
 from serving.protocols.endpoint import (
-    Answers,
     Reading,
     Rows,
     ScoringRoute,
@@ -16,7 +15,6 @@ from serving.protocols.endpoint import (
 )
 from serving.repository import Deployment
 from serving.scoring.schemas import Prediction
-from serving.scoring.scorer import Scorer
 
 TAG = "Predictions"
 ROW_LIMIT = 1_000_000
@@ -35,38 +33,21 @@ def read_rows(model: Deployment, body: bytes) -> Reading:
     return rows, lambda answers: json_bytes(shown(model, rows, answers))
 
 
-def read_explained(model: Deployment, body: bytes) -> Reading:
-    rows, _ = read_row(model, body)
-
-    def write(answers: Answers) -> bytes:
-        content = shown(model, rows, answers)[0]
-        for name in ("request_id", "logged"):  # nothing is logged
-            del content[name]
-        return json_bytes({**content, **answers[0].explanation})
-
-    return rows, write
-
-
 def _rows(model: Deployment, items: list[dict[str, Any]]) -> Rows:
     return [row_from(model, item, item.get("features", {})) for item in items]
 
 
 def predict(model: Deployment) -> Document:
     """Score one entity by its stored features, or by the features given."""
-    return Document(model.schemas.row, _example(model), ANSWER)
+    return Document(model.schemas.row, example(model), ANSWER)
 
 
 def predict_batch(model: Deployment) -> Document:
     """Score up to 10,000 entities; answers come in the order of the rows."""
-    return Document(model.schemas.rows, [_example(model)], ANSWERS)
+    return Document(model.schemas.rows, [example(model)], ANSWERS)
 
 
-def explain(model: Deployment) -> Document:
-    """Answer as /predict does, and say what each feature contributes. Nothing is logged."""
-    return Document(model.schemas.row, _example(model))
-
-
-def _example(model: Deployment) -> dict[str, Any]:
+def example(model: Deployment) -> dict[str, Any]:
     key = {name: EXAMPLES[kind] for name, kind in model.signature.entity_key.items()}
     return {**key, "features": example_features(model)}
 
@@ -83,12 +64,4 @@ BATCH = ScoringRoute(
     paths=("/predict/batch", "/models/{name}/predict/batch"),
     read=read_rows,
     document=predict_batch,
-)
-EXPLAIN = ScoringRoute(
-    tag=TAG,
-    paths=("/explain", "/models/{name}/explain"),
-    read=read_explained,
-    document=explain,
-    limit=ROW_LIMIT,
-    answer=Scorer.explain,
 )

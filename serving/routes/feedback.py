@@ -17,6 +17,7 @@ from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import Document, Operation
 from serving.log.prediction_log import AppendLog
 from serving.protocols.endpoint import BATCH_LIMIT
+from serving.routes.route_set import RouteSet
 from serving.scoring.schemas import FORBID, MAX_ROWS, Number, Text, read_rows
 
 PATH = "/feedback"
@@ -38,14 +39,18 @@ OUTCOME = TypeAdapter(Outcome)
 OUTCOMES = read_rows(Outcome)
 
 
-def feedback_route(log: AppendLog) -> Route:
+def routes(log: AppendLog) -> RouteSet:
     """Return the route that writes outcomes into the log."""
 
     async def record(request: Request) -> Response:
         body = await read_body(request.scope, request.receive, BATCH_LIMIT)
         return json_response(await run_by_size(len(body), record_outcomes, log, body))
 
-    return Route(PATH, record, methods=["POST"])
+    async def describe() -> Operation:
+        return OPERATION
+
+    route = Route(PATH, record, methods=["POST"])
+    return RouteSet(routes=[route], describe=describe)
 
 
 def record_outcomes(log: AppendLog, body: bytes) -> dict[str, Any]:

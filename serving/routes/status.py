@@ -16,6 +16,7 @@ from serving.http.edge import json_response
 from serving.log.prediction_log import AppendLog
 from serving.metrics import hand_over
 from serving.repository import ModelRepository
+from serving.routes.route_set import RouteSet
 from serving.versions.loaded import LoadedVersions
 from serving.watcher import RegistryWatcher
 
@@ -24,24 +25,28 @@ PROBES = ("/ready", "/ping")
 """How the routes end that are asked whether the server is ready: their 503 refuses nobody."""
 
 
-def add_status(
-    router: APIRouter,
+def routes(
     repository: ModelRepository,
     log: AppendLog,
     watcher: RegistryWatcher,
     console: str,
-) -> None:
-    """Add the routes. Of these, `/` and `/status` need a token where tokens are set.
+) -> RouteSet:
+    """Return the routes. `/` and `/status` need a token where tokens are set.
 
     Args:
-        router: Gets the routes.
         repository: Knows the models.
-        log: Of predictions.
+        log: The log of predictions.
         watcher: Knows whether MLflow answers.
-        console: Its address.
+        console: Address of the console.
 
     """
+    router = APIRouter()
+    _add_server(router, console)
+    _add_health(router, repository, log, watcher)
+    return RouteSet(routes=router.routes)
 
+
+def _add_server(router: APIRouter, console: str) -> None:
     @router.get("/", tags=["Server"])
     async def about() -> dict[str, str]:
         """Say what this is, and where to read on."""
@@ -54,6 +59,13 @@ def add_status(
         text = await asyncio.to_thread(lambda: generate_latest(_counts()))
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
+
+def _add_health(
+    router: APIRouter,
+    repository: ModelRepository,
+    log: AppendLog,
+    watcher: RegistryWatcher,
+) -> None:
     @router.get("/v2/health/live", tags=["Health"])
     @router.get("/health/live", tags=["Health"])
     async def live() -> dict[str, bool]:

@@ -62,10 +62,8 @@ class Answer(NamedTuple):
     Attributes:
         line: Its line of the log.
         logged: Whether that line is on file.
-        explanation: What each feature contributes, where that was asked.
 
     """
 
     line: Line
     logged: bool
-    explanation: Mapping[str, Any] = {}

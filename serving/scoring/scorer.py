@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
-from serving.additions.explanation import explain
 from serving.errors import NoModelError, OverloadedError
 from serving.log.prediction_log import AppendLog
 from serving.logs import REQUEST_ID
@@ -41,8 +40,6 @@ MAX_ROWS = 20_000
 """Rows of these requests."""
 MAX_SHADOW_ROWS = 1_000
 """Rows that may wait for the shadow; it misses what comes then."""
-_explaining = asyncio.Lock()
-"""One explanation at a time in a worker, of any model."""
 logger = logging.getLogger(__name__)
 
 Outcome = list[Answer] | Exception
@@ -121,24 +118,28 @@ class Scorer:
             raise outcome
         return outcome
 
-    async def explain(self, rows: Sequence[Row], received: datetime) -> list[Answer]:
-        """Answer one row as `predict` does, and say why; nothing is logged or counted."""
-        if _explaining.locked():
-            raise OverloadedError("another explanation is under way: try again")
-        async with _explaining:
-            roles = self._versions.roles
-            received_rows = _received_rows(rows, received)
-            (result,), _ = await self._results(roles, received_rows)
-            if result.error is not None or result.line is None:
-                raise result.error or NoModelError(self._versions.state)
-            line = result.line
-            model = getattr(roles, line["role"])
-            explanation = await asyncio.to_thread(
-                explain, model, line["features"], line["prediction"]
-            )
-        return [Answer(line, logged=False, explanation=explanation)]
+    async def score(self, row: Row, received: datetime) -> tuple[LoadedModel, Line]:
+        """Score a row as `predict` does, but log and count nothing.
 
-    async def ended(self) -> None:
+        Args:
+            row: What is asked.
+            received: When the request arrived (aware UTC).
+
+        Returns:
+            The version that scored the row, and the line that a log would have.
+
+        Raises:
+            GyreError: The row has no prediction.
+
+        """
+        roles = self._versions.roles
+        rows = _received_rows([row], received)
+        (result,), _ = await self._results(roles, rows)
+        if result.error is not None or result.line is None:
+            raise result.error or NoModelError(self._versions.state)
+        return roles.by_name()[result.line["role"]], result.line
+
+    async def wait_for_answers(self) -> None:
         """Wait until what was begun is done."""
         while self._tasks:
             await asyncio.wait(self._tasks)

@@ -18,6 +18,7 @@ import onnx
 import onnx.parser
 import pandas as pd
 import pytest
+from fastapi import FastAPI
 
 from core.settings import Settings
 from core.spec import load_spec
@@ -38,6 +39,16 @@ from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.model.registration import register
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import promote
+from serving.additions import (
+    explanation,
+    kserve_v1,
+    metadata,
+    mlflow_scoring,
+    open_inference,
+)
+from serving.app import add_routes
+from serving.protocols import plain
+from serving.routes.route_set import RouteSet
 from serving.versions.opening import open_version
 from stack.environment import process_environment
 from tests.conftest import (
@@ -152,6 +163,14 @@ def place(view, customer, *names):
     """Return the hash of a customer in Redis, and its fields of some features of a view."""
     key = view.prefix + struct.pack("<IIq", 4, 8, customer) + view.suffix
     return key, [part.field for part in view.features if part.name in names]
+
+
+def application(settings, repository):
+    """An application of every protocol, without what runs beside a worker's routes."""
+    added = (explanation, kserve_v1, open_inference, mlflow_scoring, metadata)
+    route_sets = [module.routes(settings, repository) for module in added]
+    plain_routes = RouteSet(scoring=(plain.PREDICT, plain.BATCH))
+    return add_routes(FastAPI(), settings, repository, [plain_routes, *route_sets])
 
 
 def client_of(app):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving.additions.explanation import explain
+from serving.additions.explanation import explain_score
 from serving.features.source import FeatureSource
 from serving.versions.copies import Origin
 from serving.versions.model import LoadedModel, score
@@ -93,7 +93,7 @@ def test_contributions_are_of_the_predicted_class_against_rows_of_the_training(
     source = FeatureSource(rig.settings, None)
     model = LoadedModel("1", Origin(created=0, digests={}), *opened, source)
     row = FEATURES | {"days_since_last_order": 160}
-    explanation = explain(model, row, prediction=column)
+    explanation = explain_score(model, row, prediction=column)
     scores = score(model.session, contract, [*BACKGROUND, row])
     *background_scores, row_score = np.reshape(scores, (4, -1))[:, column]
     mean = np.mean(background_scores)

@@ -7,14 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 import uvloop
-from fastapi import FastAPI
 from feast import FeatureService, RequestSource
 from feast.types import Bytes, Float64, Int64
 
 from core.errors import DataError
 from core.spec import INPUTS, Population
 from feature_repo.published.specification import look_up_specification
-from serving.app import add_routes
 from serving.features.source import FeatureSource
 from serving.log.prediction_log import AppendLog
 from serving.repository import ModelRepository
@@ -23,6 +21,7 @@ from serving.versions.model import LoadedModel
 from serving.versions.roles import Roles
 from tests.serving.conftest import (
     SPEC,
+    application,
     body_of,
     client_of,
     onnx_graph,
@@ -172,11 +171,11 @@ async def ask(shop, home, requests, is_on_trial):
     model = repository.find(CARTS.name)
     model._swap(roles)
     model._keep(roles.by_name().values())
-    async with client_of(add_routes(FastAPI(), shop.settings, repository)) as client:
+    async with client_of(application(shop.settings, repository)) as client:
         answers = [
             await client.post(path, content=json.dumps(body)) for path, body in requests
         ]
-    await repository.ended()
+    await repository.wait_for_answers()
     await repository.close()
     log.close()
     return answers

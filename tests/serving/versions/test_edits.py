@@ -3,11 +3,9 @@
 import asyncio
 
 import pytest
-from fastapi import FastAPI
 
 from core.spec import ModelSpec
 from mlflow_server.api.registry import Registry
-from serving.app import add_routes
 from serving.log.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from tests.conftest import wait_until
@@ -15,6 +13,7 @@ from tests.serving.conftest import (
     FEATURES,
     KNOWN,
     SPEC,
+    application,
     body_of,
     client_of,
     tiny_onnx,
@@ -110,14 +109,14 @@ def test_an_edited_spec_changes_no_answer_of_the_version_that_serves(
         log.open()
         registered = Registry(rig.settings).models()[SPEC.name]
         repository = ModelRepository(rig.settings, log)
-        app = add_routes(FastAPI(), rig.settings, repository)
+        app = application(rig.settings, repository)
         async with client_of(app) as client:
             await load(repository, [SPEC], registered)
             before = await all_answers(client)
             await load(repository, [spec], registered)
             assert await all_answers(client) == before
         restarted = ModelRepository(rig.settings, log)
-        app = add_routes(FastAPI(), rig.settings, restarted)
+        app = application(rig.settings, restarted)
         async with client_of(app) as client:
             await load(restarted, [spec], registered)
             assert await all_answers(client) == before

@@ -4,16 +4,14 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from fastapi import FastAPI
 
 from core.spec import MODELS
-from serving.app import add_routes
 from serving.log.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from serving.versions.copies import LocalCopies, Origin, Refusal
 from serving.watcher import RegistryWatcher
 from tests.conftest import new_settings
-from tests.serving.conftest import SPEC, client_of
+from tests.serving.conftest import SPEC, application, client_of
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 START = NOW - timedelta(hours=3)
@@ -131,7 +129,7 @@ def test_the_only_model_or_the_default_answers_where_no_name_is_given(
     settings = new_settings(tmp_path, default_model=default)
     repository = ModelRepository(settings, AppendLog(tmp_path, "predictions"))
     repository.update(specs)
-    app = add_routes(FastAPI(), settings, repository)
+    app = application(settings, repository)
 
     async def ask():
         async with client_of(app) as client:

@@ -1,0 +1,102 @@
+"""What runs beside the routes of a worker, from its start to its end."""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from serving.log.inbox import Inbox
+from serving.log.prediction_log import AppendLog
+from serving.memory import exempt_from_collection
+from serving.metrics import WATERMARK_AGE, hand_over
+from serving.repository import ModelRepository
+from serving.routes.route_set import RouteSet
+from serving.watcher import RegistryWatcher
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def keep_up(
+    logs: Sequence[AppendLog],
+    inbox: Inbox | None,
+    repository: ModelRepository,
+    watcher: RegistryWatcher,
+    route_sets: Sequence[RouteSet],
+) -> AsyncIterator[None]:
+    """Open logs and models, keep them up to date, and close all connections.
+
+    Args:
+        logs: Logs of the worker.
+        inbox: Where closed files of the logs go; None: they stay in their folder.
+        repository: Models of the worker.
+        watcher: Brings the models.
+        route_sets: Routes, which may have opened connections.
+
+    """
+    look_after = partial(_look_after, repository)
+    for log in logs:
+        log.open()
+    await watcher.poll()
+    await look_after()
+    exempt_from_collection()
+    # A disk that hangs holds up no probe.
+    work = [
+        watcher.run(),
+        _every_second(look_after),
+        _every_second(partial(_flush, logs)),
+    ]
+    if inbox:
+        work.append(_every_second(inbox.send))
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        yield
+        await repository.wait_for_answers()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for log in logs:
+            log.close()
+        if inbox:
+            await inbox.send_last()
+        await watcher.close()
+        for route_set in route_sets:
+            if route_set.close is not None:
+                await route_set.close()
+        await repository.close()
+
+
+async def _flush(logs: Sequence[AppendLog]) -> None:
+    for log in logs:
+        await asyncio.to_thread(log.flush)
+
+
+async def _look_after(repository: ModelRepository) -> None:
+    """Probe the online stores; end if the server is gone, as the next one needs the port."""
+    hand_over()
+    parent = multiprocessing.parent_process()
+    if parent and parent.pid != os.getppid():
+        os.kill(os.getpid(), signal.SIGTERM)
+    for name, model in repository.models.items():
+        await asyncio.gather(*(source.probe() for source in model.sources))
+        age = float("nan")
+        watermark = model.features.watermark
+        if watermark is not None:
+            age = (datetime.now(UTC) - watermark).total_seconds()
+        WATERMARK_AGE.labels(name).set(age)
+
+
+async def _every_second(work: Callable[[], Awaitable[Any]]) -> None:
+    while True:
+        await asyncio.sleep(1)
+        try:
+            await work()
+        except Exception:
+            logger.exception("%s failed", work)
