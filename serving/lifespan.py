@@ -85,9 +85,9 @@ async def _look_after(repository: ModelRepository) -> None:
     if parent and parent.pid != os.getppid():
         os.kill(os.getpid(), signal.SIGTERM)
     for name, model in repository.models.items():
-        await asyncio.gather(*(source.probe() for source in model.sources))
+        await asyncio.gather(*(source.probe() for source in model.versions.sources))
         age = float("nan")
-        watermark = model.features.watermark
+        watermark = model.versions.features.watermark
         if watermark is not None:
             age = (datetime.now(UTC) - watermark).total_seconds()
         WATERMARK_AGE.labels(name).set(age)

@@ -12,26 +12,30 @@ from serving.versions.loaded import LoadedVersions
 from serving.versions.signature import Signature
 
 
-class Deployment(LoadedVersions):
-    """One model as clients see it: its versions, and what answers by them.
+class Deployment:
+    """One model as clients see it.
 
     Attributes:
-        scorer: What answers.
+        name: Name of the model.
+        versions: Its versions that are loaded.
+        scorer: Answers by these versions.
 
     """
 
     def __init__(self, settings: Settings, spec: ModelSpec, log: AppendLog) -> None:
-        super().__init__(settings, spec)
-        self.scorer = Scorer(self, log)
+        self.name = spec.name
+        self.versions = LoadedVersions(settings, spec)
+        self.scorer = Scorer(self.versions, log)
         self._schemas: Schemas
         self._schemas_of: Signature | None = None
 
     @property
     def schemas(self) -> Schemas:
-        """Made anew only where they change: pydantic's types stay in memory for ever."""
-        if self.signature != self._schemas_of:
-            self._schemas = build_schemas(self.signature)
-            self._schemas_of = self.signature
+        """Schemas of the bodies. New ones only where they differ: pydantic keeps its types for ever."""
+        signature = self.versions.signature
+        if signature != self._schemas_of:
+            self._schemas = build_schemas(signature)
+            self._schemas_of = signature
         return self._schemas
 
 
@@ -68,14 +72,14 @@ class ModelRepository:
             if model is None:
                 model = Deployment(self._settings, spec, self._log)
             else:
-                model.follow_spec(spec)
+                model.versions.follow_spec(spec)
             self.models[spec.name] = model
         for name, model in models_before.items():
             if name in unread:
                 self.models[name] = model
             elif name not in self.models:
-                model.close()
-        read_specs = [model.spec for model in self.models.values()]
+                model.versions.close()
+        read_specs = [model.versions.spec for model in self.models.values()]
         default = default_spec(self._settings, read_specs)
         self.default = self.models[default.name] if default else None
 
@@ -106,7 +110,7 @@ class ModelRepository:
             NotFoundError: There is none.
 
         """
-        models = sorted(self, key=lambda model: model.current is None)
+        models = sorted(self, key=lambda model: model.versions.current is None)
         if self.default is None and models:
             return models[0]
         return self.find(None)
@@ -119,5 +123,5 @@ class ModelRepository:
     async def close(self) -> None:
         """Close the connections of all versions."""
         for model in self:
-            for source in model.sources:
+            for source in model.versions.sources:
                 await source.close()

@@ -106,26 +106,27 @@ class RegistryWatcher:
                 registered = await asyncio.to_thread(self._registry.models)
             self.problem = None
             for name, model in self._repository.models.items():
-                missing = await model.follow(registered.get(name))
+                versions = model.versions
+                missing = await versions.follow(registered.get(name))
                 if missing and (self._fetch is None or self._fetch.done()):
-                    await self._fetch_due(model, registered[name].created, missing)
+                    await self._fetch_due(versions, registered[name].created, missing)
         except (RegistryError, TimeoutError) as exc:
             self.problem = str(exc) or NO_ANSWER
             for model in self._repository:
-                await model.start_without_registry()
+                await model.versions.start_without_registry()
 
     async def _fetch_due(
-        self, model: LoadedVersions, created: int, versions: Sequence[str]
+        self, versions: LoadedVersions, created: int, missing: Sequence[str]
     ) -> None:
-        """Begin to fetch one of some versions: a refused one waits."""
-        for version in versions:
+        """Begin to fetch one of the missing versions: a refused one waits."""
+        for version in missing:
             origin = await asyncio.to_thread(
-                read_origin, self._settings, model.spec.name, version, created
+                read_origin, self._settings, versions.spec.name, version, created
             )
-            refusal = model.copies.refusal(version)
+            refusal = versions.copies.refusal(version)
             now = datetime.now(UTC)
             if refusal is None or refusal.is_due(origin, self.server_start, now):
-                fetch = self._fetch_version(model.copies, version, origin)
+                fetch = self._fetch_version(versions.copies, version, origin)
                 self._fetch = asyncio.create_task(fetch)
                 return
 

@@ -38,7 +38,7 @@ def read(model: Deployment, body: bytes) -> Reading:
 
 def predict(model: Deployment) -> Document:
     """Score instances: the entity's key, every feature by name, or both."""
-    return Document(BODY, {"instances": [example_features(model)]})
+    return Document(BODY, {"instances": [example_features(model.versions)]})
 
 
 ROUTE = ScoringRoute(TAG, ("/v1/models/{name}:predict",), read, predict)

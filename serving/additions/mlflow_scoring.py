@@ -73,7 +73,7 @@ def read(model: Deployment, body: bytes) -> Reading:
 
 def score(model: Deployment) -> Document:
     """Score a frame, as `mlflow models serve` does."""
-    return Document(BODY, {"dataframe_records": [example_features(model)]})
+    return Document(BODY, {"dataframe_records": [example_features(model.versions)]})
 
 
 ROUTE = ScoringRoute(TAG, ("/invocations", "/models/{name}/invocations"), read, score)

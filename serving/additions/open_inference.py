@@ -131,7 +131,7 @@ def _content(
             shape = [len(contents), *tensor["shape"][1:]]
             data = _flat([content[name] for content in contents])
             outputs.append({**tensor, "shape": shape, "data": data})
-    answer: dict[str, Any] = {"model_name": model.spec.name, "outputs": outputs}
+    answer: dict[str, Any] = {"model_name": model.name, "outputs": outputs}
     versions = {content["model_version"] for content in contents}
     # Where several answered, the output `model_version` has the version of each row.
     if len(versions) == 1:
@@ -144,21 +144,21 @@ def infer(model: Deployment) -> Document:
     datatypes = _datatypes(model)
     inputs = [
         {"name": name, "shape": [1], "datatype": datatypes[name], "data": [value]}
-        for name, value in example_features(model).items()
+        for name, value in example_features(model.versions).items()
     ]
     return Document(BODY, {"inputs": inputs})
 
 
 def tensors(model: Deployment) -> dict[str, Any]:
     """Return the tensors that a model takes and gives."""
-    further = model.signature.further
+    further = model.versions.signature.further
     inputs = _datatypes(model)
     needed_inputs = {name: inputs[name] for name in inputs if name not in further}
     return {"inputs": _described(needed_inputs), "outputs": _outputs(model)}
 
 
 def _datatypes(model: Deployment) -> dict[str, str]:
-    signature = model.signature
+    signature = model.versions.signature
     types = {
         **signature.entity_key,
         **signature.request_data,
@@ -170,7 +170,7 @@ def _datatypes(model: Deployment) -> dict[str, str]:
 
 def _outputs(model: Deployment) -> list[dict[str, Any]]:
     outputs = _described(OUTPUTS)
-    classes = model.signature.classes
+    classes = model.versions.signature.classes
     if classes:
         score, prediction = outputs[:2]
         score["shape"] = [-1, len(classes)]

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from core.spec import FeatureType
 from serving.http.edge import ERROR_RESPONSES, JSON, json_bytes
-from serving.repository import Deployment
+from serving.versions.loaded import LoadedVersions
 
 EXAMPLES: dict[FeatureType, Any] = {
     "int32": 1,
@@ -62,7 +62,7 @@ class Operation:
 
 def write_document(
     app: FastAPI,
-    models: Sequence[Deployment],
+    models: Sequence[LoadedVersions],
     operations: Sequence[Operation],
     *,
     guarded: bool,
@@ -94,7 +94,7 @@ def write_document(
     return json_bytes(document)
 
 
-def _description(model: Deployment) -> str:
+def _description(model: LoadedVersions) -> str:
     """Say what a model is."""
     spec = model.spec
     signature = model.signature
@@ -146,7 +146,7 @@ def _schema(kind: TypeAdapter[Any], schemas: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def example_features(model: Deployment) -> dict[str, Any]:
+def example_features(model: LoadedVersions) -> dict[str, Any]:
     """Return features that the version that answers can score: what it takes for missing ones."""
     current = model.current
     defaults = current.contract.defaults if current else {}

@@ -64,7 +64,7 @@ class ScoringEndpoint:
         route = self._route
         parameters = scope.get("path_params", {})
         model = self._repository.find(parameters.get("name"))
-        scope["model"] = model.spec.name
+        scope["model"] = model.name
         version = parameters.get("version")
         if version is not None:
             check_version(model, version)
@@ -81,9 +81,9 @@ class ScoringEndpoint:
 
 def answering_version(model: Deployment) -> LoadedModel:
     """Return the version that answers; raise NoModelError if none does."""
-    current = model.current
-    if current is None or model.problem:
-        raise NoModelError(model.state)
+    current = model.versions.current
+    if current is None or model.versions.problem:
+        raise NoModelError(model.versions.state)
     return current
 
 
@@ -91,16 +91,16 @@ def check_version(model: Deployment, version: str) -> None:
     """Raise NotFoundError unless the version is the one in production."""
     current = answering_version(model).version
     if version != current:
-        name = model.spec.name
-        raise NotFoundError(f"{name} answers by version {current}, not {version}")
+        text = f"{model.name} answers by version {current}, not {version}"
+        raise NotFoundError(text)
 
 
 def row_from(
     model: Deployment, fields: Mapping[str, Any], features: Mapping[str, Any]
 ) -> Row:
     """Return a row to score, of the fields beside its features: key and request data."""
-    key = _part(fields, model.signature.entity_key)
-    data = _part(fields, model.signature.request_data)
+    key = _part(fields, model.versions.signature.entity_key)
+    data = _part(fields, model.versions.signature.request_data)
     return Row(key or None, features, data)
 
 
@@ -129,7 +129,7 @@ def rows_from(model: Deployment, records: Any, place: str = "body") -> list[Row]
             for error in exc.errors(include_url=False, include_context=False)
         ]
         raise InvalidRequestError("; ".join(lines)) from exc
-    signature = model.signature
+    signature = model.versions.signature
     feature_names = (*signature.features, *signature.further)
     for position, record in enumerate(read_records):
         row = row_from(model, record, _part(record, feature_names))
@@ -143,7 +143,7 @@ def rows_from(model: Deployment, records: Any, place: str = "body") -> list[Row]
 
 def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any]]:
     """Return answers as clients read them, each behind its key (null: none was given)."""
-    no_key = dict.fromkeys(model.signature.entity_key)
+    no_key = dict.fromkeys(model.versions.signature.entity_key)
     contents = []
     for row, answer in zip(rows, answers, strict=True):
         line = answer.line
@@ -159,7 +159,7 @@ def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any
         }
         if content["probability"] is None:  # a number is predicted
             del content["probability"]
-        classes = model.classes(line["version"])
+        classes = model.versions.classes(line["version"])
         if classes:
             probabilities = zip(classes, line["probabilities"], strict=True)
             content["prediction"] = classes[int(line["prediction"])]

@@ -48,8 +48,11 @@ def predict_batch(model: Deployment) -> Document:
 
 
 def example(model: Deployment) -> dict[str, Any]:
-    key = {name: EXAMPLES[kind] for name, kind in model.signature.entity_key.items()}
-    return {**key, "features": example_features(model)}
+    key = {
+        name: EXAMPLES[kind]
+        for name, kind in model.versions.signature.entity_key.items()
+    }
+    return {**key, "features": example_features(model.versions)}
 
 
 PREDICT = ScoringRoute(

@@ -48,7 +48,7 @@ class OpenApiDocument:
     async def respond(self, _request: Request) -> Response:
         """Answer with the document."""
         operations = [await describe() for describe in self._descriptions]
-        models = [*self._repository]
+        models = [model.versions for model in self._repository]
         parts = [(model.spec, model.current, model.signature) for model in models]
         written_of = (parts, operations)
         if written_of != self._written_of:
@@ -67,9 +67,7 @@ class OpenApiDocument:
         if not self._repository.models:
             return []
         model = self._repository.first()
-        names = sorted(
-            self._repository.models, key=lambda name: name != model.spec.name
-        )
+        names = sorted(self._repository.models, key=lambda name: name != model.name)
         return [
             Operation(path, names, route.tag, route.document, route.document(model))
             for route in self._scoring

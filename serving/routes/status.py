@@ -89,7 +89,9 @@ def _add_health(
     @router.get("/status", tags=["Health"])
     async def status() -> Response:
         """Say what is served, what is refused or not well, and why."""
-        models = {name: _model(model) for name, model in repository.models.items()}
+        models = {
+            name: _model(model.versions) for name, model in repository.models.items()
+        }
         counts = await asyncio.to_thread(_failures)
         content = {
             "ready": _is_ready(repository),
@@ -105,8 +107,8 @@ def _is_ready(repository: ModelRepository) -> bool:
     """Whether the default model, or without one any, has a version that answers, and its store."""
     if not repository.models:
         return False
-    model = repository.first()
-    return model.problem is None and model.features.down is None
+    versions = repository.first().versions
+    return versions.problem is None and versions.features.down is None
 
 
 def _resources(
@@ -115,10 +117,11 @@ def _resources(
     """Return for each resource whether it is `ok`, and in `detail` what it does or why not."""
     resources = {}
     for name, model in repository.models.items():
-        resources[f"model {name}"] = _resource(model.problem, model.state)
+        versions = model.versions
+        resources[f"model {name}"] = _resource(versions.problem, versions.state)
     store_problem: str | None = "unknown"
     if repository.models:
-        store_problem = repository.first().features.down
+        store_problem = repository.first().versions.features.down
     resources["redis"] = _resource(store_problem, "answers")
     resources["mlflow"] = _resource(watcher.problem, "answers")
     resources["predictions log"] = _resource(log.problem, "is written")

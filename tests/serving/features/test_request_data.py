@@ -168,9 +168,9 @@ async def ask(shop, home, requests, is_on_trial):
     if is_on_trial:
         plain = await load_version(shop, home, "2", "plain", ("amount",))
         roles = Roles(production=plain, challenger=takes_data, percent=100)
-    model = repository.find(CARTS.name)
-    model._swap(roles)
-    model._keep(roles.by_name().values())
+    versions = repository.find(CARTS.name).versions
+    versions._swap(roles)
+    versions._keep(roles.by_name().values())
     async with client_of(application(shop.settings, repository)) as client:
         answers = [
             await client.post(path, content=json.dumps(body)) for path, body in requests

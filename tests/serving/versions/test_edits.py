@@ -136,7 +136,7 @@ def test_a_version_of_another_key_is_no_shadow(rig, served, tmp_path):
         await load(repository, [SPEC], Registry(rig.settings).models()[SPEC.name])
         (model,) = repository
         await repository.close()
-        return model.roles.shadow, model.state
+        return model.versions.roles.shadow, model.versions.state
 
     wait_until(
         "its copy", lambda: f"version {version} is refused" in status(served.client)
@@ -170,6 +170,6 @@ def status(client):
 async def load(repository, specs, registered):
     repository.update(specs)
     for model in repository:
-        assert await model.follow(registered) == []
-        while model.features.problem is not None:
-            await model.features.probe()
+        assert await model.versions.follow(registered) == []
+        while model.versions.features.problem is not None:
+            await model.versions.features.probe()

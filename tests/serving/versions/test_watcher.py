@@ -79,21 +79,21 @@ def test_an_added_changed_removed_or_broken_spec_affects_no_other_model(
         write(models, "first")
         await watcher.poll()
         (first,) = repository
-        assert (first.spec.name, repository.default) == ("first", first)
+        assert (first.name, repository.default) == ("first", first)
         write(models, "second")
         (models / "broken.toml").write_text("name =")
         await watcher.poll()
-        assert [model.spec.name for model in repository] == ["first", "second"]
+        assert [model.name for model in repository] == ["first", "second"]
         assert repository.find("first") is first
         write(models, "second", "seed = 7", "seed = 8")
         second = repository.find("second")
         await watcher.poll()
         assert repository.find("second") is second
-        assert second.spec.seed == 8
+        assert second.versions.spec.seed == 8
         write(models, "second", '"customer_id"', '"shop_id"')
         await watcher.poll()
         assert repository.find("second") is second
-        assert second.signature.entity_key == {"shop_id": "int64"}
+        assert second.versions.signature.entity_key == {"shop_id": "int64"}
         (models / "second.toml").write_text("name =")
         await watcher.poll()
         assert repository.find("second") is second
