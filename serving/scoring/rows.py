@@ -1,11 +1,13 @@
 """A row on its way to its answer: what is asked, its features, its result, the answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from core.spec import Entity
 
+MICRO_BATCH = 64
+"""Requests answered together, and rows scored on the event loop at once."""
 Values = Mapping[str, Any]
 Line = dict[str, Any]
 """A line of the prediction log, as serving/log/prediction_log.py says."""
@@ -33,6 +35,13 @@ class ReceivedRow(NamedTuple):
 
     row: Row
     request_id: str
+    received: datetime
+
+
+class Request(NamedTuple):
+    """Rows that are answered together, or fail together; received: when (aware UTC)."""
+
+    rows: Sequence[ReceivedRow]
     received: datetime
 
 
@@ -67,3 +76,7 @@ class Answer(NamedTuple):
 
     line: Line
     logged: bool
+
+
+AnswersOrError = list[Answer] | Exception
+"""Answers of a request in the order of its rows, or why it has none."""

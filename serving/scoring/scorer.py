@@ -9,48 +9,38 @@ import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from serving.errors import NoModelError, OverloadedError
 from serving.log.prediction_log import AppendLog
 from serving.logs import REQUEST_ID
-from serving.metrics import (
-    FAILURES,
-    OVERLOADED,
-    PREDICTIONS,
-    SHADOW_DROPPED,
-    count,
-    observe,
-)
+from serving.metrics import OVERLOADED, SHADOW_DROPPED
 from serving.scoring.completion import complete
 from serving.scoring.matrix import score_rows
-from serving.scoring.rows import Answer, Line, ReceivedRow, Result, Row
+from serving.scoring.record import record
+from serving.scoring.rows import (
+    MICRO_BATCH,
+    Answer,
+    AnswersOrError,
+    Line,
+    ReceivedRow,
+    Request,
+    Result,
+    Row,
+)
 from serving.versions.loaded import LoadedVersions
 from serving.versions.model import LoadedModel
 from serving.versions.roles import Role, Roles
 
-MICRO_BATCH = 64
-"""Requests answered together, and rows scored on the event loop at once."""
 LOOP_ITERATIONS = 3
 """Iterations to wait, so that a client just answered joins the next batch: write, read, begin."""
 MAX_REQUESTS = 256
 """Requests for one model that may be under way at once."""
-MAX_ROWS = 20_000
+MAX_ROWS_UNDER_WAY = 20_000
 """Rows of these requests."""
 MAX_SHADOW_ROWS = 1_000
 """Rows that may wait for the shadow; it misses what comes then."""
 logger = logging.getLogger(__name__)
-
-Outcome = list[Answer] | Exception
-"""Answers of a request in the order of its rows, or why it has none."""
-
-
-class Request(NamedTuple):
-    """Rows that are answered together, or fail together; received: when (aware UTC)."""
-
-    rows: Sequence[ReceivedRow]
-    received: datetime
 
 
 class Scorer:
@@ -59,7 +49,7 @@ class Scorer:
     def __init__(self, versions: LoadedVersions, log: AppendLog) -> None:
         self._versions = versions
         self._log = log
-        self._waiting: list[tuple[Request, asyncio.Future[Outcome]]] = []
+        self._waiting: list[tuple[Request, asyncio.Future[AnswersOrError]]] = []
         self._is_answering = False
         self._request_count = 0
         self._row_count = 0
@@ -106,7 +96,7 @@ class Scorer:
             GyreError: One of the rows has no prediction; then none of them has.
 
         """
-        if self._row_count > 0 and self._row_count + len(rows) > MAX_ROWS:
+        if self._row_count > 0 and self._row_count + len(rows) > MAX_ROWS_UNDER_WAY:
             raise self._overload()
         request = Request(_received_rows(rows, received), received)
         self._row_count += len(rows)
@@ -144,12 +134,12 @@ class Scorer:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _outcome(self, request: Request) -> Outcome:
+    async def _outcome(self, request: Request) -> AnswersOrError:
         if len(request.rows) > MICRO_BATCH:
             (outcome,) = await self._answer([request])
             return outcome
         if self._is_answering:
-            answered = asyncio.Future[Outcome]()
+            answered = asyncio.Future[AnswersOrError]()
             self._waiting.append((request, answered))
             return await answered
         # Nobody waits: no task and no future are needed.
@@ -184,13 +174,21 @@ class Scorer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
+    async def _answer(self, requests: Sequence[Request]) -> list[AnswersOrError]:
         """Return the outcome of each request. Never raises."""
         roles = self._versions.roles
-        rows = [row for request in requests for row in request.rows]
+        rows: list[ReceivedRow] = []
+        slices = []
+        for request in requests:
+            start = len(rows)
+            rows += request.rows
+            slices.append(slice(start, len(rows)))
         try:
             results, trial_failures = await self._results(roles, rows)
-            outcomes = await self._log_results(requests, results, trial_failures)
+            results_by_request = [results[part] for part in slices]
+            outcomes = await record(
+                self._log, requests, results_by_request, trial_failures
+            )
         except Exception as exc:  # noqa: BLE001  (whatever it is, it is the answer)
             return [exc] * len(requests)
         if roles.shadow is not None:
@@ -253,57 +251,6 @@ class Scorer:
             model.session.thread, score_rows, role, model, rows, features
         )
 
-    async def _log_results(
-        self,
-        requests: Sequence[Request],
-        results: Sequence[Result],
-        trial_failures: Sequence[Line],
-    ) -> list[Outcome]:
-        """Log and count what became of requests.
-
-        A request of which a row failed leaves no prediction, only the lines of failures.
-        """
-        now = datetime.now(UTC)
-        lines = list(trial_failures)
-        outcomes: list[list[Line] | Exception] = []
-        remaining_results = iter(results)
-        for request in requests:
-            request_results = list(islice(remaining_results, len(request.rows)))
-            errors = [result.error for result in request_results if result.error]
-            request_lines = [
-                result.line
-                for result in request_results
-                if result.line is not None and (result.error or not errors)
-            ]
-            if request_lines:
-                seconds = (now - request.received).total_seconds()
-                request_lines[0]["seconds"] = seconds
-                lines += request_lines
-            outcomes.append(errors[0] if errors else request_lines)
-        is_logged = await self._log_lines(lines)
-        return [
-            outcome if isinstance(outcome, Exception) else _answers(outcome, is_logged)
-            for outcome in outcomes
-        ]
-
-    async def _log_lines(self, lines: Sequence[Line]) -> bool:
-        """Log and count lines; return whether they are on file."""
-        if not lines:
-            return True
-        if len(lines) > MICRO_BATCH:
-            is_logged = await asyncio.to_thread(self._log.write, lines)
-        else:
-            is_logged = self._log.write(lines)
-        for line in lines:
-            version_labels = (line["model"], line["version"], line["role"])
-            if "error" in line:
-                count(FAILURES, *version_labels)
-            else:
-                count(PREDICTIONS, *version_labels, line["features_from"])
-            if "seconds" in line:
-                observe(*version_labels, seconds=line["seconds"])
-        return is_logged
-
     async def _shadow(self, model: LoadedModel, rows: Sequence[ReceivedRow]) -> None:
         """Score and log rows once more; nobody waits for it."""
         if self._shadow_row_count + len(rows) > MAX_SHADOW_ROWS:
@@ -314,7 +261,7 @@ class Scorer:
             now = datetime.now(UTC)
             results = await self._score("shadow", model, rows)
             requests = [Request([row], now) for row in rows]
-            await self._log_results(requests, results, [])
+            await record(self._log, requests, [[result] for result in results], ())
         except Exception:
             logger.exception("%s: the shadow failed", self._versions.spec.name)
         finally:
@@ -328,7 +275,3 @@ def _received_rows(rows: Sequence[Row], received: datetime) -> list[ReceivedRow]
         ReceivedRow(row, f"{request_id}-{position}", received)
         for position, row in enumerate(rows)
     ]
-
-
-def _answers(lines: Sequence[Line], is_logged: bool) -> list[Answer]:  # noqa: FBT001
-    return [Answer(line, is_logged) for line in lines]
