@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -11,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from core.additions import ADDITIONS, load, present
+from core.additions import ADDITIONS, present
 from core.errors import GyreError
 from core.settings import Settings
 from serving.http.edge import refusal
@@ -20,7 +22,7 @@ from serving.lifespan import keep_up
 from serving.log.inbox import Inbox
 from serving.log.prediction_log import AppendLog
 from serving.protocols import plain
-from serving.protocols.endpoint import ScoringEndpoint
+from serving.protocols.endpoint import ScoringEndpoint, ScoringRoute
 from serving.repository import ModelRepository
 from serving.routes import feedback, status
 from serving.routes.documentation import OpenApiDocument
@@ -40,11 +42,14 @@ def create_app(settings: Settings) -> RequestMiddleware:
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
     route_sets = [
-        RouteSet(scoring=(plain.PREDICT, plain.BATCH)),
         feedback.routes(feedback_log),
         status.routes(repository, log, watcher, settings.link("console")),
-        *added_routes(settings, repository),
     ]
+    scoring = list(plain.SCORING)
+    for module in added_modules():
+        scoring += getattr(module, "SCORING", ())
+        if hasattr(module, "routes"):
+            route_sets.append(module.routes(settings, repository))
     app = FastAPIOffline(
         title="Gyre",
         version="1",
@@ -58,41 +63,39 @@ def create_app(settings: Settings) -> RequestMiddleware:
         ),
         redirect_slashes=False,
     )
-    return add_routes(app, settings, repository, route_sets)
+    return add_routes(app, settings, repository, scoring, route_sets)
 
 
-def added_routes(settings: Settings, repository: ModelRepository) -> list[RouteSet]:
-    """Return the routes of additions that are here, with all packages that they need."""
+def added_modules() -> list[ModuleType]:
+    """Import the modules of routes of all additions that are there, with what these need."""
     absent = {addition.package for addition in ADDITIONS if not addition.is_present}
-    route_sets = []
+    modules = []
     for addition in present():
-        for module in addition.routes:
+        for name in addition.routes:
             try:
-                routes = load(f"{module}:routes")
+                modules.append(import_module(name))
             except ModuleNotFoundError as exc:
                 if exc.name not in absent:
                     raise
-                logger.info("%s is left out: there is no %s", module, exc.name)
-            else:
-                route_sets.append(routes(settings, repository))
-    return route_sets
+                logger.info("%s is left out: there is no package %s", name, exc.name)
+    return modules
 
 
 def add_routes(
     app: FastAPI,
     settings: Settings,
     repository: ModelRepository,
+    scoring: Sequence[ScoringRoute],
     route_sets: Sequence[RouteSet],
 ) -> RequestMiddleware:
     """Add routes and the documentation to an application; put the middleware in front."""
     tokens_file = settings.serving_tokens_file
     document = OpenApiDocument(
-        app, repository, route_sets, guarded=tokens_file is not None
+        app, repository, scoring, route_sets, guarded=tokens_file is not None
     )
     endpoints = {
         path: ScoringEndpoint(repository, route)
-        for route_set in route_sets
-        for route in route_set.scoring
+        for route in scoring
         for path in route.paths
     }
     app.router.routes[:0] = [

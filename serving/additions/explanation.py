@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.settings import Settings
 from core.shapley import COALITIONS, Columns, shapley_values
 from mlflow_server.manifest import SCORE, rounded_one
 from serving.errors import OverloadedError
@@ -20,8 +19,7 @@ from serving.http.edge import json_bytes
 from serving.http.openapi import Document
 from serving.protocols import plain
 from serving.protocols.endpoint import Answers, Reading, Rows, ScoringRoute, shown
-from serving.repository import Deployment, ModelRepository
-from serving.routes.route_set import RouteSet
+from serving.repository import Deployment
 from serving.scoring.rows import Answer
 from serving.scoring.scorer import Scorer
 from serving.versions.model import LoadedModel, columns
@@ -117,16 +115,13 @@ def _score_parts(model: LoadedModel, part_rows: int, rows: Columns) -> NDArray[A
     return np.concatenate(scores)
 
 
-ROUTE = ScoringRoute(
-    tag=plain.TAG,
-    paths=("/explain", "/models/{name}/explain"),
-    read=read,
-    document=explain,
-    limit=plain.ROW_LIMIT,
-    answer=answer,
-)
-
-
-def routes(_settings: Settings, _repository: ModelRepository) -> RouteSet:
-    """Return the route that explains predictions."""
-    return RouteSet(scoring=[ROUTE])
+SCORING = [
+    ScoringRoute(
+        tag=plain.TAG,
+        paths=("/explain", "/models/{name}/explain"),
+        read=read,
+        document=explain,
+        limit=plain.ROW_LIMIT,
+        answer=answer,
+    )
+]

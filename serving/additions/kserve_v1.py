@@ -8,12 +8,10 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import BaseModel, TypeAdapter
 
-from core.settings import Settings
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document, example_features
 from serving.protocols.endpoint import Answers, Reading, ScoringRoute, rows_from, scored
-from serving.repository import Deployment, ModelRepository
-from serving.routes.route_set import RouteSet
+from serving.repository import Deployment
 from serving.scoring.schemas import FORBID, MAX_ROWS
 
 TAG = "KServe V1"
@@ -41,9 +39,4 @@ def predict(model: Deployment) -> Document:
     return Document(BODY, {"instances": [example_features(model.versions)]})
 
 
-ROUTE = ScoringRoute(TAG, ("/v1/models/{name}:predict",), read, predict)
-
-
-def routes(_settings: Settings, _repository: ModelRepository) -> RouteSet:
-    """Return the protocol's routes that score rows."""
-    return RouteSet(scoring=[ROUTE])
+SCORING = [ScoringRoute(TAG, ("/v1/models/{name}:predict",), read, predict)]

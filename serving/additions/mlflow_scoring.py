@@ -9,13 +9,11 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import BaseModel, TypeAdapter
 
-from core.settings import Settings
 from serving.errors import InvalidRequestError
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document, example_features
 from serving.protocols.endpoint import Answers, Reading, ScoringRoute, rows_from, scored
-from serving.repository import Deployment, ModelRepository
-from serving.routes.route_set import RouteSet
+from serving.repository import Deployment
 from serving.scoring.schemas import FORBID, MAX_ROWS
 
 TAG = "MLflow"
@@ -76,9 +74,6 @@ def score(model: Deployment) -> Document:
     return Document(BODY, {"dataframe_records": [example_features(model.versions)]})
 
 
-ROUTE = ScoringRoute(TAG, ("/invocations", "/models/{name}/invocations"), read, score)
-
-
-def routes(_settings: Settings, _repository: ModelRepository) -> RouteSet:
-    """Return the protocol's routes that score rows."""
-    return RouteSet(scoring=[ROUTE])
+SCORING = [
+    ScoringRoute(TAG, ("/invocations", "/models/{name}/invocations"), read, score)
+]

@@ -9,13 +9,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from pydantic import BaseModel, TypeAdapter
 
-from core.settings import Settings
 from serving.errors import InvalidRequestError
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document, example_features
 from serving.protocols.endpoint import Answers, Reading, ScoringRoute, rows_from, scored
-from serving.repository import Deployment, ModelRepository
-from serving.routes.route_set import RouteSet
+from serving.repository import Deployment
 
 TAG = "Open Inference (V2)"
 DATATYPES = {
@@ -186,9 +184,4 @@ def _described(datatypes: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
-ROUTE = ScoringRoute(TAG, PATHS, read, infer)
-
-
-def routes(_settings: Settings, _repository: ModelRepository) -> RouteSet:
-    """Return the protocol's routes that score rows."""
-    return RouteSet(scoring=[ROUTE])
+SCORING = [ScoringRoute(TAG, PATHS, read, infer)]

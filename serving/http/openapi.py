@@ -1,19 +1,12 @@
-"""The documentation: FastAPI's OpenAPI document, with the routes that FastAPI does not run.
+"""How a route that reads its body itself is described: by types and by an example."""
 
-Scoring, feedback and events read their bodies themselves. They are described by their types.
-"""
-
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from core.spec import FeatureType
-from serving.http.edge import ERROR_RESPONSES, JSON, json_bytes
 from serving.versions.loaded import LoadedVersions
 
 EXAMPLES: dict[FeatureType, Any] = {
@@ -25,7 +18,6 @@ EXAMPLES: dict[FeatureType, Any] = {
     "timestamp": "2026-01-01T00:00:00Z",
     "string": "a",
 }
-PARAMETER = re.compile(r"{(\w+)}")
 OBJECT = TypeAdapter(dict[str, Any])
 
 
@@ -58,92 +50,6 @@ class Operation:
     function: Callable[..., Any]
     document: Document
     status: int = 200
-
-
-def write_document(
-    app: FastAPI,
-    models: Sequence[LoadedVersions],
-    operations: Sequence[Operation],
-    *,
-    guarded: bool,
-) -> bytes:
-    """Write the document of an application.
-
-    Args:
-        app: It describes its own routes.
-        models: Those that are served.
-        operations: Further routes.
-        guarded: Whether tokens are asked for.
-
-    """
-    document = get_openapi(
-        title=", ".join(model.spec.name for model in models) or "Gyre",
-        version=app.version,
-        description="\n\n".join(map(_description, models)),
-        routes=app.routes,
-    )
-    components = document.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    paths: dict[str, Any] = {}
-    for operation in operations:
-        paths[operation.path] = {"post": _describe(operation, schemas)}
-    document["paths"] = paths | document["paths"]
-    if guarded:
-        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"bearer": []}]
-    return json_bytes(document)
-
-
-def _description(model: LoadedVersions) -> str:
-    """Say what a model is."""
-    spec = model.spec
-    signature = model.signature
-    key = _typed_names(signature.entity_key)
-    features = _typed_names(signature.features)
-    kind = " of ".join(filter(None, [signature.task, ", ".join(signature.classes)]))
-    return (
-        f"**{spec.name}** predicts `{spec.label}` of `{spec.dataset}` ({kind}).\n\n"
-        f"- Key: {key}\n- Features: {features}"
-    )
-
-
-def _typed_names(fields: Mapping[str, str]) -> str:
-    return ", ".join(f"`{name}` ({kind})" for name, kind in fields.items())
-
-
-def _describe(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
-    """Return an operation of the document; add the schemas that it refers to."""
-    document = operation.document
-    body = {
-        "schema": _schema(document.body, schemas),
-        "examples": {"example": {"value": document.example}},
-    }
-    answer = {"schema": _schema(document.answer, schemas)}
-    success = {"description": "Done.", "content": {JSON: answer}}
-    responses = {operation.status: success, **ERROR_RESPONSES}
-    name_schema: dict[str, Any] = {"type": "string"}
-    if operation.names:
-        name_schema["enum"] = operation.names
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": name_schema}
-        for name in PARAMETER.findall(operation.path)
-    ]
-    function = operation.function
-    return {
-        "tags": [operation.tag],
-        "summary": function.__name__.replace("_", " ").capitalize(),
-        "description": function.__doc__,
-        "operationId": operation.path,
-        "parameters": parameters,
-        "requestBody": {"required": True, "content": {JSON: body}},
-        "responses": responses,
-    }
-
-
-def _schema(kind: TypeAdapter[Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    schema = kind.json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= schema.pop("$defs", {})
-    return schema
 
 
 def example_features(model: LoadedVersions) -> dict[str, Any]:

@@ -55,16 +55,18 @@ def example(model: Deployment) -> dict[str, Any]:
     return {**key, "features": example_features(model.versions)}
 
 
-PREDICT = ScoringRoute(
-    tag=TAG,
-    paths=("/predict", "/models/{name}/predict"),
-    read=read_row,
-    document=predict,
-    limit=ROW_LIMIT,
-)
-BATCH = ScoringRoute(
-    tag=TAG,
-    paths=("/predict/batch", "/models/{name}/predict/batch"),
-    read=read_rows,
-    document=predict_batch,
-)
+SCORING = [
+    ScoringRoute(
+        tag=TAG,
+        paths=("/predict", "/models/{name}/predict"),
+        read=read_row,
+        document=predict,
+        limit=ROW_LIMIT,
+    ),
+    ScoringRoute(
+        tag=TAG,
+        paths=("/predict/batch", "/models/{name}/predict/batch"),
+        read=read_rows,
+        document=predict_batch,
+    ),
+]

@@ -1,16 +1,27 @@
-"""`GET /openapi.json`: the OpenAPI document of everything that a worker serves now."""
+"""`GET /openapi.json`: FastAPI's OpenAPI document, with the routes that FastAPI does not run.
+
+Scoring, feedback and events read their bodies themselves. They are described by their types.
+"""
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http.edge import JSON
-from serving.http.openapi import Operation, write_document
+from serving.http.edge import ERROR_RESPONSES, JSON, json_bytes
+from serving.http.openapi import Operation
+from serving.protocols.endpoint import ScoringRoute
 from serving.repository import ModelRepository
 from serving.routes.route_set import RouteSet
+from serving.versions.loaded import LoadedVersions
+
+PARAMETER = re.compile(r"{(\w+)}")
 
 
 class OpenApiDocument:
@@ -20,6 +31,7 @@ class OpenApiDocument:
         self,
         app: FastAPI,
         repository: ModelRepository,
+        scoring: Sequence[ScoringRoute],
         route_sets: Sequence[RouteSet],
         *,
         guarded: bool,
@@ -29,48 +41,118 @@ class OpenApiDocument:
         Args:
             app: The application, which describes its own routes.
             repository: Models that are served.
-            route_sets: Routes that the application does not describe.
+            scoring: Routes that score rows.
+            route_sets: Other routes, with what describes those that the application does not.
             guarded: Whether a client needs a token.
 
         """
         self._app = app
         self._repository = repository
-        self._scoring = [
-            route for route_set in route_sets for route in route_set.scoring
-        ]
-        self._descriptions = [
-            route_set.describe for route_set in route_sets if route_set.describe
-        ]
+        self._scoring = scoring
+        self._route_sets = route_sets
         self._guarded = guarded
         self._content = b""
         self._written_of: object = None
 
     async def respond(self, _request: Request) -> Response:
         """Answer with the document."""
-        operations = [await describe() for describe in self._descriptions]
+        operations = [
+            await route_set.describe()
+            for route_set in self._route_sets
+            if route_set.describe is not None
+        ]
         models = [model.versions for model in self._repository]
         parts = [(model.spec, model.current, model.signature) for model in models]
         written_of = (parts, operations)
         if written_of != self._written_of:
-            self._content = await asyncio.to_thread(
-                write_document,
-                self._app,
-                models,
-                [*self._scoring_operations(), *operations],
-                guarded=self._guarded,
-            )
+            operations = [*self._scoring_operations(), *operations]
+            self._content = await asyncio.to_thread(self._write, models, operations)
             self._written_of = written_of
         return Response(self._content, media_type=JSON)
 
     def _scoring_operations(self) -> list[Operation]:
         """Describe the scoring routes by the default model; without one, by any model."""
-        if not self._repository.models:
+        models = self._repository.models
+        if not models:
             return []
         model = self._repository.first()
-        names = sorted(self._repository.models, key=lambda name: name != model.name)
+        names = sorted(models, key=lambda name: name != model.name)
         return [
             Operation(path, names, route.tag, route.document, route.document(model))
             for route in self._scoring
             for path in route.paths
             if "{version}" not in path
         ]
+
+    def _write(
+        self, models: Sequence[LoadedVersions], operations: Sequence[Operation]
+    ) -> bytes:
+        document = get_openapi(
+            title=", ".join(model.spec.name for model in models) or "Gyre",
+            version=self._app.version,
+            description="\n\n".join(map(_description, models)),
+            routes=self._app.routes,
+        )
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        paths: dict[str, Any] = {}
+        for operation in operations:
+            paths[operation.path] = {"post": _describe(operation, schemas)}
+        document["paths"] = paths | document["paths"]
+        if self._guarded:
+            scheme = {"type": "http", "scheme": "bearer"}
+            components["securitySchemes"] = {"bearer": scheme}
+            document["security"] = [{"bearer": []}]
+        return json_bytes(document)
+
+
+def _description(model: LoadedVersions) -> str:
+    """Say what a model is."""
+    spec = model.spec
+    signature = model.signature
+    key = _typed_names(signature.entity_key)
+    features = _typed_names(signature.features)
+    kind = " of ".join(filter(None, [signature.task, ", ".join(signature.classes)]))
+    return (
+        f"**{spec.name}** predicts `{spec.label}` of `{spec.dataset}` ({kind}).\n\n"
+        f"- Key: {key}\n- Features: {features}"
+    )
+
+
+def _typed_names(fields: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name}` ({kind})" for name, kind in fields.items())
+
+
+def _describe(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    """Return an operation of the document; add the schemas that it refers to."""
+    document = operation.document
+    body = {
+        "schema": _schema(document.body, schemas),
+        "examples": {"example": {"value": document.example}},
+    }
+    answer = {"schema": _schema(document.answer, schemas)}
+    success = {"description": "Done.", "content": {JSON: answer}}
+    responses = {operation.status: success, **ERROR_RESPONSES}
+    name_schema: dict[str, Any] = {"type": "string"}
+    if operation.names:
+        name_schema["enum"] = operation.names
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": name_schema}
+        for name in PARAMETER.findall(operation.path)
+    ]
+    function = operation.function
+    return {
+        "tags": [operation.tag],
+        "summary": function.__name__.replace("_", " ").capitalize(),
+        "description": function.__doc__,
+        "operationId": operation.path,
+        "parameters": parameters,
+        "requestBody": {"required": True, "content": {JSON: body}},
+        "responses": responses,
+    }
+
+
+def _schema(kind: TypeAdapter[Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = kind.json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= schema.pop("$defs", {})
+    return schema

@@ -1,7 +1,8 @@
-"""Routes as a module gives them to a worker's application.
+"""What a module of routes gives to a worker's application.
 
-A module of an addition has a function `routes(settings, repository)` that returns a RouteSet, and
-the entry `serving.additions` of core/additions.py lists the module.
+A module that the entry `serving.additions` of core/additions.py lists may have both of these:
+    SCORING: a list of ScoringRoute, the routes that score rows;
+    routes(settings, repository): a function that returns a RouteSet of its other routes.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,22 +11,19 @@ from dataclasses import dataclass
 from starlette.routing import BaseRoute
 
 from serving.http.openapi import Operation
-from serving.protocols.endpoint import ScoringRoute
 
 
 @dataclass(frozen=True)
 class RouteSet:
-    """Routes of one module.
+    """Routes that read and answer requests by themselves.
 
     Attributes:
-        scoring: Routes that score rows.
-        routes: Other routes. FastAPI describes its own.
+        routes: The routes. FastAPI describes its own.
         describe: Describes the route that FastAPI does not.
         close: Closes the connections of the routes.
 
     """
 
-    scoring: Sequence[ScoringRoute] = ()
-    routes: Sequence[BaseRoute] = ()
+    routes: Sequence[BaseRoute]
     describe: Callable[[], Awaitable[Operation]] | None = None
     close: Callable[[], Awaitable[None]] | None = None

@@ -48,7 +48,6 @@ from serving.additions import (
 )
 from serving.app import add_routes
 from serving.protocols import plain
-from serving.routes.route_set import RouteSet
 from serving.versions.opening import open_version
 from stack.environment import process_environment
 from tests.conftest import (
@@ -167,10 +166,11 @@ def place(view, customer, *names):
 
 def application(settings, repository):
     """An application of every protocol, without what runs beside a worker's routes."""
-    added = (explanation, kserve_v1, open_inference, mlflow_scoring, metadata)
-    route_sets = [module.routes(settings, repository) for module in added]
-    plain_routes = RouteSet(scoring=(plain.PREDICT, plain.BATCH))
-    return add_routes(FastAPI(), settings, repository, [plain_routes, *route_sets])
+    scoring = list(plain.SCORING)
+    for module in (explanation, kserve_v1, open_inference, mlflow_scoring):
+        scoring += module.SCORING
+    route_sets = [metadata.routes(settings, repository)]
+    return add_routes(FastAPI(), settings, repository, scoring, route_sets)
 
 
 def client_of(app):
