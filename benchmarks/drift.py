@@ -48,7 +48,7 @@ FROM (SELECT i, struct_pack({drawn}) AS drawn FROM range({first}, {last}) AS row
 
 def prepare(home: Path, rows: int) -> None:
     """The table as monitoring/log/collect.py leaves it."""
-    from monitoring.log.collect import predictions  # noqa: PLC0415
+    from monitoring.log.tables import predictions  # noqa: PLC0415
 
     table = predictions(load_settings(home=home))
     drawn = [

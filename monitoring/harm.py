@@ -16,7 +16,7 @@ from scipy.stats import ks_2samp
 from core.settings import Settings
 from core.spec.monitoring import Rollout
 from mlflow_server.roles import RoleAssignment
-from monitoring.log.collect import query_log
+from monitoring.log.tables import query_log
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 """Of the seconds of requests."""

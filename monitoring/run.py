@@ -20,8 +20,8 @@ from mlflow_server.promotion.rules import last_applied, ways_back
 from mlflow_server.roles import PRODUCTION, RoleAssignment
 from mlflow_server.tags import OF_TRAININGS
 from monitoring.decisions.store import DecisionRow, newest_decisions
-from monitoring.log.collect import KnownOutcomes, join_outcomes
 from monitoring.log.outcomes import Outcomes, backfilled_outcomes, online_outcomes
+from monitoring.log.tables import KnownOutcomes, join_outcomes
 from monitoring.log.window import Window, window
 from monitoring.measurements.labels import label_change
 from monitoring.measurements.performance import Judged, measure

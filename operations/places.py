@@ -41,13 +41,8 @@ from feature_repo.published.store import open_store
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import DATA_FOLDER, Tracking
 from mlflow_server.tags import FORGOTTEN_TAG
-from monitoring.log.collect import (
-    collect,
-    is_closed,
-    outcomes,
-    predictions,
-    request_of_row,
-)
+from monitoring.log.collect import collect, is_closed
+from monitoring.log.tables import outcomes, predictions, request_of_row
 from operations.maintain import clean_data_docs, clean_reports
 from training.artifacts import EXPECTATIONS, FRAME, fetched_artifact
 from training.batch import scores

@@ -29,7 +29,7 @@ from mlflow_server.manifest import ModelManifest
 from mlflow_server.model.pyfunc import read_version
 from mlflow_server.roles import RoleAssignment
 from monitoring.check import CheckResult
-from monitoring.log.collect import query_log
+from monitoring.log.tables import query_log
 from monitoring.log.window import LENGTH
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference

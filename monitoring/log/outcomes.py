@@ -25,7 +25,7 @@ from feature_engine.offline.raw import labels, open_raw, raw_table
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import OWN_PREFIX
 from feature_repo.published.service import ARROW
-from monitoring.log.collect import ANSWERS, answered_rows, logged_scores
+from monitoring.log.tables import ANSWERS, answered_rows, logged_scores
 from training.data.frame import (
     TIME_TYPE,
     build_frame,

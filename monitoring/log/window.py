@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from core.settings import Settings
 from mlflow_server.roles import RoleAssignment
-from monitoring.log.collect import query_log
+from monitoring.log.tables import query_log
 from training.evaluation.psi import SCORE
 from training.evaluation.reference import PREDICTED_CLASS
 

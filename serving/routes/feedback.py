@@ -1,6 +1,6 @@
 """`POST /feedback`: what came true of predictions, as lines of the log.
 
-Any outcome of any prediction is taken; monitoring/log/collect.py judges what does not fit.
+Any outcome of any prediction is taken; monitoring/log/tables.py judges what does not fit.
 """
 
 from datetime import UTC, datetime

@@ -32,7 +32,8 @@ from feature_engine.online.state import ends_key
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import read_version
-from monitoring.log.collect import collect, outcomes, predictions
+from monitoring.log.collect import collect
+from monitoring.log.tables import outcomes, predictions
 from operations.forget import count_rows
 from operations.places import Key
 from serving.log.prediction_log import AppendLog

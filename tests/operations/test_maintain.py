@@ -14,7 +14,8 @@ from core.spec import load_spec
 from mlflow_server.alerts import Alerts
 from mlflow_server.api.tracking import Tracking
 from monitoring.decisions.store import store_checks, store_decision
-from monitoring.log.collect import collect, predictions
+from monitoring.log.collect import collect
+from monitoring.log.tables import predictions
 from operations.maintain import maintain
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings

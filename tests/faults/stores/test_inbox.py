@@ -6,7 +6,8 @@ import time
 import boto3
 import pytest
 
-from monitoring.log.collect import collect, predictions
+from monitoring.log.collect import collect
+from monitoring.log.tables import predictions
 from serving.log.inbox import Inbox
 from tests.conftest import at_most, new_settings, wait_until
 from tests.faults.conftest import standing_still, workers

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from monitoring.log.collect import Collected, answered_rows, collect, predictions
+from monitoring.log.collect import Collected, collect
+from monitoring.log.tables import answered_rows, predictions
 from serving.log.prediction_log import AppendLog
 from tests.conftest import new_settings
 from tests.support.monitoring.log_lines import FAILURE, answer, write

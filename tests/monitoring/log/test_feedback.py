@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 
 from core.spec import load_spec
-from monitoring.log.collect import KnownOutcomes, collect, join_outcomes
+from monitoring.log.collect import collect
+from monitoring.log.tables import KnownOutcomes, join_outcomes
 from tests.support.monitoring.log_lines import NOON, answer, feedback, write
 
 SPEC = load_spec("customer_churn_model")

@@ -17,7 +17,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.published.store import publish_beside
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.tracking import Tracking
-from monitoring.log.collect import predictions
+from monitoring.log.tables import predictions
 from stack.environment import process_environment
 from tests.conftest import AS_OF, answers, new_settings, running, wait_until
 from tests.support.tools.clone import finished, outer_environment
