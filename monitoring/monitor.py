@@ -37,9 +37,10 @@ from monitoring.decisions.decision import (
     find_reasons,
     judge,
 )
+from monitoring.decisions.past import COUNTS, load_past
 from monitoring.decisions.store import DecisionRow, store_checks, store_decision
 from monitoring.log.collect import collect
-from monitoring.run import COUNTS, WHO, MonitoringRun, load_past, prepare
+from monitoring.run import WHO, MonitoringRun, prepare
 from training.runs import nothing_new
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from feature_engine.ingest.record import service_records
 from monitoring.check import CheckResult
 from monitoring.decisions.decision import ENTITIES
+from monitoring.decisions.past import Past
 from monitoring.log.window import LENGTH
-from monitoring.run import MonitoringRun, Past
+from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
 
 USUAL = "volume/usual"

@@ -9,7 +9,7 @@ from mlflow_server.api.tracking import Run
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
 from monitoring.decisions.decision import Inputs, decide, describe, judge
-from monitoring.run import Past, last_retraining
+from monitoring.decisions.past import Past, last_retraining
 from tests.support.monitoring.log_lines import NOON
 from tests.support.monitoring.year import decision_row
 

@@ -10,8 +10,8 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger, now
 from monitoring.decisions.causes import moment_since_promotion, open_decisions
+from monitoring.decisions.past import load_past
 from monitoring.decisions.store import DecisionRow, store_decision
-from monitoring.run import load_past
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, client, new_model
 from training.stages.register import settled
