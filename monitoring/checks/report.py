@@ -39,12 +39,19 @@ def report_results(
         folder: Where `report.html` and `report.json` are written.
 
     """
-    from monitoring.checks import report_metrics  # noqa: PLC0415  (5 s; may not be importable)
+    # Evidently takes 5 s to import, and may not be importable.
+    from monitoring.checks.report_metrics import report_lines  # noqa: PLC0415
+    from monitoring.checks.report_run import (  # noqa: PLC0415
+        SEE_LOG,
+        Samples,
+        check_result,
+        run_report,
+    )
 
     reference_sample = _sample(reference.rows).drop(columns=LABEL)
     window_sample = _sample(window)[[*reference_sample]]
     sampled_reference = replace(reference, rows=reference_sample)
-    samples = report_metrics.Samples(
+    samples = Samples(
         reference=reference_sample,
         window=window_sample,
         reference_rows=len(reference.rows),
@@ -53,11 +60,9 @@ def report_results(
     with warnings.catch_warnings():
         # Evidently's own, on libraries that it uses, and of means beyond the largest number.
         warnings.simplefilter("ignore")
-        lines = report_metrics.report_lines(
-            limits, sampled_reference, window_sample, metrics
-        )
-        snapshot, lines = report_metrics.run_report(lines, samples)
-        results = [report_metrics.check_result(line, snapshot) for line in lines]
+        lines = report_lines(limits, sampled_reference, window_sample, metrics)
+        snapshot, lines = run_report(lines, samples)
+        results = [check_result(line, snapshot) for line in lines]
         try:
             snapshot.save_html(str(folder / "report.html"))
             snapshot.save_json(str(folder / "report.json"))
@@ -68,7 +73,7 @@ def report_results(
                 kind="report",
                 status="alert",
                 words=f"Evidently's report was not written: {type(exc).__name__}",
-                remedy=report_metrics.SEE_LOG,
+                remedy=SEE_LOG,
             )
             results.append(problem)
     return results

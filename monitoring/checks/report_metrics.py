@@ -3,44 +3,36 @@
 Importing this module imports Evidently, which takes 5 s.
 """
 
-import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pandas as pd
-from evidently import ColumnType, DataDefinition, Dataset, Report
+from evidently import ColumnType, Dataset
 from evidently.core.metric_types import (
-    CountValue,
     Metric,
     SingleValue,
     SingleValueCalculation,
     SingleValueMetric,
 )
-from evidently.core.report import Context, Snapshot
+from evidently.core.report import Context
 from evidently.core.tests import GenericTest
 from evidently.legacy.calculations.stattests import StatTest, register_stattest
-from evidently.legacy.tests.base_test import TestStatus
 from evidently.metrics import (
     InListValueCount,
     MeanValue,
     MissingValueCount,
     OutRangeValueCount,
     QuantileValue,
-    RowCount,
     ValueDrift,
 )
 from evidently.tests import gte, lt, lte
 
 from core.spec.monitoring import Monitoring
-from monitoring.check import CheckResult, Status
-from monitoring.decisions.decision import ALERT_ONLY
 from monitoring.measurements.performance import MeasuredMetric
 from training.evaluation.psi import SCORE, UsualSpread, psi
 from training.evaluation.reference import PREDICTED_CLASS, Reference
 
-log = logging.getLogger(__name__)
 PSI_METHOD = "psi_reference_deciles"
 FEWEST_FOR_MODERATE = 300
 """Values from which a moderate PSI is worth a note."""
@@ -53,36 +45,6 @@ MEAN_SCORE_CHANGE = 0.1
 no measure."""
 STANDARD_ERRORS = 3.29
 """They are exceeded by chance 1 in 1,000 times."""
-STATUSES: dict[TestStatus, Status] = {
-    TestStatus.ERROR: "unknown",
-    TestStatus.FAIL: "bad",
-    TestStatus.WARNING: "note",
-    TestStatus.SUCCESS: "ok",
-}
-"""What follows from the tests of a metric: the first that one of them has. A test that is not
-critical warns."""
-SEE_LOG = "The log of the monitoring run says more."
-REMEDIES = {
-    "data_drift": "The report shows the change. If it is expected, as in a feature that grows "
-    "with time, name the feature in [monitoring.monitor_only].",
-    "prediction_drift": "The report shows which scores moved, and which features with them.",
-    "missing": "Look at the newest rows of the source: who delivers them?",
-    "new_categories": "If the categories are right, train on rows that have them.",
-    "out_of_range": "If the unit is unchanged, train on rows that have such values.",
-    "performance_drift": "Train on the newer outcomes.",
-    "label_drift": "Outcomes are not as common as they were. See whether performance has fallen.",
-    "bias": "Compare the segments in the report. A gate on the same figure refuses such a version.",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """What a report is made of: samples, and how many rows they are drawn from."""
-
-    reference: pd.DataFrame
-    window: pd.DataFrame
-    reference_rows: int
-    window_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,102 +340,6 @@ def performance_line(measured: MeasuredMetric) -> ReportLine:
         feature=measured.metric,
         metric=GivenValue(title=title, value=measured.value, tests=tests),
         words=lambda _value: measured.words,
-    )
-
-
-def run_report(
-    lines: Sequence[ReportLine], samples: Samples
-) -> tuple[Snapshot, list[ReportLine]]:
-    """Run one report of all lines, once more without the metrics that raise.
-
-    Returns:
-        Evidently's snapshot, and the lines: those that are not in it are unknown.
-
-    """
-    try:
-        return _snapshot(lines, samples), [*lines]
-    except Exception:
-        log.warning("Evidently's report ended with an error", exc_info=True)
-    tried = [_try(line, samples) for line in lines]
-    return _snapshot([line for line in tried if not line.unknown], samples), tried
-
-
-def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
-    """Read a line's figure, limit and status from the report and its tests."""
-    if line.unknown:
-        return CheckResult(
-            name=line.name,
-            kind=line.kind,
-            status="unknown" if line.figure else "note",
-            words=line.unknown,
-            remedy=SEE_LOG,
-            feature=line.feature,
-        )
-    result = snapshot.metric_results[line.metric.metric_id]
-    figure = result.share if isinstance(result, CountValue) else result
-    value = float(figure.value)
-    test_statuses = {test.status for test in result.tests}
-    meanings = [STATUSES[status] for status in STATUSES if status in test_statuses]
-    status: Status = meanings[0] if meanings else "ok"  # the worst comes first
-    if status == "bad" and line.kind in ALERT_ONLY:
-        status = "alert"
-    # The limit that failed, else the farthest.
-    failed = [test for test in result.tests if test.status == TestStatus.FAIL]
-    limit_tests = failed or result.tests[-1:]
-    return CheckResult(
-        name=line.name,
-        kind=line.kind,
-        status=status,
-        value=value if math.isfinite(value) else None,
-        limit=limit_tests[0].test_config["threshold"] if limit_tests else None,
-        words=line.words(value),
-        remedy="" if status == "ok" else REMEDIES[line.kind],
-        feature=line.feature,
-    )
-
-
-def _try(line: ReportLine, samples: Samples) -> ReportLine:
-    """Report the line alone: the error of a report does not say which metric raised it.
-
-    Returns:
-        The line; with its figure alone where Evidently raises; unknown where that is not known.
-
-    """
-    try:
-        _snapshot([line], samples)
-    except Exception as exc:  # noqa: BLE001  (whatever a metric raises)
-        if line.figure is not None:
-            with suppress(Exception):
-                title = f"{line.name}, which Evidently cannot draw"
-                value = line.figure()
-                metric = GivenValue(title=title, value=value, tests=line.tests)
-                return replace(line, metric=metric)
-        error = type(exc).__name__
-        unknown = f"{line.feature}: Evidently cannot measure it: {error}"
-        return replace(line, unknown=unknown)
-    return line
-
-
-def _snapshot(lines: Sequence[ReportLine], samples: Samples) -> Snapshot:
-    window = samples.window
-    texts = [name for name in window if not pd.api.types.is_numeric_dtype(window[name])]
-    numbers = [name for name in window if name not in texts]
-    definition = DataDefinition(numerical_columns=numbers, categorical_columns=texts)
-    report = Report(
-        [
-            GivenValue(title="Rows of the whole window", value=samples.window_rows),
-            GivenValue(
-                title="Rows of the whole reference", value=samples.reference_rows
-            ),
-            RowCount(tests=[]),
-            *[line.metric for line in lines],
-        ]
-    )
-    return report.run(
-        current_data=Dataset.from_pandas(window, data_definition=definition),
-        reference_data=Dataset.from_pandas(
-            samples.reference, data_definition=definition
-        ),
     )
 
 
