@@ -5,41 +5,23 @@ snapshots that matured after those it was evaluated on, as many.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-import ibis
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from core.settings import Settings
-from core.spec import ModelSpec, entity_of
-from core.timestamps import BEGINNING
-from feature_engine.engines.engine import engine_connection
-from feature_engine.offline.raw import labels, open_raw, raw_table
+from core.spec import ModelSpec
+from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from feature_repo.definition import OWN_PREFIX
-from feature_repo.published.service import ARROW
+from monitoring.log.actuals import actuals, newest_known, units
 from monitoring.log.tables import ANSWERS, answered_rows, logged_scores
-from training.data.frame import (
-    TIME_TYPE,
-    build_frame,
-    require_outcome_key,
-    with_typed_labels,
-)
+from training.data.frame import build_frame
 from training.data.snapshots import dates, matured
 from training.evaluation.metrics import Labels, Scored
 from training.model.scoring import version_scores
-
-DAY = "event_timestamp"
-"""The column of a label's moment; here it is the beginning of a day."""
-FIRST = f"{OWN_PREFIX}first"
-"""Column of the time of an entity's first event of a day."""
 
 
 @dataclass(frozen=True)
@@ -141,181 +123,14 @@ def _is_judgeable(
 ) -> pc.Expression:
     """Choose rows of a model's `predictions` whose label has matured or that feedback names."""
     is_own = pc.field("model") == spec.name
-    is_matured = pc.field("as_of") <= _latest(spec, as_of)
+    is_matured = pc.field("as_of") <= newest_known(spec, as_of)
     if not feedback:  # then files that are too young need not be opened
         return is_own & is_matured
     is_named = pc.field("request_id").isin(pa.array([*feedback], pa.string()))
     return is_own & (is_matured | is_named)
 
 
-def actuals(
-    settings: Settings,
-    spec: ModelSpec,
-    answers: pa.Table,
-    feedback: Mapping[str, float],
-    as_of: datetime,
-) -> tuple[NDArray[np.float64], int]:
-    """Return what came true of each answer.
-
-    Args:
-        settings: Where raw data is.
-        spec: The model.
-        answers: Rows of `predictions`.
-        feedback: Actuals by request; raw data outranks them.
-        as_of: Outcomes known by then.
-
-    Returns:
-        Actuals, nan where they are not known yet, and how many answers fit several rows of the
-        label: of these raw data says nothing.
-
-    """
-    requests = answers["request_id"].to_pandas()
-    from_feedback = pd.Series(feedback, dtype=float).reindex(requests).to_numpy()
-    ambiguous_count = 0
-    if spec.snapshots.rows == "label":
-        from_raw_data, ambiguous_count = _row_labels(settings, spec, answers, as_of)
-    else:
-        from_raw_data = _matured_labels(settings, spec, answers, as_of)
-    actual = np.where(np.isnan(from_raw_data), from_feedback, from_raw_data)
-    return actual, ambiguous_count
-
-
-def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
-    """Return what names the outcome of each answer: a day of its entity, or a row of the label.
-
-    Args:
-        spec: The model.
-        answers: Rows of `predictions`, with `request_data`.
-
-    """
-    keys: pd.DataFrame = answers.select(["entity", "as_of"]).to_pandas()
-    if spec.snapshots.rows != "label":
-        keys["as_of"] = keys["as_of"].dt.floor("D")
-    elif spec.outcome_key:
-        sent = [json.loads(text) for text in answers["request_data"].to_pylist()]
-        for name in spec.outcome_key:
-            keys[name] = pd.Series([data.get(name) for data in sent], dtype=object)
-        # Without its key a request is about a row that nobody knows.
-        has_key = keys[[*spec.outcome_key]].notna().all(axis="columns")
-        keys["entity"] = keys["entity"].where(has_key)
-        del keys["as_of"]
-    return keys
-
-
-def _row_labels(
-    settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
-) -> tuple[NDArray[np.float64], int]:
-    """Return the label of the row that each answer is about, and how many fit several rows."""
-    values = np.full(answers.num_rows, np.nan)
-    keyed_answers = units(spec, answers).rename(columns={"as_of": DAY})
-    keyed_answers["place"] = range(answers.num_rows)
-    keys = _entity_keys(spec, [*keyed_answers["entity"].dropna().unique()])
-    keyed_answers = keyed_answers.merge(keys, on="entity")
-    if keyed_answers.empty:
-        return values, 0
-    dataset = load_dataset(spec.dataset)
-    label = dataset.labels[spec.label]
-    outcome_key = spec.outcome_key or {}
-    key = [*spec.entity_key, *(outcome_key or [DAY])]
-    for name, kind in outcome_key.items():
-        keyed_answers[name] = keyed_answers[name].astype(
-            "int64" if kind == "int64" else "object"
-        )
-    with engine_connection(settings) as connection:
-        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
-        known_until = _latest(spec, as_of).as_py()
-        rows = labels(raw, label, [BEGINNING, known_until], own_rows=True)
-        require_outcome_key(spec, rows)
-        entities = {name: keyed_answers[name] for name in spec.entity_key}
-        wanted_entities = ibis.memtable(pd.DataFrame(entities).drop_duplicates())
-        rows = rows.semi_join(wanted_entities, [*spec.entity_key])
-        rows = rows.mutate(
-            {name: rows[name].cast(outcome_key[name]) for name in outcome_key}
-        )
-        known_rows = with_typed_labels(
-            spec, rows.select(*key, "label").to_pyarrow()
-        ).to_pandas()
-    is_ambiguous = known_rows.duplicated(key, keep=False)
-    certain_rows = known_rows[~is_ambiguous]
-    ambiguous_rows = known_rows[is_ambiguous].drop_duplicates(key)
-    ambiguous_count = len(keyed_answers.merge(ambiguous_rows, on=key))
-    matches = keyed_answers.merge(certain_rows, on=key)
-    values[matches["place"]] = matches["label"]
-    return values, ambiguous_count
-
-
 def _is_telling(spec: ModelSpec, rows: pa.Table) -> bool:
     """Say whether there are enough rows, and more than one outcome."""
     is_enough = rows.num_rows >= spec.monitoring.fewest
     return is_enough and bool(pc.count_distinct(rows["label"]).as_py() > 1)
-
-
-def _matured_labels(
-    settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
-) -> NDArray[np.float64]:
-    """Return the label of each answer by its entity and its day (UTC); nan before it has matured.
-
-    Labels are defined per entity and day. An answer given after another event of the entity on that
-    day has no label.
-    """
-    day_values = np.full(answers.num_rows, np.nan)
-    known_answers = answers.select(["entity", "as_of"]).to_pandas()
-    known_answers["place"] = range(answers.num_rows)
-    is_matured = known_answers["as_of"] <= _latest(spec, as_of).as_py()
-    matured_answers = known_answers[is_matured]
-    keys = _entity_keys(spec, matured_answers["entity"].dropna().unique())
-    answers_with_keys = matured_answers.merge(keys, on="entity")
-    if answers_with_keys.empty:
-        return day_values
-    answers_with_keys[DAY] = answers_with_keys["as_of"].dt.floor("D")
-    day_labels = _day_labels(settings, spec, answers_with_keys, as_of)
-    labelled_answers = answers_with_keys.merge(day_labels, on=[*spec.entity_key, DAY])
-    is_after_event = labelled_answers["as_of"] >= labelled_answers[FIRST]
-    certain_answers = labelled_answers[~is_after_event]
-    day_values[certain_answers["place"]] = certain_answers["label"]
-    return day_values
-
-
-def _day_labels(
-    settings: Settings, spec: ModelSpec, answers: pd.DataFrame, as_of: datetime
-) -> pd.DataFrame:
-    """Return the labels of the days of answers, by entity.
-
-    `time` is that of the entity's first event after the day began, NaT if there was none.
-    """
-    dataset = load_dataset(spec.dataset)
-    owner = dataset.entity
-    days = [day.to_pydatetime() for day in sorted(answers[DAY].unique())]
-    last = answers["as_of"].max().to_pydatetime()
-    with engine_connection(settings) as connection:
-        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
-        label_rows = labels(raw, dataset.labels[spec.label], days)
-        day_labels = with_typed_labels(spec, label_rows.to_pyarrow()).to_pandas()
-        time = raw[dataset.event_time]
-        within = raw.filter(time.between(days[0], last))
-        key = within[owner].cast(spec.entity_key[owner])
-        events = within.select({owner: key, FIRST: time}).to_pyarrow()
-    event_rows = events.set_column(1, FIRST, events[FIRST].cast(TIME_TYPE)).to_pandas()
-    event_rows[DAY] = event_rows[FIRST].dt.floor("D")
-    event_rows = event_rows[event_rows[FIRST] > event_rows[DAY]]
-    first_events = event_rows.groupby([owner, DAY], as_index=False)[FIRST].min()
-    labelled_days: pd.DataFrame = day_labels[[*spec.entity_key, DAY, "label"]]
-    return labelled_days.merge(first_events, on=[owner, DAY], how="left")
-
-
-def _latest(spec: ModelSpec, as_of: datetime) -> pa.Scalar:
-    """Return the last moment whose label is known at `as_of`."""
-    label = load_dataset(spec.dataset).labels[spec.label]
-    return pa.scalar(as_of - label.horizon - label.lateness, TIME_TYPE)
-
-
-def _entity_keys(spec: ModelSpec, entities: Sequence[str]) -> pd.DataFrame:
-    """Return the key columns of each `entity` that is one of the spec's."""
-    rows = []
-    for text in entities:
-        with suppress(TypeError, ValueError):
-            rows.append({"entity": text, **entity_of(spec.entity_key, text)})
-    kinds = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
-    schema = pa.schema(kinds | {"entity": pa.string()})
-    keys: pd.DataFrame = pa.Table.from_pylist(rows, schema).to_pandas()
-    return keys

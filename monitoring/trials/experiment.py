@@ -25,8 +25,8 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.rules import of_newest_model
 from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, RoleAssignment
 from monitoring.harm import harm, measure_variants, rollout_limits
+from monitoring.log.actuals import actuals, units
 from monitoring.log.collect import collect
-from monitoring.log.outcomes import actuals, units
 from monitoring.log.tables import ANSWERS, answered_rows, join_outcomes, logged_scores
 from training.evaluation.metrics import Scored, losses
 from training.evaluation.reference import spec_of_version

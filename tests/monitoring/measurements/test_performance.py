@@ -5,8 +5,9 @@ import pyarrow.compute as pc
 import pytest
 
 from core.spec.monitoring import MetricLimit, Monitoring
+from monitoring.log.actuals import actuals
 from monitoring.log.collect import collect
-from monitoring.log.outcomes import actuals, online_outcomes
+from monitoring.log.outcomes import online_outcomes
 from monitoring.log.tables import ANSWERS, answered_rows
 from monitoring.measurements.performance import bad_from
 from tests.conftest import AS_OF

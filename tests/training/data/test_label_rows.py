@@ -15,7 +15,8 @@ from core.spec.training import Snapshots
 from feature_engine.offline.raw import raw_table
 from feature_repo.definition import Label
 from mlflow_server.api.registry import Registry
-from monitoring.log.outcomes import actuals, backfilled_outcomes, units
+from monitoring.log.actuals import actuals, units
+from monitoring.log.outcomes import backfilled_outcomes
 from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, changed, train
