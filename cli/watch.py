@@ -18,7 +18,7 @@ from core.spec import load_spec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from monitoring.monitor import MonitorReport
+    from monitoring.conclude import MonitorReport
     from monitoring.trials.experiment import ExperimentReport
 
 
