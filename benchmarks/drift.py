@@ -91,12 +91,12 @@ def ours(home: str) -> dict[str, float]:
 
     from mlflow_server.roles import RoleAssignment  # noqa: PLC0415
     from monitoring.checks.report import report_results  # noqa: PLC0415
-    from monitoring.log.window import window  # noqa: PLC0415
+    from monitoring.log.window import read_window  # noqa: PLC0415
 
     before = reference()
     settings = load_settings(home=Path(home))
     began = time.perf_counter()
-    seen = window(settings, RoleAssignment("m", 0), "1", FEATURES, UNTIL)
+    seen = read_window(settings, RoleAssignment("m", 0), "1", FEATURES, UNTIL)
     results = report_results(Monitoring(), before, seen.rows, [], Path(home))
     seconds = time.perf_counter() - began
     psi = [result.value or 0 for result in results if result.name.startswith("psi/")]

@@ -1,7 +1,7 @@
 """The end of a monitoring run: verdict, decision, and what is done about them."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from math import isfinite
@@ -23,15 +23,18 @@ from monitoring.decisions.decision import (
     decide,
     describe,
     find_reasons,
+    harm_in,
     judge,
 )
-from monitoring.decisions.past import COUNTS, load_past
+from monitoring.decisions.past import SERVING_COUNTS, load_past, read_last_retraining
 from monitoring.decisions.store import DecisionRow, store_checks, store_decision
-from monitoring.run import WHO, MonitoringRun
+from monitoring.run import MonitoringRun
 from training.runs import nothing_new
 
+AUTHOR = "monitor"
+"""Author of the ledger rows that a monitoring run writes."""
 NOT_STORED = "decisions cannot be stored"
-CHECKS_NOT_STORED = "what the checks found cannot be stored"
+CHECKS_NOT_STORED = "the results of the checks cannot be stored"
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,18 @@ class MonitorReport:
     """One monitoring run of one model.
 
     Attributes:
-        model: Its name.
-        as_of: The moment, aware UTC.
+        model: Name of the model.
+        as_of: Moment of the run, aware UTC.
         version: The version in production; None if there is none.
-        verdict: See monitoring/decisions/decision.py.
+        verdict: Verdict on the window: see monitoring/decisions/decision.py.
         words: The verdict in one sentence.
-        decision: What follows.
-        cause: Names the incident, and what a retraining answers.
-        entities: Of the window.
-        results: What the checks found.
-        left_out: Predictions of the window that do not count, by why.
-        outcomes_left_out: Lines of feedback that do not count, by why.
-        malformed: Lines of the logs that are no rows.
+        decision: The decision that follows from the verdict.
+        cause: Name of the incident, and of the cause that a retraining answers.
+        entities: Number of entities in the window.
+        results: Results of the checks.
+        left_out: Number of predictions of the window that do not count, by reason.
+        outcomes_left_out: Number of lines of feedback that do not count, by reason.
+        malformed: Number of log lines that could not be read.
 
     """
 
@@ -69,7 +72,7 @@ class MonitorReport:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The value of each check that has one, by its name."""
+        """The value of each check that has one, by the name of the check's result."""
         return {
             result.name: result.value
             for result in self.results
@@ -77,7 +80,7 @@ class MonitorReport:
         }
 
     def summary(self) -> str:
-        """Say in one line what was seen and what follows."""
+        """Return verdict and decision in one line."""
         return (
             f"{self.model} version {self.version}: {self.words}; "
             f"{self.decision.action} ({self.decision.rule})"
@@ -89,77 +92,95 @@ def conclude(
 ) -> MonitorReport:
     """Decide, act and store the decision.
 
-    From reading the last decisions to storing this one it is one step under the model's lock: of
-    two runs at once one retrains. A harmful version goes back whatever cannot be read or stored.
+    The past is read once more under the model's lock, and the decision is stored before the lock
+    is free: another run may have decided since this one began, and of two runs only one retrains.
+    A harmful version is rolled back even where the lock cannot be taken, or decisions can be
+    neither read nor stored.
+
+    Args:
+        run: The run, as its checks saw it.
+        results: Results of the checks.
+        malformed: Number of log lines that could not be read.
 
     Raises:
-        DataError: The decision could not be stored; that is alerted of.
-        RegistryError, PromotionRefusedError: There was no going back; that is alerted of, too.
+        RegistryError, PromotionRefusedError: The rollback failed. An alert says so, too.
+        DataError: The lock could not be taken, or decisions could not be read: then nothing but
+            a rollback is done. Or the decision could not be stored: an alert says so, too.
 
     """
     settings = run.settings
     model = run.spec.name
-    problem: GyreError | None = None
+    is_harmful = harm_in(results) is not None
     with Alerts(settings) as alerts:
-        with ExitStack() as step:
-            try:
-                step.enter_context(one_writer(settings, f"monitor_{model}"))
-            except DataError as exc:
-                problem = exc
-            past = load_past(
-                settings, run.newest_spec, run.model, run.version, run.as_of
-            )
-            problem = problem or past.problem
+        with _lock_if_free(settings, f"monitor_{model}") as lock_error:
+            past = load_past(settings, run.model, run.version, run.as_of)
+            if not is_harmful:
+                _raise_first(lock_error, past.error)
             run = replace(run, past=past)
             inputs = decision_inputs(run, results)
-            if problem and inputs.harm is None:
-                raise problem
             report = _report(run, inputs, results, malformed)
             if report.decision.rule == STALE:
                 return report
-            # First: nothing stored is worth a harmful version's next minute.
-            problem = act(settings, alerts, report, inputs.previous) or problem
-            try:
-                store_decision(settings, _decision_row(run, report, inputs))
-            except DataError as exc:
-                alerts.note(model, NOT_STORED, f"{NOT_STORED}: {exc}", run.as_of)
-                problem = problem or exc
+            # First: a harmful version answers requests until it is rolled back.
+            rollback_error = act(settings, alerts, report, inputs.previous)
+            storing_error = _store_decision(run, report, inputs, alerts)
         alerts.deliver(model, run.as_of)
-        try:
-            store_checks(settings, model, run.as_of, results)
-        except DataError as exc:
-            alerts.note(
-                model, CHECKS_NOT_STORED, f"{CHECKS_NOT_STORED}: {exc}", run.as_of
-            )
-    if problem:
-        raise problem
+        _store_results(run, results, alerts)
+    _raise_first(rollback_error, lock_error, past.error, storing_error)
     return report
 
 
+@contextmanager
+def _lock_if_free(settings: Settings, name: str) -> Iterator[DataError | None]:
+    """Hold a lock during the block. Where it cannot be taken, yield the error and hold none."""
+    lock_error: DataError | None = None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(one_writer(settings, name))
+        except DataError as exc:
+            lock_error = exc
+        yield lock_error
+
+
+def _raise_first(*errors: GyreError | None) -> None:
+    """Raise the first error that is not None."""
+    for error in errors:
+        if error is not None:
+            raise error
+
+
 def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Inputs:
-    """Return everything that the decision depends on."""
+    """Return everything that the decision depends on.
+
+    Raises:
+        RegistryError, DataError: A store does not answer.
+
+    """
     past = run.past
     limits = run.spec.monitoring
     verdict = judge(results)
-    harm = (
-        result.words for result in results if result.status == "harmful" and result.acts
-    )
-    earlier = [row.verdict for row in past.own]
+    harm = harm_in(results)
+    last_retraining = None
+    if harm is None:  # a rollback does not wait for it
+        last_retraining = read_last_retraining(
+            run.settings, run.newest_spec, run.model, past
+        )
+    earlier_verdicts = [row.verdict for row in past.own]
     inputs = Inputs(
         as_of=run.as_of,
         version=run.version,
-        verdicts=(*earlier, verdict),
+        verdicts=(*earlier_verdicts, verdict),
         findings=tuple(find_reasons(verdict, results)),
-        harm=next(harm, None),
+        harm=harm,
         previous=past.previous,
-        last_retraining=past.last_retraining,
+        last_retraining=last_retraining,
         last_promotion=past.promotion.time if past.promotion else None,
         cooldown=timedelta(hours=limits.cooldown_hours),
         windows=limits.windows,
         bad_windows=limits.bad_windows,
     )
     if decide(inputs).action == "retrain":
-        # That there is nothing at all to learn from is the training's to say.
+        # The training reports an error better, such as that a dataset has no rows.
         with suppress(GyreError):
             news = nothing_new(run.settings, run.newest_spec, run.as_of)
             inputs = replace(inputs, nothing_new=news)
@@ -172,7 +193,7 @@ def _report(
     verdict = inputs.verdicts[-1]
     cause = f"drift of version {run.version}"
     if inputs.harm is not None:
-        # Of the same version, put back since, it is another incident.
+        # The row: a version that is put back and does harm once more is another incident.
         row = run.past.promotion.sequence if run.past.promotion else 0
         cause = f"harm of version {run.version} (ledger row {row})"
     return MonitorReport(
@@ -191,11 +212,12 @@ def _report(
     )
 
 
-def _decision_row(
-    run: MonitoringRun, report: MonitorReport, inputs: Inputs
-) -> DecisionRow:
+def _store_decision(
+    run: MonitoringRun, report: MonitorReport, inputs: Inputs, alerts: Alerts
+) -> DataError | None:
+    """Store the decision. Where that fails, note an alert and return the error."""
     counts = run.serving
-    return DecisionRow(
+    row = DecisionRow(
         model=report.model,
         created=run.model.created,
         version=run.version,
@@ -205,26 +227,51 @@ def _decision_row(
         cause=report.cause,
         inputs=INPUTS.dump_json(inputs).decode(),
         entities=report.entities,
-        serving=None if counts is None else COUNTS.dump_json(counts).decode(),
+        serving=None if counts is None else SERVING_COUNTS.dump_json(counts).decode(),
         **asdict(report.decision),
     )
+    try:
+        store_decision(run.settings, row)
+    except DataError as exc:
+        alerts.note(report.model, NOT_STORED, f"{NOT_STORED}: {exc}", report.as_of)
+        return exc
+    return None
+
+
+def _store_results(
+    run: MonitoringRun, results: Sequence[CheckResult], alerts: Alerts
+) -> None:
+    """Store the results of the checks. Where that fails, note an alert for the next delivery."""
+    model = run.spec.name
+    try:
+        store_checks(run.settings, model, run.as_of, results)
+    except DataError as exc:
+        message = f"{CHECKS_NOT_STORED}: {exc}"
+        alerts.note(model, CHECKS_NOT_STORED, message, run.as_of)
 
 
 def act(
     settings: Settings, alerts: Alerts, report: MonitorReport, previous: str | None
 ) -> GyreError | None:
-    """Note alerts, one per incident, and go back where the version does harm.
+    """Note alerts, one for each incident, and roll back a version that does harm.
 
-    Alerts are stored before the rollback and delivered after it, so that no receiver delays it.
+    An alert is stored before the rollback and delivered after it, so that no receiver delays the
+    rollback.
+
+    Args:
+        settings: Settings of the installation.
+        alerts: Store of the alerts.
+        report: Report of the run.
+        previous: The version to go back to.
 
     Returns:
-        Why there was no going back; that is alerted of, too.
+        Why the rollback failed, which the alert says too; None if it did not fail.
 
     """
     at = report.as_of
     model = report.model
-    problem: GyreError | None = None
     incident = report.cause
+    rollback_error: GyreError | None = None
     open_causes = {row["cause"] for row in alerts.rows(model) if is_open(row, at)}
     goes_on = report.verdict == "bad" and incident in open_causes
     if report.decision.action != "nothing" or goes_on:
@@ -232,15 +279,15 @@ def act(
         alerts.note(model, incident, content, at)
         try:
             if report.decision.action == "rollback":
-                _go_back(settings, report, str(previous))
+                _roll_back(settings, report, str(previous))
         except GyreError as exc:
-            problem = exc
+            rollback_error = exc
             message = f"{content.message}; the rollback failed: {exc}"
             alerts.note(model, incident, replace(content, message=message), at)
     for result in report.results:
         if result.acts and result.status in {"alert", "unknown"}:
             alerts.note(model, result.incident, _check_alert(report, result), at)
-    return problem
+    return rollback_error
 
 
 def _check_alert(report: MonitorReport, result: CheckResult) -> DriftAlert:
@@ -257,7 +304,7 @@ def _check_alert(report: MonitorReport, result: CheckResult) -> DriftAlert:
 
 
 def _decision_alert(report: MonitorReport) -> DriftAlert:
-    """Name the result that is furthest beyond its limit, and say what is done."""
+    """Return an alert of the decision that names the result farthest from its limit."""
     decision = report.decision
     verdict = report.verdict.replace("_", " ")
     is_harm = decision.rule == "harm"
@@ -279,11 +326,11 @@ def _decision_alert(report: MonitorReport) -> DriftAlert:
     )
 
 
-def _go_back(settings: Settings, report: MonitorReport, previous: str) -> None:
-    """Put the version before into production.
+def _roll_back(settings: Settings, report: MonitorReport, previous: str) -> None:
+    """Put the previous version into production.
 
     Raises:
-        RegistryError: Its files are not those registered, or MLflow does not answer.
+        RegistryError: Its files differ from those that were registered, or MLflow does not answer.
         PromotionRefusedError: Another version has come into production since.
 
     """
@@ -298,7 +345,7 @@ def _go_back(settings: Settings, report: MonitorReport, previous: str) -> None:
             ledger,
             model,
             previous,
-            who=WHO,
+            who=AUTHOR,
             why=report.decision.reason,
             action="automatic rollback",
             replaces=report.version,

@@ -1,7 +1,7 @@
-"""`monitor_<MODEL>`: what was logged becomes a verdict, and the verdict a decision.
+"""`monitor_<MODEL>`: the prediction log becomes a verdict, and the verdict a decision.
 
-Done here are the way back, alerts, and figures in MLflow. The caller starts a retraining (in
-Airflow by an Asset event): this process may not be Airflow's.
+A run rolls back, alerts, and writes its figures to MLflow. The caller starts a retraining (in
+Airflow by an Asset event), as this process may not be one of Airflow's.
 """
 
 import logging
@@ -20,10 +20,7 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import reconcile
 from monitoring.checks.check_list import run_checks
 from monitoring.conclude import MonitorReport, conclude
-from monitoring.decisions.decision import (
-    STALE,
-    Decision,
-)
+from monitoring.decisions.decision import STALE, Decision
 from monitoring.log.collect import collect
 from monitoring.run import prepare
 
@@ -33,19 +30,19 @@ ABOUT_EXPERIMENT = (
     "version; Evidently's reports are its artifacts. `psi/` is the drift of each feature, "
     "`online/` and `backfilled/` are metrics on outcomes that came since."
 )
-"""What MLflow's page of the experiment says above its runs."""
-NOT_PUBLISHED = "what the checks found is not in MLflow"
-NOT_IN_A_NAME = re.compile(r"[^\w./ -]")
-"""MLflow refuses such a character in the name of a metric, such as the "=" of a segment."""
+"""Text above the runs on MLflow's page of the experiment."""
+NOT_PUBLISHED = "the results of the checks are not in MLflow"
+NOT_IN_A_METRIC = re.compile(r"[^\w./ -]")
+"""Characters that MLflow refuses in the name of a metric, such as the "=" of a segment."""
 
 
 def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorReport:
     """Check the version in production as of `as_of`; store verdict and decision; act on it.
 
-    Where `as_of` is older than the newest promotion, the report is returned and nothing else done.
+    Where `as_of` is older than the newest promotion, nothing is stored or done.
 
     Raises:
-        RegistryError, DataError: A store that it needs does not answer.
+        RegistryError, DataError: A store does not answer: see `conclude`.
 
     """
     collected = collect(settings)
@@ -70,14 +67,14 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         run, reference = prepare(settings, spec, version, as_of, folder)
         report = conclude(run, run_checks(run, reference), collected.malformed)
         if report.decision.rule != STALE:
-            _publish_or_tell(settings, spec, report, folder)
+            _publish_or_alert(settings, spec, report, folder)
     return report
 
 
-def _publish_or_tell(
+def _publish_or_alert(
     settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path
 ) -> None:
-    """Publish; a failure is alerted of, and ends nothing that was decided."""
+    """Write a run to MLflow. A failure raises an alert, and the decision stands."""
     try:
         _publish(settings, spec, report, folder)
     except Exception as exc:
@@ -90,7 +87,10 @@ def _publish_or_tell(
 def _publish(
     settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path
 ) -> None:
-    """Figures as metric series of the version's monitoring run; the report when news or daily."""
+    """Log the figures as metric series of the version's run in MLflow.
+
+    Evidently's report is added once a day, and whenever the verdict changes.
+    """
     tracking = Tracking(settings)
     key = f"{spec.name} version {report.version}"
     run_id = tracking.start_or_find_run(
@@ -101,9 +101,9 @@ def _publish(
         about=ABOUT_EXPERIMENT,
     )
     metrics = {
-        NOT_IN_A_NAME.sub("_", name): value for name, value in report.figures.items()
+        NOT_IN_A_METRIC.sub("_", name): value for name, value in report.figures.items()
     }
-    # A step makes MLflow draw a line; without one it draws the last value.
+    # With steps MLflow draws a line, without them the last value alone.
     run = tracking.run(run_id)
     seconds = (report.as_of - run.started).total_seconds()
     tracking.log(
@@ -113,11 +113,11 @@ def _publish(
         at=report.as_of,
         step=round(seconds / 3600),
     )
-    stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
-    if run.tags.get("reported") != stamp:
+    reported = f"{report.verdict} {report.as_of:%Y-%m-%d}"
+    if run.tags.get("reported") != reported:
         tracking.log_artifacts(
             run_id, str(folder), f"reports/{report.as_of:%Y-%m-%dT%H%M%S}"
         )
-        tracking.log(run_id, tags={"reported": stamp})
-    # Until the next monitoring run, which writes into the same run of MLflow.
+        tracking.log(run_id, tags={"reported": reported})
+    # The next monitoring run writes into the same run of MLflow.
     tracking.end(run_id)

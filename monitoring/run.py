@@ -1,9 +1,9 @@
-"""One monitoring run: everything that its checks look at, read once."""
+"""A monitoring run: everything that its checks look at, read once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from core.errors import GyreError
@@ -15,35 +15,32 @@ from mlflow_server.roles import RoleAssignment
 from monitoring.decisions.past import Past, load_past
 from monitoring.log.outcomes import Outcomes, backfilled_outcomes, online_outcomes
 from monitoring.log.tables import KnownOutcomes, join_outcomes
-from monitoring.log.window import Window, window
+from monitoring.log.window import Window, read_window
 from monitoring.measurements.labels import label_change
 from monitoring.measurements.performance import Judged, measure
 from monitoring.measurements.segments import segments_of_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from training.evaluation.reference import Reference, load_reference, spec_of_version
 
-WHO = "monitor"
-"""Who, in the ledger."""
-
 
 @dataclass(frozen=True)
 class MonitoringRun:
-    """What is known of the version in production as of a moment.
+    """Everything that the checks of a run look at, as of a moment.
 
     Attributes:
-        settings: Of the installation.
-        spec: Of the model, as the version was trained.
-        newest_spec: As it is now, for the next training.
+        settings: Settings of the installation.
+        spec: Spec of the model by which the version was trained.
+        newest_spec: Spec of the model as it is now, for the next training.
         model: The model as it is registered now.
         version: The version in production.
-        as_of: The moment, aware UTC.
-        past: Ledger and decisions before it.
+        as_of: Moment of the run, aware UTC.
+        past: Ledger and decisions before the run.
         window: The last prediction of each entity in 24 hours.
-        outcomes: What feedback says.
-        serving: What each replica of serving has counted; None where one does not answer.
-        folder: Where Evidently's reports go.
-        judged: Predictions whose outcome is known, backfilled and online, and metrics on them.
-        unmeasured: Why one of these could not be read.
+        outcomes: Outcomes that feedback told.
+        serving: Counts of each replica of serving; None where one does not answer.
+        folder: Folder for Evidently's reports.
+        judged: Rows whose outcome is known, backfilled and online, with the metrics on them.
+        unmeasured: Why backfilled or online outcomes could not be read or measured.
 
     """
 
@@ -71,44 +68,43 @@ def prepare(
 ) -> tuple[MonitoringRun, Reference | str]:
     """Read what the checks need.
 
+    Args:
+        settings: Settings of the installation.
+        newest_spec: Spec of the model as it is now.
+        version: The version in production.
+        as_of: Moment of the run.
+        folder: Folder for Evidently's reports.
+
     Returns:
         The run, and the version's reference or why there is none.
 
     Raises:
-        RegistryError, DataError: A store that it needs does not answer.
+        RegistryError, DataError: A store does not answer.
 
     """
     spec = spec_of_version(settings, newest_spec, version)
     registry = Registry(settings)
     model = registry.assignment(spec.name)
+    features = spec.features
     reference: Reference | str
     try:
         reference = load_reference(settings, registry.version(spec.name, version))
         features = reference.features
     except GyreError as exc:
         reference = str(exc)
-        features = spec.features
     outcomes = join_outcomes(settings, spec, as_of)
     judged: list[Judged] = []
     unmeasured: list[str] = []
     if isinstance(reference, Reference):
-        readers = [
-            partial(backfilled_outcomes, evaluated_on=reference.snapshot),
-            partial(
-                online_outcomes,
-                created=model.created,
-                feedback=outcomes.known,
-                threshold=reference.threshold,
-            ),
-        ]
-        for read in readers:
-            # What cannot be read must not keep a harmful version.
-            try:
-                rows = read(settings, spec, version, as_of=as_of)
-                if rows:
-                    judged.append(_judge(spec, rows, reference))
-            except Exception as exc:  # noqa: BLE001
-                unmeasured.append(in_one_line(exc))
+        judged, unmeasured = _judge_outcomes(
+            settings,
+            spec,
+            version,
+            created=model.created,
+            feedback=outcomes.known,
+            reference=reference,
+            as_of=as_of,
+        )
     run = MonitoringRun(
         settings=settings,
         spec=spec,
@@ -116,8 +112,8 @@ def prepare(
         model=model,
         version=version,
         as_of=as_of,
-        past=load_past(settings, newest_spec, model, version, as_of),
-        window=window(settings, model, version, features, as_of, spec.classes),
+        past=load_past(settings, model, version, as_of),
+        window=read_window(settings, model, version, features, as_of, spec.classes),
         outcomes=outcomes,
         serving=serving_counts(settings),
         folder=folder,
@@ -125,6 +121,44 @@ def prepare(
         unmeasured=unmeasured,
     )
     return run, reference
+
+
+def _judge_outcomes(
+    settings: Settings,
+    spec: ModelSpec,
+    version: str,
+    *,
+    created: int,
+    feedback: Mapping[str, float],
+    reference: Reference,
+    as_of: datetime,
+) -> tuple[list[Judged], list[str]]:
+    """Return backfilled and online outcomes with their metrics, and why one could not be read."""
+    judged: list[Judged] = []
+    errors: list[str] = []
+    with _collecting(errors):
+        backfilled = backfilled_outcomes(
+            settings, spec, version, reference.snapshot, as_of
+        )
+        if backfilled:
+            judged.append(_judge(spec, backfilled, reference))
+    with _collecting(errors):
+        threshold = reference.threshold
+        online = online_outcomes(
+            settings, spec, version, created, feedback, threshold, as_of
+        )
+        if online:
+            judged.append(_judge(spec, online, reference))
+    return judged, errors
+
+
+@contextmanager
+def _collecting(errors: list[str]) -> Iterator[None]:
+    """Collect an error of the block: the other checks may still find that a version does harm."""
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001  (whatever a team's model raises)
+        errors.append(in_one_line(exc))
 
 
 def _judge(spec: ModelSpec, outcomes: Outcomes, reference: Reference) -> Judged:

@@ -123,6 +123,14 @@ def has_too_few_entities(results: Sequence[CheckResult]) -> bool:
     )
 
 
+def harm_in(results: Sequence[CheckResult]) -> str | None:
+    """Return the words of the first harmful result that acts; None if there is none."""
+    for result in results:
+        if result.status == "harmful" and result.acts:
+            return result.words
+    return None
+
+
 def find_reasons(verdict: Verdict, results: Sequence[CheckResult]) -> list[str]:
     """Return the words of the results that a verdict follows from."""
     statuses = {"bad": "bad", "unknown": "unknown", "insufficient_data": "unknown"}

@@ -1,4 +1,4 @@
-"""What was before a monitoring run: its decisions, and the ledger's rows of its model."""
+"""The past of a monitoring run: earlier decisions, and the roles that versions had."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ from monitoring.decisions.store import DecisionRow, newest_decisions
 from monitoring.serving_status import ServingCounts
 from training.runs import moment_of
 
-COUNTS = TypeAdapter(dict[str, ServingCounts])
-"""What each replica had counted, in a decision's row."""
+SERVING_COUNTS = TypeAdapter(dict[str, ServingCounts])
+"""Counts of serving by replica, in the row of a decision."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Past:
-    """What was before a monitoring run.
+    """The past of a monitoring run.
 
     Attributes:
         version: The version in production.
-        as_of: The moment of the run.
+        as_of: Moment of the run.
         promotion: The ledger's row that put the version into production.
         previous: The version to go back to.
-        decisions: The newest of the model before `as_of`, oldest first.
-        last_retraining: When a retraining was last decided that made a version, or still may.
-        problem: Why decisions cannot be read; there are none then.
+        training_ids: Ids of the trainings that made the registered versions.
+        decisions: The newest decisions on the model before `as_of`, oldest first.
+        error: Why decisions cannot be read; there are none then.
 
     """
 
@@ -43,9 +43,9 @@ class Past:
     as_of: datetime
     promotion: LedgerRow | None
     previous: str | None
-    decisions: list[DecisionRow]
-    last_retraining: datetime | None
-    problem: DataError | None = None
+    training_ids: Collection[str]
+    decisions: Sequence[DecisionRow]
+    error: DataError | None = None
 
     @property
     def own(self) -> list[DecisionRow]:
@@ -59,20 +59,22 @@ class Past:
 
     @property
     def serving(self) -> dict[str, ServingCounts] | None:
-        """What serving had counted at the last run, by replica; None if that is unknown."""
+        """Counts of serving at the last run, by replica; None if they are unknown."""
         if not self.decisions or self.decisions[-1].serving is None:
             return None
-        return COUNTS.validate_json(self.decisions[-1].serving)
+        return SERVING_COUNTS.validate_json(self.decisions[-1].serving)
 
 
 def load_past(
-    settings: Settings,
-    spec: ModelSpec,
-    model: RoleAssignment,
-    version: str,
-    as_of: datetime,
+    settings: Settings, model: RoleAssignment, version: str, as_of: datetime
 ) -> Past:
-    """Read what is known by now.
+    """Read ledger, registered versions and decisions.
+
+    Args:
+        settings: Settings of the installation.
+        model: The model.
+        version: The version in production.
+        as_of: Moment of the run.
 
     Raises:
         RegistryError: MLflow or the ledger does not answer.
@@ -81,51 +83,64 @@ def load_past(
     with Ledger(settings) as ledger:
         rows = ledger.rows(model.name, model.created)
     versions = Registry(settings).versions(model.name)
-    trainings = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
     decisions: list[DecisionRow] = []
-    retrainings: list[DecisionRow] = []
-    problem: DataError | None = None
+    error: DataError | None = None
     try:
         decisions = newest_decisions(settings, model.name, created=model.created)
-        retrainings = newest_decisions(
-            settings, model.name, action="retrain", created=model.created
-        )
     except DataError as exc:
-        problem = exc
-    earlier = [row for row in retrainings if row.as_of != as_of]
+        error = exc
     return Past(
         version=version,
         as_of=as_of,
         promotion=last_applied(rows, PRODUCTION),
         previous=previous_version(rows, {row.version for row in versions}),
+        training_ids={row.run_id for row in versions},
         decisions=[row for row in decisions if row.as_of < as_of],
-        last_retraining=last_retraining(
-            earlier, trainings, {row.run_id for row in versions}
-        ),
-        problem=problem,
+        error=error,
     )
+
+
+def read_last_retraining(
+    settings: Settings, spec: ModelSpec, model: RoleAssignment, past: Past
+) -> datetime | None:
+    """Read decisions and trainings for `last_retraining`.
+
+    A decision as of the moment of the run itself is left out: an earlier try of the run made it.
+
+    Raises:
+        RegistryError, DataError: A store does not answer.
+
+    """
+    decisions = newest_decisions(
+        settings, model.name, action="retrain", created=model.created
+    )
+    trainings = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
+    earlier_decisions = [row for row in decisions if row.as_of != past.as_of]
+    return last_retraining(earlier_decisions, trainings, past.training_ids)
 
 
 def last_retraining(
     decisions: Sequence[DecisionRow],
     trainings: Sequence[Run],
-    run_ids: Collection[str],
+    training_ids: Collection[str],
 ) -> datetime | None:
     """Return when a retraining was last decided that made a version, or still may.
 
-    A training answers what was decided up to its moment. Where it finished without a version,
-    nothing is decided before further rows mature.
+    A training answers the decisions up to its moment. A decision whose training finished without
+    a version does not count: nothing is decided again before further rows mature.
 
     Args:
-        decisions: To retrain, oldest first.
-        trainings: All of the model.
-        run_ids: Trainings of the registered versions.
+        decisions: Decisions to retrain, oldest first.
+        trainings: All trainings of the model.
+        training_ids: Ids of the trainings that made the registered versions.
 
     """
     for decision in reversed(decisions):
         answers = [run for run in trainings if moment_of(run) >= decision.as_of]
         answer = min(answers, key=moment_of, default=None)
-        if answer is None or answer.status != "FINISHED" or answer.run_id in run_ids:
+        if answer is None or answer.status != "FINISHED":
+            return decision.as_of
+        if answer.run_id in training_ids:
             return decision.as_of
     return None
 
@@ -133,9 +148,9 @@ def last_retraining(
 def previous_version(
     rows: Sequence[LedgerRow], registered: Collection[str]
 ) -> str | None:
-    """Return the registered version that was in production before that of today.
+    """Return the newest registered version that was in production before that of today.
 
-    A version that a monitor rolled back is left out.
+    A version that a monitoring run rolled back is left out.
     """
     harmful = {
         row.from_version

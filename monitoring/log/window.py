@@ -39,7 +39,7 @@ FROM (
     QUALIFY row_number() OVER (PARTITION BY entity ORDER BY received DESC, place DESC) = 1))"""
 """Of answers of one moment the later row is the last. `given` is null where the JSON lacks a
 feature, or has a text in place of a number."""
-COUNTS = "SELECT reason, count(*) FROM answers GROUP BY reason"
+REASON_COUNTS = "SELECT reason, count(*) FROM answers GROUP BY reason"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Window:
     left_out: dict[str, int]
 
 
-def window(
+def read_window(
     settings: Settings,
     model: RoleAssignment,
     version: str,
@@ -87,7 +87,7 @@ def window(
         connection.execute("SET VARIABLE types = $1", [json.dumps(kinds)])
         connection.execute(REASONS)
         rows, misfit_count = _last_answers(connection)
-        left_out = dict(connection.execute(COUNTS).fetchall())
+        left_out = dict(connection.execute(REASON_COUNTS).fetchall())
     last_count = len(rows) + misfit_count
     left_out["replaced by a later prediction"] = left_out.pop(None, 0) - last_count
     left_out[OTHER_FEATURES] = misfit_count

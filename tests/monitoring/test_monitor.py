@@ -254,7 +254,7 @@ def a_deleted_experiment_ends_nothing(settings, as_of):
     experiment = api.get_experiment_by_name(f"{SPEC.experiment}_monitoring")
     api.delete_experiment(experiment.experiment_id)
     report = monitor(settings, SPEC, as_of)
-    (told,) = alerts(settings, SPEC.name, "what the checks found is not in MLflow")
+    (told,) = alerts(settings, SPEC.name, "the results of the checks are not in MLflow")
     restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
     assert restore in told["message"]
     api.restore_experiment(experiment.experiment_id)

@@ -142,7 +142,14 @@ def test_the_usual_number_of_entities_ignores_a_collapse():
     def past(*counts):
         values = {"model": "m", "version": "1", "as_of": NOON - 24 * HOUR}
         rows = [decision_row(**values, entities=count) for count in counts]
-        return Past("1", NOON, None, None, rows, None)
+        return Past(
+            version="1",
+            as_of=NOON,
+            promotion=None,
+            previous=None,
+            training_ids=(),
+            decisions=rows,
+        )
 
     assert usual_entities(past(1000, 1000)) is None
     assert usual_entities(past(1000, 900, 1100)) == 1000

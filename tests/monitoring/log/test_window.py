@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from mlflow_server.roles import RoleAssignment
 from monitoring.log.collect import collect
-from monitoring.log.window import window
+from monitoring.log.window import read_window
 from tests.support.monitoring.log_lines import NOON, answer, write
 
 KINDS = {
@@ -51,7 +51,7 @@ def test_the_last_answer_of_each_entity_counts_and_others_are_left_out_by_reason
     for part in (rows[::2], rows[1::2]):
         write(settings, "predictions-1-1.jsonl", *part)
         collect(settings)
-    answers = window(settings, RoleAssignment("m", 0), "1", KINDS, NOON, ())
+    answers = read_window(settings, RoleAssignment("m", 0), "1", KINDS, NOON, ())
     assert answers.left_out == {
         "replaced by a later prediction": 1,
         "of another version": 1,
