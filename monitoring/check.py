@@ -1,34 +1,35 @@
-"""What one check of a monitoring run found."""
+"""The result of one check of a monitoring run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "note", "alert", "bad", "harmful", "unknown"]
-"""note: worth a word, nothing follows. alert: somebody is told, nothing else follows. bad: the
-window is bad, which may start a retraining. harmful: the version goes back. unknown: it could not
-be measured, and somebody is told."""
+"""note: shown, and nothing follows. alert: an alert goes out, and nothing else follows. bad: the
+window is bad, which may start a retraining. harmful: the version is rolled back. unknown: the value
+could not be measured, and an alert goes out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """One line of a monitoring run.
+    """The result of a check: a figure, and what follows from it.
 
     Attributes:
-        name: The figure: a group, a slash, and its subject, such as `psi/total_spend_30d`. The
-            metric in MLflow has the same name.
-        kind: The kind of problem, such as `data_drift`. `monitor_only` of the spec may name it.
-        status: See `Status`.
-        value: The figure; None where it is not known.
+        name: Name of the figure: a group, a slash, and a subject, such as `psi/total_spend_30d`.
+            The metric in MLflow has the same name.
+        kind: Kind of problem, such as `data_drift`. `monitor_only` of the spec may name it.
+        status: Meaning of the value: see `Status`.
+        value: Value of the figure; None where it is not known.
         limit: The value from which the status is not ok; None where there is no limit.
-        words: One sentence for a person. Entity keys and feature values stay out of it.
-        remedy: What to do, with a command where there is one; empty where nothing is to be done.
+        words: One sentence for a person. It names no entity key and no feature value.
+        remedy: Advice, with a command where there is one; empty where nothing is to be done.
         link: A page that shows more: of the console, such as `/status/MODEL#checks`, or of another
             program, such as `airflow/dags/ingest/runs`.
-        feature: The feature, metric or dataset that it is of.
-        incident: The name of an alert, the same for as long as the problem lasts.
-        acts: False where `monitor_only` names its feature, kind or name: it decides nothing.
-        reason: Why it does not act, in the words of the spec.
+        feature: The feature, metric or dataset that the figure is about.
+        incident: Name of the alert, the same for as long as the problem lasts.
+        acts: False where `monitor_only` names feature, kind or name: then the result decides
+            nothing.
+        reason: Why the result does not act, in the words of the spec.
 
     """
 
@@ -46,9 +47,9 @@ class CheckResult:
     reason: str = ""
 
     def distance(self) -> float | None:
-        """Return how far the value is from its limit, as a share of it; None: one is unknown.
+        """Return the distance of the value from its limit, above or below, as a share of the limit.
 
-        A limit may be the most or the least.
+        It is None where value or limit is not known.
         """
         if self.value is None or self.limit is None:
             return None
@@ -56,5 +57,5 @@ class CheckResult:
 
 
 def farthest_from_limit(results: Iterable[CheckResult]) -> CheckResult | None:
-    """Return the result that is farthest from its limit, the first of several; None of none."""
+    """Return the first of the results that are farthest from their limits; None if none is given."""
     return max(results, key=lambda result: result.distance() or 0.0, default=None)

@@ -23,7 +23,6 @@ from monitoring.decisions.decision import (
     decide,
     describe,
     find_reasons,
-    harm_in,
     judge,
 )
 from monitoring.decisions.past import SERVING_COUNTS, load_past, read_last_retraining
@@ -110,14 +109,14 @@ def conclude(
     """
     settings = run.settings
     model = run.spec.name
-    is_harmful = harm_in(results) is not None
     with Alerts(settings) as alerts:
         with _lock_if_free(settings, f"monitor_{model}") as lock_error:
             past = load_past(settings, run.model, run.version, run.as_of)
-            if not is_harmful:
-                _raise_first(lock_error, past.error)
+            past_error = lock_error or past.error
             run = replace(run, past=past)
             inputs = decision_inputs(run, results)
+            if past_error and inputs.harm is None:
+                raise past_error
             report = _report(run, inputs, results, malformed)
             if report.decision.rule == STALE:
                 return report
@@ -125,8 +124,14 @@ def conclude(
             rollback_error = act(settings, alerts, report, inputs.previous)
             storing_error = _store_decision(run, report, inputs, alerts)
         alerts.deliver(model, run.as_of)
-        _store_results(run, results, alerts)
-    _raise_first(rollback_error, lock_error, past.error, storing_error)
+        try:
+            store_checks(settings, model, run.as_of, results)
+        except DataError as exc:  # for the next delivery
+            message = f"{CHECKS_NOT_STORED}: {exc}"
+            alerts.note(model, CHECKS_NOT_STORED, message, run.as_of)
+    error = rollback_error or past_error or storing_error
+    if error:
+        raise error
     return report
 
 
@@ -142,13 +147,6 @@ def _lock_if_free(settings: Settings, name: str) -> Iterator[DataError | None]:
         yield lock_error
 
 
-def _raise_first(*errors: GyreError | None) -> None:
-    """Raise the first error that is not None."""
-    for error in errors:
-        if error is not None:
-            raise error
-
-
 def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Inputs:
     """Return everything that the decision depends on.
 
@@ -159,7 +157,10 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
     past = run.past
     limits = run.spec.monitoring
     verdict = judge(results)
-    harm = harm_in(results)
+    harms = [
+        result.words for result in results if result.status == "harmful" and result.acts
+    ]
+    harm = harms[0] if harms else None
     last_retraining = None
     if harm is None:  # a rollback does not wait for it
         last_retraining = read_last_retraining(
@@ -236,18 +237,6 @@ def _store_decision(
         alerts.note(report.model, NOT_STORED, f"{NOT_STORED}: {exc}", report.as_of)
         return exc
     return None
-
-
-def _store_results(
-    run: MonitoringRun, results: Sequence[CheckResult], alerts: Alerts
-) -> None:
-    """Store the results of the checks. Where that fails, note an alert for the next delivery."""
-    model = run.spec.name
-    try:
-        store_checks(run.settings, model, run.as_of, results)
-    except DataError as exc:
-        message = f"{CHECKS_NOT_STORED}: {exc}"
-        alerts.note(model, CHECKS_NOT_STORED, message, run.as_of)
 
 
 def act(

@@ -1,6 +1,6 @@
-"""Whether one version does harm beside another: it fails, is slow, or its scores are odd.
+"""Harm that one version does compared with another: failures, latency, odd scores.
 
-Failures are of rows, latency is of requests: a request may have one row or thousands.
+Failures are counted in rows and latency in requests: a request may have one row or thousands.
 """
 
 from collections import defaultdict
@@ -19,14 +19,15 @@ from mlflow_server.roles import RoleAssignment
 from monitoring.log.tables import query_log
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-"""Of the seconds of requests."""
+"""Quantiles of the seconds of requests."""
 PERCENTILES = [number / 100 for number in range(101)]
 COLLAPSE_CHANCE = 0.001
-"""Scores that are all alike are harm where the usual scores make that less likely."""
+"""Scores that are all alike are harm if that is less likely among usual scores."""
 DISTANCE_BY_CHANCE = 1.63
-"""Of the two-sample Kolmogorov-Smirnov distance at 1 % (Smirnov 1948, Ann. Math. Statist. 19)."""
+"""Factor of the two-sample Kolmogorov-Smirnov distance at 1 % (Smirnov 1948, Ann. Math. Statist.
+19)."""
 JITTER_SECONDS = 0.005
-"""What does not count as slower in a rollout, whatever the ratio."""
+"""Seconds that do not count as slower in a rollout, whatever the ratio."""
 IS_SCORED = "error IS NULL AND in_population"
 MEASURE = f"""
 SELECT role, version, count(*) AS rows, count(error) AS failed_rows,
@@ -38,15 +39,15 @@ FROM logged GROUP BY role, version"""  # noqa: S608  (ours)
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What one version did in one role within a span, as the log has it.
+    """Figures of one version in one role within a span, from the log.
 
     Attributes:
-        rows: Rows that it was asked for.
-        failed_rows: Rows of these that it failed.
-        requests: Requests whose time is known.
-        seconds: Their times, by name of QUANTILES; empty where there is no request.
-        scored_rows: Rows of the label's population that it answered.
-        scores: Percentiles 0 to 100 of their scores; empty where there is no such row.
+        rows: Number of rows, answered or failed.
+        failed_rows: Number of failed rows.
+        requests: Number of requests whose time is known.
+        seconds: Times of these requests by name of QUANTILES; empty if there is none.
+        scored_rows: Number of answered rows of the label's population.
+        scores: Percentiles 0 to 100 of the scores of these rows; empty if there is none.
 
     """
 
@@ -60,15 +61,15 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class HarmLimits:
-    """Beyond what a version does harm beside another.
+    """Limits beyond which a version does harm compared with another.
 
     Attributes:
-        failures: Share of rows, above the other's.
-        latency: Times the other's seconds.
+        failures: Share of failed rows above the other's share.
+        latency: Factor of the other's seconds.
         latency_seconds: Seconds more than the other's.
         quantiles: Names of QUANTILES; all of them must be slower.
-        distance: Between the scores of both, by Kolmogorov-Smirnov; None: they are not compared.
-        fewest: Rows or requests of each below which nothing is said.
+        distance: Kolmogorov-Smirnov distance of the scores; None: scores are not compared.
+        fewest: Number of rows or requests of each version below which nothing is concluded.
 
     """
 
@@ -81,7 +82,7 @@ class HarmLimits:
 
 
 def rollout_limits(policy: Rollout) -> HarmLimits:
-    """Return the limits of a challenger beside production, which answers the same traffic."""
+    """Return the limits of a challenger, which answers the same traffic as production."""
     return HarmLimits(
         failures=policy.errors,
         latency=policy.latency,
@@ -95,12 +96,12 @@ def rollout_limits(policy: Rollout) -> HarmLimits:
 def measure_variants(
     settings: Settings, model: RoleAssignment, since: datetime, until: datetime
 ) -> defaultdict[tuple[str, str], Variant]:
-    """Measure by role and version what was logged in a span, which may be nothing.
+    """Measure the log of a span, by role and version. A pair without rows has an empty Variant.
 
     Args:
-        settings: Of the installation.
+        settings: Settings of the installation.
         model: The model.
-        since: Start of the span, which is not in it.
+        since: Start of the span, which does not belong to it.
         until: End of the span.
 
     """
@@ -115,13 +116,13 @@ def measure_variants(
     return variants
 
 
-def harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
-    """Say what harm a version does compared with production, if it does any.
+def find_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
+    """Return the harm that a version does compared with production; None if it does none.
 
     Args:
-        variant: What the version did.
-        other: What production did.
-        limits: What is allowed.
+        variant: Figures of the version.
+        other: Figures of production.
+        limits: Limits of harm.
 
     """
     return (
@@ -132,7 +133,7 @@ def harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
 
 
 def failure_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
-    """Say how many rows failed, if too many did for any further row to mend it."""
+    """Return how many rows failed, if they are too many even with `fewest` rows in all."""
     usual_share = other.failed_rows / max(other.rows, limits.fewest)
     allowed = usual_share + limits.failures
     if variant.failed_rows <= allowed * max(variant.rows, limits.fewest):
@@ -144,7 +145,7 @@ def failure_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | 
 
 
 def latency_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
-    """Say by how much requests take longer, if they do."""
+    """Return how slow requests are, if they are too slow."""
     if min(variant.requests, other.requests) < limits.fewest:
         return None
     sentences = []
@@ -162,7 +163,7 @@ def latency_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | 
 
 
 def score_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
-    """Say whether scores have collapsed, or lie surely too far from those of production."""
+    """Return how scores have collapsed, or that they are surely too far from production's."""
     if min(variant.scored_rows, other.scored_rows) < limits.fewest:
         return None
     problem = collapse(variant.scores, other.scores, variant.scored_rows)
@@ -184,13 +185,13 @@ def collapse(
     row_count: int,
     threshold: float | None = None,
 ) -> str | None:
-    """Say whether scores are all one, or all on one side of a threshold, unlike the usual ones.
+    """Return how scores are all alike, or all on one side of a threshold, unlike usual scores.
 
     Args:
-        scores: At least one score.
-        usual_scores: Scores to compare with; none where nothing is usual.
-        row_count: How many rows the scores are of.
-        threshold: None where scores have no sides, as of numbers.
+        scores: Scores, at least one.
+        usual_scores: Scores for comparison; none where nothing is usual.
+        row_count: Number of rows that the scores describe.
+        threshold: Threshold of the version; None where there is none, as with numbers.
 
     """
     values = np.asarray(scores)
@@ -198,7 +199,7 @@ def collapse(
     lowest = values.min()
     if lowest == values.max():
         share = np.mean(usual_values == lowest) if len(usual_values) else 0.0
-        # A model that has only one score is broken, also where that is usual.
+        # A model with a single score is broken, even if that is usual.
         if share == 1 or share**row_count < COLLAPSE_CHANCE:
             return f"every one of {row_count} scores is {lowest:.6g}"
     if threshold is None or not len(usual_values):
@@ -210,7 +211,7 @@ def collapse(
 
 
 def collapsed_classes(classes: ArrayLike, usual_classes: ArrayLike) -> str | None:
-    """Say whether one class alone is predicted, unlike usually."""
+    """Return that a single class is predicted, if that is not usual."""
     names = np.asarray(classes)
     share = np.mean(np.asarray(usual_classes) == names[0])
     if (names != names[0]).any() or share ** len(names) >= COLLAPSE_CHANCE:
@@ -219,7 +220,7 @@ def collapsed_classes(classes: ArrayLike, usual_classes: ArrayLike) -> str | Non
 
 
 def distance(scores: Sequence[float], other_scores: Sequence[float]) -> float:
-    """Return the largest difference between the shares below any one score, to a hundredth."""
+    """Return the Kolmogorov-Smirnov distance of two lists of scores."""
     return float(ks_2samp(scores, other_scores, method="asymp").statistic)
 
 

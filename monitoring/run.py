@@ -1,6 +1,6 @@
 """A monitoring run: everything that its checks look at, read once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,28 +83,26 @@ def prepare(
 
     """
     spec = spec_of_version(settings, newest_spec, version)
-    registry = Registry(settings)
-    model = registry.assignment(spec.name)
+    model = Registry(settings).assignment(spec.name)
     features = spec.features
-    reference: Reference | str
-    try:
-        reference = load_reference(settings, registry.version(spec.name, version))
-        features = reference.features
-    except GyreError as exc:
-        reference = str(exc)
+    reference = _read_reference(settings, spec.name, version)
     outcomes = join_outcomes(settings, spec, as_of)
     judged: list[Judged] = []
     unmeasured: list[str] = []
     if isinstance(reference, Reference):
-        judged, unmeasured = _judge_outcomes(
-            settings,
-            spec,
-            version,
-            created=model.created,
-            feedback=outcomes.known,
-            reference=reference,
-            as_of=as_of,
-        )
+        features = reference.features
+        evaluated_on = reference.snapshot
+        with _collecting(unmeasured):
+            backfilled = backfilled_outcomes(
+                settings, spec, version, evaluated_on, as_of
+            )
+            judged += _judge(spec, backfilled, reference)
+        with _collecting(unmeasured):
+            threshold = reference.threshold
+            online = online_outcomes(
+                settings, spec, model, version, outcomes.known, threshold, as_of
+            )
+            judged += _judge(spec, online, reference)
     run = MonitoringRun(
         settings=settings,
         spec=spec,
@@ -123,33 +121,12 @@ def prepare(
     return run, reference
 
 
-def _judge_outcomes(
-    settings: Settings,
-    spec: ModelSpec,
-    version: str,
-    *,
-    created: int,
-    feedback: Mapping[str, float],
-    reference: Reference,
-    as_of: datetime,
-) -> tuple[list[Judged], list[str]]:
-    """Return backfilled and online outcomes with their metrics, and why one could not be read."""
-    judged: list[Judged] = []
-    errors: list[str] = []
-    with _collecting(errors):
-        backfilled = backfilled_outcomes(
-            settings, spec, version, reference.snapshot, as_of
-        )
-        if backfilled:
-            judged.append(_judge(spec, backfilled, reference))
-    with _collecting(errors):
-        threshold = reference.threshold
-        online = online_outcomes(
-            settings, spec, version, created, feedback, threshold, as_of
-        )
-        if online:
-            judged.append(_judge(spec, online, reference))
-    return judged, errors
+def _read_reference(settings: Settings, name: str, version: str) -> Reference | str:
+    """Return the reference of a version, or why there is none."""
+    try:
+        return load_reference(settings, Registry(settings).version(name, version))
+    except GyreError as exc:
+        return str(exc)
 
 
 @contextmanager
@@ -161,8 +138,12 @@ def _collecting(errors: list[str]) -> Iterator[None]:
         errors.append(in_one_line(exc))
 
 
-def _judge(spec: ModelSpec, outcomes: Outcomes, reference: Reference) -> Judged:
-    metrics = [*measure(spec, outcomes, reference.evaluated)]
-    metrics += label_change(spec, outcomes, reference)
-    metrics += segments_of_outcomes(spec, outcomes)
-    return Judged(outcomes, metrics)
+def _judge(
+    spec: ModelSpec, outcomes: Outcomes | None, reference: Reference
+) -> Iterator[Judged]:
+    """Measure outcomes, if there are any."""
+    if outcomes:
+        metrics = [*measure(spec, outcomes, reference.evaluated)]
+        metrics += label_change(spec, outcomes, reference)
+        metrics += segments_of_outcomes(spec, outcomes)
+        yield Judged(outcomes, metrics)

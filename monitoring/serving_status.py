@@ -1,4 +1,4 @@
-"""What each replica of serving says of itself, read over HTTP like anybody else does."""
+"""The status of each replica of serving, which is read over HTTP as by any other client."""
 
 import socket
 from contextlib import suppress
@@ -12,16 +12,16 @@ from core.tokens import serving_headers
 
 TIMEOUT_SECONDS = 5
 TLS = httpx.create_ssl_context()
-"""Of all calls: to make one takes 20 ms."""
+"""TLS context of all calls: to make one takes 20 ms."""
 
 
 @dataclass(frozen=True)
 class ServingCounts:
-    """What a replica has not done since it started.
+    """Counts of a replica since it started.
 
     Attributes:
-        not_logged: Rows of predictions that could not be logged.
-        refused: Requests that were answered with 429 or 503.
+        not_logged: Number of prediction rows that could not be logged.
+        refused: Number of requests that were answered with 429 or 503.
 
     """
 
@@ -30,25 +30,27 @@ class ServingCounts:
 
 
 def replicas_of(settings: Settings) -> dict[str, str]:
-    """Return the URL of each replica: a DNS name may resolve to several of them."""
+    """Return the URL of each replica by its name. A DNS name may resolve to several replicas."""
     replicas: dict[str, str] = {}
     for address in settings.serving_addresses:
         url = httpx.URL(address)
         hosts: set[str] = set()
-        if url.scheme == "http":  # a certificate is of the name
-            with suppress(OSError):  # whoever asks the address says so
+        if url.scheme == "http":  # a TLS certificate holds for the DNS name alone
+            with suppress(
+                OSError
+            ):  # the request to the address fails with a clearer error
                 hosts = set(socket.gethostbyname_ex(url.host)[2])
         for host in sorted(hosts):
-            own_url = str(url.copy_with(host=host))
-            asked_url = own_url if len(hosts) > 1 else address
-            replicas[f"{address} at {own_url}"] = asked_url
+            host_url = str(url.copy_with(host=host))
+            name = f"{address} at {host_url}"
+            replicas[name] = host_url if len(hosts) > 1 else address
         if not hosts:
             replicas[address] = address
     return replicas
 
 
 def read_statuses(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return what each replica says of itself, by its address; raises as `read_status`."""
+    """Return the status of each replica by its name; raises as `read_status`."""
     replicas = replicas_of(settings).items()
     return {replica: read_status(settings, address) for replica, address in replicas}
 
@@ -57,9 +59,9 @@ def read_status(settings: Settings, address: str) -> dict[str, Any]:
     """Return the answer of /status at an address of `replicas_of`.
 
     Raises:
-        httpx.HTTPError: It does not answer.
-        SettingsError: There is no token to ask with.
-        ValueError: It does not answer in JSON.
+        httpx.HTTPError: The address does not answer.
+        SettingsError: There is no token for the request.
+        ValueError: The answer is not JSON.
 
     """
     answer = httpx.get(
@@ -73,7 +75,7 @@ def read_status(settings: Settings, address: str) -> dict[str, Any]:
 
 
 def serving_counts(settings: Settings) -> dict[str, ServingCounts] | None:
-    """Return the counts of each replica, by its address; None where one does not answer."""
+    """Return the counts of each replica by its name; None if one of them does not answer."""
     try:
         statuses = read_statuses(settings)
     except (httpx.HTTPError, ValueError):

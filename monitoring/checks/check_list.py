@@ -1,4 +1,7 @@
-"""Every check of a monitoring run: each is a function of run and reference."""
+"""The list of all checks of a monitoring run. A check is a function of run and reference.
+
+Its name is the kind of its result where it ends with an error.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +15,7 @@ from monitoring.checks.online_store import online_store
 from monitoring.checks.report import report_results
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
 from monitoring.checks.skew import skew
-from monitoring.checks.volume import entities, freshness, volume
+from monitoring.checks.volume import entity_count, freshness, volume
 from monitoring.decisions.decision import REFERENCE
 from monitoring.measurements.performance import PERFORMANCE
 from monitoring.measurements.segments import segments_of_window
@@ -21,11 +24,11 @@ from training.evaluation.reference import Reference
 
 log = logging.getLogger(__name__)
 Check = Callable[[Any, Any], Iterable[CheckResult]]
-"""A MonitoringRun and its Reference → results."""
+"""A function of a MonitoringRun and a Reference that returns results."""
 
 
 def performance(run: MonitoringRun, _reference: Reference) -> Iterator[CheckResult]:
-    """Say why a part of performance is not known; the report judges the known part."""
+    """Return why a part of performance is not known; the report judges the known part."""
     for reason in run.unmeasured:
         yield CheckResult(
             name="performance",
@@ -44,10 +47,10 @@ def performance(run: MonitoringRun, _reference: Reference) -> Iterator[CheckResu
 
 
 def report(run: MonitoringRun, reference: Reference) -> Iterable[CheckResult]:
-    """Have Evidently compare the window with the reference, and performance with its limits."""
+    """Let Evidently compare the window with the reference, and performance with its limits."""
     limits = run.spec.monitoring
     rows = run.window.rows
-    if len(rows) < limits.fewest:  # performance alone
+    if len(rows) < limits.fewest:  # then performance alone is judged
         rows = rows[:0]
     metrics = [metric for judged in run.judged for metric in judged.metrics]
     metrics += segments_of_window(run.spec, rows, reference)
@@ -57,7 +60,7 @@ def report(run: MonitoringRun, reference: Reference) -> Iterable[CheckResult]:
 
 
 CHECKS: tuple[Check, ...] = (
-    entities,
+    entity_count,
     volume,
     freshness,
     online_store,
@@ -65,7 +68,7 @@ CHECKS: tuple[Check, ...] = (
     serving,
     collapsed_scores,
 )
-"""The reference may be None."""
+"""Checks that need no reference: theirs may be None."""
 COMPARISONS: tuple[Check, ...] = (report, performance, previous_is_better)
 
 
@@ -75,13 +78,13 @@ def run_checks(
     checks: Sequence[Check] = CHECKS,
     comparisons: Sequence[Check] = COMPARISONS,
 ) -> list[CheckResult]:
-    """Return what every check finds; one that fails is unknown, and keeps no other from it.
+    """Return the results of all checks. A check with an error is unknown, and the others still run.
 
     Args:
-        run: What the checks look at.
-        reference: What the version is compared with, or why there is none.
-        checks: Those that do without a reference.
-        comparisons: Those that need one.
+        run: The run.
+        reference: Reference of the version, or why there is none.
+        checks: Checks that need no reference.
+        comparisons: Checks that need a reference.
 
     """
     limits = run.spec.monitoring
@@ -108,11 +111,11 @@ def run_checks(
 def name_performance(
     results: Sequence[CheckResult], passive: Mapping[str, str]
 ) -> list[CheckResult]:
-    """Rename a fall of performance to concept drift if no feature drifts.
+    """Rename a loss of performance to concept drift if no feature drifts.
 
     Args:
-        results: What the checks found.
-        passive: What never acts, such as a feature that always drifts, and why.
+        results: Results of the checks.
+        passive: Names that never act, such as a feature that always drifts, with the reasons.
 
     """
     has_drift = any(
@@ -132,7 +135,7 @@ def name_performance(
 
 
 def _completed(result: CheckResult, run: MonitoringRun) -> CheckResult:
-    """Add the page that shows a result, the incident that it is, and why it does not act."""
+    """Add to a result its page, its incident, and why it does not act."""
     link = result.link or f"/status/{run.spec.name}#checks"
     incident = result.incident
     if result.status in {"alert", "unknown"} and not incident:
@@ -158,14 +161,14 @@ def _reason_of_passivity(result: CheckResult, passive: Mapping[str, str]) -> str
 def _results(
     check: Check | str, run: MonitoringRun, reference: Reference | None
 ) -> list[CheckResult]:
-    """Return what a check finds; a team's own is given by its import path."""
+    """Return the results of a check. A check of a team is an import path."""
     name = check if isinstance(check, str) else check.__name__
     try:
         function: Check = resolve_name(check) if isinstance(check, str) else check
         return [*function(run, reference)]
     except Exception as exc:
         log.exception("check %s", name)
-        # Another library's message may quote a value.
+        # The message of another library may quote a feature value.
         is_plain = isinstance(exc, GyreError | ImportError)
         reason = str(exc) if is_plain else type(exc).__name__
         unknown = CheckResult(

@@ -1,4 +1,4 @@
-"""Online store: whether it still has the rows that it was given, and whether it may drop some."""
+"""Checks of the online store: whether it has lost rows, and whether it may drop rows."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from monitoring.check import CheckResult, Status
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
 
-KIND = "online_store"
+ONLINE_STORE = "online_store"
 
 
 def online_store(
@@ -38,8 +38,8 @@ def _lost_rows(settings: Settings, dataset: Dataset, view: str) -> CheckResult:
     except GyreError as exc:
         words = f"known keys were not looked up online: {exc}"
     return CheckResult(
-        name=f"{KIND}/{view}",
-        kind=KIND,
+        name=f"{ONLINE_STORE}/{view}",
+        kind=ONLINE_STORE,
         status=status,
         value=value,
         limit=0.0,
@@ -62,4 +62,6 @@ def _eviction(settings: Settings) -> CheckResult:
     except GyreError as exc:
         status = "unknown"
         words = str(exc)
-    return CheckResult(name=f"{KIND}/eviction", kind=KIND, status=status, words=words)
+    return CheckResult(
+        name=f"{ONLINE_STORE}/eviction", kind=ONLINE_STORE, status=status, words=words
+    )

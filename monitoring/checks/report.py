@@ -1,4 +1,4 @@
-"""Evidently's report of a monitoring run. Its tests decide: nothing here computes a figure."""
+"""Evidently's report of a monitoring run, whose tests decide."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from training.evaluation.reference import LABEL, Reference
 
 log = logging.getLogger(__name__)
 MOST_ROWS = 200_000
-"""Rows of a sample of fixed seed, of the window as of the reference."""
+"""Rows of a sample with a fixed seed, of the window and of the reference."""
 
 
 def report_results(
@@ -27,16 +27,16 @@ def report_results(
     metrics: Sequence[MeasuredMetric],
     folder: Path,
 ) -> list[CheckResult]:
-    """Run Evidently's report and read what its tests say.
+    """Run Evidently's report and return the results of its tests.
 
-    A metric that raises is left out and is unknown.
+    A metric that raises an error is left out, and its result is unknown.
 
     Args:
-        limits: Of the spec.
-        reference: What the window is compared with.
-        window: The reference's columns but `label`, a row for each entity.
-        metrics: Performance on matured rows.
-        folder: Where `report.html` and `report.json` are written.
+        limits: Limits of the spec.
+        reference: Reference of the version.
+        window: Columns of the reference but `label`, a row for each entity.
+        metrics: Measured metrics, which the report shows and judges.
+        folder: Folder for `report.html` and `report.json`.
 
     """
     # Evidently takes 5 s to import, and may not be importable.
@@ -58,7 +58,7 @@ def report_results(
         window_rows=len(window),
     )
     with warnings.catch_warnings():
-        # Evidently's own, on libraries that it uses, and of means beyond the largest number.
+        # Evidently warns of libraries that it uses, and of means beyond the largest number.
         warnings.simplefilter("ignore")
         lines = report_lines(limits, sampled_reference, window_sample, metrics)
         snapshot, lines = run_report(lines, samples)
@@ -80,10 +80,10 @@ def report_results(
 
 
 def _sample(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return at most so many rows, as they may be written into a page."""
+    """Return at most MOST_ROWS rows, with texts that may be written into a page."""
     if len(rows) > MOST_ROWS:
-        # A Generator, as a RandomState would draw them by shuffling all.
+        # A Generator: a RandomState would shuffle all rows.
         rows = rows.sample(MOST_ROWS, random_state=np.random.default_rng(0))
-    # Evidently puts categories into a script of its page as they are.
+    # Evidently writes categories into a script of its page without escaping them.
     texts = with_nulls(rows).select_dtypes("object").replace("<", "(", regex=True)
     return with_columns(rows, texts)

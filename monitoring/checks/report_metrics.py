@@ -1,4 +1,4 @@
-"""The metrics of Evidently's report, each with the tests that decide.
+"""The metrics of Evidently's report, each with the tests that decide on it.
 
 Importing this module imports Evidently, which takes 5 s.
 """
@@ -35,31 +35,30 @@ from training.evaluation.reference import PREDICTED_CLASS, Reference
 
 PSI_METHOD = "psi_reference_deciles"
 FEWEST_FOR_MODERATE = 300
-"""Values from which a moderate PSI is worth a note."""
-QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
-"""Shown of each column of numbers."""
+"""Number of values from which a moderate PSI is a note."""
+SHOWN_QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
+"""Quantiles of a column of numbers that are shown."""
 UNSEEN_SHARE = 0.05
 UNSEEN_SHARE_NOTED = 0.01
 MEAN_SCORE_CHANGE = 0.1
-"""A share of the mean score, or of the scores' standard deviation: of numbers around 0 the mean is
-no measure."""
+"""Share of the mean score, or of the standard deviation of scores, as numbers may lie around 0."""
 STANDARD_ERRORS = 3.29
-"""They are exceeded by chance 1 in 1,000 times."""
+"""Standard errors that chance exceeds 1 in 1,000 times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportLine:
-    """A metric of the report, and what its result means.
+    """A metric of the report, and the meaning of its result.
 
     Attributes:
-        name: Of the check's result, as are kind and feature.
-        kind: See `name`.
-        feature: See `name`.
-        metric: With the tests that decide. Without tests it is shown alone.
-        words: Says the figure in a sentence.
-        figure: Computes the figure without Evidently, which raises where it cannot draw a column.
-            None: the figure decides nothing.
-        unknown: Why the figure is not known; empty where it is.
+        name: Name of the check's result.
+        kind: Kind of the check's result.
+        feature: Feature of the check's result.
+        metric: Metric with the tests that decide. Without tests it is only shown.
+        words: Function that returns a sentence on the figure.
+        figure: Function that computes the figure without Evidently, which raises an error where it
+            cannot draw a column. None: the figure decides nothing.
+        unknown: Why the figure is not known; empty if it is known.
 
     """
 
@@ -73,13 +72,13 @@ class ReportLine:
 
     @property
     def tests(self) -> list[GenericTest]:
-        """The tests of the figure."""
+        """Tests of the figure."""
         share_tests = getattr(self.metric, "share_tests", None)
         return list(share_tests or self.metric.tests or [])
 
 
 class GivenValue(SingleValueMetric):  # type: ignore[misc]  # Evidently has no types
-    """A figure that is computed elsewhere."""
+    """A figure that Evidently shows and does not compute."""
 
     title: str
     value: float
@@ -95,7 +94,7 @@ class GivenValueCalculation(SingleValueCalculation[GivenValue]):  # type: ignore
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the window beside the reference's; makes its lines of the report."""
+    """A column of window and reference, with its lines of the report."""
 
     name: str
     reference: pd.Series
@@ -105,12 +104,12 @@ class Column:
 
     @property
     def value_count(self) -> int:
-        """How many values the one with fewer has."""
+        """The smaller number of values, of window and reference."""
         return int(min(self.reference.count(), self.window.count()))
 
     @property
-    def enough(self) -> bool:
-        """Whether its tests are critical: a few values say nothing for sure."""
+    def has_enough(self) -> bool:
+        """Whether tests are critical: a few values prove nothing."""
         return self.value_count >= self.limits.fewest
 
     @property
@@ -123,7 +122,7 @@ class Column:
         return "prediction_drift" if is_of_model else "data_drift"
 
     def lines(self) -> list[ReportLine]:
-        if not self.value_count:  # Evidently's drift raises on a column without any
+        if not self.value_count:  # Evidently cannot compare a column without values
             return [self.missing()]
         lines = [self.missing(), self.drift(), self.p_value()]
         if not self.is_number:
@@ -132,19 +131,20 @@ class Column:
             lines.append(self.mean())
         else:
             lines += [self.usual_mean(), self.out_of_range()]
-        return [*lines, *self.quantiles()]
+        quantiles = SHOWN_QUANTILES.items()
+        return [*lines, *(self.quantile(name, share) for name, share in quantiles)]
 
     def line(
         self,
         group: str,
-        kind: str,
         metric: Metric,
         words: Callable[[float], str],
         figure: Callable[[], float] | None = None,
+        kind: str = "",
     ) -> ReportLine:
         return ReportLine(
             name=f"{group}/{self.name}",
-            kind=kind,
+            kind=kind or self.drift_kind,
             feature=self.name,
             metric=metric,
             words=lambda value: f"{self.name}: {words(value)}",
@@ -158,7 +158,6 @@ class Column:
         test = lt(most, is_critical=row_count >= self.limits.fewest)
         line = self.line(
             "missing",
-            "missing",
             MissingValueCount(
                 column=self.name, tests=[], share_tests=[test] if share < 1 else []
             ),
@@ -167,6 +166,7 @@ class Column:
                 f"bad from {most:.0%}"
             ),
             figure=lambda: self.window.isna().mean(),
+            kind="missing",
         )
         if share == 1:
             return replace(line, unknown=f"{self.name}: the reference has no value")
@@ -175,18 +175,17 @@ class Column:
     def drift(self) -> ReportLine:
         usual = self.spread.psi.get(self.name, 0.0)
         significant = max(self.limits.psi_significant, usual)
-        tests = [lt(significant, is_critical=self.enough)]
+        tests = [lt(significant, is_critical=self.has_enough)]
         if self.value_count >= FEWEST_FOR_MODERATE:
             moderate = max(self.limits.psi_moderate, usual)
             tests = [lt(moderate, is_critical=False), *tests]
         meaning = f"drift from {significant:.2f}"
         if usual > self.limits.psi_significant:
             meaning = f"normal windows reach {usual:.2f}, a larger PSI is drift"
-        if not self.enough:
+        if not self.has_enough:
             meaning = f"of {self.value_count} values, too few to judge"
         return self.line(
             "psi",
-            self.drift_kind,
             ValueDrift(
                 column=self.name, method=PSI_METHOD, threshold=significant, tests=tests
             ),
@@ -195,13 +194,12 @@ class Column:
         )
 
     def p_value(self) -> ReportLine:
-        """Return that of a textbook test: of many rows each difference is significant."""
+        """Return the p of a textbook test, which is only shown: with many rows it is always small."""
         group = "ks" if self.is_number else "chi2"
         method = "ks" if self.is_number else "chisquare"
         return self.line(
             group,
-            self.drift_kind,
-            # Without `tests` Evidently adds one of its own, p < 0.05.
+            # Without `tests` Evidently adds the test p < 0.05.
             ValueDrift(column=self.name, method=method, threshold=0.0, tests=[]),
             lambda value: f"p = {value:.3g} ({method}), shown alone",
         )
@@ -220,11 +218,10 @@ class Column:
             STANDARD_ERRORS * error,
             self.spread.mean_score,
         )
-        low = gte(mean - allowed, is_critical=self.enough)
-        high = lte(mean + allowed, is_critical=self.enough)
+        low = gte(mean - allowed, is_critical=self.has_enough)
+        high = lte(mean + allowed, is_critical=self.has_enough)
         return self.line(
             "mean",
-            self.drift_kind,
             MeanValue(column=self.name, tests=[low, high]),
             lambda value: (
                 f"mean {value:.3g}, {mean:.3g} in the reference; "
@@ -234,24 +231,19 @@ class Column:
         )
 
     def usual_mean(self) -> ReportLine:
-        """Return the mean of a feature, which is shown alone."""
+        """Return the mean of a feature, which is only shown."""
         mean = float(self.reference.mean())
         return self.line(
             "mean",
-            self.drift_kind,
             MeanValue(column=self.name, tests=[]),
             lambda value: f"mean {value:.3g}, {mean:.3g} in the reference",
         )
 
-    def quantiles(self) -> list[ReportLine]:
-        """Return some quantiles, which are shown alone."""
-        return [self.quantile(name, share) for name, share in QUANTILES.items()]
-
     def quantile(self, name: str, share: float) -> ReportLine:
+        """Return a quantile, which is only shown."""
         old_value = float(self.reference.quantile(share))
         return self.line(
             name,
-            self.drift_kind,
             QuantileValue(column=self.name, quantile=share, tests=[]),
             lambda value: (
                 f"{share:.0%} quantile {value:.3g}, {old_value:.3g} in the reference"
@@ -271,17 +263,17 @@ class Column:
         )
         return self.line(
             "unseen",
-            "out_of_range",
             metric,
             lambda value: f"{value:.1%} out of the reference's range",
             figure=lambda: 1 - values.between(least, most).mean(),
+            kind="out_of_range",
         )
 
     def new_categories(self) -> ReportLine:
         row_counts = self.reference.value_counts()
         values = self.window.dropna()
         new = set(values) - {*row_counts.index}
-        # As many are new as there were of one row each (Good, Biometrika 40, 1953).
+        # New rows are as frequent as categories of one row were (Good, Biometrika 40, 1953).
         usual_share = float((row_counts == 1).sum() / row_counts.sum())
         metric = InListValueCount(
             column=self.name,
@@ -291,21 +283,21 @@ class Column:
         )
         return self.line(
             "unseen",
-            "new_categories",
             metric,
             lambda value: f"{value:.1%} of categories that are not in the reference",
             figure=lambda: values.isin(new).mean(),
+            kind="new_categories",
         )
 
     def unseen_tests(self, usual_share: float) -> list[GenericTest]:
         chance = by_chance(usual_share, self.value_count)
         noted = usual_share + max(UNSEEN_SHARE_NOTED, chance)
         most = usual_share + max(UNSEEN_SHARE, chance)
-        return [lt(noted, is_critical=False), lt(most, is_critical=self.enough)]
+        return [lt(noted, is_critical=False), lt(most, is_critical=self.has_enough)]
 
 
 def by_chance(share: float, row_count: int) -> float:
-    """Return how far from `share` that of so many rows is by chance alone."""
+    """Return how far the share of so many rows may lie from `share` by chance."""
     return STANDARD_ERRORS * math.sqrt(share * (1 - share) / row_count)
 
 
@@ -315,7 +307,7 @@ def report_lines(
     window: pd.DataFrame,
     metrics: Sequence[MeasuredMetric],
 ) -> list[ReportLine]:
-    """Return the metrics of the report with their tests: limits are known before it runs."""
+    """Return the lines of the report. Their limits are known before it runs."""
     lines = [performance_line(measured) for measured in metrics]
     if window.empty or reference.rows.empty:
         return lines
@@ -350,7 +342,7 @@ def _psi_test(
     return value, value >= threshold
 
 
-# Evidently's own PSI has bins of equal width, which are blind to heavy tails.
+# The bins of Evidently's PSI have equal widths and miss heavy tails.
 register_stattest(
     StatTest(
         name=PSI_METHOD,

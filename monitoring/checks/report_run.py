@@ -1,4 +1,4 @@
-"""Runs Evidently's report of some lines, and reads what its tests say.
+"""A run of Evidently's report, and the results that follow from its tests.
 
 Importing this module imports Evidently, which takes 5 s.
 """
@@ -27,9 +27,9 @@ STATUSES: dict[TestStatus, Status] = {
     TestStatus.WARNING: "note",
     TestStatus.SUCCESS: "ok",
 }
-"""What follows from the tests of a metric: the first that one of them has. A test that is not
-critical warns."""
-SEE_LOG = "The log of the monitoring run says more."
+"""Status by the state of a test, the worst first: the worst state of a metric's tests decides. A
+test that is not critical warns."""
+SEE_LOG = "See the log of the monitoring run."
 REMEDIES = {
     "data_drift": "The report shows the change. If it is expected, as in a feature that grows "
     "with time, name the feature in [monitoring.monitor_only].",
@@ -45,7 +45,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What a report is made of: samples, and how many rows they are drawn from."""
+    """Samples of reference and window, and the numbers of rows that they are drawn from."""
 
     reference: pd.DataFrame
     window: pd.DataFrame
@@ -56,10 +56,10 @@ class Samples:
 def run_report(
     lines: Sequence[ReportLine], samples: Samples
 ) -> tuple[Snapshot, list[ReportLine]]:
-    """Run one report of all lines, once more without the metrics that raise.
+    """Run one report of all lines. If it ends with an error, run it without the metrics that raise.
 
     Returns:
-        Evidently's snapshot, and the lines: those that are not in it are unknown.
+        Evidently's snapshot, and the lines: a line that is not in the snapshot is unknown.
 
     """
     try:
@@ -71,7 +71,7 @@ def run_report(
 
 
 def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
-    """Read a line's figure, limit and status from the report and its tests."""
+    """Return the result of a line: figure, limit and status from the report and its tests."""
     if line.unknown:
         return CheckResult(
             name=line.name,
@@ -86,7 +86,7 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
     value = float(figure.value)
     test_statuses = {test.status for test in result.tests}
     meanings = [STATUSES[status] for status in STATUSES if status in test_statuses]
-    status: Status = meanings[0] if meanings else "ok"  # the worst comes first
+    status: Status = meanings[0] if meanings else "ok"
     if status == "bad" and line.kind in ALERT_ONLY:
         status = "alert"
     # The limit that failed, else the farthest.
@@ -105,10 +105,10 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
 
 
 def _try(line: ReportLine, samples: Samples) -> ReportLine:
-    """Report the line alone: the error of a report does not say which metric raised it.
+    """Report the line alone: the error of a report does not name the metric that raised it.
 
     Returns:
-        The line; with its figure alone where Evidently raises; unknown where that is not known.
+        The line; its figure without a drawing if Evidently raises; unknown if the figure raises.
 
     """
     try:

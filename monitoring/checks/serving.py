@@ -1,6 +1,6 @@
-"""What serving did: failures, latency, refusals, collapsed scores, and a better version before.
+"""Checks of serving: failures, latency, refusals, collapsed scores, a better previous version.
 
-A version that does harm goes back. What is unknown is no harm.
+A version that does harm is rolled back. An unknown figure is no harm.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,26 +32,26 @@ from training.evaluation.reference import PREDICTED_CLASS, Reference
 from training.model.scoring import version_scores
 
 SPAN = timedelta(hours=1)
-"""Of the rows that are judged, or since the promotion; runs may follow fast."""
+"""Time whose rows are judged, or the time since the promotion if that is shorter."""
 FEWEST = 100
-"""Rows below which no share of failures is judged, and requests below which no latency is."""
+"""Number of rows below which failures, and of requests below which latency is not judged."""
 SLOWER = 3.0
-"""Times the version before, and SLOWER_SECONDS longer."""
+"""Factor of the previous version's latency; the latency is longer by SLOWER_SECONDS, too."""
 SLOWER_SECONDS = 0.02
 REFUSED_REQUESTS = 100
-"""Requests since the last run of which somebody is told, if as many were refused."""
+"""Number of requests refused since the last run from which an alert goes out."""
 SIGNIFICANCE = 0.01
-"""The most that p may be where the version before is called better."""
+"""The largest p at which the previous version counts as better."""
 
 
 def serving(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
-    """Judge what the log says of the version in production, beside the version before."""
+    """Judge failures and latency of the version in production by those of the previous version."""
     start = run.as_of - SPAN
     previous = Variant()
     promotion = run.past.promotion
     if promotion:
         start = max(start, promotion.time)
-        # A large request lasts longer, so the hours of a whole day are compared.
+        # A day: large requests, which take longer, may come at certain hours alone.
         day_before = promotion.time - LENGTH
         before = measure_variants(run.settings, run.model, day_before, promotion.time)
         previous = before[PRODUCTION, run.past.previous or ""]
@@ -73,18 +73,18 @@ def judge_serving(
     """Judge failures by row and latency by request.
 
     Args:
-        monitoring: The spec's limits.
-        current: What the version in production did.
-        previous: What the version before did.
-        minutes: How long `current` is of.
-        gap: Why the log may lack rows of that time.
+        monitoring: Limits of the spec.
+        current: Figures of the version in production.
+        previous: Figures of the previous version.
+        minutes: Length of the span of `current`.
+        gap: Why the log may lack rows of the span.
 
     """
     limits = HarmLimits(
         failures=monitoring.failures,
         latency=SLOWER,
         latency_seconds=SLOWER_SECONDS,
-        # Both: a few large requests lengthen the tail alone.
+        # Both: a few large requests slow down the tail alone.
         quantiles=("p50", "p95"),
         distance=None,
         fewest=FEWEST,
@@ -110,7 +110,7 @@ def log_gap(
     counts: Mapping[str, ServingCounts] | None,
     earlier: Mapping[str, ServingCounts] | None,
 ) -> str | None:
-    """Say why the log may lack rows since the last run, by what serving counted now and then."""
+    """Return why the log may lack rows since the last run, by the counts of now and then."""
     if counts is None:
         return "serving does not answer: predictions missing from the log cannot be counted"
     new_counts = _new_counts(counts, earlier or {})
@@ -124,7 +124,7 @@ def log_gap(
 def collapsed_scores(
     run: MonitoringRun, reference: Reference | None
 ) -> Iterator[CheckResult]:
-    """Judge whether the scores of the window are all one, or all on one side."""
+    """Judge whether the scores of the window are all alike, or all on one side."""
     rows = run.window.rows
     if len(rows) < run.spec.monitoring.fewest:
         return
@@ -142,9 +142,9 @@ def collapsed_scores(
 def previous_is_better(
     run: MonitoringRun, _reference: Reference
 ) -> Iterator[CheckResult]:
-    """Compare with the version before on matured rows on which this one is too bad.
+    """Compare with the previous version on matured rows on which the current version is bad.
 
-    If both are too bad, the data has changed: only a training helps.
+    If both are bad, the data has changed: only a training helps.
     """
     previous = run.past.previous
     for judged in run.judged:
@@ -180,15 +180,15 @@ def surely_better(
     costs: Costs | None,
     loss: Metric,
 ) -> str | None:
-    """Say by how much another version is better by each metric, if it surely is by its loss.
+    """Return how much better another version is, if it is better by its loss and all metrics.
 
     Args:
-        y: What came true.
-        other: The scores of the other version.
-        current: The scores of the version in production, of the same rows.
+        y: Actual values.
+        other: Scores of the other version.
+        current: Scores of the version in production for the same rows.
         metrics: Names of metrics.
-        costs: Of the spec.
-        loss: Of the spec.
+        costs: Costs of the spec.
+        loss: Loss of the spec, by which the difference must be significant.
 
     """
     test = ttest_rel(
@@ -218,7 +218,7 @@ def _harm_result(
     gap: str | None = None,
     limit: float | None = None,
 ) -> CheckResult:
-    """Return a result that is unknown with a gap in the log, and harmful with a problem."""
+    """Return a result: unknown if the log has a gap, harmful if there is a problem."""
     if gap:
         return CheckResult(
             name=name,
@@ -267,7 +267,7 @@ def judge_refusals(
 def _new_counts(
     counts: Mapping[str, ServingCounts], earlier: Mapping[str, ServingCounts]
 ) -> ServingCounts | None:
-    """Sum what replicas counted since the last run; None where one of them has begun anew."""
+    """Sum the counts of all replicas since the last run; None if one of them restarted."""
     not_logged = 0
     refused = 0
     for replica in counts.keys() | earlier.keys():

@@ -1,6 +1,6 @@
-"""Skew: the features that a version was given online, against the offline values of that moment.
+"""Check of skew: features that a version received online against offline values of that moment.
 
-A rate on a sample of logged vectors. `gyre parity` compares value by value.
+The check measures a share of a sample of logged vectors. `gyre parity` compares value by value.
 """
 
 import json
@@ -35,22 +35,22 @@ from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
 
 SAMPLE_VECTORS = 1_000
-WINDOW_END = timedelta(seconds=2)
-"""How late the online value of a window that ends may be (docs/monitoring.md)."""
+WINDOW_END_DELAY = timedelta(seconds=2)
+"""Delay that the online value of a window may have after its end (docs/monitoring.md)."""
 LIMIT = 0.01
-"""Share of vectors with another value, as the rows of an ingest may come in several steps."""
+"""Share of vectors with another value: the rows of an ingest may come in several steps."""
 SIGNIFICANCE = 0.001
-"""Of a share beyond the limit."""
+"""The largest p at which a share counts as beyond the limit."""
 SAMPLE = f"""
 SELECT entity, request_data, as_of, features FROM logged
 WHERE error IS NULL AND version = $1 AND features_from IN ('online', 'partly')
 ORDER BY hash(request_id) LIMIT {SAMPLE_VECTORS}"""  # noqa: S608  (ours)
-"""Of vectors that were looked up, `partly` too: a row that is absent online may be there offline."""
+"""Sample of vectors that were looked up. `partly`: a row may be absent online and there offline."""
 
 
 @dataclass(frozen=True)
 class Vector:
-    """What was logged of one request."""
+    """Logged inputs of one request."""
 
     key: Entity
     moment: datetime
@@ -59,7 +59,7 @@ class Vector:
 
 
 def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
-    """Compare a sample of what the version was given in the 24 hours of the window."""
+    """Compare a sample of the vectors that the version received in the 24 hours of the window."""
     rows = sample_rows(run.settings, run.model, run.version, run.as_of)
     if not rows:
         words = "no answer of the last 24 hours was from stored features"
@@ -90,7 +90,7 @@ def sample_rows(
 def read_vectors(
     rows: Sequence[Mapping[str, Any]], contract: ModelManifest
 ) -> list[Vector]:
-    """Return the vectors of a version's own keys and features among rows of `predictions`."""
+    """Return the vectors of those rows that have the keys and features of a version."""
     fields = contract.lookup.request_data
     vectors: list[Vector] = []
     for row in rows:
@@ -110,13 +110,13 @@ def read_vectors(
 
 
 def online_delays(settings: Settings) -> list[timedelta]:
-    """Return how late online values may be, after a row has arrived and after a window has ended.
+    """Return delays that online values may have after a row has arrived or a window has ended.
 
-    Until an ingest has ended, values are those of the ingest before: one period late, two where it
-    takes longer than its period.
+    Until an ingest has ended, online values are those of the previous ingest: one period late, or
+    two if an ingest takes longer than its period.
     """
     period = shortest_period(settings.ingest_schedule)
-    return [timedelta(0), period, 2 * period, WINDOW_END]
+    return [timedelta(0), period, 2 * period, WINDOW_END_DELAY]
 
 
 def compare_offline(
@@ -125,10 +125,10 @@ def compare_offline(
     names: Sequence[str],
     delays: Sequence[timedelta],
 ) -> list[set[str]]:
-    """Return the features of each vector that have no offline value of the moment less a delay.
+    """Return the features of each vector that equal no offline value of the moment less a delay.
 
-    What differs from the values of all rows that are known today is compared once more, with those
-    of the rows that had arrived.
+    A value that differs is compared once more: first all rows that are known today are used, then
+    only rows that had arrived by then.
 
     Raises:
         DataError: The offline values cannot be read.
@@ -160,9 +160,9 @@ def compare_offline(
         for arrival in delays
         for delay in delays
     ]
-    asked = pa.Table.from_pandas(pd.concat(frames), preserve_index=False)
-    known = arrived_features(service, asked)
-    _remove_equal(differing_features, vectors, known)
+    moments_asked = pa.Table.from_pandas(pd.concat(frames), preserve_index=False)
+    offline = arrived_features(service, moments_asked)
+    _remove_equal(differing_features, vectors, offline)
     return differing_features
 
 
@@ -171,9 +171,9 @@ def _remove_equal(
     vectors: Sequence[Vector],
     offline: pa.Table,
 ) -> None:
-    """Remove the features whose offline value was logged; `position` says of which vector."""
+    """Remove the features whose offline value was logged. `position` is that of the vector."""
     names = sorted(set().union(*differing_features))
-    # As serving logs them.
+    # In the form in which serving logs them.
     rows = to_jsonable_python(
         offline.select(["position", *names]).to_pylist(), inf_nan_mode="null"
     )
@@ -191,9 +191,9 @@ def judge_skew(
     """Judge the share of vectors that differ, and name each feature beyond the limit.
 
     Args:
-        model: Its name.
+        model: Name of the model.
         version: The version in production.
-        differing_features: Of each vector.
+        differing_features: Differing features of each vector.
 
     """
     vector_count = len(differing_features)

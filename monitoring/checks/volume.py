@@ -1,4 +1,4 @@
-"""Volume and freshness: how many entities ask, how many are usual, and how old features are."""
+"""Checks of volume and freshness: number of entities, usual number, age of features."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,15 @@ from training.evaluation.reference import Reference
 
 USUAL = "volume/usual"
 COLLAPSED_SHARE = 0.5
-"""Share of the usual entities below which an alert goes out."""
+"""Share of the usual number of entities below which an alert goes out."""
 FEWEST_WINDOWS = 3
-"""Earlier windows that say what is usual."""
+"""Number of earlier windows from which the usual number is known."""
 
 
-def entities(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
-    """Say whether the window is large enough for a verdict."""
+def entity_count(
+    run: MonitoringRun, _reference: Reference | None
+) -> Iterator[CheckResult]:
+    """Count the entities of the window: a verdict needs enough of them."""
     count = len(run.window.rows)
     fewest = run.spec.monitoring.fewest
     yield CheckResult(
@@ -74,9 +76,9 @@ def freshness(
 
 
 def usual_entities(past: Past) -> float | None:
-    """Return the mean entity count of earlier windows that share no hour with this one.
+    """Return the mean number of entities in earlier windows that do not overlap with this one.
 
-    None: too few are known. Windows after a collapse do not lower it: the largest windows count.
+    It is None if too few windows are known. Windows with a collapsed number do not count.
     """
     counts = [row.entities for row in past.own if row.as_of <= past.as_of - LENGTH]
     if len(counts) < FEWEST_WINDOWS:

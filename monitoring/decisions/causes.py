@@ -1,4 +1,4 @@
-"""Why a run of Airflow starts: read when it starts, as events may be merged or never come."""
+"""Causes of a training. A run reads them when it starts: events may be merged or never come."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,12 +18,12 @@ from training.runs import moment_of, nothing_new
 
 @dataclass(frozen=True)
 class TrainingCause:
-    """What a training is about.
+    """The cause of a training.
 
     Attributes:
-        as_of: The moment that it trains as of.
-        reason: Why, by all decisions that it answers.
-        name: Names the newest of them; a training of that name answers it.
+        as_of: Moment of the training.
+        reason: Reasons of all decisions that the training answers.
+        name: Name of the newest of these decisions: a training with this name answers it.
 
     """
 
@@ -35,15 +35,17 @@ class TrainingCause:
 def training_cause(
     settings: Settings, spec: ModelSpec, start: datetime, wanted_moment: datetime | None
 ) -> TrainingCause:
-    """Return what a training that started at `start` is about.
+    """Return the cause of a training that started at `start`.
+
+    The moment of the training is `wanted_moment`, else that of the newest decision without an
+    answer, else `start`. Unless somebody asked for it, it is never before the newest promotion: an
+    older training does not promote.
 
     Args:
-        settings: Where decisions, trainings and the ledger are.
-        spec: The model.
-        start: When the run started.
-        wanted_moment: The moment that somebody asked for; else it is that of the newest decision
-            without an answer, else `start`, and never before the newest promotion: an older run
-            does not promote.
+        settings: Settings of the installation.
+        spec: Spec of the model.
+        start: Start of the run.
+        wanted_moment: The moment that somebody asked for.
 
     """
     decisions = open_decisions(settings, spec, wanted_moment or start)
@@ -64,8 +66,9 @@ def open_decisions(
 ) -> list[DecisionRow]:
     """Return the decisions to retrain up to `as_of` that no training has answered, oldest first.
 
-    A training answers what was decided up to its own moment, however it ends; the cooldown decides
-    when a failed one is repeated. Where nothing is new, another training has learnt it all.
+    A training answers the decisions up to its own moment, however it ends; the cooldown decides
+    when a failed training is repeated. If there is nothing new to learn, no decision is returned:
+    another training has learnt everything.
     """
     created = Registry(settings).assignment(spec.name).created
     decisions = newest_decisions(settings, spec.name, action="retrain", created=created)
@@ -78,7 +81,7 @@ def open_decisions(
 
 
 def moment_since_promotion(settings: Settings, model: str, start: datetime) -> datetime:
-    """Return `start`, or the newest promotion where that is later, as by another clock."""
+    """Return `start`, or the moment of the newest promotion if that is later, by another clock."""
     created = Registry(settings).assignment(model).created
     with Ledger(settings) as ledger:
         row = last_applied(ledger.rows(model, created), PRODUCTION)

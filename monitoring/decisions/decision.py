@@ -1,9 +1,9 @@
-"""The verdict on a window, and what follows: pure functions; inputs are stored with a decision.
+"""Verdict on a window and decision: pure functions, whose inputs are stored with a decision.
 
-Read top to bottom, the first rule that fits decides:
+The first rule that fits decides, from top to bottom:
 
     stale                as_of lies before the newest promotion          nothing
-    harm                 failing, slow, collapsed, the one before better roll back
+    harm                 failing, slow, collapsed, previous is better    roll back
     insufficient_data    the newest window has too few entities          nothing
     unknown              something could not be measured                 nothing
     ok                   no actionable drift, performance holds          nothing
@@ -14,28 +14,24 @@ Read top to bottom, the first rule that fits decides:
 
 (* the numbers are those of the spec's [monitoring])
 
-An alert goes out with every action but nothing, and for each thing that is unknown, once per
-incident. A stale run is not stored.
+An alert goes out with every action but nothing, and for each unknown result, once per incident. A
+stale run is not stored.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from monitoring.check import CheckResult
+from monitoring.check import CheckResult
 
 STALE = "stale"
 ENTITIES = "volume/entities"
-"""The figure that says how many entities a window has; its limit is how many it needs."""
+"""Name of the figure that counts the entities of a window; its limit is the number needed."""
 REFERENCE = "reference"
-"""The name of the result that says why there is no reference."""
+"""Name of the result that says why there is no reference."""
 ALERT_ONLY = frozenset(
     {
         "bias",
@@ -47,7 +43,7 @@ ALERT_ONLY = frozenset(
         "volume",
     }
 )
-"""Kinds of checks that are alerted of and never part of a verdict."""
+"""Kinds of checks that raise alerts and are never part of a verdict."""
 Verdict = Literal["ok", "bad", "unknown", "insufficient_data"]
 Action = Literal["nothing", "alert", "retrain", "rollback"]
 
@@ -57,18 +53,19 @@ class Inputs:
     """Everything that a decision depends on. Times are UTC.
 
     Attributes:
-        as_of: The moment of the run.
+        as_of: Moment of the run.
         version: The version in production.
-        verdicts: Of the version's windows since its promotion up to `as_of`, oldest first.
-        findings: What made the newest window bad or unknown, such as `total_spend_30d: PSI 0.31`.
+        verdicts: Verdicts on the version's windows from its promotion to `as_of`, oldest first.
+        findings: Reasons why the newest window is bad or unknown, such as `total_spend_30d: PSI
+            0.31`.
         harm: Why the version does harm; None if it does none.
         previous: The version to go back to.
-        last_retraining: When a retraining was last decided that made a version, or still may.
-        last_promotion: When the version came into production.
+        last_retraining: Moment of the last decision to retrain that made a version, or still may.
+        last_promotion: Moment at which the version came into production.
         cooldown: The least time between two retrainings.
-        windows: The number of newest windows that count.
-        bad_windows: The number of these that must be bad.
-        nothing_new: That a training would learn nothing new, and when it would; None: it would now.
+        windows: Number of newest windows that count.
+        bad_windows: Number of these that must be bad.
+        nothing_new: Why a training would learn nothing new, and when it would; None: it would now.
 
     """
 
@@ -91,7 +88,7 @@ INPUTS = TypeAdapter(Inputs)
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows, the rule that says so, and why in words."""
+    """An action, the rule that it follows from, and the reason in words."""
 
     action: Action
     rule: str
@@ -105,7 +102,7 @@ def _judged(results: Sequence[CheckResult]) -> list[CheckResult]:
 
 
 def judge(results: Sequence[CheckResult]) -> Verdict:
-    """Return the verdict on a window from what its checks found."""
+    """Return the verdict on a window from the results of its checks."""
     judged = _judged(results)
     unknown = [result.name for result in judged if result.status == "unknown"]
     if REFERENCE in unknown or has_too_few_entities(results):
@@ -123,23 +120,15 @@ def has_too_few_entities(results: Sequence[CheckResult]) -> bool:
     )
 
 
-def harm_in(results: Sequence[CheckResult]) -> str | None:
-    """Return the words of the first harmful result that acts; None if there is none."""
-    for result in results:
-        if result.status == "harmful" and result.acts:
-            return result.words
-    return None
-
-
 def find_reasons(verdict: Verdict, results: Sequence[CheckResult]) -> list[str]:
-    """Return the words of the results that a verdict follows from."""
+    """Return the words of the results from which a verdict follows."""
     statuses = {"bad": "bad", "unknown": "unknown", "insufficient_data": "unknown"}
     status = statuses.get(verdict)
     return [result.words for result in _judged(results) if result.status == status]
 
 
 def describe(verdict: Verdict, results: Sequence[CheckResult]) -> str:
-    """Say a verdict in one sentence, the same for console, command, run note and alert."""
+    """Return a verdict in one sentence, for console, command, note and alert alike."""
     reasons = find_reasons(verdict, results)
     if verdict == "insufficient_data" and not reasons:
         reasons = [result.words for result in results if result.name == ENTITIES]

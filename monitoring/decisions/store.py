@@ -1,7 +1,7 @@
-"""What monitoring runs decided and saw: the tables `decisions` and `checks`.
+"""The tables `decisions` and `checks`: decisions of monitoring runs and results of their checks.
 
-Each has one row for each moment that a model was monitored as of. `gyre maintain` deletes rows of
-more than 400 days.
+Each table has a row for each model and moment of a run. `gyre maintain` deletes rows of more than
+400 days.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,27 +20,27 @@ DECISIONS = "decisions"
 CHECKS = "checks"
 RESULTS = TypeAdapter(list[CheckResult])
 MAX_FILES = 50
-"""A table of more files is compacted, as each run of a model adds one."""
+"""A table of more files is compacted: each run of a model adds a file."""
 
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """One decision.
+    """A row of the table `decisions`.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         version: The version in production.
-        as_of: The moment, aware UTC.
-        verdict: See monitoring/decisions/decision.py.
-        action: What followed.
-        rule: Which rule said so.
-        reason: Why, in words.
-        cause: Names what a retraining answers.
+        as_of: Moment of the run, aware UTC.
+        verdict: Verdict on the window: see monitoring/decisions/decision.py.
+        action: Action of the decision.
+        rule: Rule from which the action follows.
+        reason: Reason in words.
+        cause: Name of the cause that a retraining answers.
         words: The verdict in one sentence.
         inputs: Everything that the decision depended on, as JSON.
-        entities: Of the window.
-        serving: What serving had counted, by replica, as JSON; None if unknown.
-        created: When the model was registered: see `mlflow_server.roles.RoleAssignment`.
+        entities: Number of entities in the window.
+        serving: Counts of serving by replica, as JSON; None if they are unknown.
+        created: Moment at which the model was registered: see `mlflow_server.roles.RoleAssignment`.
 
     """
 
@@ -66,14 +66,14 @@ def newest_decisions(
     action: str | None = None,
     created: int | None = None,
 ) -> list[DecisionRow]:
-    """Return the decisions on the newest moments, oldest first.
+    """Return the newest decisions by their moments, oldest first.
 
     Args:
-        settings: Say where the tables are.
-        model: Name of a model.
-        limit: How many at most.
-        action: Only decisions of this action.
-        created: Only of the model that was registered then; None: of all of this name.
+        settings: Settings of the installation.
+        model: Name of the model.
+        limit: The largest number of decisions.
+        action: Action of the decisions; None: any action.
+        created: Moment at which the model was registered; None: all models of the name.
 
     Raises:
         DataError: The table cannot be read.
@@ -92,9 +92,9 @@ def newest_decisions(
 def sampled_decisions(
     settings: Settings, model: str, since: datetime, hours: int
 ) -> list[DecisionRow]:
-    """Return a decision for each `hours` of a day, oldest first, without `inputs`.
+    """Return a decision for each span of `hours`, oldest first, without `inputs`.
 
-    It is the newest that acted, else the newest bad one, else the newest.
+    It is the newest decision that acted, else the newest bad one, else the newest.
     """
     query = f"""
         SELECT DISTINCT ON (span) * EXCEPT (span), '' AS inputs
@@ -111,7 +111,7 @@ def sampled_decisions(
 def notable_decisions(
     settings: Settings, model: str, since: datetime
 ) -> list[DecisionRow]:
-    """Return decisions that acted or were bad, without `inputs`: the newest of a day and action."""
+    """Return the newest decision of each day and action that acted or was bad, without `inputs`."""
     query = f"""
         SELECT DISTINCT ON (day, action) * EXCEPT (day), '' AS inputs
         FROM (
@@ -131,7 +131,7 @@ def _queried_decisions(settings: Settings, query: str) -> list[DecisionRow]:
 
 
 def store_decision(settings: Settings, row: DecisionRow) -> None:
-    """Store a decision in place of what an earlier try decided as of the same moment.
+    """Store a decision in place of the decision of an earlier try as of the same moment.
 
     Raises:
         DataError: The table cannot be written.
@@ -143,7 +143,7 @@ def store_decision(settings: Settings, row: DecisionRow) -> None:
 def store_checks(
     settings: Settings, model: str, as_of: datetime, results: Sequence[CheckResult]
 ) -> None:
-    """Store what a run found in place of what an earlier try found as of the same moment.
+    """Store the results of a run in place of those of an earlier try as of the same moment.
 
     Raises:
         DataError: The table cannot be written.
@@ -156,7 +156,7 @@ def store_checks(
 def stored_checks(
     settings: Settings, model: str, moments: Iterable[datetime]
 ) -> dict[datetime, list[CheckResult]]:
-    """Return what the runs as of these moments found, where it is stored.
+    """Return the stored results of runs by their moments.
 
     Raises:
         DataError: The table cannot be read.
@@ -175,8 +175,8 @@ def stored_checks(
 
 
 def _store(settings: Settings, name: str, row: dict[str, Any]) -> None:
-    """Put a row in place of the one of its model and moment."""
-    # Heavy, and the console only reads.
+    """Store a row in place of the row of its model and moment."""
+    # These take long to import, and the console only reads.
     import pyarrow as pa  # noqa: PLC0415
 
     from core.tables.table import Table  # noqa: PLC0415

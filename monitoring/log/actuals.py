@@ -1,4 +1,4 @@
-"""What came true of each logged answer, by raw data or by feedback."""
+"""Actual values of logged answers, from raw data or from feedback."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,30 +22,30 @@ from feature_repo.published.service import ARROW
 from training.data.frame import TIME_TYPE, require_outcome_key, with_typed_labels
 
 DAY = "event_timestamp"
-"""The column of a label's moment; here it is the beginning of a day."""
+"""Column of a label's moment, which is the beginning of a day here."""
 FIRST = f"{OWN_PREFIX}first"
-"""Column of the time of an entity's first event of a day."""
+"""Column of the time of an entity's first event in a day."""
 
 
-def actuals(
+def read_actuals(
     settings: Settings,
     spec: ModelSpec,
     answers: pa.Table,
     feedback: Mapping[str, float],
     as_of: datetime,
 ) -> tuple[NDArray[np.float64], int]:
-    """Return what came true of each answer.
+    """Return the actual value of each answer.
 
     Args:
-        settings: Where raw data is.
-        spec: The model.
+        settings: Settings of the installation.
+        spec: Spec of the model.
         answers: Rows of `predictions`.
-        feedback: Actuals by request; raw data outranks them.
-        as_of: Outcomes known by then.
+        feedback: Actual values by request. A value of raw data is preferred.
+        as_of: The moment by which an outcome must be known.
 
     Returns:
-        Actuals, nan where they are not known yet, and how many answers fit several rows of the
-        label: of these raw data says nothing.
+        Actual values, nan where they are not known yet, and the number of answers that fit
+        several rows of the label: raw data gives these answers no value.
 
     """
     requests = answers["request_id"].to_pandas()
@@ -60,10 +60,10 @@ def actuals(
 
 
 def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
-    """Return what names the outcome of each answer: a day of its entity, or a row of the label.
+    """Return the keys of each answer's outcome: a day of its entity, or a row of the label.
 
     Args:
-        spec: The model.
+        spec: Spec of the model.
         answers: Rows of `predictions`, with `request_data`.
 
     """
@@ -74,7 +74,7 @@ def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
         sent = [json.loads(text) for text in answers["request_data"].to_pylist()]
         for name in spec.outcome_key:
             keys[name] = pd.Series([data.get(name) for data in sent], dtype=object)
-        # Without its key a request is about a row that nobody knows.
+        # Without its key the row that a request is about is not known.
         has_key = keys[[*spec.outcome_key]].notna().all(axis="columns")
         keys["entity"] = keys["entity"].where(has_key)
         del keys["as_of"]
@@ -84,7 +84,7 @@ def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
 def _row_labels(
     settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
 ) -> tuple[NDArray[np.float64], int]:
-    """Return the label of the row that each answer is about, and how many fit several rows."""
+    """Return the label of each answer's row, and the number of answers that fit several rows."""
     values = np.full(answers.num_rows, np.nan)
     keyed_answers = units(spec, answers).rename(columns={"as_of": DAY})
     keyed_answers["place"] = range(answers.num_rows)
@@ -126,10 +126,10 @@ def _row_labels(
 def _matured_labels(
     settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
 ) -> NDArray[np.float64]:
-    """Return the label of each answer by its entity and its day (UTC); nan before it has matured.
+    """Return the label of each answer by entity and day (UTC); nan before the label has matured.
 
-    Labels are defined per entity and day. An answer given after another event of the entity on that
-    day has no label.
+    A label belongs to an entity and a day. An answer has no label if the entity had an event on
+    that day before the answer.
     """
     day_values = np.full(answers.num_rows, np.nan)
     known_answers = answers.select(["entity", "as_of"]).to_pandas()
@@ -152,9 +152,10 @@ def _matured_labels(
 def _day_labels(
     settings: Settings, spec: ModelSpec, answers: pd.DataFrame, as_of: datetime
 ) -> pd.DataFrame:
-    """Return the labels of the days of answers, by entity.
+    """Return the label of each entity and day of the answers.
 
-    `time` is that of the entity's first event after the day began, NaT if there was none.
+    Column `FIRST` has the time of the entity's first event after the day began, NaT if there was
+    none.
     """
     dataset = load_dataset(spec.dataset)
     owner = dataset.entity
@@ -183,7 +184,7 @@ def newest_known(spec: ModelSpec, as_of: datetime) -> pa.Scalar:
 
 
 def _entity_keys(spec: ModelSpec, entities: Sequence[str]) -> pd.DataFrame:
-    """Return the key columns of each `entity` that is one of the spec's."""
+    """Return the key columns of each text that is an entity of the spec."""
     rows = []
     for text in entities:
         with suppress(TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What serving logged becomes tables, `predictions` and `outcomes`: each row exactly once."""
+"""The logs of serving, whose lines become rows of `predictions` and `outcomes`, each exactly once."""
 
 import fcntl
 import json
@@ -28,16 +28,16 @@ from mlflow_server.roles import SHADOW
 from monitoring.log.tables import outcomes, predictions
 
 BYTES_AT_ONCE = 64 * 1024 * 1024
-"""Size of files in memory together; a million rows in ten files took 4 GB at once."""
+"""Size of the files that are in memory together: a million rows in ten files took 4 GB."""
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-"""A larger one is read as a number with a fraction, and one too large for that is malformed."""
+"""A larger integer is read as a float; one that is too large for a float is malformed."""
 JsonText = Annotated[
     dict[str, bool | Int64 | float | str | None], AfterValidator(json.dumps)
 ]
 
 
 class LogLine(BaseModel):
-    """A line of a log: see serving/log/prediction_log.py."""
+    """A line of a log of serving: see serving/log/prediction_log.py."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -49,8 +49,8 @@ class LogLine(BaseModel):
         return dict(self)
 
 
-class Feedback(LogLine):
-    """What came true of a request: a number, or the name of a class."""
+class FeedbackLine(LogLine):
+    """A line of feedback: the outcome of a request, as a number or as the name of a class."""
 
     actual: float | str
 
@@ -60,8 +60,8 @@ class Feedback(LogLine):
         return dict(self)
 
 
-class Prediction(LogLine):
-    """A row that was answered, or that a version failed."""
+class PredictionLine(LogLine):
+    """A line of a row that a version answered or failed."""
 
     model: str
     version: str
@@ -81,7 +81,7 @@ class Prediction(LogLine):
 
     @model_validator(mode="after")
     def _set_row_id(self) -> Self:
-        """Give each row of a request an id: the one that its client was answered with keeps it."""
+        """Make the ids of a request's rows differ. The row that the client received keeps the id."""
         if (self.prediction is None) == (self.error is None):
             raise ValueError("expected either a prediction or an error")
         if self.error is not None:
@@ -93,7 +93,7 @@ class Prediction(LogLine):
 
 @dataclass(frozen=True)
 class Collected:
-    """Rows that were new; lines that were none, counted until their file is set aside."""
+    """Numbers of new rows, and of malformed lines in files that are not set aside yet."""
 
     predictions: int
     outcomes: int
@@ -101,33 +101,33 @@ class Collected:
 
 
 def collect(settings: Settings) -> Collected:
-    """Take every final line of the logs into the tables; taking one again changes nothing.
+    """Move every final line of the logs into the tables. A line that is there already stays as is.
 
-    A file is removed once it is closed and taken, or set aside as `.malformed` if a line of it
-    could not be read.
+    A file is removed once it is closed and all of its lines are in the tables. It is set aside as
+    `.malformed` if a line of it cannot be read.
 
     Raises:
         DataError: Another process held the lock of the logs or of a table for a minute, or the
             inbox does not answer.
 
     """
-    # One at a time: two would remove one file.
+    # One process at a time: two would remove the same file.
     with one_writer(settings, "collect"), reached("the prediction log"):
         prediction_count, malformed_predictions = _take(
             _files(settings, "predictions"),
-            Prediction,
+            PredictionLine,
             predictions(settings),
             key="request_id",
         )
         outcome_count, malformed_outcomes = _take(
-            _files(settings, "feedback"), Feedback, outcomes(settings), key="line"
+            _files(settings, "feedback"), FeedbackLine, outcomes(settings), key="line"
         )
     malformed = malformed_predictions + malformed_outcomes
     return Collected(prediction_count, outcome_count, malformed)
 
 
 def is_closed(file: Path) -> bool:
-    """The writer holds a lock on its open file, until it closes it or dies."""
+    """Say whether no writer has the file open: a writer holds a lock on it until it ends."""
     with file.open("rb") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +137,7 @@ def is_closed(file: Path) -> bool:
 
 
 def _files(settings: Settings, kind: str) -> dict[Path, UPath]:
-    """Files of a log on this disk, each with what it is a copy of: in the inbox, else itself."""
+    """Return the files of a log on this disk, each with its origin: in the inbox, else itself."""
     if settings.data_url:
         logs = (settings.data / "inbox").glob(f"*/{kind}-*.jsonl")
     else:
@@ -153,13 +153,13 @@ def _take(
     table: Table,
     key: str,
 ) -> tuple[int, int]:
-    """Take files into a table that holds one row of each `key`.
+    """Move files into a table that holds one row of each `key`.
 
     Returns:
-        How many rows were new, and how many lines could not be read.
+        The number of new rows, and the number of lines that could not be read.
 
     """
-    # Before reading: nothing more comes.
+    # Before the files are read: a closed file does not grow.
     closed_files = {file for file in files if is_closed(file)}
     new_count = 0
     malformed = Counter[Path]()
@@ -168,10 +168,10 @@ def _take(
         for file in group:
             file_rows, malformed[file] = _rows(file, form, closed_files)
             for row in file_rows:
-                rows.setdefault(row[key], row)  # the first of a request
+                rows.setdefault(row[key], row)  # the first row of a key counts
         if rows:
             row_table = pa.Table.from_pylist([*rows.values()], schema=table.schema)
-            # What has the same key was received at about the same time.
+            # Rows of one key were received at about the same time.
             new_count += table.insert(row_table, key, "received")
         for file in closed_files.intersection(group):
             origin = files[file]
@@ -183,7 +183,7 @@ def _take(
 
 
 def _groups(files: Iterable[Path]) -> Iterator[list[Path]]:
-    """Files in their order, about as many at a time as have `BYTES_AT_ONCE` together."""
+    """Yield the files in order, in groups of about `BYTES_AT_ONCE`."""
     group: list[Path] = []
     group_size = 0
     for file in files:
@@ -199,9 +199,10 @@ def _groups(files: Iterable[Path]) -> Iterator[list[Path]]:
 def _rows(
     file: Path, form: type[LogLine], closed_files: Collection[Path]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return rows, a request's as often as it was written; and how many lines were none.
+    """Return the rows of a file, and the number of lines that could not be read.
 
-    A line that ends in a newline is final. In a closed file the rest is a line too.
+    A line that ends in a newline is final. In a closed file the rest is a line, too. A row that was
+    written twice is returned twice.
     """
     *lines, rest = file.read_bytes().split(b"\n")
     if file in closed_files:

@@ -1,7 +1,7 @@
-"""Rows whose outcome is known by now, and what a version says of them.
+"""Rows whose outcome is known by now, with the scores of a version.
 
-online: its logged predictions whose outcome is known. backfilled: the version scored on the newest
-snapshots that matured after those it was evaluated on, as many.
+online: logged predictions of the version. backfilled: the newest snapshots that matured after
+those of the version's evaluation, as many of them, which the version scores now.
 """
 
 import json
@@ -16,7 +16,8 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
-from monitoring.log.actuals import actuals, newest_known, units
+from mlflow_server.roles import RoleAssignment
+from monitoring.log.actuals import newest_known, read_actuals, units
 from monitoring.log.tables import ANSWERS, answered_rows, logged_scores
 from training.data.frame import build_frame
 from training.data.snapshots import dates, matured
@@ -26,12 +27,12 @@ from training.model.scoring import version_scores
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Rows whose outcome is known, and what a version says of them.
+    """Rows whose outcome is known, with the scores of a version.
 
     Attributes:
         kind: online or backfilled.
-        about: Which rows, in words.
-        rows: Of a frame, or of `predictions`; column `label`.
+        about: Description of the rows in words.
+        rows: Rows of a frame or of `predictions`, with the column `label`.
         scored: The version's scores, in the order of `rows`.
 
     """
@@ -43,7 +44,7 @@ class Outcomes:
 
     @property
     def labels(self) -> Labels:
-        """What came true of each row."""
+        """The actual value of each row."""
         values: Labels = self.rows["label"].to_numpy()
         return values
 
@@ -73,34 +74,34 @@ def backfilled_outcomes(
 def online_outcomes(
     settings: Settings,
     spec: ModelSpec,
+    model: RoleAssignment,
     version: str,
-    created: int,
     feedback: Mapping[str, float],
     threshold: float | None,
     as_of: datetime,
 ) -> Outcomes | None:
-    """Join answers with what came true of them; None if that is known of too few.
+    """Join a version's answers with their outcomes; None if too few outcomes are known.
 
-    Of an entity the last answer of a day counts, or of a row of the label; without an entity each.
-    Nothing counts that was answered from defaults or outside the population.
+    The last answer to an entity on a day counts, or for a row of the label. Every answer without an
+    entity counts. Answers from defaults or outside the population do not count.
 
     Args:
-        settings: Where answers and raw data are.
-        spec: The model.
-        version: Who answered.
-        created: When its model was registered.
-        feedback: Actuals by request; raw data outranks them.
-        threshold: Of the version.
-        as_of: Outcomes known by then.
+        settings: Settings of the installation.
+        spec: Spec of the model.
+        model: The model as it is registered.
+        version: The version.
+        feedback: Actual values by request. A value of raw data is preferred.
+        threshold: Threshold of the version.
+        as_of: The moment by which an outcome must be known.
 
     """
     usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
-    is_own = (pc.field("version") == version) & (pc.field("created") == created)
+    is_own = (pc.field("version") == version) & (pc.field("created") == model.created)
     judgeable = is_own & _is_judgeable(spec, feedback, as_of)
     segments = [name for name in spec.segment if name in spec.features]
     columns = [*ANSWERS, "request_data", *(["features"] if segments else [])]
     answers = answered_rows(settings, judgeable & usual, columns).sort_by("received")
-    values, ambiguous_count = actuals(settings, spec, answers, feedback, as_of)
+    values, ambiguous_count = read_actuals(settings, spec, answers, feedback, as_of)
     label = pa.array(values, from_pandas=True)
     rows = answers.append_column("label", label).filter(pc.is_valid(label))
     keys = units(spec, rows)
@@ -121,10 +122,10 @@ def online_outcomes(
 def _is_judgeable(
     spec: ModelSpec, feedback: Mapping[str, float], as_of: datetime
 ) -> pc.Expression:
-    """Choose rows of a model's `predictions` whose label has matured or that feedback names."""
+    """Return the condition that the label of a model's row has matured or that feedback names it."""
     is_own = pc.field("model") == spec.name
     is_matured = pc.field("as_of") <= newest_known(spec, as_of)
-    if not feedback:  # then files that are too young need not be opened
+    if not feedback:  # then young files need not be opened
         return is_own & is_matured
     is_named = pc.field("request_id").isin(pa.array([*feedback], pa.string()))
     return is_own & (is_matured | is_named)

@@ -1,7 +1,7 @@
-"""The tables `predictions` and `outcomes`, and what is read from them.
+"""The tables `predictions` and `outcomes`, and the queries on them.
 
-The table `predictions` has rows that were answered and rows that a version failed. `answered_rows`
-reads the first alone, and so does who looks at scores, features or outcomes.
+The table `predictions` has rows that a version answered and rows that it failed. `answered_rows`
+reads answered rows alone: use it for scores, features and outcomes.
 """
 
 import re
@@ -22,9 +22,9 @@ from core.spec import ModelSpec
 from core.tables.table import Table
 from mlflow_server.roles import SHADOW, RoleAssignment
 
-TIME = pa.timestamp("us", tz="UTC")
+TIMESTAMP = pa.timestamp("us", tz="UTC")
 QUERY_MEMORY = "600MB"
-"""What DuckDB may hold of the log; beyond it, it spills to a temporary folder."""
+"""Memory that DuckDB may use for the log; beyond it, DuckDB spills to a temporary folder."""
 PREDICTIONS = pa.schema(
     {
         "request_id": pa.string(),
@@ -32,8 +32,8 @@ PREDICTIONS = pa.schema(
         "version": pa.string(),
         "created": pa.int64(),
         "role": pa.string(),
-        "received": TIME,
-        "as_of": TIME,
+        "received": TIMESTAMP,
+        "as_of": TIMESTAMP,
         "entity": pa.string(),
         "request_data": pa.string(),
         "features": pa.string(),
@@ -46,23 +46,23 @@ PREDICTIONS = pa.schema(
         "seconds": pa.float64(),
     }
 )
-"""Entity as text, request data and features as JSON: one table for models of any shape.
+"""The entity is a text, request data and features are JSON: one table for models of any shape.
 
-created: of `mlflow_server.roles.RoleAssignment`. request_id: of a row that was answered the
-request's own, which feedback names; a shadow's answer has `/shadow` behind it, a failure
-`/ROLE/error`. error: why the version failed the row, null if it was answered. seconds: from receipt
-of the request's body to the write of its log line, null but of a request's first row.
+created: see `mlflow_server.roles.RoleAssignment`. request_id: the id that feedback names; a row of
+a shadow ends in `/shadow`, a failed row in `/ROLE/error`. error: why the version failed the row,
+null if it answered. seconds: time from the receipt of the request's body to the write of its log
+line, null in all rows of a request but its first.
 """
 ANSWERS = [
     name
     for name in PREDICTIONS.names
     if name not in ("request_data", "features", "error", "seconds")
 ]
-"""Columns that say what was answered, without what from: the smaller part."""
+"""Columns of an answer without its inputs, which are the larger part."""
 NO_FILES = pa.schema(
     [*PREDICTIONS, ("file_index", pa.int64()), ("file_row_number", pa.int64())]
 ).empty_table()
-"""What DuckDB reads where the table has no files."""
+"""The rows that DuckDB reads where the table has no files."""
 LOGGED = """
 CREATE TEMP VIEW logged AS
 SELECT *, (file_index::BIGINT << 32) + file_row_number AS place
@@ -74,21 +74,21 @@ OUTCOMES = pa.schema(
         "request_id": pa.string(),
         "actual": pa.float64(),
         "actual_class": pa.string(),
-        "received": TIME,
+        "received": TIMESTAMP,
     }
 )
-"""Every line of feedback; `line`: its file and number; actual_class: where a name was told."""
+"""Every line of feedback. line: its file and number. actual_class: set where a class was named."""
 
 
 @dataclass(frozen=True)
 class KnownOutcomes:
-    """What came true, by request.
+    """Outcomes that feedback told.
 
     Attributes:
-        known: The actual of each request that has one. Of several lines for one request the first
-            received stands.
-        left_out: How many lines do not count, by why. A line names no model: one of an unknown
-            request is every model's.
+        known: Actual value by request. If several lines name a request, the line that was received
+            first counts.
+        left_out: Number of lines that do not count, by reason. A line names no model: a line of an
+            unknown request is counted for every model.
 
     """
 
@@ -109,12 +109,12 @@ def answered_rows(
     where: pc.Expression,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Read rows of `predictions` that were answered.
+    """Read answered rows of `predictions`.
 
     Args:
-        settings: Say where the table is.
-        where: Only these rows.
-        columns: Only these columns; all by default.
+        settings: Settings of the installation.
+        where: Condition on the rows.
+        columns: Names of columns; all by default.
 
     """
     is_answered = pc.field("error").is_null()
@@ -125,16 +125,16 @@ def answered_rows(
 def query_log(
     settings: Settings, model: RoleAssignment, since: datetime, until: datetime
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open DuckDB on rows of `predictions`, answered or failed, however many there are.
+    """Open DuckDB on rows of `predictions`, answered or failed, in bounded memory.
 
     Args:
-        settings: Say where the table is.
-        model: Only rows of this model.
-        since: Only rows received after it.
-        until: Only rows received up to it.
+        settings: Settings of the installation.
+        model: Model whose rows are read.
+        since: Rows received after this moment are read.
+        until: Rows received up to this moment are read.
 
     Yields:
-        A connection with the view `logged`. Its column `place` rises as the rows came.
+        A connection with the view `logged`. Its column `place` rises in the order of arrival.
 
     """
     span = f"received > '{since}' AND received <= '{until}'"
@@ -156,20 +156,20 @@ def query_log(
 
 
 def request_of_row(row_id: str) -> str:
-    """Return the id of the request that a row is of."""
+    """Return the id of the request that a row belongs to."""
     return re.sub(rf"(/{SHADOW}|/\w+/error)$", "", row_id)
 
 
 def join_outcomes(
     settings: Settings, spec: ModelSpec, until: datetime
 ) -> KnownOutcomes:
-    """Join what was told up to `until` with what the model answered; a class by its position.
+    """Join feedback received up to `until` with the model's answers. A class becomes its position.
 
-    A request that the model failed is an unknown one.
+    A request that the model failed counts as unknown.
     """
     is_in_time = pc.field("received") <= until
     feedback = outcomes(settings).read(where=is_in_time).sort_by("received")
-    # Of the requests that lines name alone: there may be millions of predictions.
+    # Answers to requests with feedback alone: there may be millions of predictions.
     is_named = pc.field("request_id").isin(feedback["request_id"].unique())
     answers = answered_rows(settings, is_named, ["request_id", "model", "received"])
     lines = feedback.to_pandas().merge(
@@ -201,7 +201,10 @@ def join_outcomes(
 
 
 def logged_scores(spec: ModelSpec, answers: pa.Table) -> NDArray[np.float64]:
-    """Return scores of rows of `predictions`: [N], of many classes [N, K]; nan of another task."""
+    """Return the scores of rows of `predictions`.
+
+    Their shape is [N], or [N, K] with K classes. The score of a row of another task is nan.
+    """
     if not spec.classes:
         name = "prediction" if spec.task == "regression" else "probability"
         return np.asarray(answers[name].to_numpy(), np.float64)

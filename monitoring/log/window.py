@@ -1,4 +1,4 @@
-"""A window: the last prediction of each entity in 24 hours, and what was left out."""
+"""A window: the last prediction of each entity in 24 hours."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from training.evaluation.reference import PREDICTED_CLASS
 
 LENGTH = timedelta(hours=24)
 TEXTS = {"string", "timestamp"}
-"""Types of features that are a text in the log."""
+"""Types of features whose values are texts in the log."""
 BATCH_ROWS = 100_000
 OTHER_FEATURES = "with other features"
 REASONS = """
@@ -37,21 +37,21 @@ FROM (
   FROM answers WHERE place IN (
     SELECT place FROM answers WHERE reason IS NULL
     QUALIFY row_number() OVER (PARTITION BY entity ORDER BY received DESC, place DESC) = 1))"""
-"""Of answers of one moment the later row is the last. `given` is null where the JSON lacks a
-feature, or has a text in place of a number."""
+"""If an entity has several answers of one moment, the later row is its last. `given` is null where
+the JSON lacks a feature, or has a text in place of a number."""
 REASON_COUNTS = "SELECT reason, count(*) FROM answers GROUP BY reason"
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a version answered.
+    """The last answer of a version to each entity.
 
     Attributes:
-        rows: The features and `score`; one row of each entity of the population. The score is the
-            probability, or the number predicted. Of many classes there is `predicted_class` too,
-            of which it is the probability. A number is a float (null: nan), a text an object
-            (null: None).
-        left_out: How many predictions do not count, by why.
+        rows: Features and `score`, a row for each entity of the population. The score is the
+            predicted probability or number. With more than two classes it is the probability of
+            the column `predicted_class`. A number is a float (null: nan), a text an object (null:
+            None).
+        left_out: Number of predictions that do not count, by reason.
 
     """
 
@@ -67,10 +67,10 @@ def read_window(
     until: datetime,
     classes: Sequence[str] = (),
 ) -> Window:
-    """Take what a version answered in 24 hours.
+    """Read the last answer of a version to each entity in 24 hours.
 
     Args:
-        settings: Of the installation.
+        settings: Settings of the installation.
         model: The model.
         version: The version.
         features: Types of the version's features, by name.
@@ -92,7 +92,7 @@ def read_window(
     left_out["replaced by a later prediction"] = left_out.pop(None, 0) - last_count
     left_out[OTHER_FEATURES] = misfit_count
     left_out = {reason: count for reason, count in left_out.items() if count}
-    # By the same name: a column is freed as it is converted only where nothing else holds it.
+    # Under the same name: a column is freed as it is converted only if nothing else refers to it.
     rows = rows.rename_columns([*features, SCORE, PREDICTED_CLASS])
     frame: pd.DataFrame = rows.to_pandas(split_blocks=True, self_destruct=True)
     positions = frame.pop(PREDICTED_CLASS)
@@ -102,12 +102,12 @@ def read_window(
 
 
 def _last_answers(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, int]:
-    """Return the last answer of each entity, and how many of these have other features."""
+    """Return the last answer to each entity, and the number of answers with other features."""
     reader = connection.execute(LAST).to_arrow_reader(BATCH_ROWS)
     misfit_count = 0
     batches: list[pa.RecordBatch] = []
     for batch in reader:
-        # A copy: a column of a batch from DuckDB keeps all its others in memory.
+        # A copy: a column of a batch from DuckDB keeps all other columns in memory.
         fitting = batch.filter(batch["fits"]).drop_columns("fits")
         misfit_count += len(batch) - len(fitting)
         batches.append(fitting)

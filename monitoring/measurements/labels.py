@@ -1,4 +1,4 @@
-"""Label drift: how far outcomes known by now lie from those that a version was evaluated on."""
+"""Label drift: the distance of known outcomes from those of a version's evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from monitoring.measurements.performance import SURELY, MeasuredMetric
 from training.evaluation.reference import LABEL, Reference
 
 LABEL_DRIFT = "label_drift"
-"""The kind of this figure."""
+"""Kind of the figure."""
 
 
 def label_change(
     spec: ModelSpec, outcomes: Outcomes, reference: Reference
 ) -> Iterator[MeasuredMetric]:
-    """Measure the largest change of a class's share; of numbers that of the mean.
+    """Measure the largest change of a class's share, or the change of the mean of numbers.
 
-    It is bad from `label_change` and three standard errors of a difference on (Welch, Biometrika
-    34, 1947).
+    The change is bad from `label_change` plus three standard errors of the difference (Welch,
+    Biometrika 34, 1947).
 
     Args:
-        spec: The model.
-        outcomes: What came true.
-        reference: What had come true when the version was evaluated.
+        spec: Spec of the model.
+        outcomes: Outcomes that are known by now.
+        reference: Outcomes of the version's evaluation.
 
     """
     labels = pd.Series(outcomes.labels)
@@ -57,7 +57,7 @@ def label_change(
 def _figures(
     spec: ModelSpec, labels: pd.Series, old_labels: pd.Series
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
-    """Yield what is compared, in words, now and at the evaluation: the means of these columns."""
+    """Yield a name and two columns, of now and of the evaluation, whose means are compared."""
     if spec.task == "regression":
         deviation = old_labels.std(ddof=0) or 1.0
         name = f"mean of {spec.label} in standard deviations"

@@ -1,4 +1,4 @@
-"""Performance of a version on outcomes known by now, beside what it reached when evaluated."""
+"""Performance of a version on outcomes known by now, compared with its evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from training.evaluation.metrics import (
 )
 
 PERFORMANCE = "performance_drift"
-"""The kind of a metric of the whole version."""
+"""Kind of a metric of the whole version."""
 SAMPLE_ROWS = 20_000
-"""Rows that are resampled; the error of more rows is reckoned from it."""
+"""Number of rows that are resampled. The error of more rows is scaled from theirs."""
 ERROR_RESAMPLES = 100
-"""Bootstrap resamples of a standard error, which they give to about 7 %."""
+"""Bootstrap resamples, which give a standard error to about 7 %."""
 SURELY = 3.0
-"""Standard errors by which a metric must be worse: so that chance makes one of four metrics worse
-in less than 1 of 100 runs (docs/monitoring.md)."""
+"""Standard errors by which a metric must be worse. Chance then makes one of four metrics worse in
+less than 1 of 100 runs (docs/monitoring.md)."""
 NORMAL = 1.96
 """Standard errors of a 95 % interval."""
 
@@ -38,16 +38,16 @@ class MeasuredMetric:
     """A metric on outcomes known by now.
 
     Attributes:
-        name: Such as `online/f1`.
-        metric: Such as `f1`.
+        name: Name of the figure, such as `online/f1`.
+        metric: Name of the metric, such as `f1`.
         kind: PERFORMANCE, or another kind of check.
-        value: The metric.
-        low: Lower end of its 95 % interval.
-        high: Upper end of its 95 % interval.
-        limit: The value from which it is bad; None: it is shown alone.
-        lower_is_better: Of the metric.
-        rows: Rows that it was measured on.
-        words: One sentence.
+        value: Value of the metric.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        limit: The value from which the metric is bad; None: it is only shown.
+        lower_is_better: Whether a lower value of the metric is better.
+        rows: Number of rows of the measurement.
+        words: Value and comparison in one sentence.
 
     """
 
@@ -64,7 +64,7 @@ class MeasuredMetric:
 
     @property
     def is_bad(self) -> bool:
-        """Whether it is beyond its limit."""
+        """Whether the value is beyond the limit."""
         if self.limit is None:
             return False
         if self.lower_is_better:
@@ -74,7 +74,7 @@ class MeasuredMetric:
 
 @dataclass(frozen=True)
 class Judged:
-    """Outcomes, and the metrics of the version on them."""
+    """Outcomes with the metrics of the version on them."""
 
     outcomes: Outcomes
     metrics: Sequence[MeasuredMetric]
@@ -85,13 +85,13 @@ def measure(
 ) -> Iterator[MeasuredMetric]:
     """Measure every metric with its interval and its limit.
 
-    A metric is bad where it is worse than at evaluation by its limit, and surely worse: by three
-    standard errors of the bootstrap. It is bad beyond `at_least` or `at_most`, too.
+    A metric is bad if it is worse than at evaluation by its limit and by three standard errors of
+    the bootstrap. It is also bad beyond `at_least` or `at_most`.
 
     Args:
-        spec: The model.
-        outcomes: What came true, and what the version says.
-        evaluated: The version's metrics when it was evaluated.
+        spec: Spec of the model.
+        outcomes: Known outcomes with the version's scores.
+        evaluated: The version's metrics at its evaluation.
 
     """
     y = outcomes.labels
@@ -132,10 +132,10 @@ def bad_from(
     """Return the value from which a metric is bad; None where nothing limits it.
 
     Args:
-        metric: Its name.
-        limit: How bad it may be; None: it is not judged.
-        old_value: Its value at evaluation; nan if there is none.
-        error: Its standard error now.
+        metric: Name of the metric.
+        limit: Limit of the metric in the spec; None: the metric is not judged.
+        old_value: Value at evaluation; nan if there is none.
+        error: Standard error of the value now.
 
     """
     if limit is None:
@@ -153,7 +153,7 @@ def bad_from(
 
 
 def _shown_figures(outcomes: Outcomes, values: Mapping[str, float]) -> dict[str, float]:
-    """Return calibration, and the shares of what came true and of what was predicted."""
+    """Return the calibration error, and the shares of actual and predicted positives."""
     figures: dict[str, float] = {}
     row_count = len(outcomes.labels)
     if outcomes.scored.task != "regression":
@@ -166,7 +166,7 @@ def _shown_figures(outcomes: Outcomes, values: Mapping[str, float]) -> dict[str,
 
 
 def _standard_errors(y: Labels, scored: Scored, spec: ModelSpec) -> dict[str, float]:
-    """Return the standard error of each metric, by the bootstrap of a sample."""
+    """Return the standard error of each metric, from bootstrap resamples of a sample."""
     row_count = len(y)
     sample_count = min(row_count, SAMPLE_ROWS)
     random = np.random.default_rng(spec.seed)

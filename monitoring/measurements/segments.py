@@ -1,7 +1,7 @@
-"""Bias in production: what a version says of each segment, and how far segments lie apart.
+"""Bias in production: figures of each segment, and the gaps between segments.
 
 A segment is a value of a column of the spec's `segment`, with at least `fewest` rows. A window has
-the features; a column of `audit` is in rows of matured snapshots alone.
+features; a column of `audit` is only in rows of matured snapshots.
 """
 
 import math
@@ -27,26 +27,28 @@ from training.evaluation.psi import SCORE
 from training.evaluation.reference import Reference
 
 BIAS = "bias"
-"""The kind of these figures."""
+"""Kind of the figures."""
 MOST_SEGMENTS = 20
-"""Of a column; the largest are measured."""
-NOT_IN_A_NAME = re.compile(r"[^\w .-]")
-"""Characters that MLflow refuses in the name of a metric, and a slash, which makes it a path."""
+"""Number of segments of a column that are measured: the largest."""
+NOT_IN_A_SEGMENT = re.compile(r"[^\w .-]")
+"""Characters that MLflow refuses in the name of a metric, and the slash, which makes a path of it."""
 LONGEST_NAME = 60
-"""Characters of a segment in the name of a figure."""
+"""Number of characters of a segment in the name of a figure."""
 SHOWN = ("f1", "r2")
-"""Metrics of a segment, those that the task has, beside the one that estimators are chosen by."""
+"""Metrics of a segment in addition to the spec's loss, if the task has them."""
 
 
 def segments_of_window(
     spec: ModelSpec, window: pd.DataFrame, reference: Reference
 ) -> Iterator[MeasuredMetric]:
-    """Measure the share predicted 1, of numbers the mean prediction, beside the reference's.
+    """Measure the share of positive predictions, or the mean prediction of numbers.
+
+    With more than two classes nothing is measured.
 
     Args:
-        spec: The model. Of many classes nothing is measured.
+        spec: Spec of the model.
         window: The last prediction of each entity.
-        reference: What the version was evaluated on.
+        reference: Rows of the version's evaluation, for comparison.
 
     """
     if spec.task == "multiclass":
@@ -104,7 +106,7 @@ def segments_of_outcomes(
 def _largest(
     spec: ModelSpec, column: pd.Series
 ) -> Iterator[tuple[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]]:
-    """Yield each segment with enough rows, the largest first, and which rows are its."""
+    """Yield each segment with enough rows, the largest first, and a mask of its rows."""
     values = column.fillna(MISSING).astype(str)
     counts = values.value_counts()
     for value in counts[counts >= spec.monitoring.fewest].index[:MOST_SEGMENTS]:
@@ -140,8 +142,8 @@ def _shares(segments: Sequence[Segment], kind: str) -> list[Share]:
 
 
 def _in_a_name(value: str) -> str:
-    """Return a segment as part of a figure's name; of different segments they differ."""
-    name = NOT_IN_A_NAME.sub("_", value)[:LONGEST_NAME]
+    """Return a segment as part of a figure's name. Different segments have different names."""
+    name = NOT_IN_A_SEGMENT.sub("_", value)[:LONGEST_NAME]
     if name == value:
         return name
     return f"{name}-{zlib.crc32(value.encode()):08x}"
@@ -150,9 +152,10 @@ def _in_a_name(value: str) -> str:
 def _gap(
     spec: ModelSpec, name: str, metric: str, groups: Sequence[Sequence[Share]]
 ) -> Iterator[MeasuredMetric]:
-    """Yield the largest difference of two shares of a group, which must be large beyond chance.
+    """Measure the largest difference between two shares of a group.
 
-    Shares of fewer rows than `fewest` do not count; of less than two nothing is yielded.
+    Its limit is three standard errors above that of the spec. Shares of fewer rows than `fewest` do
+    not count. Nothing is measured if fewer than two shares of each group count.
     """
     gaps: list[tuple[float, float]] = []
     row_count = 0

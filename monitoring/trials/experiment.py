@@ -25,7 +25,7 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.rules import of_newest_model
 from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, RoleAssignment
 from monitoring.harm import harm, measure_variants, rollout_limits
-from monitoring.log.actuals import actuals, units
+from monitoring.log.actuals import read_actuals, units
 from monitoring.log.collect import collect
 from monitoring.log.tables import ANSWERS, answered_rows, join_outcomes, logged_scores
 from training.evaluation.metrics import Scored, losses
@@ -214,7 +214,7 @@ def evaluate(
         is_first = ~answers["entity"].to_pandas().duplicated()
     table = answers.filter(pa.array(is_first, pa.bool_()))
     first = table.select(["role", "prediction"]).to_pandas()
-    labels, _ = actuals(settings, spec, table, known_outcomes, as_of)
+    labels, _ = read_actuals(settings, spec, table, known_outcomes, as_of)
     entities = first[["role", "prediction"]].assign(
         label=labels, score=logged_scores(spec, table).tolist()
     )

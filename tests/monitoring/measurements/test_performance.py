@@ -1,11 +1,14 @@
 """What came true of a logged prediction, and which of them count."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 
 from core.spec.monitoring import MetricLimit, Monitoring
-from monitoring.log.actuals import actuals
+from mlflow_server.roles import RoleAssignment
+from monitoring.log.actuals import read_actuals
 from monitoring.log.collect import collect
 from monitoring.log.outcomes import online_outcomes
 from monitoring.log.tables import ANSWERS, answered_rows
@@ -52,15 +55,17 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(settin
         (None, MIDNIGHT),
     )
     feedback = {"r3": 0.0, "r8": 0.0}
-    labels, _ = actuals(settings, SPEC, answers, feedback, AS_OF)
+    labels, _ = read_actuals(settings, SPEC, answers, feedback, AS_OF)
     expected = [0, np.nan, 1, 1, 0, 1, np.nan, np.nan, 0]
     assert labels == pytest.approx(expected, nan_ok=True)
     few = SPEC.monitoring.model_copy(update={"fewest": 1})
     spec = SPEC.model_copy(update={"monitoring": few})
-    outcomes = online_outcomes(settings, spec, "1", 0, feedback, 0.5, AS_OF)
+    model = RoleAssignment(SPEC.name, 0)
+    outcomes = online_outcomes(settings, spec, model, "1", feedback, 0.5, AS_OF)
     last = {"r0", "r3", "r4", "r5", "r8"}
     assert {*outcomes.rows["request_id"].to_pylist()} == last
-    assert online_outcomes(settings, spec, "1", 1, feedback, 0.5, AS_OF) is None
+    deleted = replace(model, created=1)
+    assert online_outcomes(settings, spec, deleted, "1", feedback, 0.5, AS_OF) is None
 
 
 @pytest.mark.parametrize(
