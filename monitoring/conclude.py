@@ -25,7 +25,12 @@ from monitoring.decisions.decision import (
     find_reasons,
     judge,
 )
-from monitoring.decisions.past import SERVING_COUNTS, load_past, read_last_retraining
+from monitoring.decisions.past import (
+    SERVING_COUNTS,
+    last_retraining,
+    load_past,
+    read_retrainings,
+)
 from monitoring.decisions.store import DecisionRow, store_checks, store_decision
 from monitoring.run import MonitoringRun
 from training.runs import nothing_new
@@ -161,11 +166,14 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
         result.words for result in results if result.status == "harmful" and result.acts
     ]
     harm = harms[0] if harms else None
-    last_retraining = None
+    retraining = None
     if harm is None:  # a rollback does not wait for it
-        last_retraining = read_last_retraining(
-            run.settings, run.newest_spec, run.model, past
+        decisions, trainings = read_retrainings(
+            run.settings, run.newest_spec, run.model.created
         )
+        # An earlier try of this run may have decided, too.
+        earlier = [row for row in decisions if row.as_of != run.as_of]
+        retraining = last_retraining(earlier, trainings, past.training_ids)
     earlier_verdicts = [row.verdict for row in past.own]
     inputs = Inputs(
         as_of=run.as_of,
@@ -174,7 +182,7 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
         findings=tuple(find_reasons(verdict, results)),
         harm=harm,
         previous=past.previous,
-        last_retraining=last_retraining,
+        last_retraining=retraining,
         last_promotion=past.promotion.time if past.promotion else None,
         cooldown=timedelta(hours=limits.cooldown_hours),
         windows=limits.windows,

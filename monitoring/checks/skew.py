@@ -82,9 +82,8 @@ def sample_rows(
 ) -> list[dict[str, Any]]:
     """Return up to SAMPLE_VECTORS rows of 24 hours whose features were looked up."""
     with query_log(settings, model, until - LENGTH, until) as connection:
-        rows: list[dict[str, Any]]
-        rows = connection.execute(SAMPLE, [version]).to_arrow_table().to_pylist()
-        return rows
+        sample = connection.execute(SAMPLE, [version]).to_arrow_table()
+    return list(sample.to_pylist())
 
 
 def read_vectors(
@@ -127,8 +126,8 @@ def compare_offline(
 ) -> list[set[str]]:
     """Return the features of each vector that equal no offline value of the moment less a delay.
 
-    A value that differs is compared once more: first all rows that are known today are used, then
-    only rows that had arrived by then.
+    A value is compared with that of all rows that are known today and, if it differs, with that of
+    the rows that had arrived by then.
 
     Raises:
         DataError: The offline values cannot be read.
@@ -160,8 +159,8 @@ def compare_offline(
         for arrival in delays
         for delay in delays
     ]
-    moments_asked = pa.Table.from_pandas(pd.concat(frames), preserve_index=False)
-    offline = arrived_features(service, moments_asked)
+    requested_rows = pa.Table.from_pandas(pd.concat(frames), preserve_index=False)
+    offline = arrived_features(service, requested_rows)
     _remove_equal(differing_features, vectors, offline)
     return differing_features
 

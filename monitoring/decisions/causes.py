@@ -7,12 +7,11 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from mlflow_server.api.registry import Registry
-from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.rules import last_applied
 from mlflow_server.roles import PRODUCTION
-from mlflow_server.tags import OF_TRAININGS
-from monitoring.decisions.store import DecisionRow, newest_decisions
+from monitoring.decisions.past import read_retrainings
+from monitoring.decisions.store import DecisionRow
 from training.runs import moment_of, nothing_new
 
 
@@ -71,9 +70,8 @@ def open_decisions(
     another training has learnt everything.
     """
     created = Registry(settings).assignment(spec.name).created
-    decisions = newest_decisions(settings, spec.name, action="retrain", created=created)
-    runs = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
-    trained_until = max(map(moment_of, runs), default=BEGINNING)
+    decisions, trainings = read_retrainings(settings, spec, created)
+    trained_until = max(map(moment_of, trainings), default=BEGINNING)
     causes = [row for row in decisions if trained_until < row.as_of <= as_of]
     if causes and nothing_new(settings, spec, as_of):
         return []

@@ -100,23 +100,17 @@ def load_past(
     )
 
 
-def read_last_retraining(
-    settings: Settings, spec: ModelSpec, model: RoleAssignment, past: Past
-) -> datetime | None:
-    """Read decisions and trainings for `last_retraining`.
-
-    A decision as of the moment of the run itself is left out: an earlier try of the run made it.
+def read_retrainings(
+    settings: Settings, spec: ModelSpec, created: int
+) -> tuple[list[DecisionRow], list[Run]]:
+    """Read the decisions to retrain a model, oldest first, and all its trainings.
 
     Raises:
         RegistryError, DataError: A store does not answer.
 
     """
-    decisions = newest_decisions(
-        settings, model.name, action="retrain", created=model.created
-    )
-    trainings = Tracking(settings).runs(spec.experiment, OF_TRAININGS)
-    earlier_decisions = [row for row in decisions if row.as_of != past.as_of]
-    return last_retraining(earlier_decisions, trainings, past.training_ids)
+    decisions = newest_decisions(settings, spec.name, action="retrain", created=created)
+    return decisions, Tracking(settings).runs(spec.experiment, OF_TRAININGS)
 
 
 def last_retraining(

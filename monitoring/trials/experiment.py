@@ -1,8 +1,8 @@
-"""Production against challenger by what came true: who did better, and is it sure?
+"""Comparison of production and challenger by outcomes, with the certainty of the difference.
 
-An experiment is a stretch in which one challenger answered one percent beside one production
-version. An entity counts once, by its first answer within it: a hash of the entity decides which
-version gives that, so the two groups differ by nothing else. An interval holds for one reading.
+An experiment is a span in which one challenger answered one percent and one production version the
+rest. An entity counts once, by its first answer in the span. A hash of the entity decides which
+version answers, so the two groups differ by nothing else. An interval holds for one reading.
 """
 
 import warnings
@@ -24,7 +24,7 @@ from core.spec.training import Metric
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.rules import of_newest_model
 from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, RoleAssignment
-from monitoring.harm import harm, measure_variants, rollout_limits
+from monitoring.harm import find_harm, measure_variants, rollout_limits
 from monitoring.log.actuals import read_actuals, units
 from monitoring.log.collect import collect
 from monitoring.log.tables import ANSWERS, answered_rows, join_outcomes, logged_scores
@@ -33,14 +33,14 @@ from training.evaluation.reference import spec_of_version
 
 Conclusion = Literal["better", "worse", "not yet known"]
 FEWEST_OUTCOMES = 100
-"""Of each version, below which nothing is concluded: means are not yet normal."""
+"""Number of outcomes of each version below which nothing is concluded: means are not normal yet."""
 LEVEL = 0.05
 FIGURES: dict[Metric, str] = {
     "log_loss": "log_loss",
     "rmse": "squared_error",
     "mae": "absolute_error",
 }
-"""What one row has of a loss."""
+"""Name of a row's part of each loss."""
 UNITS = {
     "cost": "cost per entity",
     "log_loss": "log loss",
@@ -51,14 +51,14 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """A stretch of the ledger.
+    """A span of the ledger with one production version and one challenger.
 
     Attributes:
         production: The version in production.
-        challenger: The version beside it.
-        percent: Of the entities, that the challenger answers.
-        start: When it began.
-        end: None while it goes on.
+        challenger: The challenger.
+        percent: Percent of the entities that the challenger answers.
+        start: Start of the span.
+        end: End of the span; None while it goes on.
 
     """
 
@@ -71,7 +71,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Effect:
-    """Challenger minus production, and its 95 % interval."""
+    """Difference challenger minus production, and its 95 % interval."""
 
     difference: float
     low: float
@@ -80,18 +80,18 @@ class Effect:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentReport:
-    """An experiment, and what is concluded of it.
+    """An experiment and its conclusion.
 
     Attributes:
         model: Name of the model.
-        as_of: What was logged and known by then.
-        experiment: What is compared.
-        figure: The figure that decides. Of all figures but `rate` less is better.
-        outcomes: Entities whose outcome is known, by role.
-        means: Mean of each figure, by role; `rate` is that of what came true.
-        effects: By figure; none where a version has fewer than two outcomes.
-        conclusion: Of the challenger.
-        harm: What harm the challenger does by failures, latency or scores; None: none is known.
+        as_of: The moment up to which log and outcomes are read.
+        experiment: The experiment.
+        figure: The figure that decides. Less is better in all figures but `rate`.
+        outcomes: Number of entities whose outcome is known, by role.
+        means: Mean of each figure by role; `rate` is the mean of actual values.
+        effects: Effect by figure; none if a version has fewer than two outcomes.
+        conclusion: Conclusion on the challenger.
+        harm: Harm of the challenger by failures, latency or scores; None: no harm is known.
 
     """
 
@@ -107,7 +107,7 @@ class ExperimentReport:
 
     @property
     def sentence(self) -> str:
-        """Say the conclusion in one sentence."""
+        """The conclusion in one sentence."""
         experiment = self.experiment
         outcomes = (
             f"{self.outcomes[CHALLENGER]:,} and {self.outcomes[PRODUCTION]:,} outcomes"
@@ -129,11 +129,11 @@ class ExperimentReport:
 def read_report(
     settings: Settings, spec: ModelSpec, as_of: datetime
 ) -> ExperimentReport:
-    """Compare in the newest experiment.
+    """Compare the versions of the newest experiment.
 
     Raises:
-        MonitoringError: There was none.
-        RegistryError, DataError: A store that it needs does not answer.
+        MonitoringError: There was no experiment.
+        RegistryError, DataError: A store does not answer.
 
     """
     with Ledger(settings) as ledger:
@@ -181,15 +181,15 @@ def evaluate(
     known_outcomes: Mapping[str, float],
     as_of: datetime,
 ) -> ExperimentReport:
-    """Compare in one experiment.
+    """Compare the versions of one experiment.
 
     Args:
-        settings: Of the installation.
-        spec: Of the model.
+        settings: Settings of the installation.
+        spec: Spec of the model.
         model: The model as it is registered.
-        experiment: What is compared.
-        known_outcomes: Actuals by request; raw data outranks them.
-        as_of: What was logged and known by then.
+        experiment: The experiment.
+        known_outcomes: Actual values by request. A value of raw data is preferred.
+        as_of: The moment up to which log and outcomes are read.
 
     """
     until = min(as_of, experiment.end or as_of)
@@ -213,16 +213,15 @@ def evaluate(
     else:
         is_first = ~answers["entity"].to_pandas().duplicated()
     table = answers.filter(pa.array(is_first, pa.bool_()))
-    first = table.select(["role", "prediction"]).to_pandas()
     labels, _ = read_actuals(settings, spec, table, known_outcomes, as_of)
-    entities = first[["role", "prediction"]].assign(
-        label=labels, score=logged_scores(spec, table).tolist()
-    )
+    scores = logged_scores(spec, table).tolist()
+    entities = table.select(["role", "prediction"]).to_pandas()
+    entities = entities.assign(label=labels, score=scores)
     report = compare(spec, experiment, entities.dropna(subset="label"), as_of)
     variants = measure_variants(settings, model, experiment.start, until)
     return replace(
         report,
-        harm=harm(
+        harm=find_harm(
             variants[CHALLENGER, experiment.challenger],
             variants[PRODUCTION, experiment.production],
             rollout_limits(spec.rollout),
@@ -233,19 +232,19 @@ def evaluate(
 def compare(
     spec: ModelSpec, experiment: Experiment, entities: pd.DataFrame, as_of: datetime
 ) -> ExperimentReport:
-    """Judge by the business figure: the cost where the spec has costs, else the loss.
+    """Judge by the cost if the spec has costs, else by the loss.
 
-    The cost is that of acting on who was predicted 1, and of who came true as 1. It is what the
-    experiment shows and not what was assumed (`averted`), provided that who was predicted 1 was
-    acted on.
+    The cost is that of the action for each prediction of 1, and of the loss for each actual 1. It
+    is observed and uses no assumption (`averted`), provided that each prediction of 1 led to the
+    action.
 
     Args:
-        spec: Of the model.
-        experiment: What is compared.
-        entities: A row of each. role: of the version that answered; label: what came true; score:
-            the probability or the number, of many classes the list of theirs; prediction: 0 or 1,
-            or the number.
-        as_of: What was known by then.
+        spec: Spec of the model.
+        experiment: The experiment.
+        entities: A row for each entity. role: role of the version that answered. label: actual
+            value. score: probability or number, or the list of probabilities of many classes.
+            prediction: 0 or 1, or the number.
+        as_of: The moment up to which outcomes are known.
 
     """
     figures = _figures(spec, entities)
@@ -279,12 +278,12 @@ def compare(
 def estimate_effect(
     challenger: "pd.Series[float]", production: "pd.Series[float]"
 ) -> Effect:
-    """Return the difference of the means of two groups of at least two values; Welch's interval."""
+    """Return the difference of two means with Welch's interval. Each group has at least two values."""
     difference = float(challenger.mean() - production.mean())
     if challenger.var() == production.var() == 0:
         return Effect(difference, difference, difference)
     with warnings.catch_warnings():
-        # That all values of one group are equal.
+        # SciPy warns if all values of a group are equal.
         warnings.simplefilter("ignore", RuntimeWarning)
         test = ttest_ind(challenger, production, equal_var=False)
         interval = test.confidence_interval(1 - LEVEL)
@@ -292,7 +291,7 @@ def estimate_effect(
 
 
 def _figures(spec: ModelSpec, entities: pd.DataFrame) -> pd.DataFrame:
-    """One value per entity of each figure, the decisive one first; positions have no rate."""
+    """Return the figures of each entity, the deciding one first. Positions of classes have no rate."""
     labels = entities["label"]
     scored = Scored(np.array(entities["score"].tolist()), spec.threshold)
     values = losses(labels.to_numpy(), scored, spec.loss)

@@ -1,7 +1,8 @@
-"""`rollout_<MODEL>`: judge the version in a rollout, and take one step.
+"""`rollout_<MODEL>`: a run judges the version in a rollout and takes one step.
 
-The ledger is the only state: its rows say since when a version is in which role, and what the step
-before had measured. So a run that was killed is repeated, and a second one changes nothing.
+The ledger is the only state: its rows say which version is in which role since when, and what was
+measured in the previous step. So a run that was killed can be repeated, and a second run changes
+nothing.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, WHOLE, RoleAssig
 from monitoring.harm import (
     Variant,
     distance,
-    harm,
+    find_harm,
     measure_variants,
     milliseconds,
     rollout_limits,
@@ -35,10 +36,10 @@ from monitoring.log.collect import collect
 
 Action = Literal["hold", "advance", "abort", "done"]
 AUTHOR = "rollout"
-"""Of the ledger's rows."""
+"""Author of the ledger rows that a rollout writes."""
 STEP: LedgerAction = "rollout"
-"""The action of a ledger row that a rollout wrote. With another action, a person put the version
-into its role, and moves it."""
+"""Action of the ledger rows that a rollout writes. In a row with another action, a person put the
+version into its role; a rollout does not move that version."""
 EFFECTS = {
     "hold": "holds",
     "advance": "goes on to {} %",
@@ -49,15 +50,15 @@ EFFECTS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a step depends on, beside the spec's [rollout]; stored in the ledger.
+    """Everything that a step depends on but the spec's [rollout]. The ledger stores it.
 
     Attributes:
-        percent: What the challenger answers; 0: it is a shadow.
-        minutes: How long the step has lasted.
-        production: What production did in the step.
-        challenger: What the challenger did, or the shadow.
-        previous_production: Production in the step before. It is compared where the challenger
-            answers everybody.
+        percent: Percent of the entities that the challenger answers; 0: it is a shadow.
+        minutes: Length of the step so far.
+        production: Figures of production in the step.
+        challenger: Figures of the challenger or the shadow in the step.
+        previous_production: Figures of production in the previous step, for a challenger that
+            answers all entities.
 
     """
 
@@ -73,7 +74,7 @@ EVIDENCE = TypeAdapter(Evidence)
 
 @dataclass(frozen=True)
 class RolloutStep:
-    """What to do, and why in words; percent: what the challenger answers from then on."""
+    """An action, the percent that the challenger answers from then on, and the reason in words."""
 
     action: Action
     percent: int
@@ -82,10 +83,16 @@ class RolloutStep:
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """One run. action: that of the step, or nothing; version None: no rollout is in progress."""
+    """One run of a rollout.
 
-    model: str
-    as_of: datetime
+    Attributes:
+        version: The version in the rollout; None: no rollout is in progress.
+        action: Action of the step, or `nothing`.
+        summary: Version, action and reason in one line.
+        evidence: Everything that the step depends on; None: nothing was measured.
+
+    """
+
     version: str | None
     action: str
     summary: str
@@ -97,11 +104,11 @@ class Candidate:
     """A version in a rollout.
 
     Attributes:
-        row: The row of the ledger that put it into its role.
-        version: Its number.
-        percent: What it answers; 0: it is a shadow.
+        row: The ledger row that put the version into its role.
+        version: The version.
+        percent: Percent of the entities that it answers; 0: it is a shadow.
         production: The version in production.
-        start: When the step began.
+        start: Start of the step.
 
     """
 
@@ -117,12 +124,12 @@ class Candidate:
 
 
 def judge_step(policy: Rollout, evidence: Evidence) -> RolloutStep:
-    """Abort what does harm; hold while too little is known; else advance to the next step."""
+    """Abort a rollout that does harm, hold it while too little is known, else advance it."""
     challenger = evidence.challenger
     production = evidence.production
     if evidence.percent == WHOLE and evidence.previous_production:
         production = evidence.previous_production
-    problem = harm(challenger, production, rollout_limits(policy))
+    problem = find_harm(challenger, production, rollout_limits(policy))
     if problem:
         return RolloutStep("abort", 0, problem)
     missing = _missing_evidence(policy, evidence.minutes, challenger, production)
@@ -150,7 +157,10 @@ def judge_step(policy: Rollout, evidence: Evidence) -> RolloutStep:
 def _missing_evidence(
     policy: Rollout, minutes: float, challenger: Variant, production: Variant
 ) -> str | None:
-    """Say what is not known yet. Rows and requests count apart: a request may have many rows."""
+    """Return what is not known yet; None if everything is known.
+
+    Rows and requests are counted apart: a request may have many rows.
+    """
     fewest = policy.requests
     for name, variant in (("it", challenger), ("production", production)):
         if variant.scored_rows < fewest:
@@ -166,7 +176,7 @@ def _missing_evidence(
 
 
 def find_candidate(rows: Sequence[LedgerRow]) -> Candidate | None:
-    """Return the challenger, else the shadow; None without one. `rows` agree with MLflow."""
+    """Return the challenger, else the shadow; None if there is neither. `rows` agree with MLflow."""
     production = last_applied(rows, PRODUCTION)
     for role in (CHALLENGER, SHADOW):
         row = last_applied(rows, role)
@@ -182,10 +192,10 @@ def find_candidate(rows: Sequence[LedgerRow]) -> Candidate | None:
 
 
 def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutReport:
-    """Judge the step at hand by what was logged up to `as_of`; go on, stop, or wait for more.
+    """Judge the current step by the log up to `as_of`, and advance, hold or abort the rollout.
 
     Raises:
-        RegistryError, DataError: A store that it needs does not answer.
+        RegistryError, DataError: A store does not answer.
 
     """
     registry = Registry(settings)
@@ -198,11 +208,11 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         if candidate is None:
             alerts.deliver(spec.name, as_of)
             summary = f"{spec.name}: no rollout is in progress"
-            return RolloutReport(spec.name, as_of, None, "nothing", summary)
+            return RolloutReport(None, "nothing", summary)
         step, evidence = _judge(settings, spec, candidate, as_of)
         version = f"version {candidate.version}"
         if step.action == "abort":
-            # Before the step: a kill between both must not silence it.
+            # Before the step: a process that is killed after the step has stored its alert.
             incident = (
                 f"{ROLLOUT}{version} stopped (ledger row {candidate.row.sequence})"
             )
@@ -210,13 +220,11 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         try:
             if evidence:
                 _take(registry, ledger, candidate, step, evidence)
-        except PromotionRefusedError as exc:  # a person was quicker
+        except PromotionRefusedError as exc:  # a person was faster
             step = RolloutStep("hold", candidate.percent, str(exc))
         alerts.deliver(spec.name, as_of)
     effect = EFFECTS[step.action].format(step.percent)
     return RolloutReport(
-        model=spec.name,
-        as_of=as_of,
         version=candidate.version,
         action=step.action,
         summary=f"{spec.name} {version} {candidate.place} {effect}: {step.reason}",
@@ -230,7 +238,7 @@ def _judge(
     candidate: Candidate,
     as_of: datetime,
 ) -> tuple[RolloutStep, Evidence | None]:
-    """Return the step, and what it depends on; None: nothing was measured."""
+    """Return the step and its evidence; None instead of evidence if nothing was measured."""
     row = candidate.row
     if row.action != STEP:
         reason = (
@@ -261,7 +269,7 @@ def _take(
     step: RolloutStep,
     evidence: Evidence,
 ) -> None:
-    """Carry a step out: one ledger row, or none."""
+    """Carry out a step, which writes one ledger row or none."""
     role = candidate.row.role
     model = candidate.row.model
     version = candidate.version

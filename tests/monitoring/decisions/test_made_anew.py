@@ -10,7 +10,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger, now
 from monitoring.decisions.causes import moment_since_promotion, open_decisions
-from monitoring.decisions.past import load_past, read_last_retraining
+from monitoring.decisions.past import load_past, read_retrainings
 from monitoring.decisions.store import DecisionRow, store_decision
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, client, new_model
@@ -61,7 +61,8 @@ def test_nothing_of_a_deleted_model_counts_for_the_one_of_its_name(roles):
     assert (row.sequence, row.from_version) == (4, None)
     past = load_past(settings, model, "1", now())
     assert (past.promotion, past.previous, past.decisions) == (row, None, [])
-    assert read_last_retraining(settings, SPEC, model, past) is None
+    decisions, _ = read_retrainings(settings, SPEC, model.created)
+    assert decisions == []
     with pytest.raises(PromotionRefusedError, match="nothing to go back to"):
         roles.rollback()
     # A person sets in MLflow what the deleted model had last.
