@@ -162,10 +162,10 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
     past = run.past
     limits = run.spec.monitoring
     verdict = judge(results)
-    harms = [
+    harms = (
         result.words for result in results if result.status == "harmful" and result.acts
-    ]
-    harm = harms[0] if harms else None
+    )
+    harm = next(harms, None)
     retraining = None
     if harm is None:  # a rollback does not wait for it
         decisions, trainings = read_retrainings(

@@ -1,7 +1,7 @@
 """Actual values of logged answers, from raw data or from feedback."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 
@@ -49,14 +49,15 @@ def read_actuals(
 
     """
     requests = answers["request_id"].to_pandas()
-    from_feedback = pd.Series(feedback, dtype=float).reindex(requests).to_numpy()
+    values = pd.Series(feedback, dtype=float).reindex(requests).to_numpy(copy=True)
     ambiguous_count = 0
     if spec.snapshots.rows == "label":
-        from_raw_data, ambiguous_count = _row_labels(settings, spec, answers, as_of)
+        labelled, ambiguous_count = _row_labels(settings, spec, answers, as_of)
     else:
-        from_raw_data = _matured_labels(settings, spec, answers, as_of)
-    actual = np.where(np.isnan(from_raw_data), from_feedback, from_raw_data)
-    return actual, ambiguous_count
+        labelled = _matured_labels(settings, spec, answers, as_of)
+    labelled = labelled[labelled["label"].notna()]
+    values[labelled["place"]] = labelled["label"]
+    return values, ambiguous_count
 
 
 def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
@@ -83,15 +84,13 @@ def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
 
 def _row_labels(
     settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
-) -> tuple[NDArray[np.float64], int]:
-    """Return the label of each answer's row, and the number of answers that fit several rows."""
-    values = np.full(answers.num_rows, np.nan)
+) -> tuple[pd.DataFrame, int]:
+    """Return place and label of each answer, and the number of answers that fit several rows."""
     keyed_answers = units(spec, answers).rename(columns={"as_of": DAY})
     keyed_answers["place"] = range(answers.num_rows)
-    keys = _entity_keys(spec, [*keyed_answers["entity"].dropna().unique()])
-    keyed_answers = keyed_answers.merge(keys, on="entity")
+    keyed_answers = _with_entity_keys(spec, keyed_answers)
     if keyed_answers.empty:
-        return values, 0
+        return keyed_answers.assign(label=np.nan), 0
     dataset = load_dataset(spec.dataset)
     label = dataset.labels[spec.label]
     outcome_key = spec.outcome_key or {}
@@ -118,35 +117,28 @@ def _row_labels(
     certain_rows = known_rows[~is_ambiguous]
     ambiguous_rows = known_rows[is_ambiguous].drop_duplicates(key)
     ambiguous_count = len(keyed_answers.merge(ambiguous_rows, on=key))
-    matches = keyed_answers.merge(certain_rows, on=key)
-    values[matches["place"]] = matches["label"]
-    return values, ambiguous_count
+    return keyed_answers.merge(certain_rows, on=key), ambiguous_count
 
 
 def _matured_labels(
     settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
-) -> NDArray[np.float64]:
-    """Return the label of each answer by entity and day (UTC); nan before the label has matured.
+) -> pd.DataFrame:
+    """Return place and label of each answer whose label has matured, by entity and day (UTC).
 
     A label belongs to an entity and a day. An answer has no label if the entity had an event on
     that day before the answer.
     """
-    day_values = np.full(answers.num_rows, np.nan)
     known_answers = answers.select(["entity", "as_of"]).to_pandas()
     known_answers["place"] = range(answers.num_rows)
     is_matured = known_answers["as_of"] <= newest_known(spec, as_of).as_py()
-    matured_answers = known_answers[is_matured]
-    keys = _entity_keys(spec, matured_answers["entity"].dropna().unique())
-    answers_with_keys = matured_answers.merge(keys, on="entity")
-    if answers_with_keys.empty:
-        return day_values
-    answers_with_keys[DAY] = answers_with_keys["as_of"].dt.floor("D")
-    day_labels = _day_labels(settings, spec, answers_with_keys, as_of)
-    labelled_answers = answers_with_keys.merge(day_labels, on=[*spec.entity_key, DAY])
+    keyed_answers = _with_entity_keys(spec, known_answers[is_matured])
+    if keyed_answers.empty:
+        return keyed_answers.assign(label=np.nan)
+    keyed_answers[DAY] = keyed_answers["as_of"].dt.floor("D")
+    day_labels = _day_labels(settings, spec, keyed_answers, as_of)
+    labelled_answers = keyed_answers.merge(day_labels, on=[*spec.entity_key, DAY])
     is_after_event = labelled_answers["as_of"] >= labelled_answers[FIRST]
-    certain_answers = labelled_answers[~is_after_event]
-    day_values[certain_answers["place"]] = certain_answers["label"]
-    return day_values
+    return labelled_answers[~is_after_event]
 
 
 def _day_labels(
@@ -183,13 +175,13 @@ def newest_known(spec: ModelSpec, as_of: datetime) -> pa.Scalar:
     return pa.scalar(as_of - label.horizon - label.lateness, TIME_TYPE)
 
 
-def _entity_keys(spec: ModelSpec, entities: Sequence[str]) -> pd.DataFrame:
-    """Return the key columns of each text that is an entity of the spec."""
+def _with_entity_keys(spec: ModelSpec, answers: pd.DataFrame) -> pd.DataFrame:
+    """Add the key columns of the entity. Answers without an entity of the spec are left out."""
     rows = []
-    for text in entities:
+    for text in answers["entity"].dropna().unique():
         with suppress(TypeError, ValueError):
             rows.append({"entity": text, **entity_of(spec.entity_key, text)})
     kinds = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
     schema = pa.schema(kinds | {"entity": pa.string()})
     keys: pd.DataFrame = pa.Table.from_pylist(rows, schema).to_pandas()
-    return keys
+    return answers.merge(keys, on="entity")

@@ -95,12 +95,12 @@ def online_outcomes(
         as_of: The moment by which an outcome must be known.
 
     """
-    usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
+    is_usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
     is_own = (pc.field("version") == version) & (pc.field("created") == model.created)
-    judgeable = is_own & _is_judgeable(spec, feedback, as_of)
+    is_chosen = is_usual & is_own & _is_judgeable(spec, feedback, as_of)
     segments = [name for name in spec.segment if name in spec.features]
     columns = [*ANSWERS, "request_data", *(["features"] if segments else [])]
-    answers = answered_rows(settings, judgeable & usual, columns).sort_by("received")
+    answers = answered_rows(settings, is_chosen, columns).sort_by("received")
     values, ambiguous_count = read_actuals(settings, spec, answers, feedback, as_of)
     label = pa.array(values, from_pandas=True)
     rows = answers.append_column("label", label).filter(pc.is_valid(label))

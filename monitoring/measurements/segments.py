@@ -60,7 +60,8 @@ def segments_of_window(
         shares: list[Share] = []
         for value, rows in _largest(spec, window[name]):
             rate = _mean_answer(window[rows], reference)
-            shares.append(Share(rate, int(rows.sum())))
+            row_count = int(rows.sum())
+            shares.append(Share(rate, row_count))
             evaluated = reference.rows[reference.rows[name].fillna(MISSING) == value]
             old_rate = _mean_answer(evaluated, reference)
             yield MeasuredMetric(
@@ -68,7 +69,7 @@ def segments_of_window(
                 metric=figure,
                 kind=BIAS,
                 value=rate,
-                rows=int(rows.sum()),
+                rows=row_count,
                 words=f"{figure} {rate:.3f} of a segment of {name}, {old_rate:.3f} in "
                 "the reference",
             )

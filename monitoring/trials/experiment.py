@@ -207,11 +207,10 @@ def evaluate(
     columns = [*ANSWERS, "request_data"]
     answers = answered_rows(settings, is_own & is_within & is_counted, columns)
     answers = answers.sort_by("received")
-    if spec.snapshots.rows == "label":
-        keys = units(spec, answers)
-        is_first = keys["entity"].isna() | ~keys.duplicated()
-    else:
-        is_first = ~answers["entity"].to_pandas().duplicated()
+    keys = units(spec, answers)
+    if spec.snapshots.rows != "label":
+        keys = keys[["entity"]]
+    is_first = keys["entity"].isna() | ~keys.duplicated()
     table = answers.filter(pa.array(is_first, pa.bool_()))
     labels, _ = read_actuals(settings, spec, table, known_outcomes, as_of)
     scores = logged_scores(spec, table).tolist()
