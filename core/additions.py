@@ -6,7 +6,17 @@ start, its routes are not served, and its verbs are not in `gyre --help`.
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
+
+
+def is_present(package: str) -> bool:
+    """Whether a package is there, by its dotted name; nothing is imported, parents neither."""
+    root, *folders = package.split(".")
+    spec = find_spec(root)
+    if spec is None or spec.origin is None:  # no origin: a folder without __init__.py
+        return False
+    return Path(spec.origin).parent.joinpath(*folders, "__init__.py").exists()
 
 
 class Addition(NamedTuple):
@@ -27,11 +37,8 @@ class Addition(NamedTuple):
 
     @property
     def is_present(self) -> bool:
-        """Whether the package's folder is there."""
-        try:
-            return find_spec(self.package) is not None
-        except ModuleNotFoundError:  # the package that should hold it is gone
-            return False
+        """Whether the package is there."""
+        return is_present(self.package)
 
 
 ADDITIONS = (
@@ -60,6 +67,12 @@ ADDITIONS = (
 def present() -> list[Addition]:
     """Return the additions whose packages are there."""
     return [addition for addition in ADDITIONS if addition.is_present]
+
+
+def missing_verbs() -> set[str]:
+    """Return the verbs of the additions that are not there."""
+    missing = [addition for addition in ADDITIONS if not addition.is_present]
+    return {verb for addition in missing for verb in addition.verbs}
 
 
 def load(path: str) -> Any:
