@@ -14,12 +14,10 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
-
+from core.additions import load, present
 from core.errors import StackError
-from core.settings import CLONE, PROJECT, Page, Settings
+from core.settings import CLONE, PROJECT, Settings
 from core.spec import MODELS
-from feature_engine.events.broker import consumer_problem
 from feature_repo.online_store import find_server, redis_problem, redis_warning
 from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config
@@ -36,6 +34,7 @@ from stack.processes import (
     stop_older,
     wait_ready,
 )
+from stack.readiness import answers
 
 INIT = "init"
 TASK = "task"
@@ -54,35 +53,11 @@ REDIS = (
 )
 
 
-def _answers(
-    page: Page, path: str, component: str = ""
-) -> Callable[[Settings], str | None]:
-    """Return what tells why a program does not answer with a 2xx status, None if it does.
-
-    Args:
-        page: The program.
-        path: Of its address.
-        component: Of Airflow, which the answer must call healthy.
-
-    """
-
-    def problem(settings: Settings) -> str | None:
-        url = getattr(settings, f"{page}_address") + path
-        try:
-            answer = httpx.get(url, timeout=3).raise_for_status()
-            state = answer.json()[component]["status"] if component else "healthy"
-        except (httpx.HTTPError, ValueError, KeyError) as exc:
-            return f"{url}: {type(exc).__name__} {exc}"
-        return None if state == "healthy" else f"{component} is {state}"
-
-    return problem
-
-
-_airflow = partial(_answers, "airflow", "/api/v2/monitor/health")
+_airflow = partial(answers, "airflow", "/api/v2/monitor/health")
 MLFLOW_SERVER = Program(
     "mlflow",
     "python -m mlflow_server.server.command",
-    problem=_answers("mlflow", "/health"),
+    problem=answers("mlflow", "/health"),
     part="mlflow",
 )
 REDIS_SERVER = Program("redis", REDIS, problem=redis_problem, part="redis")
@@ -108,20 +83,14 @@ DAG_PROCESSOR = Program(
 SERVING = Program(
     "serving",
     "python -m serving",
-    problem=_answers("serving", "/health/live"),
+    problem=answers("serving", "/health/live"),
     part="serving",
 )
 NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING)
-CONSUMER = Program("consumer", "gyre consume", problem=consumer_problem)
-CONSOLE = Program(
-    "console",
-    "python -m monitoring.console",
-    problem=_answers("console", "/health/live"),
-    reads_project=True,
-)
 SLOWEST = (MLFLOW_SERVER,)
-OTHERS = (CONSUMER, CONSOLE)
-PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *OTHERS)
+ADDED = tuple(load(path) for addition in present() for path in addition.programs)
+"""Programs of the additions that are present, in the order of their table."""
+PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *ADDED)
 
 
 def own(settings: Settings, programs: Sequence[Program]) -> list[Program]:
@@ -170,9 +139,9 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
             start(settings, of_ingest)
             publication.result()
         wait_ready(settings, of_ingest, say)
-        start(settings, own(settings, OTHERS))
+        start(settings, own(settings, ADDED))
         yield
-        wait_ready(settings, own(settings, (*SLOWEST, *OTHERS)), say)
+        wait_ready(settings, own(settings, (*SLOWEST, *ADDED)), say)
     except BaseException:  # also Ctrl-C: nothing half-started stays
         if not was_up:
             end_stack(settings)

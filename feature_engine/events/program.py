@@ -1,4 +1,4 @@
-"""The program that the package adds to a stack."""
+"""The event consumer as a program of a stack."""
 
 from feature_engine.events.broker import consumer_problem
 from stack.processes import Program

@@ -49,7 +49,9 @@ def read_actuals(
 
     """
     requests = answers["request_id"].to_pandas()
-    values = pd.Series(feedback, dtype=float).reindex(requests).to_numpy(copy=True)
+    values: NDArray[np.float64] = (
+        pd.Series(feedback, dtype=float).reindex(requests).to_numpy(float, copy=True)
+    )
     ambiguous_count = 0
     if spec.snapshots.rows == "label":
         labelled, ambiguous_count = _row_labels(settings, spec, answers, as_of)
