@@ -13,12 +13,6 @@ from rich.prompt import Prompt
 from cli.terminal import ERR
 from core.errors import SettingsError
 from core.spec import OURS
-from feature_engine.ingest.exact_types import (
-    TIME_WORDS,
-    exact_values,
-    type_of,
-    within_limits,
-)
 from feature_repo.definition import OWN_COLUMNS, VIEW_COLUMNS, name_problems
 
 WRITTEN = {
@@ -41,10 +35,10 @@ ROLES = {
         tuple(kind for kind in WRITTEN if kind != "double"),
     ),
     "--entity": ("column of the entity's key", ("int64", "string")),
-    "--time": (f"column with {TIME_WORDS}", ("timestamp[us, tz=UTC]",)),
+    "--time": ("column with {time_words}", ("timestamp[us, tz=UTC]",)),
     "--outcome": ("column that the model learns", ("int64", "double", "bool")),
 }
-"""Option → the column that it names, and the types of such a column."""
+"""Option → the column that it names, as `choose` formats it, and the types of such a column."""
 
 
 def in_types(rows: pa.Table) -> pa.Table:
@@ -57,6 +51,8 @@ def in_types(rows: pa.Table) -> pa.Table:
             that Gyre gives to one of its own.
 
     """
+    from feature_engine.ingest.exact_types import type_of, within_limits  # noqa: PLC0415
+
     problems = name_problems(rows.column_names, OWN_COLUMNS)
     if problems:
         raise SettingsError(f"--from: {'; '.join(problems)}")
@@ -79,6 +75,8 @@ def in_types(rows: pa.Table) -> pa.Table:
 
 
 def _in_type(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.Array:
+    from feature_engine.ingest.exact_types import exact_values  # noqa: PLC0415
+
     values = exact_values(column.combine_chunks(), kind)
     if values.null_count > column.null_count:
         is_lost = pc.and_(column.is_valid(), values.is_null())
@@ -97,7 +95,10 @@ def choose(rows: pa.Table, option: str, name: str | None) -> str:
         SettingsError: The option cannot mean this column, or there is nobody to ask.
 
     """
-    role, types = ROLES[option]
+    from feature_engine.ingest.exact_types import TIME_WORDS  # noqa: PLC0415
+
+    template, types = ROLES[option]
+    role = template.format(time_words=TIME_WORDS)
     names = [field.name for field in rows.schema if str(field.type) in types]
     if option == "--entity":
         names = [column for column in names if _is_plain(column)]

@@ -5,6 +5,8 @@ where no drift is found, or the challenger is refused, the demo says so and its 
 With a canary, the new version takes over in steps, each judged on requests that the demo sends.
 """
 
+from __future__ import annotations
+
 import json
 import random
 import re
@@ -13,11 +15,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -25,22 +26,27 @@ from cli.models import ledger_table
 from cli.project import STORE
 from cli.terminal import OUT, progress, show, tell
 from cli.up import ask_model
-from core.errors import MonitoringError
+from core.additions import is_present
+from core.errors import MonitoringError, SettingsError
 from core.settings import PROJECT, Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
 from core.tokens import serving_headers
-from feature_engine.offline.views import entities
 from feature_repo.published.service import PublishedService
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.decisions.store import DecisionRow, newest_decisions
 from monitoring.serving_status import read_status
-from monitoring.trials.rollout import Candidate, find_candidate
 from stack.airflow_api import AirflowApi
 from stack.environment import process_environment
 from stack.processes import end_stack
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from monitoring.trials.rollout import Candidate
+
+TRIALS = "monitoring.trials"
 EXAMPLE = "customer_churn_model"
 MONITOR = f"monitor_{EXAMPLE}"
 TRAIN = f"train_{EXAMPLE}"
@@ -75,7 +81,13 @@ def demo(home: Path | None, *, canary: bool, keep: bool) -> bool:
     """Run the demo in a home or a temporary folder; say whether it ended as it should.
 
     Its stack has free ports and is ended again unless `keep`.
+
+    Raises:
+        SettingsError: A canary needs a package that is not there.
+
     """
+    if canary and not is_present(TRIALS):
+        raise SettingsError(f"--canary: expected the package {TRIALS}, found none")
     # Not with the gyre.env of the installation that is here.
     base = load_settings(home=home) if home else Settings()
     first = (datetime.now(UTC) - AGE).isoformat()
@@ -124,6 +136,8 @@ class DemoRun:
     def __init__(self, settings: Settings, airflow: AirflowApi) -> None:
         self._settings = settings
         self._airflow = airflow
+        from feature_engine.offline.views import entities  # noqa: PLC0415  (seconds)
+
         spec = load_spec(EXAMPLE)
         views = PublishedService(settings, spec.feature_service).join_keys
         rows = entities(settings, views, spec.entity_key, datetime.now(UTC))
@@ -248,6 +262,8 @@ class DemoRun:
 
     def _follow_rollout(self, members: list[dict[str, Any]]) -> None:
         """Ask for members in each step and have it judged, until no rollout is in progress."""
+        from monitoring.trials.rollout import find_candidate  # noqa: PLC0415
+
         for _ in range(JUDGEMENTS):
             candidate = find_candidate(self._ledger_rows())
             if candidate is None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import data, models, processes, project, use_case, watch
+from core.additions import missing_verbs
 from core.errors import GyreError
 from core.packages import package_version
 from core.settings import load_settings
@@ -54,20 +55,28 @@ PANELS: dict[str, dict[str, Any]] = {
         "check": use_case.check,
     },
 }
-"""Verbs by their group in `gyre --help`."""
+"""Verbs by their group in `gyre --help`; verbs of additions that are not there are left out."""
 ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Of `forget`, whose option is the key of an entity, such as `--customer_id`."""
 
 typer_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _panel, _verbs in PANELS.items():
-    for _name, _verb in _verbs.items():
-        if isinstance(_verb, typer.Typer):
-            typer_app.add_typer(_verb, name=_name, rich_help_panel=_panel)
-        else:
-            _context = ANY_KEY if _name == "forget" else None
-            typer_app.command(_name, rich_help_panel=_panel, context_settings=_context)(
-                _verb
+
+
+def _add_verbs() -> None:
+    """Add every verb whose packages are there to the command."""
+    missing = missing_verbs()
+    for panel, verbs in PANELS.items():
+        for name, verb in verbs.items():
+            if name in missing:
+                continue
+            if isinstance(verb, typer.Typer):
+                typer_app.add_typer(verb, name=name, rich_help_panel=panel)
+                continue
+            context = ANY_KEY if name == "forget" else None
+            command = typer_app.command(
+                name, rich_help_panel=panel, context_settings=context
             )
+            command(verb)
 
 
 def _print_version(is_asked: bool) -> None:  # noqa: FBT001  (Typer calls it)
@@ -87,6 +96,9 @@ def options(
     ] = False,
 ) -> None:
     """Close the model loop on Feast, MLflow, Evidently and Airflow."""
+
+
+_add_verbs()
 
 
 def app() -> None:

@@ -5,16 +5,19 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+import httpx
 import psutil
 from rich.console import Group
 
 from cli.terminal import age, table
+from core.additions import is_present
 from core.settings import Settings
 from core.spec import broken_specs
-from monitoring.console.loop import Loop
-from monitoring.console.states import problems, state
+from monitoring.serving_status import read_statuses
 from stack.processes import members, states
 
+CONSOLE = "monitoring.console"
+"""The package that judges the loop; without it a status has processes alone."""
 UNKNOWN = "-"
 
 
@@ -39,21 +42,41 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "pss_mib": _memory(settings),
         "broken_specs": broken_specs(),
     }
-    if processes:  # without any, whoever answers on these ports is another stack
-        loop = Loop(settings).read()
-        status["up"] = loop.is_ready and are_running
-        status["models"] = {name: asdict(card) for name, card in loop.cards.items()}
-        for subject, results in loop.checks.items():
-            status["checks"][subject] = [asdict(result) for result in results]
-        for result, subjects in problems(loop.checks):
-            problem = {
-                "state": state(result),
-                "of": subjects,
-                "words": result.words,
-                "remedy": result.remedy,
-            }
-            status["problems"].append(problem)
+    if not processes:  # whoever answers on these ports is another stack
+        return status
+    if is_present(CONSOLE):
+        status["up"] = _add_loop(status, settings) and are_running
+    else:
+        status["up"] = _is_serving_ready(settings) and are_running
     return status
+
+
+def _add_loop(status: dict[str, Any], settings: Settings) -> bool:
+    """Add the console's cards, checks and problems; return whether serving is ready."""
+    from monitoring.console.loop import Loop  # noqa: PLC0415
+    from monitoring.console.states import problems, state  # noqa: PLC0415
+
+    loop = Loop(settings).read()
+    status["models"] = {name: asdict(card) for name, card in loop.cards.items()}
+    for subject, results in loop.checks.items():
+        status["checks"][subject] = [asdict(result) for result in results]
+    for result, subjects in problems(loop.checks):
+        problem = {
+            "state": state(result),
+            "of": subjects,
+            "words": result.words,
+            "remedy": result.remedy,
+        }
+        status["problems"].append(problem)
+    return loop.is_ready
+
+
+def _is_serving_ready(settings: Settings) -> bool:
+    try:
+        statuses = read_statuses(settings)
+    except (httpx.HTTPError, ValueError):
+        return False
+    return bool(statuses) and all(status["ready"] for status in statuses.values())
 
 
 def _memory(settings: Settings) -> int:
@@ -80,6 +103,8 @@ def shown(status: dict[str, Any]) -> Group:
     cards = [_card_cells(name, card) for name, card in status["models"].items()]
     if cards:
         parts += [table([*cards[0]], [[*cells.values()] for cells in cards]), ""]
+    if not is_present(CONSOLE):
+        parts += [f"models are not shown: the package {CONSOLE} is not there", ""]
     parts += [table(("process", "", ""), _process_lines(status)), ""]
     return Group(*parts)
 
