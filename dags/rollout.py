@@ -11,6 +11,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import Asset, task
 from airflow.sdk.exceptions import AirflowSkipException
 
+from core.additions import is_present
 from core.settings import Settings
 from core.spec import ModelSpec
 from dags.run import (
@@ -61,4 +62,5 @@ def _is_idle(settings: Settings, model: str) -> bool:
     return not (current(rows, CHALLENGER) or current(rows, SHADOW))
 
 
-for_each_model(rollout_dag)
+if is_present("monitoring.trials"):
+    for_each_model(rollout_dag)
