@@ -14,13 +14,8 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading, read_all
-from monitoring.console.states import (
-    STATES,
-    of_events,
-    of_model,
-    of_server,
-    worst_state,
-)
+from monitoring.console.model_states import of_model
+from monitoring.console.states import STATES, of_events, of_server, worst_state
 from monitoring.console.status import (
     ModelReaders,
     ModelStatus,

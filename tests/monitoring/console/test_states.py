@@ -22,7 +22,8 @@ from monitoring.console.cached_reader import KEPT, CachedReader, Reading
 from monitoring.console.history import shown_span
 from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
-from monitoring.console.states import of_events, of_model, of_server, problems, state
+from monitoring.console.model_states import of_model
+from monitoring.console.states import of_events, of_server, problems, state
 from monitoring.console.status import ModelRows, ModelStatus
 from tests.support.monitoring.ledger_rows import HOUR, LEDGER, NOW, SPEC
 from tests.support.monitoring.year import decision_row
