@@ -1,9 +1,10 @@
-"""`gyre status`: the console's cards and checks, and the processes behind them; asked now."""
+"""`gyre status`: the console's cards and states, and the processes behind them; asked now."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -11,10 +12,16 @@ from rich.console import Group
 
 from cli.terminal import age, table
 from core.additions import is_present
-from core.settings import Settings
 from core.spec import broken_specs
+from monitoring.check import CheckResult
 from monitoring.serving_status import read_statuses
 from stack.processes import members, states
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from core.settings import Settings
+    from monitoring.console.states import LoopState
 
 CONSOLE = "monitoring.console"
 """The package that judges the loop; without it a status has processes alone."""
@@ -22,7 +29,7 @@ UNKNOWN = "-"
 
 
 def read_status(settings: Settings) -> dict[str, Any]:
-    """Return the whole status as JSON-ready values; checks by model, and of serving."""
+    """Return the whole status as JSON-ready values; `checks` has the states of the loop."""
     rows = states(settings) or {}
     processes = [
         {
@@ -54,21 +61,30 @@ def read_status(settings: Settings) -> dict[str, Any]:
 def _add_loop(status: dict[str, Any], settings: Settings) -> bool:
     """Add the console's cards, checks and problems; return whether serving is ready."""
     from monitoring.console.loop import Loop  # noqa: PLC0415
-    from monitoring.console.states import problems, state  # noqa: PLC0415
+    from monitoring.console.states import problems  # noqa: PLC0415
 
     loop = Loop(settings).read()
     status["models"] = {name: asdict(card) for name, card in loop.cards.items()}
-    for subject, results in loop.checks.items():
-        status["checks"][subject] = [asdict(result) for result in results]
-    for result, subjects in problems(loop.checks):
-        problem = {
-            "state": state(result),
-            "of": subjects,
-            "words": result.words,
-            "remedy": result.remedy,
+    for subject, states_of_subject in loop.states.items():
+        fields = [_state_fields(state) for state in states_of_subject]
+        status["checks"][subject] = fields
+    for problem in problems(loop.states):
+        fields_of_problem = {
+            "state": problem.state.health,
+            "of": problem.subjects,
+            "words": problem.state.words,
+            "remedy": problem.state.remedy,
         }
-        status["problems"].append(problem)
+        status["problems"].append(fields_of_problem)
     return loop.is_ready
+
+
+def _state_fields(state: LoopState) -> dict[str, Any]:
+    """Return a state as a check of a monitoring run has it: both have the same fields in JSON."""
+    check = state.check or CheckResult(name=state.name, kind=state.kind)
+    fields = asdict(state)
+    del fields["check"]
+    return asdict(check) | fields
 
 
 def _is_serving_ready(settings: Settings) -> bool:

@@ -12,10 +12,15 @@ from feature_engine.events.broker import ConsumerLag, consumer_lags, consumer_pr
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION
-from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading, read_all
-from monitoring.console.model_states import of_model
-from monitoring.console.states import STATES, of_events, of_server, worst_state
+from monitoring.console.model_states import states_of_model
+from monitoring.console.states import (
+    HEALTHS,
+    LoopState,
+    states_of_events,
+    states_of_serving,
+    worst_health,
+)
 from monitoring.console.status import (
     ModelReaders,
     ModelStatus,
@@ -59,24 +64,24 @@ class Card:
     open_alerts: int | None = None
 
 
-def card_of(status: ModelStatus, checks: Sequence[CheckResult], now: datetime) -> Card:
-    """Return the card of a model with these checks."""
-    state = worst_state(checks)
+def card_of(status: ModelStatus, states: Sequence[LoopState], now: datetime) -> Card:
+    """Return the card of a model that has these states."""
+    health = worst_health(states)
     rows = status.rows.value
     if rows is None:
-        return Card(state)
+        return Card(health)
     promotion = rows.newest(PRODUCTION)
     decision = rows.last_decision
-    values = {result.name: result.value for result in rows.results}
+    figures = {check.name: check.value for check in rows.results}
     return Card(
-        state=state,
+        state=health,
         version=promotion.to_version if promotion else None,
         since=promotion.time if promotion else None,
         verdict=decision.words or decision.verdict if decision else None,
         verdict_at=decision.as_of if decision else None,
-        requests_per_minute=values.get("serving/requests_per_minute"),
-        p99_ms=values.get("serving/p99_ms"),
-        failed_share=values.get("serving/failures"),
+        requests_per_minute=figures.get("serving/requests_per_minute"),
+        p99_ms=figures.get("serving/p99_ms"),
+        failed_share=figures.get("serving/failures"),
         open_alerts=len(rows.open_alerts(now)),
     )
 
@@ -100,7 +105,7 @@ class LoopStatus:
     now: datetime
     is_ready: bool
     models: Mapping[str, ModelStatus]
-    checks: Mapping[str, Sequence[CheckResult]]
+    states: Mapping[str, Sequence[LoopState]]
     cards: Mapping[str, Card]
     lags: Mapping[str, ConsumerLag]
     broken_specs: Sequence[str]
@@ -142,21 +147,23 @@ class Loop:
         read_all(readers)
         now = datetime.now(UTC)
         statuses = {model.spec.name: model.status() for model in chosen}
-        checks = {name: [*of_model(status, now)] for name, status in statuses.items()}
+        states = {
+            name: [*states_of_model(status, now)] for name, status in statuses.items()
+        }
         cards = {
-            name: card_of(status, checks[name], now)
+            name: card_of(status, states[name], now)
             for name, status in statuses.items()
         }
-        shared = of_events(self._consumer.reading, self._lags.reading, now)
-        checks[SHARED] = [*of_server(self._serving.reading), *shared]
+        shared = states_of_events(self._consumer.reading, self._lags.reading, now)
+        states[SHARED] = [*states_of_serving(self._serving.reading), *shared]
         replicas = (self._serving.reading.value or {}).values()
         return LoopStatus(
             now=now,
             is_ready=bool(replicas) and all(status["ready"] for status in replicas),
             models=statuses,
-            checks=checks,
+            states=states,
             cards=dict(
-                sorted(cards.items(), key=lambda item: STATES.index(item[1].state))
+                sorted(cards.items(), key=lambda item: HEALTHS.index(item[1].state))
             ),
             lags=self._lags.reading.value or {},
             broken_specs=self._broken_specs.reading.value or (),

@@ -1,6 +1,6 @@
 """The states of one model: roles, monitoring, alerts, training and features; pure functions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from feature_engine.ingest.record import DatasetRecord
@@ -8,14 +8,21 @@ from mlflow_server.alerts import FAILED, ROLLOUT, WAITS
 from mlflow_server.api.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
 from monitoring.check import CheckResult, Status, farthest_from_limit
-from monitoring.console.states import EVENTS_WAIT, silent, time_text
+from monitoring.console.states import (
+    EVENTS_WAIT,
+    LoopState,
+    silent_program,
+    state_of_check,
+)
 from monitoring.console.status import (
+    Alert,
     ModelRows,
     ModelStatus,
     alert_details,
     refusal_cause,
 )
 from monitoring.decisions.decision import ALERT_ONLY
+from monitoring.decisions.store import DecisionRow
 
 HOUR = timedelta(hours=1)
 MONITORING_LATE = 3 * HOUR
@@ -25,8 +32,8 @@ REFUSED_FOR = 24 * HOUR
 INGEST_RUNS = "airflow/dags/ingest/runs"
 
 
-def of_model(status: ModelStatus, now: datetime) -> Iterator[CheckResult]:
-    """Judge one model; a source that does not answer is a check of its own."""
+def states_of_model(status: ModelStatus, now: datetime) -> Iterator[LoopState]:
+    """Judge one model; a source that does not answer is a state of its own."""
     model = status.spec.name
     for program, reading, kind in (
         ("serving", status.serving, "serving"),
@@ -36,31 +43,33 @@ def of_model(status: ModelStatus, now: datetime) -> Iterator[CheckResult]:
         ("ingest", status.freshness, "features"),
     ):
         if reading.at is None:
-            yield silent(program, reading, kind)
-    yield from _roles(status)
+            yield silent_program(program, reading, kind)
+    yield from _states_of_roles(status)
     if status.rows.value:
-        yield from _monitoring(model, status.rows.value, now)
-        yield from _alerts(status, status.rows.value, now)
+        yield _state_of_monitoring(model, status.rows.value, now)
+        yield from _states_of_decision(model, status.rows.value)
+        yield from _states_of_alerts(status, status.rows.value, now)
     if status.runs.at:
-        yield _training(model, status.runs.value, now)
+        yield _state_of_training(model, status.runs.value, now)
     for record in status.freshness.value or ():
-        yield _features(record, status.spec.monitoring.feature_age_limit, now)
+        age_limit = status.spec.monitoring.feature_age_limit
+        yield _state_of_features(record, age_limit, now)
 
 
-def _features(
+def _state_of_features(
     record: DatasetRecord, age_limit: timedelta, now: datetime
-) -> CheckResult:
+) -> LoopState:
     name = record.dataset
     faults = [text for _, text in record.problems(now, age_limit)]
     status: Status = "alert" if faults else "ok"
     words = (
-        f"{name} complete up to {time_text(record.watermark)}, newest event "
-        f"{time_text(record.newest)}"
+        f"{name} complete up to {_time_text(record.watermark)}, newest event "
+        f"{_time_text(record.newest)}"
     )
     if record.watermark is None and not faults:
         status = "unknown"
         words = f"{name}: nothing is ingested yet"
-    return CheckResult(
+    return LoopState(
         name="features",
         kind="features" if faults else "waiting",
         status=status,
@@ -72,8 +81,8 @@ def _features(
     )
 
 
-def _roles(status: ModelStatus) -> Iterator[CheckResult]:
-    """Compare who says which version is in a role: production, and others that are taken."""
+def _states_of_roles(status: ModelStatus) -> Iterator[LoopState]:
+    """Compare the sources of the version in each role: production, and other roles that are taken."""
     model = status.spec.name
     rows = status.rows.value
     for role in ROLES:
@@ -99,7 +108,7 @@ def _roles(status: ModelStatus) -> Iterator[CheckResult]:
                 )
             elif is_missing:
                 remedy = f"`gyre promote {model} VERSION --reason …`"
-            yield CheckResult(
+            yield LoopState(
                 name=role,
                 kind="version",
                 status="alert",
@@ -110,12 +119,12 @@ def _roles(status: ModelStatus) -> Iterator[CheckResult]:
         elif any(versions.values()):
             words = version_text(next(iter(versions.values())))
             if row:
-                words += f" since {time_text(row.time)}, by {row.who}: {row.why}"
-            yield CheckResult(name=role, kind="version", words=words)
+                words += f" since {_time_text(row.time)}, by {row.who}: {row.why}"
+            yield LoopState(name=role, kind="version", words=words)
 
 
-def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckResult]:
-    """Judge whether runs are in time, and pass on what the newest one says."""
+def _state_of_monitoring(model: str, rows: ModelRows, now: datetime) -> LoopState:
+    """Judge whether monitoring runs are in time."""
     decision = rows.last_decision
     promotion = rows.newest(PRODUCTION)
     moments = [decision.as_of] if decision else []
@@ -123,106 +132,136 @@ def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckRes
         moments.append(promotion.time)
     is_late = now - max(moments, default=now) > MONITORING_LATE
     status: Status = "ok" if decision else "unknown"
-    remedy = f"It runs every hour. At once: `gyre monitor {model}`"
-    yield CheckResult(
+    newest = _time_text(decision.as_of if decision else None)
+    return LoopState(
         name="last monitoring run",
         kind="features" if is_late else "waiting",
         status="alert" if is_late else status,
-        words=f"last monitoring run of {model}: {time_text(decision.as_of if decision else None)}; "
+        words=f"last monitoring run of {model}: {newest}; "
         f"at most {MONITORING_LATE / HOUR:.0f} h ago is expected",
-        remedy=remedy,
+        remedy=_run_monitoring(model),
         link=f"airflow/dags/monitor_{model}/runs",
     )
+
+
+def _run_monitoring(model: str) -> str:
+    return f"It runs every hour. At once: `gyre monitor {model}`"
+
+
+def _states_of_decision(model: str, rows: ModelRows) -> Iterator[LoopState]:
+    """Yield the verdict of the newest monitoring run, and the checks that it acts on."""
+    decision = rows.last_decision
     if decision is None:
         return
-    words = decision.words or decision.reason
+    promotion = rows.newest(PRODUCTION)
     is_current = promotion is None or promotion.to_version == decision.version
-    results = [result for result in rows.results if result.acts]
-    if not is_current or decision.verdict not in {"ok", "bad"}:
-        yield CheckResult(
+    checks = [check for check in rows.results if check.acts]
+    if is_current and decision.verdict in {"ok", "bad"}:
+        yield _state_of_verdict(model, decision, checks)
+    else:
+        words = decision.words or decision.reason
+        yield LoopState(
             name="verdict",
             kind="waiting",
             status="unknown",
-            words=f"no verdict on the version in production; version {decision.version}: {words}",
-            remedy=remedy,
+            words="no verdict on the version in production; "
+            f"version {decision.version}: {words}",
+            remedy=_run_monitoring(model),
             link=f"/status/{model}#verdicts",
         )
-        yield from [result for result in results if result.kind in ALERT_ONLY]
-        return
-    bad = [result for result in results if result.status in {"bad", "harmful"}]
-    worst = farthest_from_limit(bad)
-    remedy = worst.remedy if worst else ""
-    yield CheckResult(
+        checks = [check for check in checks if check.kind in ALERT_ONLY]
+    yield from map(state_of_check, checks)
+
+
+def _state_of_verdict(
+    model: str, decision: DecisionRow, checks: Sequence[CheckResult]
+) -> LoopState:
+    """Return the verdict, with the remedy of the worst check if there is a bad one."""
+    remedy = ""
+    link = f"/status/{model}#history"
+    worst = farthest_from_limit(
+        check for check in checks if check.status in {"bad", "harmful"}
+    )
+    if worst:
+        remedy = worst.remedy
+        link = worst.link
+    return LoopState(
         name="verdict",
         kind="verdict",
         status="ok" if decision.verdict == "ok" else "bad",
-        words=f"version {decision.version}: {words}",
+        words=f"version {decision.version}: {decision.words or decision.reason}",
         remedy=remedy or f"See which check is bad: `gyre decide {model} --explain`",
-        link=worst.link if worst else f"/status/{model}#history",
+        link=link,
     )
-    yield from results
 
 
-def _alerts(
+def _states_of_alerts(
     status: ModelStatus, rows: ModelRows, now: datetime
-) -> Iterator[CheckResult]:
-    """Name each that is open and not a check already, and each that nobody has heard."""
-    model = status.spec.name
-    checked_causes = {EVENTS_WAIT, *(result.incident for result in rows.results)}
-    checked_causes |= {*map(refusal_cause, status.refused_versions())}
-    decision = rows.last_decision
-    if decision and decision.verdict == "bad":
-        checked_causes.add(decision.cause)
-    open_alerts = [
-        alert
-        for alert in rows.open_alerts(now)
-        # Where nobody is asked any more, nothing waits.
-        if status.spec.promotion.approval or not alert["cause"].endswith(WAITS)
-    ]
+) -> Iterator[LoopState]:
+    """Yield the open alerts that no other state repeats, and all that no address has taken."""
+    further_alerts = _further_alerts(status, rows, now)
     alerts = [
         alert
         for alert in rows.alerts
-        if not alert["delivered"]
-        or (alert in open_alerts and alert["cause"] not in checked_causes)
+        if not alert["delivered"] or alert in further_alerts
     ]
     if not alerts:
-        yield CheckResult(name="alerts", kind="alerts", words="none other")
+        yield LoopState(name="alerts", kind="alerts", words="none other")
     for alert in alerts:
-        task, failed, _ = alert["cause"].partition(FAILED)
-        dag, _, _ = task.partition(".")
-        details = alert_details(alert)
-        remedy = f"For the decision: `gyre decide {model} --explain`"
-        if alert["cause"].startswith(ROLLOUT):
-            remedy = f"For its steps: `gyre ledger {model}`"
-        link = f"/status/{model}#heard"
-        if alert["cause"].endswith(WAITS):
-            remedy = "Approve or reject it in Airflow, in the run that waits."
-            link = f"airflow/dags/approve_{model}/runs"
-        if failed:
-            link = f"airflow/dags/{dag}/runs"
-            remedy = (
-                "Read the log of the failed task; fix the cause, then clear the task."
-            )
-        first = time_text(datetime.fromisoformat(alert["first"]))
-        words = f"{alert['message']} (since {first}; seen: {alert['count']})"
-        if not alert["delivered"]:
-            words = f"not delivered: {words}"
-            remedy = "Compare the addresses in GYRE_ALERT_URLS with the receivers'."
-        yield CheckResult(
-            name="alerts",
-            kind=details.drift_type if details else dag,
-            status="alert",
-            words=words,
-            remedy=remedy,
-            link=link,
-        )
+        yield _state_of_alert(status.spec.name, alert)
 
 
-def _training(
+def _further_alerts(status: ModelStatus, rows: ModelRows, now: datetime) -> list[Alert]:
+    """Return the open alerts whose cause no other state has."""
+    shown_causes = {EVENTS_WAIT, *(check.incident for check in rows.results)}
+    shown_causes |= {*map(refusal_cause, status.refused_versions())}
+    decision = rows.last_decision
+    if decision and decision.verdict == "bad":
+        shown_causes.add(decision.cause)
+    return [
+        alert
+        for alert in rows.open_alerts(now)
+        if alert["cause"] not in shown_causes
+        # A question of before the spec's `approval` was taken out waits for nobody.
+        and (status.spec.promotion.approval or not alert["cause"].endswith(WAITS))
+    ]
+
+
+def _state_of_alert(model: str, alert: Alert) -> LoopState:
+    cause = alert["cause"]
+    task, is_of_task, _ = cause.partition(FAILED)
+    dag, _, _ = task.partition(".")
+    details = alert_details(alert)
+    remedy = f"For the decision: `gyre decide {model} --explain`"
+    link = f"/status/{model}#heard"
+    if cause.startswith(ROLLOUT):
+        remedy = f"For its steps: `gyre ledger {model}`"
+    if cause.endswith(WAITS):
+        remedy = "Approve or reject it in Airflow, in the run that waits."
+        link = f"airflow/dags/approve_{model}/runs"
+    if is_of_task:
+        remedy = "Read the log of the failed task; fix the cause, then clear the task."
+        link = f"airflow/dags/{dag}/runs"
+    first = _time_text(datetime.fromisoformat(alert["first"]))
+    words = f"{alert['message']} (since {first}; seen: {alert['count']})"
+    if not alert["delivered"]:
+        words = f"not delivered: {words}"
+        remedy = "Compare the addresses in GYRE_ALERT_URLS with the receivers'."
+    return LoopState(
+        name="alerts",
+        kind=details.drift_type if details else dag,
+        status="alert",
+        words=words,
+        remedy=remedy,
+        link=link,
+    )
+
+
+def _state_of_training(
     model: str, run: RunPage | DeletedExperiment | None, now: datetime
-) -> CheckResult:
+) -> LoopState:
     if isinstance(run, DeletedExperiment):
-        return CheckResult(
+        return LoopState(
             name="last training",
             kind="training",
             status="alert",
@@ -231,7 +270,7 @@ def _training(
             link="mlflow/",
         )
     if run is None:
-        return CheckResult(
+        return LoopState(
             name="last training",
             kind="waiting",
             status="unknown",
@@ -240,14 +279,14 @@ def _training(
             link=f"airflow/dags/train_{model}/runs",
         )
     outcome = run.tags.get("outcome") or run.tags.get("gate") or "no outcome yet"
-    end = f"ended {time_text(run.ended)}" if run.ended else "goes on"
+    end = f"ended {_time_text(run.ended)}" if run.ended else "goes on"
     is_recent = now - (run.ended or now) < REFUSED_FOR
     is_refused = outcome.startswith("refused") and is_recent
     has_failed = run.status in {"FAILED", "KILLED"}
     remedy = "Production is unchanged. The model card names the gate."
     if has_failed:
         remedy = f"Open its run. After the fix: `gyre train {model}`"
-    return CheckResult(
+    return LoopState(
         name="last training",
         kind="training",
         status="alert" if has_failed or is_refused else "ok",
@@ -256,3 +295,7 @@ def _training(
         remedy=remedy,
         link=run.address,
     )
+
+
+def _time_text(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "never"

@@ -1,6 +1,6 @@
 """The pages of the console, and its metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -27,7 +27,7 @@ from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.history import panels_of, picture_of, shown_span
 from monitoring.console.loop import Loop, LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
-from monitoring.console.states import STATES, problems, state, worst_state
+from monitoring.console.states import HEALTHS, LoopState, problems, worst_health
 from stack.processes import usage
 
 T = TypeVar("T")
@@ -50,14 +50,13 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.globals |= {
-    "states": STATES,
+    "healths": HEALTHS,
     "production": PRODUCTION,
     "roles": ROLES,
     "gyre_version": package_version("gyre"),
     "fromisoformat": datetime.fromisoformat,
     "timedelta": timedelta,
-    "state": state,
-    "worst_state": worst_state,
+    "worst_health": worst_health,
     "panels_of": panels_of,
     "picture_of": picture_of,
 }
@@ -79,9 +78,9 @@ class Console:
                 self._age_limits[name] = min(limit, self._age_limits.get(name, limit))
 
     def start(self, _request: Request) -> Response:
-        """Show what is wrong, and every check."""
+        """Show the problems, and every state of the loop."""
         loop = self._loop.read(None, self._loop.dag_runs)
-        return self._page("index.html", snapshot=loop, checks=loop.checks)
+        return self._page("index.html", snapshot=loop, states=loop.states)
 
     def model(self, request: Request) -> Response:
         """Show one model."""
@@ -96,7 +95,7 @@ class Console:
             pages=readers.pages.reading,
             history=readers.history.reading,
             wanted=request.query_params.get("check"),
-            checks={name: loop.checks[name]},
+            states={name: loop.states[name]},
         )
 
     def data(self, request: Request) -> Response:
@@ -198,7 +197,7 @@ class Console:
         self,
         template: str,
         code: int = 200,
-        checks: Mapping[str, Any] | None = None,
+        states: Mapping[str, Sequence[LoopState]] | None = None,
         snapshot: LoopStatus | None = None,
         **values: Any,
     ) -> Response:
@@ -213,8 +212,8 @@ class Console:
             span=shown_span(promotions, now),
             models=[*self._loop.models],
             datasets=[*self._records],
-            checks=checks,
-            problems=problems(checks or {}),
+            states=states,
+            problems=problems(states or {}),
             **values,
         )
         return HTMLResponse(text, code, {"Content-Security-Policy": PAGE_POLICY})

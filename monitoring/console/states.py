@@ -1,18 +1,20 @@
-"""Whether the loop is healthy, why not, and what to do: pure functions of what is known."""
+"""The states of the loop: what is well, what is not, and what to do. All functions are pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from feature_engine.events.broker import MAX_LAG_SECONDS, ConsumerLag
-from monitoring.check import CheckResult
+from monitoring.check import CheckResult, Status
 from monitoring.console.cached_reader import Reading
 from monitoring.console.status import ServingStatuses
 
+Health = Literal["attention", "unknown", "ok"]
+HEALTHS: tuple[Health, ...] = ("attention", "unknown", "ok")
+"""Words of pages and of `gyre status` for a state, the worst first."""
 EVENTS_WAIT = "events wait"
 """The cause of an alert about events."""
-STATES = ("attention", "unknown", "ok")
-"""What pages and `gyre status` say of a check, the worst first."""
 URGENT = (
     "serving",
     "harm",
@@ -24,98 +26,146 @@ URGENT = (
     "verdict",
 )
 """Kinds of problems that are shown before all others, in this order."""
-HEALTH = "serving/health/ready"
-KINDS = {"redis": "events", "mlflow": "mlflow"}
-"""Of resources of serving; others are of kind serving."""
+SERVING_HEALTH = "serving/health/ready"
+ALL_STATES = "/#checks"
+"""The table of all states on the start page."""
+RESOURCE_KINDS = {"redis": "events", "mlflow": "mlflow"}
+"""Kinds of states by resource of serving; other resources are of kind serving."""
 
 
-def state(result: CheckResult) -> str:
-    """Return which of STATES a check is in."""
-    if result.status in {"ok", "note"}:
-        return "ok"
-    return "unknown" if result.status == "unknown" else "attention"
+@dataclass(frozen=True, kw_only=True)
+class LoopState:
+    """How well one part of the loop is.
 
-
-def worst_state(results: Iterable[CheckResult]) -> str:
-    """Return the worst of the states of some checks."""
-    return min(map(state, results), key=STATES.index, default="ok")
-
-
-def problems(
-    groups: Mapping[str, Sequence[CheckResult]],
-) -> list[tuple[CheckResult, list[str]]]:
-    """Return what is not ok, the most urgent first: checks of one remedy once, with its subjects.
-
-    Args:
-        groups: Checks by the model, or whatever else they are about.
+    Attributes:
+        name: The part, such as `last training`.
+        kind: The kind of problem, such as `events`; URGENT has some of them.
+        status: The status, as checks of a monitoring run have it.
+        words: One sentence for a person.
+        remedy: What to do, with a command where there is one.
+        link: A page that shows more, as in `CheckResult`.
+        check: The check of a monitoring run that the state repeats, if it does.
 
     """
-    found: dict[str, tuple[CheckResult, list[str]]] = {}
-    for subject, results in groups.items():
-        for result in results:
-            if state(result) != "ok":
-                key = result.remedy or result.words
-                _, subjects = found.setdefault(key, (result, []))
-                if subject not in subjects:
-                    subjects.append(subject)
-    return sorted(found.values(), key=lambda problem: _urgency(problem[0]))
+
+    name: str
+    kind: str
+    status: Status = "ok"
+    words: str = ""
+    remedy: str = ""
+    link: str = ""
+    check: CheckResult | None = None
+
+    @property
+    def health(self) -> Health:
+        if self.status in {"ok", "note"}:
+            return "ok"
+        return "unknown" if self.status == "unknown" else "attention"
 
 
-def _urgency(result: CheckResult) -> tuple[int, int]:
-    place = URGENT.index(result.kind) if result.kind in URGENT else len(URGENT)
-    return place, STATES.index(state(result))
+def state_of_check(check: CheckResult) -> LoopState:
+    """Return the state that repeats a check of a monitoring run."""
+    return LoopState(
+        name=check.name,
+        kind=check.kind,
+        status=check.status,
+        words=check.words,
+        remedy=check.remedy,
+        link=check.link,
+        check=check,
+    )
 
 
-def of_server(reading: Reading[ServingStatuses]) -> Iterator[CheckResult]:
-    """Judge serving and its resources: those of the first replica that is not ready, if any."""
+def worst_health(states: Iterable[LoopState]) -> Health:
+    """Return the health of the worst state; `ok` of none."""
+    healths = [state.health for state in states]
+    return min(healths, key=HEALTHS.index, default="ok")
+
+
+class Problem(NamedTuple):
+    """A state that is not ok, and the subjects that share it, such as models."""
+
+    state: LoopState
+    subjects: list[str]
+
+
+def problems(states: Mapping[str, Sequence[LoopState]]) -> list[Problem]:
+    """Return the states that are not ok, the most urgent first.
+
+    States with the same remedy are one problem, with the words of the first.
+
+    Args:
+        states: States by their subject: a model, or serving and its resources.
+
+    """
+    problem_of_remedy: dict[str, Problem] = {}
+    for subject, states_of_subject in states.items():
+        for state in states_of_subject:
+            if state.health != "ok":
+                key = state.remedy or state.words
+                problem = problem_of_remedy.setdefault(key, Problem(state, []))
+                if subject not in problem.subjects:
+                    problem.subjects.append(subject)
+    return sorted(problem_of_remedy.values(), key=_urgency)
+
+
+def _urgency(problem: Problem) -> tuple[int, int]:
+    kind = problem.state.kind
+    place = URGENT.index(kind) if kind in URGENT else len(URGENT)
+    return place, HEALTHS.index(problem.state.health)
+
+
+def states_of_serving(reading: Reading[ServingStatuses]) -> Iterator[LoopState]:
+    """Judge serving and its resources, by the first replica that is not ready if there is one."""
     if reading.value is None:
-        yield silent("serving", reading, "serving")
+        yield silent_program("serving", reading, "serving")
         return
     status = min(reading.value.values(), key=lambda status: bool(status["ready"]))
     resources = {"serving": {"ok": status["ready"], "detail": "predictions"}}
     for name, resource in (resources | status["resources"]).items():
-        program = name if name in KINDS else "serving"
+        program = name if name in RESOURCE_KINDS else "serving"
         is_ok = resource["ok"]
-        yield CheckResult(
+        yield LoopState(
             name=name,
-            kind=KINDS.get(name, "serving"),
+            kind=RESOURCE_KINDS.get(name, "serving"),
             status="ok" if is_ok else "alert",
             words=f"{name}: {'' if is_ok else 'not ready: '}{resource['detail']}",
-            remedy=restart(program),
-            link=HEALTH,
+            remedy=_restart(program),
+            link=SERVING_HEALTH,
         )
 
 
-def of_events(
+def states_of_events(
     consumer: Reading[str | None],
     lags: Reading[Mapping[str, ConsumerLag]],
     now: datetime,
-) -> Iterator[CheckResult]:
+) -> Iterator[LoopState]:
     """Judge whether a consumer reads the events, and whether it processes those of each dataset.
 
     Args:
-        consumer: Why none reads; None if one does.
-        lags: By dataset.
+        consumer: The reason why no consumer reads; None if one does.
+        lags: Lags by dataset.
         now: Aware UTC.
 
     """
     if lags.value is None or consumer.at is None:
         unknown = lags if lags.value is None else consumer
-        yield silent("redis", unknown, "events")
+        yield silent_program("redis", unknown, "events")
         return
-    yield CheckResult(
+    words = "a consumer reads the events"
+    if consumer.value:
+        words = f"Events are not processed: {consumer.value}"
+    yield LoopState(
         name="consumer",
         kind="events",
         status="alert" if consumer.value else "ok",
-        words=f"Events are not processed: {consumer.value}"
-        if consumer.value
-        else "a consumer reads the events",
-        remedy=f"{restart('consumer')} No event is lost: they wait in Redis.",
-        link="/#checks",
+        words=words,
+        remedy=f"{_restart('consumer')} No event is lost: they wait in Redis.",
+        link=ALL_STATES,
     )
     for dataset, lag in lags.value.items():
         late = late_events(dataset, lag, now)
-        yield CheckResult(
+        yield LoopState(
             name="events",
             kind="events",
             status="alert" if late else "ok",
@@ -123,12 +173,12 @@ def of_events(
             remedy="`gyre logs consumer` says what fails; it is tried again. If nothing was "
             f"ingested yet: `gyre ingest {dataset}`. No event is lost; where too many wait, new "
             "ones are refused.",
-            link="/#checks",
+            link=ALL_STATES,
         )
 
 
 def late_events(dataset: str, lag: ConsumerLag, now: datetime) -> str | None:
-    """Say that events wait for too long; None if they do not."""
+    """Return the sentence that events of a dataset wait for too long; None if they do not."""
     seconds = lag.seconds(now)
     if seconds <= MAX_LAG_SECONDS:
         return None
@@ -138,24 +188,20 @@ def late_events(dataset: str, lag: ConsumerLag, now: datetime) -> str | None:
     )
 
 
-def restart(program: str) -> str:
-    return f"`gyre up` starts what has ended; `gyre logs {program}` says why it ended."
-
-
-def silent(program: str, reading: Reading[Any], kind: str) -> CheckResult:
-    """Say that a program does not answer, and why."""
-    remedy = restart(program)
+def silent_program(program: str, reading: Reading[Any], kind: str) -> LoopState:
+    """Return the state of a program that does not answer, with the reason."""
+    remedy = _restart(program)
     if kind in {"database", "features"}:
         remedy = "`gyre status` says what has ended; is the disk full?"
-    return CheckResult(
+    return LoopState(
         name=program,
         kind=kind,
         status="unknown",
         words=f"{program}: {reading.why}",
         remedy=remedy,
-        link=HEALTH if kind == "serving" else "/#checks",
+        link=SERVING_HEALTH if kind == "serving" else ALL_STATES,
     )
 
 
-def time_text(at: datetime | None) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "never"
+def _restart(program: str) -> str:
+    return f"`gyre up` starts what has ended; `gyre logs {program}` says why it ended."

@@ -22,8 +22,8 @@ from monitoring.console.cached_reader import KEPT, CachedReader, Reading
 from monitoring.console.history import shown_span
 from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
-from monitoring.console.model_states import of_model
-from monitoring.console.states import of_events, of_server, problems, state
+from monitoring.console.model_states import states_of_model
+from monitoring.console.states import problems, states_of_events, states_of_serving
 from monitoring.console.status import ModelRows, ModelStatus
 from tests.support.monitoring.ledger_rows import HOUR, LEDGER, NOW, SPEC
 from tests.support.monitoring.year import decision_row
@@ -72,7 +72,7 @@ SILENT = ModelStatus(SPEC, *[NO_ANSWER for _ in range(6)])
 
 
 def checked(status):
-    return {check.name: check for check in of_model(status, NOW)}
+    return {check.name: check for check in states_of_model(status, NOW)}
 
 
 def rows(**changed):
@@ -97,7 +97,7 @@ def trained(**changed):
 
 def test_a_healthy_loop_has_no_problem():
     checks = checked(WELL)
-    assert {state(check) for check in checks.values()} == {"ok"}, checks
+    assert {check.health for check in checks.values()} == {"ok"}, checks
     assert checks["production"].words == (
         "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
     )
@@ -122,8 +122,8 @@ def test_disagreeing_sources_and_refused_versions_are_named():
 
 
 def test_a_source_without_an_answer_is_unknown_with_the_reason():
-    checks = [*of_model(SILENT, NOW), *of_server(SILENT.serving)]
-    checks += of_events(SILENT.serving, SILENT.serving, NOW)
+    checks = [*states_of_model(SILENT, NOW), *states_of_serving(SILENT.serving)]
+    checks += states_of_events(SILENT.serving, SILENT.serving, NOW)
     assert {check.status for check in checks} == {"unknown"}
     assert all("it does not answer" in check.words for check in checks)
     listed = problems({SPEC.name: checks, "other": checks})
@@ -176,9 +176,9 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
 def test_each_check_names_the_problem_and_the_remedy(status, name, expected, words):
     checks = checked(status)
     check = checks[name]
-    assert (state(check), words in check.words) == (expected, True), check
+    assert (check.health, words in check.words) == (expected, True), check
     assert expected == "ok" or (check.remedy and check.link)
-    others = {other for other in checks if state(checks[other]) != "ok"} - {name}
+    others = {other for other in checks if checks[other].health != "ok"} - {name}
     assert others == set()
 
 
@@ -195,11 +195,11 @@ def test_a_deleted_experiment_and_a_stopped_rollout_have_the_remedy_that_shows_t
 def test_a_version_that_waits_for_a_person_is_named_as_long_as_it_waits():
     until = NOW + timedelta(hours=72)
     asked = alerted(cause=cause_of_question("3"), last=until.isoformat())
-    assert state(checked(asked)["alerts"]) == "ok", "nobody is asked any more"
+    assert checked(asked)["alerts"].health == "ok", "nobody is asked any more"
     spec = SPEC.model_copy(update={"promotion": Promotion(approval=True)})
     check = checked(replace(asked, spec=spec))["alerts"]
     page = f"airflow/dags/approve_{SPEC.name}/runs"
-    assert (state(check), check.link) == ("attention", page)
+    assert (check.health, check.link) == ("attention", page)
 
 
 def test_a_bad_verdict_has_the_remedy_of_the_check_farthest_from_its_limit():
@@ -219,7 +219,9 @@ def test_lost_rows_are_a_problem_though_there_are_too_few_answers_for_a_verdict(
     )  # fmt: skip
     few = replace(DECISION, verdict="insufficient_data", words="12 entities")
     alert = ALERT | {"cause": lost.incident}
-    checks = [*of_model(rows(decisions=[few], results=[lost], alerts=[alert]), NOW)]
+    checks = [
+        *states_of_model(rows(decisions=[few], results=[lost], alerts=[alert]), NOW)
+    ]
     (first, _), *_ = problems({SPEC.name: checks})
     assert (first.words, first.remedy) == (lost.words, lost.remedy)
 
@@ -227,14 +229,14 @@ def test_lost_rows_are_a_problem_though_there_are_too_few_answers_for_a_verdict(
 def test_an_unhealthy_resource_of_serving_is_named():
     resources = {"redis": {"ok": False, "detail": "refused"}}
     unready = replica("2") | {"ready": False, "resources": resources}
-    serving, redis = of_server(reading({"a": replica("2"), "b": unready}))
+    serving, redis = states_of_serving(reading({"a": replica("2"), "b": unready}))
     assert (serving.name, serving.status) == ("serving", "alert")
     assert (redis.name, redis.status) == ("redis", "alert")
     assert "gyre logs redis" in redis.remedy
 
 
 def metrics_of(status, dag_runs=NO_ANSWER):
-    loop = LoopStatus(now=NOW, is_ready=True, models={SPEC.name: status}, checks={},
+    loop = LoopStatus(now=NOW, is_ready=True, models={SPEC.name: status}, states={},
                       cards={}, lags={}, broken_specs=(), dag_runs=dag_runs)  # fmt: skip
     return loop_metrics(loop).decode()
 
