@@ -14,7 +14,8 @@ from core.spec import broken_specs, load_specs
 from core.user_code import in_one_line
 from feature_engine.ingest.forgotten import forgotten, keep_out
 from feature_repo.datasets import load_datasets
-from operations.places import PLACES, Key, Search
+from operations.places import ENTITY_PLACES
+from operations.search import EntityKey, EntitySearch
 
 OUT_OF_REACH = """out of reach:
   backups, and copies on other hosts (there for a week): forget again after a restore
@@ -27,7 +28,7 @@ OUT_OF_REACH = """out of reach:
   online values in another store than Redis (GYRE_ONLINE_STORE__TYPE): delete them by its means"""
 
 
-def named_key(name: str, column: str, text: str) -> Key:
+def named_key(name: str, column: str, text: str) -> EntityKey:
     """Return the key of a model or a dataset.
 
     Args:
@@ -57,15 +58,17 @@ def named_key(name: str, column: str, text: str) -> Key:
     if not text:
         raise SettingsError(f"--{column}: expected a value, found none")
     if types[name, column] != "int64":
-        return Key(column, text)
+        return EntityKey(column, text)
     # 007 is another customer's number, or a text.
     if not re.fullmatch("0|-?[1-9][0-9]*", text):
         expected = "expected a whole number without leading zeros"
         raise SettingsError(f"--{column}: {expected}, found {text!r}")
-    return Key(column, int(text))
+    return EntityKey(column, int(text))
 
 
-def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, int]:
+def forget(
+    settings: Settings, key: EntityKey, *, dry_run: bool = False
+) -> dict[str, int]:
     """Take every row of the key out, wherever it is.
 
     Args:
@@ -82,7 +85,7 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         RegistryError: MLflow does not answer; nothing was changed.
 
     """
-    search = Search(settings, key)
+    search = EntitySearch(settings, key)
     rows = _counts(search)
     if not (rows or search.problems) and not forgotten(settings).has(
         {key.column: key.value}
@@ -96,9 +99,9 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         keep_out(settings, key.column, key.value)
         # Of a killed one.
         shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)
-        search = Search(settings, key, erase=True)
+        search = EntitySearch(settings, key, erase=True)
         problems = search.problems
-        for name, erase in PLACES.items():
+        for name, erase in ENTITY_PLACES.items():
             try:
                 erase(search)
             except Exception as exc:  # noqa: BLE001  (whatever it is, other places are searched)
@@ -119,11 +122,11 @@ def _left(done: str, problems: list[str], rows: dict[str, int]) -> str:
     )
 
 
-def count_rows(settings: Settings, key: Key) -> dict[str, int]:
+def count_rows(settings: Settings, key: EntityKey) -> dict[str, int]:
     """Return how many rows of the key each place has, of places that have some."""
-    return _counts(Search(settings, key))
+    return _counts(EntitySearch(settings, key))
 
 
-def _counts(search: Search) -> dict[str, int]:
-    counts = {name: count(search) for name, count in PLACES.items()}
+def _counts(search: EntitySearch) -> dict[str, int]:
+    counts = {name: count(search) for name, count in ENTITY_PLACES.items()}
     return {name: count for name, count in counts.items() if count}

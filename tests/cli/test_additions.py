@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from core.additions import ADDITIONS
-from tests.cli.clone import Copy
 from tests.conftest import BIN, new_settings
 from tests.dags.test_parse import read
+from tests.support.tools.clone import Copy
 
 LEFT_OUT = (
     "monitoring.console",

@@ -35,7 +35,7 @@ from mlflow_server.model.pyfunc import read_version
 from monitoring.log.collect import collect
 from monitoring.log.tables import outcomes, predictions
 from operations.forget import count_rows
-from operations.places import Key
+from operations.search import EntityKey
 from serving.log.prediction_log import AppendLog
 from stack.environment import process_environment
 from tests.conftest import (
@@ -289,7 +289,7 @@ def test_a_forgotten_customer_stays_out_when_the_source_repeats_its_rows(home):
 def test_a_killed_forget_is_completed_by_the_next(home):
     gyre = Path(sys.executable).with_name("gyre")
     command = [gyre, "forget", SPEC.name, "--customer_id", str(OTHER)]
-    key = Key("customer_id", OTHER)
+    key = EntityKey("customer_id", OTHER)
     counts = count_rows(home.settings, key)
     raw = raw_table(home.settings, ORDERS)
     version = raw.version
@@ -323,7 +323,7 @@ def json_texts(row):
 def test_only_the_given_value_of_a_key_is_found_in_columns_and_in_json(
     settings, column, value, other_values
 ):
-    key = Key(column, value)
+    key = EntityKey(column, value)
     texts = [
         *json_texts({column: value, "n": 1}),
         *json_texts({"a": 1, column: value}),

@@ -1,0 +1,91 @@
+"""Deletes what is older than a time, in each place that grows."""
+
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+from upath import UPath
+
+from core.errors import StackError
+from core.settings import Settings
+from core.spec import load_specs
+from core.tables.table import Table
+from mlflow_server.alerts import Alerts
+from mlflow_server.api.tracking import Tracking
+from stack.environment import process_environment
+
+CLEAN_AIRFLOW = (
+    "db clean --skip-archive --yes --error-on-cleanup-failure --batch-size 1000 "
+    "--clean-before-timestamp"
+)
+"""In batches, as its SQLite has one writer. The file does not shrink; free pages are used again."""
+
+
+def clean_table(
+    name: str, time_column: str | None, settings: Settings, before: datetime
+) -> tuple[int, int]:
+    table = Table(settings, name, pa.schema([]))
+    return table.clean_up(time_column, before) if table.exists else (0, 0)
+
+
+def clean_files(pattern: str, settings: Settings, before: datetime) -> tuple[int, int]:
+    """Delete files, and empty folders of a disk, that were last changed before a time.
+
+    They are below the home or below the data.
+    """
+    file_count = 0
+    for folder in (UPath(settings.home), settings.data):
+        # The innermost first.
+        paths = sorted(folder.glob(pattern), reverse=True)
+        for path in [p for p in paths if p.stat().st_mtime < before.timestamp()]:
+            if path.is_file():
+                path.unlink(missing_ok=True)
+                file_count += 1
+            elif isinstance(path, Path):
+                with suppress(OSError):  # not empty
+                    path.rmdir()
+    return 0, file_count
+
+
+clean_data_docs = partial(clean_files, "reports/data_docs/**/*.html")
+
+
+def clean_reports(settings: Settings, before: datetime) -> tuple[int, int]:
+    """Delete Evidently's reports on windows before a time; the figures of a run stay."""
+    tracking = Tracking(settings)
+    file_count = 0
+    for experiment in {f"{spec.experiment}_monitoring" for spec in load_specs()}:
+        for run in tracking.runs(experiment, deleted=True):
+            for folder in tracking.list_artifacts(run.run_id, "reports"):
+                if Path(folder.path).name < f"{before:%Y-%m-%dT%H%M%S}":
+                    file_count += len(tracking.list_artifacts(run.run_id, folder.path))
+                    tracking.delete_artifacts(run.run_id, folder.path)
+    return 0, file_count
+
+
+def clean_alerts(settings: Settings, before: datetime) -> tuple[int, int]:
+    """Delete alerts last seen before a time."""
+    with Alerts(settings) as alerts:
+        return alerts.forget(before), 0
+
+
+def clean_airflow(settings: Settings, before: datetime) -> tuple[int, int]:
+    """Have Airflow delete its rows of before a time."""
+    database = settings.home / "airflow" / "airflow.db"
+    if settings.database_url or database.exists():
+        airflow = str(Path(sys.executable).with_name("airflow"))
+        result = subprocess.run(
+            [airflow, *CLEAN_AIRFLOW.split(), before.isoformat()],
+            env=process_environment(settings),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            output = result.stderr or result.stdout
+            raise StackError(" ".join(output.split())[-300:])
+    return 0, 0

@@ -1,0 +1,260 @@
+"""The rows of one entity in each place: counted, and erased where the search says so."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from sqlglot import column
+from upath import UPath
+
+from core.errors import DataError
+from core.files import read_file
+from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
+from core.settings import Settings
+from core.spec import load_specs
+from core.tables.query import query_table
+from core.tables.table import Table
+from core.user_code import in_one_line
+from feature_engine.events.broker import rewrite_file, waiting
+from feature_engine.ingest.pipeline import catch_up
+from feature_engine.ingest.quarantine import quarantine_table
+from feature_engine.offline.raw import raw_table
+from feature_engine.offline.views import view_table
+from feature_engine.online.refresh import REDIS_BATCH_SECONDS
+from feature_engine.online.state import ends_key, loaded_ends_key
+from feature_engine.online.values import LOCK_SECONDS, OnlineValues
+from feature_repo.definition import Dataset
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import DATA_FOLDER, Tracking
+from mlflow_server.tags import FORGOTTEN_TAG
+from monitoring.log.collect import collect, is_closed
+from monitoring.log.tables import outcomes, predictions, request_of_row
+from operations.search import EntitySearch
+from training.artifacts import EXPECTATIONS, FRAME, fetched_artifact
+
+WAIT_SECONDS = 12
+"""How long serving and the consumer may take for what they have at hand: serving ends a file after
+9 seconds at the latest."""
+
+
+def in_datasets(
+    forget: Callable[[EntitySearch, Dataset], int], search: EntitySearch
+) -> int:
+    """Count in all datasets; one that fails holds up none of the others."""
+    row_count = 0
+    for dataset in search.datasets:
+        try:
+            row_count += forget(search, dataset)
+        except Exception as exc:  # noqa: BLE001  (of any tool, or a user's expression)
+            search.problems.append(f"{dataset.name}: {in_one_line(exc)}")
+    return row_count
+
+
+def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
+    """Of raw rows, and of rows that events superseded; features are computed without them.
+
+    Raises:
+        DataError: No other entity has a row.
+
+    """
+    settings = search.settings
+    is_own = search.key.equals
+    is_superseded = search.key_in(dataset).in_json("superseded")
+    raw = raw_table(settings, dataset)
+    rows = raw.matching(f"{is_own} OR {is_superseded}", search.key.column)
+    is_other = f"({is_own}) IS NOT TRUE LIMIT 1"
+    if rows and not raw.matching(is_other, search.key.column):
+        raise DataError(f"{raw.name}: nobody else has rows: remove the installation")
+    if search.erase and raw.exists:
+        # In the order of ingest and consumer, of which neither writes meanwhile.
+        with (
+            one_writer(settings, INGEST_LOCK.format(dataset.name)),
+            one_writer(settings, ONLINE_LOCK.format(dataset.name), LOCK_SECONDS),
+            one_writer(settings, raw.name),
+        ):
+            raw.erase(is_own)
+            raw.erase(is_superseded, "superseded")
+            try:
+                if dataset.key:  # else its expressions cannot be imported
+                    with closing(
+                        OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)
+                    ) as online:
+                        catch_up(online, datetime.now(UTC))
+            finally:
+                raw.purge()
+    return len(rows)
+
+
+def erase_features(search: EntitySearch, dataset: Dataset) -> int:
+    """Of views with the key; views of another entity were computed anew from raw rows."""
+    row_count = 0
+    for name in dataset.views:
+        view = view_table(search.settings, name)
+        has_key = view.exists and search.key.column in view.stored_schema().names
+        is_own = search.key.equals if has_key else "FALSE"
+        row_count += _erase_rows(search, view, is_own)
+    return row_count
+
+
+def erase_quarantined_rows(search: EntitySearch, dataset: Dataset) -> int:
+    is_own = search.key_in(dataset).in_json('"row"')
+    return _erase_rows(search, quarantine_table(search.settings, dataset), is_own)
+
+
+def erase_online_values(search: EntitySearch, dataset: Dataset) -> int:
+    settings = search.settings
+    raw = raw_table(settings, dataset)
+    key = search.key_in(dataset)
+    with closing(OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)) as online:
+        names = online.hashes_of(key.column, key.value)
+        if search.erase:
+            project = online.store.project
+            with online.lock():
+                # The consumer notes anew which windows end.
+                online.redis.delete(
+                    *names,
+                    ends_key(project, dataset.name),
+                    loaded_ends_key(project, dataset.name),
+                )
+    return len(names)
+
+
+def erase_requests_of_events(search: EntitySearch) -> int:
+    """Of requests with an event of the entity, which the consumer drops."""
+
+    def count_waiting() -> int:
+        return sum(
+            waiting(search.settings, dataset.name, search.key_in(dataset).pattern)
+            for dataset in search.datasets
+        )
+
+    count = count_waiting()
+    if search.erase:
+        _wait(lambda: not count_waiting())
+        rewrite_file(search.settings)
+    return count
+
+
+def erase_rows_of_frames(search: EntitySearch) -> int:
+    """Of the frames of all runs; a version's tag says so before its frame is changed.
+
+    The column may be one of label rows, of a model of another entity.
+    """
+    registry = Registry(search.settings)
+    tracking = Tracking(search.settings)
+    values = pc.field(search.key.column)
+    is_own = values.cast(pa.string()) == str(search.key.value)
+    is_other = ~is_own | values.is_null()
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    count = 0
+    names = {dataset.name for dataset in search.datasets}
+    for spec in load_specs():
+        if spec not in search.specs and spec.dataset not in names:
+            continue
+        versions = {version.run_id: version for version in registry.versions(spec.name)}
+        for run in tracking.runs(spec.experiment, deleted=True):
+            for artifact in tracking.list_artifacts(run.run_id, DATA_FOLDER):
+                with fetched_artifact(tracking, run.run_id, artifact.path) as file:
+                    rows = ds.dataset(file)
+                    if search.key.column not in rows.schema.names:
+                        continue
+                    row_count: int = rows.count_rows(filter=is_own)
+                    count += row_count
+                    if row_count and search.erase:
+                        if file.name == FRAME and run.run_id in versions:
+                            registry.tag(versions[run.run_id], FORGOTTEN_TAG, today)
+                        pq.write_table(pq.read_table(file, filters=is_other), file)
+                        tracking.log_artifact(run.run_id, str(file), DATA_FOLDER)
+    return count
+
+
+def erase_log_lines(search: EntitySearch) -> int:
+    """Of lines of serving's log, here and sent by replicas, which become rows of tables."""
+    settings = search.settings
+    names = "|".join(spec.name for spec in search.specs)
+    text = re.escape(json.dumps(str(search.key.value), ensure_ascii=False))
+    entity = f"{text}|.*{search.key.pattern}"
+    is_of_model = rf'(?=.*"model":"({names})")'
+    line = re.compile(rf'^{is_of_model}.*"entity":({entity})'.encode(), re.MULTILINE)
+    folder = settings.home / "serving" / "log"
+    written_files = [file for file in folder.glob("*.jsonl") if file.stat().st_size]
+    count = 0
+    if search.erase:
+        # Serving ends the files that have rows now.
+        _wait(lambda: all(not f.exists() or is_closed(f) for f in written_files))
+        if settings.data_url:
+            # Replicas on other hosts send what they have.
+            time.sleep(WAIT_SECONDS)
+        collect(settings)
+    sent_files = (settings.data / "inbox").glob("*/predictions-*")
+    for file in (*UPath(folder).glob("predictions-*"), *sent_files):
+        lines = line.findall(read_file(file))
+        count += len(lines)
+        # Its good lines are in the tables.
+        if lines and search.erase and file.suffix == ".malformed":
+            file.unlink()
+    return count
+
+
+def erase_outcomes(search: EntitySearch) -> int:
+    """Of the answers about the entity: before these go."""
+    row_ids = predictions(search.settings).matching(_is_about(search), "request_id")
+    request_ids = [request_of_row(row_id) for row_id in row_ids]
+    is_own = column("request_id").isin("", *request_ids).sql()
+    return _erase_rows(search, outcomes(search.settings), is_own)
+
+
+def erase_answers(table: Callable[[Settings], Table], search: EntitySearch) -> int:
+    return _erase_rows(search, table(search.settings), _is_about(search))
+
+
+def _is_about(search: EntitySearch) -> str:
+    """SQL: an answer of one of the models is about the entity."""
+    names = [spec.name for spec in search.specs]
+    is_of_models = column("model").isin("", *names).sql()
+    is_entity = column("entity").eq(str(search.key.value)).sql()
+    return f"{is_of_models} AND ({is_entity} OR {search.key.in_json('entity')})"
+
+
+def _erase_rows(search: EntitySearch, table: Table, where: str) -> int:
+    """Of a table and of its older versions."""
+    query = f"SELECT 1 FROM here WHERE {where}"  # noqa: S608  (ours)
+    rows = query_table(search.settings, table.name, query)
+    if search.erase and table.exists:
+        if rows:
+            table.erase(where)
+        table.purge()  # again after a killed one
+    return len(rows)
+
+
+def erase_all(
+    clean: Callable[[Settings, datetime], object], search: EntitySearch
+) -> int:
+    """Of a place that may quote values without a key all goes; its rows are not counted."""
+    if search.erase:
+        clean(search.settings, datetime.max.replace(tzinfo=UTC))
+    return 0
+
+
+def erase_data_docs_of_trainings(search: EntitySearch) -> int:
+    """Delete the pages of raw rows that ended a training; their rows are not counted."""
+    tracking = Tracking(search.settings)
+    for experiment in {spec.experiment for spec in load_specs()}:
+        for run in tracking.runs(experiment, deleted=True):
+            pages = tracking.list_artifacts(run.run_id, EXPECTATIONS)
+            if pages and search.erase:
+                tracking.delete_artifacts(run.run_id, EXPECTATIONS)
+    return 0
+
+
+def _wait(is_done: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while not is_done() and time.monotonic() < end:
+        time.sleep(0.2)
