@@ -1,4 +1,7 @@
-"""Deletes what is older than a time, in each place that grows."""
+"""Cleaning, a function for each kind of place that grows.
+
+Each deletes rows or files from before a time, and returns how many rows and how many files.
+"""
 
 import subprocess
 import sys
@@ -22,7 +25,8 @@ CLEAN_AIRFLOW = (
     "db clean --skip-archive --yes --error-on-cleanup-failure --batch-size 1000 "
     "--clean-before-timestamp"
 )
-"""In batches, as its SQLite has one writer. The file does not shrink; free pages are used again."""
+"""It works in batches, as SQLite has one writer. SQLite's file does not shrink; Airflow uses its free
+pages again."""
 
 
 def clean_table(
@@ -33,9 +37,9 @@ def clean_table(
 
 
 def clean_files(pattern: str, settings: Settings, before: datetime) -> tuple[int, int]:
-    """Delete files, and empty folders of a disk, that were last changed before a time.
+    """Delete files below home and data that match a pattern; on a disk empty folders too.
 
-    They are below the home or below the data.
+    The time of a file is that of its last change.
     """
     file_count = 0
     for folder in (UPath(settings.home), settings.data):
@@ -55,7 +59,7 @@ clean_data_docs = partial(clean_files, "reports/data_docs/**/*.html")
 
 
 def clean_reports(settings: Settings, before: datetime) -> tuple[int, int]:
-    """Delete Evidently's reports on windows before a time; the figures of a run stay."""
+    """Delete Evidently's reports on windows of before a time; the figures of their runs stay."""
     tracking = Tracking(settings)
     file_count = 0
     for experiment in {f"{spec.experiment}_monitoring" for spec in load_specs()}:
@@ -68,13 +72,13 @@ def clean_reports(settings: Settings, before: datetime) -> tuple[int, int]:
 
 
 def clean_alerts(settings: Settings, before: datetime) -> tuple[int, int]:
-    """Delete alerts last seen before a time."""
+    """Delete alerts that were last seen before a time."""
     with Alerts(settings) as alerts:
         return alerts.forget(before), 0
 
 
 def clean_airflow(settings: Settings, before: datetime) -> tuple[int, int]:
-    """Have Airflow delete its rows of before a time."""
+    """Run Airflow's own command that deletes its rows."""
     database = settings.home / "airflow" / "airflow.db"
     if settings.database_url or database.exists():
         airflow = str(Path(sys.executable).with_name("airflow"))

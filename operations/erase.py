@@ -1,9 +1,12 @@
-"""The rows of one entity in each place: counted, and erased where the search says so."""
+"""Erasing the rows of one entity, a function for each place.
 
-import json
+Each function returns how many rows the place has, and erases them if the search says so. Each can
+be repeated: the next call erases what a killed process left.
+"""
+
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -36,18 +39,18 @@ from mlflow_server.api.tracking import DATA_FOLDER, Tracking
 from mlflow_server.tags import FORGOTTEN_TAG
 from monitoring.log.collect import collect, is_closed
 from monitoring.log.tables import outcomes, predictions, request_of_row
-from operations.search import EntitySearch
+from operations.search import EntityKey, EntitySearch, json_text_pattern
 from training.artifacts import EXPECTATIONS, FRAME, fetched_artifact
 
 WAIT_SECONDS = 12
-"""How long serving and the consumer may take for what they have at hand: serving ends a file after
-9 seconds at the latest."""
+"""Time for the consumer to drop requests, and for serving to end a file of its log, which it does
+after 9 seconds at the latest."""
 
 
 def in_datasets(
     forget: Callable[[EntitySearch, Dataset], int], search: EntitySearch
 ) -> int:
-    """Count in all datasets; one that fails holds up none of the others."""
+    """Erase in every dataset of the search; where one fails, the others are erased."""
     row_count = 0
     for dataset in search.datasets:
         try:
@@ -58,10 +61,10 @@ def in_datasets(
 
 
 def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
-    """Of raw rows, and of rows that events superseded; features are computed without them.
+    """Erase raw rows, and rows that events superseded; compute features without them.
 
     Raises:
-        DataError: No other entity has a row.
+        DataError: No other entity has a row in the table.
 
     """
     settings = search.settings
@@ -73,7 +76,7 @@ def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
     if rows and not raw.matching(is_other, search.key.column):
         raise DataError(f"{raw.name}: nobody else has rows: remove the installation")
     if search.erase and raw.exists:
-        # In the order of ingest and consumer, of which neither writes meanwhile.
+        # Ingest and the consumer take these locks in the same order, and cannot write meanwhile.
         with (
             one_writer(settings, INGEST_LOCK.format(dataset.name)),
             one_writer(settings, ONLINE_LOCK.format(dataset.name), LOCK_SECONDS),
@@ -82,7 +85,7 @@ def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
             raw.erase(is_own)
             raw.erase(is_superseded, "superseded")
             try:
-                if dataset.key:  # else its expressions cannot be imported
+                if dataset.key:  # without one its expressions cannot be imported
                     with closing(
                         OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)
                     ) as online:
@@ -93,7 +96,7 @@ def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
 
 
 def erase_features(search: EntitySearch, dataset: Dataset) -> int:
-    """Of views with the key; views of another entity were computed anew from raw rows."""
+    """Erase rows of views that have the key; those of other entities follow from raw rows."""
     row_count = 0
     for name in dataset.views:
         view = view_table(search.settings, name)
@@ -117,7 +120,7 @@ def erase_online_values(search: EntitySearch, dataset: Dataset) -> int:
         if search.erase:
             project = online.store.project
             with online.lock():
-                # The consumer notes anew which windows end.
+                # The consumer writes again which windows end when.
                 online.redis.delete(
                     *names,
                     ends_key(project, dataset.name),
@@ -127,7 +130,7 @@ def erase_online_values(search: EntitySearch, dataset: Dataset) -> int:
 
 
 def erase_requests_of_events(search: EntitySearch) -> int:
-    """Of requests with an event of the entity, which the consumer drops."""
+    """Wait until the consumer has dropped the requests with an event of the entity."""
 
     def count_waiting() -> int:
         return sum(
@@ -143,9 +146,9 @@ def erase_requests_of_events(search: EntitySearch) -> int:
 
 
 def erase_rows_of_frames(search: EntitySearch) -> int:
-    """Of the frames of all runs; a version's tag says so before its frame is changed.
+    """Erase rows of the training frames of all runs; a version is tagged before its frame changes.
 
-    The column may be one of label rows, of a model of another entity.
+    A model of another entity may have the key's column among its label rows.
     """
     registry = Registry(search.settings)
     tracking = Tracking(search.settings)
@@ -176,13 +179,9 @@ def erase_rows_of_frames(search: EntitySearch) -> int:
 
 
 def erase_log_lines(search: EntitySearch) -> int:
-    """Of lines of serving's log, here and sent by replicas, which become rows of tables."""
+    """Make rows of all log lines, here and of replicas, and delete files with unreadable ones."""
     settings = search.settings
-    names = "|".join(spec.name for spec in search.specs)
-    text = re.escape(json.dumps(str(search.key.value), ensure_ascii=False))
-    entity = f"{text}|.*{search.key.pattern}"
-    is_of_model = rf'(?=.*"model":"({names})")'
-    line = re.compile(rf'^{is_of_model}.*"entity":({entity})'.encode(), re.MULTILINE)
+    line = line_pattern(search.key, [spec.name for spec in search.specs])
     folder = settings.home / "serving" / "log"
     written_files = [file for file in folder.glob("*.jsonl") if file.stat().st_size]
     count = 0
@@ -203,8 +202,21 @@ def erase_log_lines(search: EntitySearch) -> int:
     return count
 
 
+def line_pattern(key: EntityKey, models: Sequence[str]) -> re.Pattern[bytes]:
+    """Return a regular expression of a line of serving's log about the entity, for some models.
+
+    The fields of a line may have any order; the key counts in the field `entity` alone.
+    """
+    names = "|".join(map(re.escape, models))
+    model = rf'"model": ?"({names})"'
+    # An entity of one column is its value, of several columns an object as a text in JSON.
+    entity = rf'"({json_text_pattern(str(key.value))}"|(?:[^"\\]|\\.)*{key.pattern})'
+    line = rf'^(?=.*{model}).*"entity": ?{entity}'
+    return re.compile(line.encode(), re.MULTILINE)
+
+
 def erase_outcomes(search: EntitySearch) -> int:
-    """Of the answers about the entity: before these go."""
+    """Erase outcomes of requests about the entity; its predictions, which name them, go later."""
     row_ids = predictions(search.settings).matching(_is_about(search), "request_id")
     request_ids = [request_of_row(row_id) for row_id in row_ids]
     is_own = column("request_id").isin("", *request_ids).sql()
@@ -216,7 +228,7 @@ def erase_answers(table: Callable[[Settings], Table], search: EntitySearch) -> i
 
 
 def _is_about(search: EntitySearch) -> str:
-    """SQL: an answer of one of the models is about the entity."""
+    """SQL condition: an answer of one of the models is about the entity."""
     names = [spec.name for spec in search.specs]
     is_of_models = column("model").isin("", *names).sql()
     is_entity = column("entity").eq(str(search.key.value)).sql()
@@ -224,7 +236,7 @@ def _is_about(search: EntitySearch) -> str:
 
 
 def _erase_rows(search: EntitySearch, table: Table, where: str) -> int:
-    """Of a table and of its older versions."""
+    """Erase rows of a table and of its older versions."""
     query = f"SELECT 1 FROM here WHERE {where}"  # noqa: S608  (ours)
     rows = query_table(search.settings, table.name, query)
     if search.erase and table.exists:
@@ -237,14 +249,14 @@ def _erase_rows(search: EntitySearch, table: Table, where: str) -> int:
 def erase_all(
     clean: Callable[[Settings, datetime], object], search: EntitySearch
 ) -> int:
-    """Of a place that may quote values without a key all goes; its rows are not counted."""
+    """Erase all of a place that may quote values without a key; rows are not counted."""
     if search.erase:
         clean(search.settings, datetime.max.replace(tzinfo=UTC))
     return 0
 
 
 def erase_data_docs_of_trainings(search: EntitySearch) -> int:
-    """Delete the pages of raw rows that ended a training; their rows are not counted."""
+    """Delete the Data Docs of trainings, which quote raw rows; rows are not counted."""
     tracking = Tracking(search.settings)
     for experiment in {spec.experiment for spec in load_specs()}:
         for run in tracking.runs(experiment, deleted=True):

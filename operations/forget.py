@@ -1,7 +1,7 @@
-"""`gyre forget`: every row of one entity goes, from every place that holds some.
+"""`gyre forget`: every row of one entity is erased, in every place.
 
-The key is kept out first (feature_engine/ingest/forgotten.py). Every step can be repeated, and
-each call repeats all: what a killed one left is gone after the next.
+The key is kept out first (feature_engine/ingest/forgotten.py). Each call repeats every step: the
+next call erases what a killed one left.
 """
 
 import re
@@ -32,13 +32,13 @@ def named_key(name: str, column: str, text: str) -> EntityKey:
     """Return the key of a model or a dataset.
 
     Args:
-        name: Of the model or the dataset.
-        column: One that names its entity.
-        text: The value.
+        name: Name of the model or the dataset.
+        column: A column of its key.
+        text: Value of the key.
 
     Raises:
-        SettingsError: It has no such key, as far as datasets and models can be read, or the key
-            no such value.
+        SettingsError: The model or dataset has no such key, as far as files can be read, or the
+            key cannot have the value.
 
     """
     datasets, problems = load_datasets()
@@ -53,7 +53,7 @@ def named_key(name: str, column: str, text: str) -> EntityKey:
     if (name, column) not in types:
         expected = " or ".join(f"{owner} --{key} VALUE" for owner, key in types)
         option = f" --{column}" if column else ""
-        unread = "".join(f"; not known is what has {line}" for line in problems)
+        unread = "".join(f"; could not be read: {line}" for line in problems)
         raise SettingsError(f"expected {expected}, found {name}{option}{unread}")
     if not text:
         raise SettingsError(f"--{column}: expected a value, found none")
@@ -69,19 +69,19 @@ def named_key(name: str, column: str, text: str) -> EntityKey:
 def forget(
     settings: Settings, key: EntityKey, *, dry_run: bool = False
 ) -> dict[str, int]:
-    """Take every row of the key out, wherever it is.
+    """Erase every row of a key, in every place.
 
     Args:
-        settings: Of the installation.
-        key: Of the entity.
-        dry_run: Count alone.
+        settings: Settings of the installation.
+        key: Key of the entity.
+        dry_run: Count rows, change nothing.
 
     Returns:
-        How many rows each place had; empty: all were forgotten before.
+        Number of rows by place; empty if the key was forgotten before.
 
     Raises:
-        DataError: Nothing ever had the key, or something may have it still, such as a dataset
-            that cannot be imported; everything else has not. Or maintenance or a backup goes on.
+        DataError: No place ever had the key; or a place may still have it, such as a dataset that
+            cannot be imported, while all others are erased; or maintenance or a backup goes on.
         RegistryError: MLflow does not answer; nothing was changed.
 
     """
@@ -97,14 +97,14 @@ def forget(
         return rows
     with one_writer(settings, "backup"), one_writer(settings, "maintain"):
         keep_out(settings, key.column, key.value)
-        # Of a killed one.
+        # A killed backup left it.
         shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)
         search = EntitySearch(settings, key, erase=True)
         problems = search.problems
         for name, erase in ENTITY_PLACES.items():
             try:
                 erase(search)
-            except Exception as exc:  # noqa: BLE001  (whatever it is, other places are searched)
+            except Exception as exc:  # noqa: BLE001  (whatever it is, the next places are erased)
                 problems.append(f"{name}: {in_one_line(exc)}")
     rows_left = {} if problems else count_rows(settings, key)
     if problems or rows_left:
@@ -123,7 +123,7 @@ def _left(done: str, problems: list[str], rows: dict[str, int]) -> str:
 
 
 def count_rows(settings: Settings, key: EntityKey) -> dict[str, int]:
-    """Return how many rows of the key each place has, of places that have some."""
+    """Return the number of rows by place, of the places that have some."""
     return _counts(EntitySearch(settings, key))
 
 

@@ -1,4 +1,4 @@
-"""`gyre maintain`: everything that grows is kept in bounds. Every part may be killed."""
+"""`gyre maintain`: deletes expired rows and files. It may be killed at any time."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,13 +14,22 @@ from feature_repo.datasets import load_dataset
 from operations.clean import clean_table
 from operations.places import GROWING_PLACES, TIME_COLUMNS, GrowingPlace
 
-JUDGED = timedelta(days=30)
-"""How long a prediction stays, at least, once its outcome can be known."""
+LEAST_AGE_OF_JUDGED = timedelta(days=30)
+"""How long a prediction stays at least once its outcome can be known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleanup:
-    """What went of a place: rows and files; or the problem. note: what else to know."""
+    """The rows and files that were deleted in a place.
+
+    Attributes:
+        what: Name of the place.
+        files: Number of files.
+        rows: Number of rows.
+        problem: The reason why nothing more was deleted; None if all went well.
+        note: A remark for a person.
+
+    """
 
     what: str
     files: int = 0
@@ -50,18 +59,20 @@ def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
             names += table_names(settings)
         except Exception as exc:  # noqa: BLE001  (S3 does not answer, or whatever it is)
             cleanups.append(Cleanup(what="list of tables", problem=in_one_line(exc)))
-        tables = [
-            GrowingPlace(name, partial(clean_table, name, TIME_COLUMNS.get(name)))
-            for name in dict.fromkeys(names)
-        ]
+        tables = [_place_of_table(name) for name in dict.fromkeys(names)]
         cleanups += [
             _clean(place, settings, as_of) for place in (*tables, *GROWING_PLACES)
         ]
     return cleanups
 
 
+def _place_of_table(name: str) -> GrowingPlace:
+    clean = partial(clean_table, name, TIME_COLUMNS.get(name))
+    return GrowingPlace(name, clean)
+
+
 def _clean(place: GrowingPlace, settings: Settings, as_of: datetime) -> Cleanup:
-    """Clean a place; whatever goes wrong keeps no other from being cleaned."""
+    """Clean a place; an error becomes the problem of the result, so that others are cleaned."""
     note = None
     age = timedelta(days=place.days)
     try:
@@ -95,4 +106,4 @@ def judged_age() -> timedelta:
             problems.append(f"{spec.name}: {spec.dataset} has no label {spec.label}")
     if problems:
         raise SettingsError(f"left as it is: labels are unknown: {'; '.join(problems)}")
-    return longest_wait + JUDGED
+    return longest_wait + LEAST_AGE_OF_JUDGED

@@ -1,4 +1,4 @@
-"""The places that hold data: where an entity may have rows, and what grows."""
+"""Two tables of places that hold data: those that may have rows of an entity, and those that grow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from operations import clean, erase
 from operations.search import EntitySearch
 from training.batch import scores
 
-YEAR = 400
-"""Days: of what a person may look up a year later."""
+YEAR_DAYS = 400
+"""Days that rows stay which a person may look up a year later."""
 TIME_COLUMNS = {
     "outcomes": "received",
     "predictions": "received",
@@ -20,23 +20,23 @@ TIME_COLUMNS = {
     "decisions": "as_of",
     "checks": "as_of",
 }
-"""By table the time of a row; rows of other tables stay whatever their age."""
+"""Table → its column with the time of a row. Rows of other tables stay whatever their age."""
 
 
 @dataclass(frozen=True)
 class GrowingPlace:
-    """Something that Gyre keeps, and that grows.
+    """A place where rows or files become more.
 
     Attributes:
-        name: What people read; of a table its name.
-        clean: Frees what is older than a time, and returns how many rows and files went.
-        days: How long rows and files stay.
+        name: Name for people and for GYRE_KEEP_DAYS; a table has its own.
+        clean: Deletes rows and files from before a time; returns how many rows and files.
+        days: Days that rows and files stay, where GYRE_KEEP_DAYS does not name the place.
 
     """
 
     name: str
     clean: Callable[[Settings, datetime], tuple[int, int]]
-    days: int = YEAR
+    days: int = YEAR_DAYS
 
 
 GROWING_PLACES = (
@@ -57,7 +57,7 @@ GROWING_PLACES = (
     GrowingPlace("alerts", clean.clean_alerts),
     GrowingPlace("Airflow's rows", clean.clean_airflow, 30),
 )
-"""What grows beside the tables."""
+"""Places beside the tables."""
 
 ENTITY_PLACES: dict[str, Callable[[EntitySearch], int]] = {
     "raw rows": partial(erase.in_datasets, erase.erase_raw_rows),
@@ -74,4 +74,4 @@ ENTITY_PLACES: dict[str, Callable[[EntitySearch], int]] = {
     "Data Docs": partial(erase.erase_all, clean.clean_data_docs),
     "Data Docs of trainings": erase.erase_data_docs_of_trainings,
 }
-"""What counts the rows of an entity there, and erases them if asked to; in the order of erasing."""
+"""Place → the function that counts an entity's rows there and erases them, in the order of erasing."""

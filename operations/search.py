@@ -25,33 +25,36 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class EntityKey:
-    """A column and a value: the rows that have the value there are those of an entity."""
+    """A column and a value: a row that has the value in the column is of the entity."""
 
     column: str
     value: int | str
 
     @property
     def equals(self) -> str:
-        """SQL: the column, a number or a text, has the value."""
+        """SQL condition: the column, of numbers or texts, has the value."""
         text = exp.cast(column(self.column, quoted=True), "varchar")
         return text.eq(str(self.value)).sql()
 
     @property
     def pattern(self) -> str:
-        """Regular expression of Python and of Rust: the column with the value, in JSON.
+        """Regular expression, for Python and Rust, of the column with the value in JSON.
 
-        The JSON may be a text in JSON itself.
+        The JSON may be a text within JSON.
         """
         quote = r'\\*"' if isinstance(self.value, str) else ""
-        value = _json_pattern(str(self.value))
-        return rf'\\*"{_json_pattern(self.column)}\\*": ?{quote}{value}{quote}\s*[,}}]'
+        value = json_text_pattern(str(self.value))
+        return (
+            rf'\\*"{json_text_pattern(self.column)}\\*": ?{quote}{value}{quote}\s*[,}}]'
+        )
 
     def in_json(self, column: str) -> str:
-        """SQL: the JSON in another column has the value."""
+        """SQL condition: JSON in another column has the key's column with the value."""
         return f"regexp_like({column}, {exp.convert(self.pattern).sql()})"
 
 
-def _json_pattern(text: str) -> str:
+def json_text_pattern(text: str) -> str:
+    """Return a regular expression of a text as JSON spells it, without its quotation marks."""
     spellings = {json.dumps(text), json.dumps(text, ensure_ascii=False)}
     patterns = [re.escape(spelling[1:-1]) for spelling in sorted(spellings)]
     return f"({'|'.join(patterns)})".replace(r"\\", r"\\+")
@@ -62,10 +65,10 @@ class EntitySearch:
     """A search for the rows of one entity.
 
     Attributes:
-        settings: Of the installation.
-        key: Of the entity.
-        erase: Whether its rows go, or are counted alone.
-        problems: Where some may be left, and why.
+        settings: Settings of the installation.
+        key: Key of the entity.
+        erase: Whether rows are erased; without it they are counted alone.
+        problems: Places that may keep rows, each with the reason.
 
     """
 
@@ -76,7 +79,7 @@ class EntitySearch:
 
     @cached_property
     def datasets(self) -> list[Dataset]:
-        """Datasets that have the key's column, those that cannot be imported by their tables."""
+        """Datasets that have the key's column; one that cannot be imported is known by its tables."""
         datasets, broken_modules = load_datasets()
         names = {dataset.name for dataset in datasets}
         for module in sorted(DATASETS.glob("*.py")):
@@ -92,9 +95,9 @@ class EntitySearch:
         return datasets
 
     def _broken_dataset(self, name: str, datasets: Sequence[Dataset]) -> list[Dataset]:
-        """Return a dataset of the tables that a module left, without a key; none without tables.
+        """Return a dataset, without a key, for the tables of a module that cannot be imported.
 
-        Its views are all that no other dataset has.
+        It has every view that no other dataset has. Without tables no dataset is returned.
         """
         column_type = pa.int64() if isinstance(self.key.value, int) else pa.string()
         schema = pa.schema([(self.key.column, column_type)])
@@ -121,7 +124,7 @@ class EntitySearch:
         return [replace(dataset, views=dict.fromkeys(other_names, lambda rows: rows))]
 
     def key_in(self, dataset: Dataset) -> EntityKey:
-        """Return the key in the type that a dataset has it in."""
+        """Return the key with its value in the type of a dataset's column."""
         text = str(self.key.value)
         column_type = dataset.schema.field(self.key.column).type
         is_number = pa.types.is_integer(column_type) and text.lstrip("-").isdecimal()
@@ -129,5 +132,5 @@ class EntitySearch:
 
     @cached_property
     def specs(self) -> list[ModelSpec]:
-        """Models that have it."""
+        """Models that have the key."""
         return [spec for spec in load_specs() if self.key.column in spec.entity_key]

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from cli.main import typer_app
 from core.errors import DataError, RegistryError, SettingsError
+from core.spec import entity_text
 from core.tables.table import Table
 from feature_engine.events.broker import Stream
 from feature_engine.events.consumer import EventConsumer
@@ -34,6 +35,7 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import read_version
 from monitoring.log.collect import collect
 from monitoring.log.tables import outcomes, predictions
+from operations.erase import line_pattern
 from operations.forget import count_rows
 from operations.search import EntityKey
 from serving.log.prediction_log import AppendLog
@@ -343,3 +345,24 @@ def test_only_the_given_value_of_a_key_is_found_in_columns_and_in_json(
     table.merge(rows, ["row"], rows.column_names)
     for condition in (key.in_json("row"), key.equals):
         assert sorted(table.matching(condition, "row")) == sorted(texts)
+
+
+@pytest.mark.parametrize("value", [4, "4", 'Zoë "Z"', "back\\slash"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_log_line_is_of_the_entity_in_its_own_field_wherever_that_stands(
+    value, is_first
+):
+    pattern = line_pattern(EntityKey("customer_id", value), ["a", "b.c"])
+
+    def is_found(entity, model="b.c", **fields):
+        values = {"model": model, "entity": entity, "features": {"x": 1}} | fields
+        names = sorted(values, reverse=is_first)
+        return bool(pattern.search(to_json({name: values[name] for name in names})))
+
+    of_two_columns = {"customer_id": value, "shop": 7}
+    assert is_found(entity_text({"customer_id": value}))
+    assert is_found(entity_text(of_two_columns))
+    assert not is_found(entity_text(of_two_columns), model="other")
+    assert not is_found(entity_text({"customer_id": "other", "shop": 7}))
+    assert not is_found("other", features={"customer_id": value, "x": 1})
+    assert not is_found("other", request_data={"customer_id": value, "x": 1})
