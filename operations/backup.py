@@ -1,8 +1,8 @@
-"""`gyre backup`, `gyre restore`: the home of a stack as a folder that another can be made of.
+"""`gyre backup`, `gyre restore`: a folder from which the home of a stack can be made again.
 
 Writers of tables, features and roles wait while the databases dump themselves and every other file
-gets a second name, a hard link, in `run/backup`. The links are copied after that. A link is enough:
-files are written anew under another name, except those of APPENDED, which are copied at once.
+gets a second name, a hard link, in `run/backup`. The links are copied after that. A link is enough,
+as a changed file is a new file of the same name; files of APPENDED are copied at once.
 """
 
 import os
@@ -27,20 +27,20 @@ from mlflow_server.promotion.ledger import Ledger
 from stack.machine import LAYOUT_FILE
 
 SUMS = "SHA256SUMS"
-"""Sums of all other files, for `sha256sum -c`."""
+"""File with the sums of all other files, for `sha256sum -c`."""
 POSTGRES = "postgres.dump"
 SQLITE = ("ledger.db", "mlflow/mlflow.db", "airflow/airflow.db", "feast/registry.db")
 LINKED = ("data", "reports", "mlflow/artifacts", "airflow/secrets.json", LAYOUT_FILE)
 APPENDED = ("redis", "serving/log")
-PLACES = {*SHARED, *(f"{name}_port" for name in PORTS)}
-"""Settings that say where the parts of one stack are: another stack has its own."""
-SECONDS = 300.0
-"""How long to wait for a writer, such as an ingest."""
+PLACE_SETTINGS = {*SHARED, *(f"{name}_port" for name in PORTS)}
+"""Settings of where the parts of a stack are: the stack of a backup keeps them for itself."""
+LOCK_SECONDS = 300.0
+"""How long a backup waits for a writer, such as an ingest."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A folder that a stack can be made of."""
+    """A folder from which a stack can be made."""
 
     folder: Path
     files: int
@@ -52,7 +52,7 @@ def backup(settings: Settings, target: Path) -> Backup:
     """Write the home of `settings`, whose stack may run, to the new folder `target`.
 
     Raises:
-        StackError: The folder is there, the home is none, or a database cannot be dumped.
+        StackError: The folder is there, the home holds no stack, or a database cannot be dumped.
         DataError: A writer held its lock for 5 minutes, or the folder cannot be written.
 
     """
@@ -62,7 +62,7 @@ def backup(settings: Settings, target: Path) -> Backup:
     if target.exists():
         raise StackError(f"{target} is there already: choose another name")
     with (
-        one_writer(settings, "backup", SECONDS),
+        one_writer(settings, "backup", LOCK_SECONDS),
         reached(str(target)),
         _part(target) as part,
     ):
@@ -77,12 +77,11 @@ def backup(settings: Settings, target: Path) -> Backup:
 
 
 def restore(settings: Settings, source: Path) -> Backup:
-    """Make the home of `settings`, which must be empty, of a backup.
+    """Make the home of `settings`, which must be empty, from a backup.
 
     Raises:
-        StackError: The home is not empty, or the backup is cut short, altered, of another layout or
-            of other databases, and nothing was written; or PostgreSQL refused its dump, and nothing
-            is left.
+        StackError: The home is not empty; or the backup is cut short, altered, of another layout or
+            of other databases; or PostgreSQL refused its dump. Nothing of the backup is left.
         DataError: A file cannot be read or written.
 
     """
@@ -107,7 +106,12 @@ def restore(settings: Settings, source: Path) -> Backup:
 
 
 def check(settings: Settings, source: Path) -> None:
-    """Read all of a backup; a StackError says in one line why it cannot be restored."""
+    """Read all of a backup.
+
+    Raises:
+        StackError: It cannot be restored, for a reason in one line.
+
+    """
     if not (source / SUMS).exists():
         raise StackError(f"{source}: no backup: it has no {SUMS}")
     layout = (source / LAYOUT_FILE).read_text().strip()
@@ -121,7 +125,7 @@ def check(settings: Settings, source: Path) -> None:
     except StackError as exc:
         raise StackError(f"{source}: cut short or altered: {exc}") from exc
     sum_count = len((source / SUMS).read_text().splitlines())
-    file_count = sum(path.is_file() for path in source.rglob("*")) - 1  # but SUMS
+    file_count = sum(path.is_file() for path in source.rglob("*")) - 1  # without SUMS
     if file_count > sum_count:
         raise StackError(
             f"{source}: altered: {file_count - sum_count} of its files have no sum in {SUMS}"
@@ -133,9 +137,9 @@ def check(settings: Settings, source: Path) -> None:
 
 @contextmanager
 def _part(path: Path) -> Iterator[Path]:
-    """Make a folder beside `path`, for its owner alone; it is gone in the end, unless renamed."""
+    """Make a folder beside `path`, for its owner alone; it is deleted in the end, unless renamed."""
     part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(part, ignore_errors=True)  # a killed process left it
     part.mkdir(mode=0o700, parents=True)
     try:
         yield part
@@ -145,21 +149,21 @@ def _part(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writers_held(settings: Settings) -> Iterator[None]:
-    """Hold every lock of what a backup has, the outermost first."""
+    """Hold the locks of all writers, the outermost first."""
     tables = table_names(settings)
     datasets = [name.removeprefix("raw/") for name in tables if name.startswith("raw/")]
     ingests = map(INGEST_LOCK.format, datasets)
     online_writers = map(ONLINE_LOCK.format, datasets)
     with Ledger(settings) as ledger, ExitStack() as locks:
         for name in ("maintain", *ingests, *online_writers, "collect", *tables):
-            locks.enter_context(one_writer(settings, name, SECONDS))
+            locks.enter_context(one_writer(settings, name, LOCK_SECONDS))
         for spec in load_specs():
             locks.enter_context(ledger.exclusive(spec.name))
         yield
 
 
 def _stage(settings: Settings, staged: Path) -> None:
-    """Put everything that a backup has below `staged`."""
+    """Put all files of a backup below `staged`."""
     home = settings.home
     if settings.database_url:
         schemas = [f"--schema={name}" for name in SCHEMAS]
@@ -177,16 +181,16 @@ def _stage(settings: Settings, staged: Path) -> None:
         copy.chmod(0o600)
         for variable in dotenv_values(copy):
             setting = variable.lower().removeprefix("gyre_").partition("__")[0]
-            if setting in PLACES:
+            if setting in PLACE_SETTINGS:
                 unset_key(copy, variable)
 
 
 def _put(
     home: Path, staged: Path, name: str, put: Callable[[Path, Path], None]
 ) -> None:
-    """Put a file, or all files of a folder, below `staged`; again if some came or went meanwhile.
+    """Put a file, or all files of a folder, below `staged`; again if files came or went meanwhile.
 
-    Redis replaces the files of its log while it rewrites them, serving renames full ones of its own.
+    Redis replaces the files of its log while it rewrites them, and serving renames full files.
     """
     while True:
         target = staged / name
@@ -196,14 +200,14 @@ def _put(
         for file in before:
             copy = staged / file
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # it went
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
                 put(home / file, copy)
         if _names(home, name) == before:
             return
 
 
 def _names(folder: Path, below: str = "") -> set[str]:
-    """Return the files below a folder, without those that a rewriting Redis has not finished."""
+    """Return the files below a folder, without unfinished ones of a Redis that rewrites its log."""
     root = folder / below
     if root.is_file():
         return {below}
@@ -229,12 +233,12 @@ def _dump(database: Path, copy: Path) -> None:
 def _link(file: Path, copy: Path) -> None:
     try:
         os.link(file, copy)
-    except OSError:  # on another disk; or it is gone, and copying says so
+    except OSError:  # it is on another disk; or it is gone, and the copy raises that
         shutil.copy2(file, copy)
 
 
 def _copy(file: Path, copy: Path) -> None:
-    """Copy what there is of a file; of serving's log whole lines."""
+    """Copy a file that grows; a file of serving's log up to its last whole line."""
     shutil.copyfile(file, copy)
     if file.suffix == ".jsonl":
         os.truncate(copy, copy.read_bytes().rfind(b"\n") + 1)

@@ -113,7 +113,7 @@ def forget(
 
 
 def _left(done: str, problems: list[str], rows: dict[str, int]) -> str:
-    """Say which rows, and which files with what problems, are left."""
+    """Return the message that rows or problems are left."""
     counts = [f"{name}: {count} rows" for name, count in rows.items()]
     lines = "; ".join(dict.fromkeys([*counts, *problems]))
     return (
