@@ -1,4 +1,4 @@
-"""Airflow's REST API: trigger a run, follow it task by task, say what went wrong."""
+"""Airflow's REST API: start a run, follow it task by task, name the error of one that failed."""
 
 import time
 from collections.abc import Callable
@@ -17,27 +17,28 @@ FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
 ENDED = ("success", "failed")
 """States of a run that has ended."""
 LINKS = " · "
-"""What stands before the links of a note, as Airflow shows its first line at once."""
+"""Text before the links of a note. They are in its first line, as Airflow shows that alone."""
 PARSE_SECONDS = 300.0
+"""Time for Airflow to read the file of a new DAG."""
 WRITE_POOL = "tables"
-"""The pool of one slot: one task at a time writes Delta tables. `gyre up` makes it."""
+"""The pool of one slot, which `gyre up` makes: one task at a time writes Delta tables."""
 
 
 def promotion_asset(spec: ModelSpec) -> str:
-    """Name the Asset of a promotion: of a canary that of its rollout; nothing is promoted yet."""
+    """Name the Asset that a training emits: `rollout/MODEL` for a canary, else `promoted/MODEL`."""
     kind = "rollout" if spec.rollout.policy == "canary" else "promoted"
     return f"{kind}/{spec.name}"
 
 
 class AirflowTimeoutError(StackError):
-    """Airflow has not answered within the time of a request."""
+    """Airflow has not answered a request in time."""
 
 
 class AirflowApi:
-    """One login, one request at a time. Every failure is a StackError with one clear line.
+    """Airflow's API with one login. A request that fails raises a StackError of one line.
 
     Args:
-        settings: Of the stack.
+        settings: Settings of the stack.
         timeout: Seconds that one request may take.
         patience: Seconds in which a request without an answer is sent again.
 
@@ -63,13 +64,13 @@ class AirflowApi:
         self._http.close()
 
     def trigger(self, dag: str, conf: dict[str, Any]) -> str:
-        """Start a run, once; wait for a DAG that is not parsed yet. Return its id."""
+        """Start one run and return its id; wait for a DAG that Airflow has not read yet."""
         run = f"manual__{datetime.now(UTC).isoformat()}"
         body = {"dag_run_id": run, "logical_date": None, "conf": conf}
         until = time.monotonic() + PARSE_SECONDS
         while True:
             answer = self._send("POST", f"/dags/{dag}/dagRuns", json=body)
-            if answer.status_code == httpx.codes.CONFLICT:  # of a lost answer
+            if answer.status_code == httpx.codes.CONFLICT:  # the first answer was lost
                 return run
             if answer.status_code != httpx.codes.NOT_FOUND or time.monotonic() > until:
                 return str(self._checked(answer)["dag_run_id"])
@@ -79,12 +80,12 @@ class AirflowApi:
         return self._get(f"/dags/{dag}/dagRuns/{run}")
 
     def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
-        """Return the run's task instances as Airflow has them, in the order they ended."""
+        """Return a run's task instances as Airflow has them, in the order of their ends."""
         rows = self._get(f"/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"]
         return sorted(rows, key=lambda row: row["end_date"] or "9")
 
     def last_runs(self, dag: str, count: int = 1, **query: str) -> list[dict[str, Any]]:
-        """Return the newest runs' rows as Airflow has them, newest first."""
+        """Return the newest runs of a DAG as Airflow has them, the newest first."""
         page = self._get(
             f"/dags/{dag}/dagRuns", limit=count, order_by="-run_after", **query
         )
@@ -106,7 +107,7 @@ class AirflowApi:
         return counts
 
     def _dags(self) -> list[str]:
-        """Return the names of Gyre's DAGs, a page of Airflow's after the other."""
+        """Return the names of Gyre's DAGs, read page by page."""
         names: list[str] = []
         while True:
             page = self._get("/dags", tags="gyre", offset=len(names))
@@ -117,12 +118,22 @@ class AirflowApi:
     def follow(
         self, dag: str, run: str, say: Callable[[str], None], limit: float = 3600
     ) -> dict[str, Any]:
-        """Wait for the end, saying each task's state and seconds; return the run, no links noted.
+        """Wait for the end of a run and say the state and seconds of each task on the way.
 
         An Airflow that is too busy to answer in time is asked again.
 
+        Args:
+            dag: Name of the DAG.
+            run: Id of the run.
+            say: Takes a line for each task that has ended.
+            limit: Seconds to wait at most.
+
+        Returns:
+            The run as Airflow has it, without the links of its note.
+
         Raises:
-            StackError: a task failed (with its error), waits for a person, or `limit` s passed.
+            StackError: A task failed (its error is in the message) or waits for a person, or the
+                limit passed.
 
         """
         until = time.monotonic() + limit
@@ -167,13 +178,13 @@ class AirflowApi:
         return "; ".join(lines) or "no task of it failed; see the run in Airflow"
 
     def note(self, dag: str, run: str, text: str, links: str = "") -> None:
-        """Put a note on the run, for whoever looks at it in Airflow; `links` are its end."""
+        """Put a note on a run, which Airflow's pages show; `links` are its end."""
         end = f"{LINKS}{links}" if links else ""
         body = {"note": cut(text, AIRFLOW_NOTE - len(end)) + end}
         self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))
 
     def emit(self, asset: str) -> None:
-        """Emit the Asset named `asset`: what listens to it starts, now or after its active run."""
+        """Emit an Asset by its name: a DAG that it schedules starts, now or after its active run."""
         page = self._get("/assets", name_pattern=asset)
         ids = [row["id"] for row in page["assets"] if row["name"] == asset]
         if not ids:
@@ -181,7 +192,7 @@ class AirflowApi:
         self._checked(self._send("POST", "/assets/events", json={"asset_id": ids[0]}))
 
     def pool(self, name: str, slots: int) -> None:
-        """Make the pool unless it is there."""
+        """Make a pool unless it is there."""
         body = {"name": name, "slots": slots, "include_deferred": False}
         answer = self._send("POST", "/pools", json=body)
         if answer.status_code != httpx.codes.CONFLICT:

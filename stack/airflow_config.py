@@ -1,4 +1,4 @@
-"""GYRE_HOME/airflow/airflow.cfg: the options of a stack's Airflow, for its processes and for shells."""
+"""GYRE_HOME/airflow/airflow.cfg: options of a stack's Airflow, for its processes and for shells."""
 
 import os
 from configparser import ConfigParser
@@ -9,8 +9,8 @@ from core.settings import CLONE, Settings
 from stack.environment import LOGIN, load_secrets
 
 HEAD = """\
-# Written by Gyre whenever the stack starts: what is edited here is lost. To change an option, set
-# AIRFLOW__SECTION__KEY before `gyre up`. It holds secrets.
+# Written by Gyre whenever the stack starts: edits are lost. To change an option, set
+# AIRFLOW__SECTION__KEY before `gyre up`. The file holds secrets.
 
 """
 OPTIONS = {
@@ -33,7 +33,7 @@ OPTIONS = {
     },
     "dag_processor": {
         "parsing_processes": "1",
-        # Of callbacks too, which import MLflow: on a busy machine 50 seconds are too few.
+        # It bounds callbacks too, which import MLflow: on a busy machine 50 seconds are too few.
         "dag_file_processor_timeout": "180",
         "refresh_interval": "5",
         "bundle_refresh_check_interval": "1",
@@ -46,10 +46,10 @@ OPTIONS = {
 
 
 def airflow_config(settings: Settings) -> str:
-    """Return the file's content, on top of what the file AIRFLOW_CONFIG has (an Airflow chart's).
+    """Return the content of the file: these options on top of the file that AIRFLOW_CONFIG names.
 
-    AIRFLOW__* variables come before it, but those of database, host and port, which are Gyre's
-    own settings (`process_environment`).
+    An Airflow chart sets AIRFLOW_CONFIG. Variables AIRFLOW__* win over the file, except those of
+    database, host and port, which are settings of Gyre (`process_environment`).
 
     Raises:
         StackError: The stack was never started: it has no secrets.
@@ -84,7 +84,7 @@ def airflow_config(settings: Settings) -> str:
     config = ConfigParser(interpolation=None)
     config.read(os.environ.get("AIRFLOW_CONFIG", ""))
     for section, values in (*OPTIONS.items(), *options_of_stack.items()):
-        # Airflow's own reader takes a single % for a reference.
+        # Airflow's reader takes a single % for a reference.
         escaped = {key: text.replace("%", "%%") for key, text in values.items()}
         config.read_dict({section: escaped})
     text = StringIO()
@@ -93,6 +93,6 @@ def airflow_config(settings: Settings) -> str:
 
 
 def write_airflow_config(settings: Settings) -> None:
-    """Write the file, which only its owner can read."""
+    """Write the file for its owner alone."""
     content = airflow_config(settings)
     replace_file(settings.home / "airflow" / "airflow.cfg", content, mode=0o600)

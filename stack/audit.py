@@ -1,7 +1,7 @@
-"""`make audit`: whether the server that Gyre starts as Redis has its security fixes.
+"""`make audit`: compares the server that Gyre starts as Redis with the releases that have fixes.
 
-pip-audit knows the packages of PyPI, not the programs in them. Take the numbers of a new
-vulnerability from the release notes of Valkey and Redis.
+pip-audit knows the packages of PyPI, not the programs in them. The release notes of Valkey and
+Redis have the numbers of a new vulnerability.
 """
 
 import sys
@@ -15,11 +15,11 @@ FIXED = {
 }
 """The first release with the fix in each series; newer series have it from the start."""
 VULNERABILITY = {"Valkey": "CVE-2026-63639", "Redis": "CVE-2025-49844"}
-"""The last one that runs code of a client. Valkey's releases fixed CVE-2025-49844 before it."""
+"""The last vulnerability by which a client runs code. Valkey fixed CVE-2025-49844 before its own."""
 
 
 def is_fixed(version: ServerVersion) -> bool:
-    """Whether a release has the fixes."""
+    """Whether a version has the fixes."""
     releases = FIXED[version.product]
     series = version.numbers[:2]
     for release in releases:

@@ -1,4 +1,4 @@
-"""What the stack's processes find in their environment: one place that knows every tool's names."""
+"""The environment of the stack's processes and of shells: names of variables of every tool."""
 
 import base64
 import hmac
@@ -16,34 +16,37 @@ from core.settings import CLONE, PORTS, SHARED, Settings
 from feature_repo.published.config import feast_config_path
 
 MARK = "GYRE_STACK"
-"""The stack's home, in the environment of what its supervisor starts; no shell exports it."""
+"""Variable with the stack's home, which only processes of its supervisor have, and no shell."""
 SOCKET = "GYRE_STACK_SOCKET"
-"""Where the supervisor listens; the same."""
+"""Variable with the supervisor's socket, for the same processes."""
 LOGIN = "admin"
+"""User of Airflow with all rights."""
 REDIS_BINARY = "GYRE_STACK_REDIS"
-"""The server that supervisord starts as Redis; the same."""
+"""Variable with the server that supervisord starts as Redis, for the same processes."""
 SECRETS = ("fernet", "api", "jwt", "password")
+"""Secrets of Airflow."""
 HINDERING = {
     "AIRFLOW_CONFIG",  # the stack's own file has its options
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONHOME",
     "PYTHONPATH",
-    "PROMETHEUS_MULTIPROC_DIR",  # Feast, once imported, names a folder that goes with its process
+    "PROMETHEUS_MULTIPROC_DIR",  # Feast's import sets it to a folder that ends with the process
     "PROMETHEUS_MULTIPROCESS_DIR",
 }
+"""Variables that no program inherits, as they would mislead it."""
 OF_SETTINGS = (
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
     "AIRFLOW__API__HOST",
     "AIRFLOW__API__PORT",
 )
-"""Beginnings of variables that no program inherits: Gyre's own settings have these options, and
-Airflow gives its tasks a database that leads nowhere."""
+"""Beginnings of variables that no program inherits: settings of Gyre have these options, and Airflow
+gives its tasks a database that leads nowhere."""
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """Return what any process or shell needs to work with this stack; no secrets of ours."""
+    """Return the variables that a process or a shell needs to work with this stack; no secrets."""
     home = settings.home
-    # Not of a temporary installation: GYRE_REDIS_URL, GYRE_ONLINE_STORE__TYPE and their like.
+    # A temporary installation does not share GYRE_REDIS_URL, GYRE_ONLINE_STORE__TYPE and so on.
     unset = {f"GYRE_{name.upper()}" for name in SHARED if not getattr(settings, name)}
     environment = {
         name: value
@@ -81,7 +84,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
-    """Return `child_environment` on top of this process's own, without what would hinder it."""
+    """Return `child_environment` on top of this process's environment, without misleading variables."""
     left_out = HINDERING | (set() if settings.redis_url else {"REDIS_URL"})
     inherited = {
         name: value
@@ -92,7 +95,12 @@ def process_environment(settings: Settings) -> dict[str, str]:
 
 
 def load_secrets(settings: Settings) -> dict[str, str]:
-    """Return the stack's secrets; a StackError says that it was never started."""
+    """Return the secrets of Airflow by their name in SECRETS.
+
+    Raises:
+        StackError: The stack was never started.
+
+    """
     folder = settings.secrets_dir
     files = {name: folder / f"airflow_{name}" for name in SECRETS}
     if os.access(folder, os.X_OK) and all(file.exists() for file in files.values()):
@@ -104,7 +112,7 @@ def load_secrets(settings: Settings) -> dict[str, str]:
 
 
 def make_secrets(settings: Settings) -> None:
-    """Make the stack's secrets once, unless they are given; readable by their owner alone."""
+    """Make the secrets that are neither given nor there, for their owner alone."""
     path = _secrets(settings)
     try:
         content = load_secrets(settings)
@@ -117,7 +125,7 @@ def make_secrets(settings: Settings) -> None:
         }
         replace_file(path, json.dumps(content), mode=0o600)
     password = content["password"]
-    # Those of Airflow's users follow from it: each container of a team has the same ones.
+    # Passwords of Airflow's users follow from it: each container of a team has the same ones.
     passwords = {
         name: hmac.new(password.encode(), name.encode(), sha256).hexdigest()[:16]
         for name in settings.airflow_roles
@@ -132,7 +140,7 @@ def make_secrets(settings: Settings) -> None:
 
 
 def _make_redis_password(settings: Settings) -> None:
-    """Make the file that the stack's own Redis reads when it starts, unless it is there."""
+    """Make the file with the password of the stack's Redis, unless it is there."""
     if not settings.redis_config.exists():
         line = f"requirepass {secrets.token_urlsafe(32)}\n"
         replace_file(settings.redis_config, line, mode=0o600)

@@ -1,4 +1,7 @@
-"""What a machine must have before a stack is started: free ports, disk, a home of this layout."""
+"""Before a stack starts: problems of the machine, and the preparation of the home.
+
+Problems are ports, disk space, the layout of the home, and addresses that cannot be reached.
+"""
 
 import os
 import shutil
@@ -19,35 +22,34 @@ from stack.environment import make_secrets
 from stack.processes import members
 
 LAYOUT_FILE = "layout"
-"""In a stack's home: which layout it has; `gyre up` writes it into a new one."""
+"""File of a home with the number of its layout."""
 FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "serving", "data")
-HOME_BYTES = 10**9
+LEAST_FREE_BYTES = 10**9
 EXTRAS = {
     "database_url": "psycopg",
     "ledger_url": "psycopg",
     "data_url": "obstore",
     "artifacts_url": "boto3",
 }
-"""Settings, and a module that each of them needs."""
+"""Setting → the module that it needs."""
 
 
 def problems(settings: Settings) -> list[str]:
-    """Return what stands in the way and what to do, one line each.
+    """Return the problems and their remedies, one line each.
 
-    Nothing is changed, but that a database has its tables and a bucket an object `gyre`.
+    Nothing is changed, except that a database gets its tables and a bucket an object `gyre`.
     """
-    of_home = layout_problems(settings.home) + disk_problems(settings.home)
-    of_redis = [] if settings.redis_url else server_problems()
     return [
-        *of_home,
+        *layout_problems(settings.home),
+        *disk_problems(settings.home),
         *port_problems(settings),
-        *of_redis,
+        *server_problems(settings),
         *connection_problems(settings),
     ]
 
 
 def prepare(settings: Settings) -> None:
-    """Make the home's folders, its secrets, and what the commands of Feast and Airflow read."""
+    """Make the home's folders and secrets, and the configuration of Feast and Airflow."""
     for name in FOLDERS:
         (settings.home / name).mkdir(parents=True, exist_ok=True)
     replace_file(settings.home / LAYOUT_FILE, f"{LAYOUT}\n")
@@ -57,7 +59,7 @@ def prepare(settings: Settings) -> None:
 
 
 def layout_problems(home: Path) -> list[str]:
-    """Say so if a home that is used has another layout than this release."""
+    """Return a problem if a stack has used the home with another layout than this release's."""
     file = home / LAYOUT_FILE
     layout = file.read_text().strip() if file.exists() else "1"
     is_used = (home / "airflow" / "secrets.json").exists()
@@ -67,8 +69,8 @@ def layout_problems(home: Path) -> list[str]:
     return [f"{home} has layout {layout}, this release needs layout {LAYOUT}: {remedy}"]
 
 
-def disk_problems(home: Path, least: int = HOME_BYTES) -> list[str]:
-    """Say so if the home cannot be written, or if fewer than `least` bytes are free."""
+def disk_problems(home: Path, least: int = LEAST_FREE_BYTES) -> list[str]:
+    """Return a problem if the home cannot be written, or if fewer than `least` bytes are free."""
     remedy = "set GYRE_HOME to another folder"
     folder = next(path for path in (home, *home.parents) if path.exists())
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
@@ -80,8 +82,10 @@ def disk_problems(home: Path, least: int = HOME_BYTES) -> list[str]:
     return [f"{folder} has {sizes}: free some, or {remedy}"]
 
 
-def server_problems() -> list[str]:
-    """Say so if there is no server to start as Redis."""
+def server_problems(settings: Settings) -> list[str]:
+    """Return a problem if the stack has a Redis of its own and no server to start as that."""
+    if settings.redis_url:
+        return []
     try:
         find_server()
     except StackError as exc:
@@ -90,7 +94,7 @@ def server_problems() -> list[str]:
 
 
 def connection_problems(settings: Settings) -> list[str]:
-    """Databases, Redis and buckets that cannot be reached, by their settings."""
+    """Return a problem for each database, Redis or bucket of a setting that cannot be reached."""
     lines = [
         f"GYRE_{setting.upper()} needs the package {module}: make extras"
         for setting, module in EXTRAS.items()
@@ -115,12 +119,12 @@ def connection_problems(settings: Settings) -> list[str]:
 
 
 def port_problems(settings: Settings) -> Iterator[str]:
-    """Ports for our processes: given twice, or held by somebody else."""
+    """Yield a problem for each port that two programs have or another process holds."""
     variables: dict[int, str] = {}
     is_up = bool(members(settings.home))
     for name in PORTS:
         if getattr(settings, f"{name}_url", None):
-            continue  # somebody else's: used, not started
+            continue  # the program runs elsewhere and is not started
         port = getattr(settings, f"{name}_port")
         variable = f"GYRE_{name.upper()}_PORT"
         host = settings.listens_on(name)

@@ -21,14 +21,17 @@ from core.settings import CLONE, Settings
 from stack.environment import MARK, SOCKET
 
 FALLEN = {"FATAL", "EXITED", "STOPPED", "UNKNOWN"}
+"""States in which supervisord does not run a program."""
 STOP_SECONDS = 20.0
 """Time for the supervisor to stop its children, which it kills after 8 s."""
 READY_SECONDS = 600.0
 """Time for all programs to get ready, on a machine that is busy with other work."""
 NOTICE_SECONDS = 10.0
+"""Time between two lines about programs that are not ready."""
 MOST_STARTS = 6
 """Starts after which a program counts as broken: supervisord's `startretries`, and the first."""
 SUPERVISOR_SECONDS = 150.0
+"""Time for supervisord to answer."""
 LONGEST_SOCKET = 100
 """Bytes of a socket's path: Linux allows 107, and supervisord adds a suffix for a moment."""
 HEAD = """[supervisord]
@@ -53,7 +56,7 @@ stdout_logfile=%(ENV_GYRE_STACK)s/logs/%(program_name)s.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=2
 """
-"""A program. Its environment is that of supervisord."""
+"""A program's section. A program inherits the environment of supervisord."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,11 @@ class Program:
     """A supervised process.
 
     Attributes:
-        name: Of its section, its log and its line in `gyre status`.
-        command: As supervisord reads it: `%(ENV_NAME)s` is an environment variable.
+        name: Name of its section, its log and its line in `gyre status`.
+        command: Command for supervisord, in which `%(ENV_NAME)s` is an environment variable.
         problem: Returns None once the program is ready, else the reason why it is not.
-        part: The setting `PART_url` names one that is somebody else's, which is not started.
-        reads_project: Whether it reads models/ when it starts.
+        part: Part of the stack. Where the setting `PART_url` is given, the program is not started.
+        reads_project: Whether the program reads models/ when it starts.
 
     """
 
@@ -77,7 +80,7 @@ class Program:
 
 
 def configuration(programs: Iterable[Program]) -> str:
-    """Return supervisord's file, which is the same for every stack."""
+    """Return supervisord's configuration, which is the same for every stack."""
     sections = [
         SECTION.format(name=program.name, command=program.command)
         for program in programs
@@ -86,7 +89,7 @@ def configuration(programs: Iterable[Program]) -> str:
 
 
 def socket_path(home: Path) -> Path:
-    """Return where supervisord listens; elsewhere if the home's name is too long for a socket."""
+    """Return supervisord's socket; it is outside the home if that path is too long for a socket."""
     path = home / "run" / "supervisord.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET:
         return path
@@ -97,7 +100,7 @@ def socket_path(home: Path) -> Path:
 def start_supervisor(
     settings: Settings, programs: Iterable[Program], environment: Mapping[str, str]
 ) -> None:
-    """Start supervisord, which starts no program yet; all of them inherit `environment`.
+    """Start supervisord, which starts no program yet; programs will inherit `environment`.
 
     Raises:
         StackError: It does not answer. The message has the end of its log.
@@ -127,7 +130,7 @@ def start_supervisor(
 
 
 def start(settings: Settings, programs: Iterable[Program]) -> None:
-    """Start those that do not run."""
+    """Start the programs that do not run."""
     rows = states(settings) or {}
     with _supervisor(settings) as server:
         for program in programs:
@@ -136,7 +139,7 @@ def start(settings: Settings, programs: Iterable[Program]) -> None:
 
 
 def stop_older(settings: Settings, programs: Iterable[Program], changed: float) -> None:
-    """Stop those that run since before `changed`, in seconds since 1970."""
+    """Stop the programs that were started before `changed`, in seconds since 1970."""
     rows = states(settings) or {}
     with _supervisor(settings) as server:
         for program in programs:
@@ -146,11 +149,11 @@ def stop_older(settings: Settings, programs: Iterable[Program], changed: float) 
 
 
 class Usage(NamedTuple):
-    """What a program uses.
+    """Processor time and memory of a program.
 
     Attributes:
-        cpu_seconds: Of its processes, ended ones too.
-        memory_bytes: Proportional set size: what its processes share counts once.
+        cpu_seconds: Time of its processes, ended ones too.
+        memory_bytes: Proportional set size: memory that its processes share counts once.
 
     """
 
@@ -174,7 +177,7 @@ def _supervisor(settings: Settings) -> ServerProxy:
 
 
 def usage(settings: Settings) -> dict[str, Usage]:
-    """Return what each program of this stack uses, with all its processes; empty without a stack."""
+    """Return processor time and memory of each program; empty where no supervisor answers."""
     usages: dict[str, Usage] = {}
     for name, row in (states(settings) or {}).items():
         if not row["pid"]:  # it has ended
@@ -201,9 +204,9 @@ def wait_ready(
     """Wait until every program is ready.
 
     Args:
-        settings: Of the stack; its supervisor has started the programs.
-        programs: Those to wait for.
-        say: Takes a line for each program that is ready, and for those still waited for.
+        settings: Settings of the stack, whose supervisor has started the programs.
+        programs: Programs to wait for.
+        say: Takes a line for each program that is ready, and lines on programs that are not.
 
     Raises:
         StackError: A program ends each time it is started, or is not ready in time. The message
@@ -255,7 +258,7 @@ def _not_ready(
 
 
 def last_lines(settings: Settings, name: str) -> str:
-    """Return the end of a process's log; supervisord's `.out` is from before it detached."""
+    """Return the end of a program's log; supervisord writes to `.out` until it has detached."""
     lines = []
     for suffix in ("log", "out"):
         path = settings.home / "logs" / f"{name}.{suffix}"
@@ -265,7 +268,7 @@ def last_lines(settings: Settings, name: str) -> str:
 
 
 def end_stack(settings: Settings) -> list[str]:
-    """End the stack of `settings.home`, and nothing else; one line for each process that ended."""
+    """End the stack of `settings.home` alone; return a line for each process that ended."""
     home = settings.home
     file = _pid_file(home)
     supervisor = file.read_text().strip() if file.exists() else ""
@@ -286,7 +289,7 @@ def _pid_file(home: Path) -> Path:
 
 
 def end(processes: list[psutil.Process], patience: float) -> None:
-    """Ask them to stop; kill those that have not after `patience` seconds."""
+    """Send processes SIGTERM; kill those that live after `patience` seconds."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -298,18 +301,18 @@ def end(processes: list[psutil.Process], patience: float) -> None:
 
 
 def members(home: Path) -> list[psutil.Process]:
-    """Return the living processes of this home's stack, never this one or those above it."""
+    """Return the living processes of a home's stack, but this process and its ancestors."""
     above = [psutil.Process(), *psutil.Process().parents()]
     processes = psutil.process_iter(["name", "cmdline", "environ"])
     marked_processes = [
         process
         for process in processes
-        # None: gone, or somebody else's.
+        # None: it is gone, or another user's.
         if (process.info["environ"] or {}).get(MARK) == str(home)
     ]
     return [process for process in marked_processes if process not in above]
 
 
 def title(process: psutil.Process) -> str:
-    """Return the command of one of the `members`."""
+    """Return the command of a process that `members` returned."""
     return " ".join(process.info["cmdline"] or [])

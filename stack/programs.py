@@ -1,4 +1,4 @@
-"""The programs of a stack: which there are, when each is ready, and how they are started."""
+"""The programs of a stack: their commands, when each is ready, and how they are started."""
 
 import json
 import os
@@ -37,10 +37,11 @@ from stack.processes import (
 from stack.readiness import answers
 
 INIT = "init"
+"""Name of the program that prepares databases, pool and features once, and ends."""
 TASK = "task"
-"""One task of Airflow in a pod of its own: the executor appends the command."""
+"""Name of the program of one task of Airflow in a pod; the executor appends its command."""
 WORKER = "airflow celery worker --skip-serve-logs"
-"""Where Airflow's executor is Celery's; as many as wanted, that share the folder of logs."""
+"""A worker, where Airflow's executor is Celery's. Several workers share the folder of logs."""
 REDIS = (
     # The password is in a file: everybody can see a process's arguments.
     f"'%(ENV_{REDIS_BINARY})s' '%(ENV_GYRE_HOME)s/redis.conf'"
@@ -87,14 +88,16 @@ SERVING = Program(
     part="serving",
 )
 NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING)
+"""Programs that are ready before an ingest starts."""
 SLOWEST = (MLFLOW_SERVER,)
+"""Programs that are started first, and awaited last."""
 ADDED = tuple(load(path) for addition in present() for path in addition.programs)
 """Programs of the additions that are present, in the order of their table."""
 PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *ADDED)
 
 
 def own(settings: Settings, programs: Sequence[Program]) -> list[Program]:
-    """Return those to start: all but the parts whose address is given."""
+    """Return the programs to start: all but those of parts that run elsewhere."""
     return [
         program
         for program in programs
@@ -104,14 +107,14 @@ def own(settings: Settings, programs: Sequence[Program]) -> list[Program]:
 
 @contextmanager
 def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
-    """Have all programs run as they are configured now, and the feature definitions published.
+    """Start all programs with today's configuration, and publish the feature definitions.
 
-    In the block an ingest can run, while MLflow, the consumer and the console may still start.
-    After the block every program is ready.
+    In the block an ingest can run, while MLflow and programs of additions may still start. After
+    the block every program is ready.
 
     Args:
-        settings: Of the stack, whose home is prepared.
-        say: Takes lines about what is done.
+        settings: Settings of the stack, whose home is prepared.
+        say: Takes lines about the progress.
 
     Raises:
         StackError: A program or a tool failed. Processes that this call started are ended again.
@@ -125,7 +128,7 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
         if was_up:
             _stop_outdated(settings)
         else:
-            # Of a killed supervisor, or with other settings.
+            # They are of a killed supervisor, or have other settings.
             for line in end_stack(settings):
                 say(f"  ended left-over {line}")
             environment = supervised_environment(settings)
@@ -142,14 +145,14 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
         start(settings, own(settings, ADDED))
         yield
         wait_ready(settings, own(settings, (*SLOWEST, *ADDED)), say)
-    except BaseException:  # also Ctrl-C: nothing half-started stays
+    except BaseException:  # also Ctrl-C: no half-started stack stays
         if not was_up:
             end_stack(settings)
         raise
 
 
 def supervised_environment(settings: Settings) -> dict[str, str]:
-    """Return what supervisord and its programs find in their environment.
+    """Return the environment of supervisord and of its programs.
 
     Raises:
         StackError: There is no server to start as Redis.
@@ -162,7 +165,7 @@ def supervised_environment(settings: Settings) -> dict[str, str]:
 
 
 def _configured(settings: Settings) -> str:
-    """Return a digest of everything that the programs read when they start."""
+    """Return a digest of the configuration that programs read when they start."""
     airflow_variables = [
         variable
         for variable in sorted(process_environment(settings).items())
@@ -191,15 +194,15 @@ def _stop_outdated(settings: Settings) -> None:
 
 
 def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
-    """Become the program `name`; `init` does once what the others need.
+    """Become the program `name`; `init` prepares once what the other programs need.
 
     Args:
-        settings: Of the stack.
-        name: Of PROGRAMS, or `worker`, `task`, `init`.
-        arguments: The command that `task` runs; no other program has one.
+        settings: Settings of the stack.
+        name: Name of a program of PROGRAMS, or `worker`, `task`, `init`.
+        arguments: Command that `task` runs; no other program has one.
 
     Raises:
-        StackError: There is none such, or a database, a Redis or a bucket cannot be reached.
+        StackError: No program has the name, or a database, Redis or bucket cannot be reached.
 
     """
     problems = layout_problems(settings.home) + connection_problems(settings)
@@ -239,7 +242,7 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def _publish(settings: Settings, say: Callable[[str], None]) -> None:
-    """Publish all definitions; where a dataset's module is broken, those of the others."""
+    """Publish all feature definitions; where a module is broken, those of the other modules."""
     began = time.monotonic()
     try:
         _run_tool(settings, "feast", "apply")
@@ -249,13 +252,13 @@ def _publish(settings: Settings, say: Callable[[str], None]) -> None:
 
         datasets, broken = load_datasets()
         publish_beside(settings, *datasets)
-        problems = broken or [str(exc)]  # of a helper that no dataset imports
+        problems = broken or [str(exc)]  # a helper that no dataset imports is broken
         say("\n".join(f"    not published: {problem}" for problem in problems))
     say(f"  features (feast apply): {time.monotonic() - began:.1f} s")
 
 
 def _run_tool(settings: Settings, tool: str, *arguments: str) -> None:
-    """Run a tool's own command beside the feature definitions, its output in logs/<tool>.log."""
+    """Run a tool's own command in the folder of feature definitions; its output is in logs/TOOL.log."""
     with (settings.home / "logs" / f"{tool}.log").open("a") as log:
         result = subprocess.run(
             [Path(sys.executable).parent / tool, *arguments],

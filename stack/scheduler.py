@@ -1,6 +1,6 @@
-"""Airflow's scheduler, after ending the workers that an earlier one left behind.
+"""Ends the workers that an earlier scheduler of Airflow left behind, then becomes the scheduler.
 
-A killed scheduler's workers live on and finish their tasks, which then run a second time.
+Workers of a killed scheduler live on and finish their tasks, which would then run a second time.
 """
 
 import os
@@ -19,5 +19,5 @@ def end_leftover_workers(home: Path) -> None:
 
 if __name__ == "__main__":
     end_leftover_workers(Path(os.environ["GYRE_HOME"]))
-    # Logs are local files; the server for them would listen on every interface, on one fixed port.
+    # Logs are local files; Airflow's server of logs would listen on every interface, on a fixed port.
     os.execvp("airflow", ["airflow", "scheduler", "--skip-serve-logs"])  # noqa: S606  (no shell)
