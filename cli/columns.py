@@ -1,4 +1,4 @@
-"""What a source's columns are for, as somebody says, and what the templates write of them."""
+"""The columns of a source: their types and roles, and the variables of templates about them."""
 
 import re
 import sys
@@ -42,9 +42,9 @@ ROLES = {
 
 
 def in_types(rows: pa.Table) -> pa.Table:
-    """Return the rows in the types that a dataset can give to their columns, each row once.
+    """Return the rows in the types that columns of a dataset can have, each row once.
 
-    Those are left out that ingest sets aside: with a time or a number that no event can have.
+    Rows that ingest would set aside are left out: they have a time or number that no event can have.
 
     Raises:
         SettingsError: A column has another type, a value that its type does not hold, or a name
@@ -89,10 +89,10 @@ def _in_type(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.
 
 
 def choose(rows: pa.Table, option: str, name: str | None) -> str:
-    """Return the column that an option names; without one ask for it at a terminal.
+    """Return the column that an option names; if it names none, ask for it at a terminal.
 
     Raises:
-        SettingsError: The option cannot mean this column, or there is nobody to ask.
+        SettingsError: The option cannot mean this column, or there is no terminal.
 
     """
     from feature_engine.ingest.exact_types import TIME_WORDS  # noqa: PLC0415
@@ -112,10 +112,10 @@ def choose(rows: pa.Table, option: str, name: str | None) -> str:
 
 
 def ask(option: str, question: str, choices: Sequence[str]) -> str:
-    """Ask at a terminal for one of several words that an option can name.
+    """Ask at a terminal for one of the words that an option can have.
 
     Raises:
-        SettingsError: There is no word, or no terminal.
+        SettingsError: There is no word to choose, or no terminal.
 
     """
     if not choices or not sys.stdin.isatty():
@@ -139,10 +139,10 @@ def describe(
         rows: All rows of the source, as `in_types` returns them.
         key: Columns that tell rows apart.
         entity: Column of the entity's key.
-        time: Column that says when it happened.
-        outcome: Column that the model learns for each row; None: it learns which entity will have
-            no row within `days`.
-        days: How far the label looks ahead.
+        time: Column with the event time.
+        outcome: Column that the model learns for each row; None: the model learns which entity
+            will have no row within `days`.
+        days: Days that the label looks ahead.
 
     Raises:
         SettingsError: Rows share a key.
@@ -198,15 +198,15 @@ def _is_plain(name: str) -> bool:
 
 
 def _is_repeated(rows: pa.Table) -> Any:
-    """Say of each row whether one before it is the same."""
+    """Return for each row whether an earlier row is the same."""
     return rows.to_pandas(types_mapper=pd.ArrowDtype).duplicated()
 
 
 def _is_code(kind: str, values: pa.ChunkedArray) -> bool:
-    """Whether a column is of texts that look like whole numbers."""
+    """Whether a column has texts that look like whole numbers."""
     if kind != "string":
         return False
-    # Of nulls alone it is null.
+    # It is null if the column has nulls alone.
     return bool(pc.all(pc.match_substring_regex(values, r"^[+-]?\d+$")).as_py())
 
 

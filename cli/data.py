@@ -16,7 +16,7 @@ from core.settings import SHARED, load_settings
 MONTH = timedelta(days=31)
 MODULE = "A module of feature_repo/datasets/."
 KEY = re.compile(r"--([^\0]+?)(?:\0(?!--)|=(?=.))([^\0]*)", re.DOTALL)
-"""Of the words of a shell, with \\0 between them: --COLUMN VALUE, or --COLUMN=VALUE."""
+"""Words of a shell, with \\0 between them: --COLUMN VALUE, or --COLUMN=VALUE."""
 OfDataset = Annotated[str, typer.Option("--dataset", help=MODULE)]
 quarantine = typer.Typer(no_args_is_help=True, help="Rows that were set aside.")
 
@@ -75,14 +75,14 @@ def backup(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Write all that the stack holds to a new folder, while it runs; secrets are in it."""
+    """Write all data of the stack and its secrets to a new folder; the stack may run."""
     settings = load_settings()
     with progress("backup"):
         from operations.backup import backup as write  # noqa: PLC0415  (seconds)
 
         report = write(settings, target.resolve())
     places = [f"GYRE_{name.upper()}" for name in SHARED[1:] if getattr(settings, name)]
-    exception = f"; not what is at {', '.join(places)}" if places else ""
+    exception = f"; without the data at {', '.join(places)}" if places else ""
     size = f"{report.files:,} files, {report.size / 1e6:,.1f} MB"
     say(f"{target}: {size}, secrets too{exception}", report, as_json=as_json)
 
@@ -111,7 +111,7 @@ def parity(
 ) -> None:
     """Compare a model's features offline and online, every entity; exit code 1 if any differ.
 
-    At the newest starts of a day, week or month, as `snapshots.every` of the spec says.
+    It compares at the newest starts of a day, week or month, as `snapshots.every` of the spec says.
     """
     settings, spec, time = begin(model, as_of)
     with progress(f"parity {model}"):
@@ -135,10 +135,10 @@ def forget(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take out every row of one entity, named by its key, such as --customer_id 4; keep it out.
+    """Erase every row of one entity, named by its key, such as --customer_id 4; keep it out.
 
     Searches every dataset and model with the key. Exit code 1: no row found, or rows remain. A
-    column that is called as an option, such as json, stands behind --, as in -- --json 4.
+    column with the name of an option, such as json, stands behind --, as in -- --json 4.
     """
     log_to_stderr()
     option = KEY.fullmatch("\0".join(context.args))
@@ -148,14 +148,15 @@ def forget(
     column, value = option.groups() if option else ("", "")
     settings = load_settings()
     with progress(f"forget {name}"):
-        from operations import forget as places  # noqa: PLC0415
+        from operations.forget import OUT_OF_REACH, named_key  # noqa: PLC0415
+        from operations.forget import forget as erase  # noqa: PLC0415
 
-        key = places.named_key(name, column, value)
-        row_counts = places.forget(settings, key, dry_run=dry_run)
+        key = named_key(name, column, value)
+        row_counts = erase(settings, key, dry_run=dry_run)
     lines = [f"{place}: {count:,} rows" for place, count in row_counts.items()]
     if not lines:
         lines = ["nothing is found"]
-    say("\n".join([*lines, places.OUT_OF_REACH]), row_counts, as_json=as_json)
+    say("\n".join([*lines, OUT_OF_REACH]), row_counts, as_json=as_json)
 
 
 @quarantine.command("list")
@@ -164,7 +165,7 @@ def list_quarantined(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """List the rows in quarantine: since when, the rules they broke, and what they say."""
+    """List the rows in quarantine: since when, the rules that they broke, and their values."""
     from feature_engine.ingest.quarantine import quarantined  # noqa: PLC0415
     from feature_repo.datasets import load_dataset  # noqa: PLC0415
 
@@ -180,10 +181,10 @@ def release_quarantined(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Let the rows in quarantine that pass the rules of today into the dataset.
+    """Move the rows in quarantine that pass today's rules to the dataset.
 
-    Only where it has no row of their key. The next ingest computes features of them. It accepts by
-    itself what the source delivers again.
+    A row stays if the dataset has a row of its key. The next ingest computes features of the rows;
+    it accepts by itself rows that the source delivers again.
     """
     log_to_stderr()
     settings = load_settings()

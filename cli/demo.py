@@ -1,6 +1,6 @@
 """`gyre demo`: the loop closes by itself on the real history, in an installation of its own.
 
-The first version is as of 180 days ago; the customers it meets are today's. Nothing is staged:
+The first version is as of 180 days ago; the customers of its requests are today's. Nothing is staged:
 where no drift is found, or the challenger is refused, the demo says so and its exit code is 1.
 With a canary, the new version takes over in steps, each judged on requests that the demo sends.
 """
@@ -47,13 +47,14 @@ if TYPE_CHECKING:
     from monitoring.trials.rollout import Candidate
 
 TRIALS = "monitoring.trials"
+"""The addition that judges a canary."""
 EXAMPLE = "customer_churn_model"
 MONITOR = f"monitor_{EXAMPLE}"
 TRAIN = f"train_{EXAMPLE}"
 ROLLOUT = f"rollout_{EXAMPLE}"
 SPEC = f"models/{EXAMPLE}.toml"
 ROLLOUT_LINES = re.compile(r"^\[rollout\].*?(?=^\[|\Z)", re.DOTALL | re.MULTILINE)
-"""Those of a spec where a canary is on already: the demo has its own in place of them."""
+"""Lines of a spec that has a canary already: the demo replaces them."""
 CANARY = """
 [rollout]
 policy = "canary"
@@ -72,13 +73,14 @@ TRIES = 5
 MONITORING_RUNS = 3
 """The rule for a retraining asks for 2 bad windows of 5."""
 STEP_REQUESTS = 3_000
-"""Of 6,000 members. A judgement needs 100 to each version; a challenger of 5 % gets about 150."""
+"""Requests of a step, for as many of 6,000 members. A judgement needs 100 to each version; a
+challenger of 5 % gets about 150."""
 JUDGEMENTS = 15
 """A rollout has 5 steps. A busy server leaves out answers of the shadow, and the step then waits."""
 
 
 def demo(home: Path | None, *, canary: bool, keep: bool) -> bool:
-    """Run the demo in a home or a temporary folder; say whether it ended as it should.
+    """Run the demo in a home or a temporary folder; return whether it ended as it should.
 
     Its stack has free ports and is ended again unless `keep`.
 
@@ -88,7 +90,7 @@ def demo(home: Path | None, *, canary: bool, keep: bool) -> bool:
     """
     if canary and not is_present(TRIALS):
         raise SettingsError(f"--canary: expected the package {TRIALS}, found none")
-    # Not with the gyre.env of the installation that is here.
+    # Without a home, the gyre.env of the installation that is here is not read.
     base = load_settings(home=home) if home else Settings()
     first = (datetime.now(UTC) - AGE).isoformat()
     command = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
@@ -131,7 +133,7 @@ def _write_canary_project(folder: Path) -> Path:
 
 
 class DemoRun:
-    """Once round the loop of a running stack. Each line has the seconds since it began."""
+    """One turn of the loop on a running stack. Each line starts with the seconds since its start."""
 
     def __init__(self, settings: Settings, airflow: AirflowApi) -> None:
         self._settings = settings
@@ -145,7 +147,7 @@ class DemoRun:
         self._began = time.monotonic()
 
     def run(self, *, canary: bool) -> bool:
-        """Say whether a new version answers and the monitor has nothing against it."""
+        """Run the demo; return whether a new version answers and its verdict is ok."""
         members = self._predict_all()
         old_version = members[-1]["model_version"]
         decision = self._monitor_until_retraining()
@@ -183,7 +185,7 @@ class DemoRun:
         tell(f"[{time.monotonic() - self._began:6.1f} s] {text}")
 
     def _predict_all(self) -> list[dict[str, Any]]:
-        """Ask for every entity there is; return the answers for those of the population."""
+        """Ask for every entity; return the answers for members of the population."""
         answers: list[dict[str, Any]] = []
         for start in range(0, len(self._entities), BATCH_ROWS):
             answers += self._predict(self._entities[start : start + BATCH_ROWS])
@@ -193,7 +195,7 @@ class DemoRun:
         return members or answers
 
     def _predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Ask, again where features came too late: monitoring leaves out answers from defaults."""
+        """Ask; ask again where features came late, as monitoring leaves out answers from defaults."""
         for _ in range(TRIES):
             response = ask_model(self._settings, EXAMPLE, keys, "/batch", timeout=60)
             answers: list[dict[str, Any]] = response.raise_for_status().json()
@@ -203,12 +205,12 @@ class DemoRun:
         return answers
 
     def _signalled_training(self) -> dict[str, Any] | None:
-        """Return the newest training that a drift started, None before it runs."""
+        """Return the newest training that a drift has started; None before it runs."""
         runs = self._airflow.last_runs(TRAIN, run_type="asset_triggered")
         return next((run for run in runs if run["start_date"]), None)
 
     def _monitor_until_retraining(self) -> DecisionRow:
-        """Monitor until a run, perhaps the hourly one between, has decided to retrain."""
+        """Monitor until a run, perhaps an hourly one in between, has decided to retrain."""
         for _ in range(MONITORING_RUNS):
             last = self._monitor()
             decisions = newest_decisions(self._settings, EXAMPLE, action="retrain")
@@ -219,21 +221,21 @@ class DemoRun:
         )
 
     def _monitor(self) -> DecisionRow:
-        """Run the monitor in Airflow and return what it decided."""
+        """Run the monitor in Airflow and return its decision."""
         run = self._run_dag(MONITOR)
         as_of = datetime.fromisoformat(run["start_date"])
         decisions = newest_decisions(self._settings, EXAMPLE)
         return next(row for row in decisions if row.as_of == as_of)
 
     def _run_dag(self, dag: str) -> dict[str, Any]:
-        """Run a DAG in Airflow to its end, say its note, and return the run."""
+        """Run a DAG in Airflow to its end, print its note, and return the run."""
         run_id = self._airflow.trigger(dag, {})
         run = self._airflow.follow(dag, run_id, tell, RUN_SECONDS)
         self._say(f"{dag}: {run['note'] or 'nothing was left to do'}")
         return run
 
     def _time_of(self, decision: DecisionRow) -> datetime:
-        """Return when the task ended that took a decision."""
+        """Return the end of the task that took a decision."""
         for run in self._airflow.last_runs(MONITOR, 10):
             if datetime.fromisoformat(run["start_date"]) == decision.as_of:
                 for task in self._airflow.tasks(MONITOR, run["dag_run_id"]):
@@ -242,7 +244,7 @@ class DemoRun:
         return decision.as_of
 
     def _follow_training(self, cause: str) -> dict[str, Any]:
-        """Follow the training of a cause to its end, say what came of it, and return its run."""
+        """Follow the training of a cause to its end, print its outcome, and return its run."""
         training: dict[str, Any]
         training = _wait_for("a training", self._signalled_training)
         run_id = training["dag_run_id"]
@@ -261,7 +263,7 @@ class DemoRun:
             return ledger.rows(EXAMPLE)
 
     def _follow_rollout(self, members: list[dict[str, Any]]) -> None:
-        """Ask for members in each step and have it judged, until no rollout is in progress."""
+        """Ask for members and have each step judged, until no rollout is in progress."""
         from monitoring.trials.rollout import find_candidate  # noqa: PLC0415
 
         for _ in range(JUDGEMENTS):
@@ -289,7 +291,7 @@ class DemoRun:
         )
 
     def _count_answers(self, members: list[dict[str, Any]]) -> Counter[str]:
-        """Send requests for members in any order; return how many each version answered."""
+        """Send requests for members in random order; return the number of answers by version."""
         counts = Counter[str]()
         key = self._entities[0]
         with httpx.Client(
@@ -298,7 +300,7 @@ class DemoRun:
             timeout=60,
             trust_env=False,
         ) as client:
-            # Those with the newest orders come first, and would not be like all others.
+            # The first members have the newest orders, and are not like all others.
             for member in random.sample(members, STEP_REQUESTS):
                 body = {name: member[name] for name in key}
                 answer = client.post(f"/models/{EXAMPLE}/predict", json=body)

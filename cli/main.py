@@ -1,4 +1,4 @@
-"""The `gyre` command: a verb reads its arguments, calls what does the work, says what came."""
+"""The `gyre` command: a verb reads its arguments, calls another package, and prints the result."""
 
 import sys
 import traceback
@@ -57,7 +57,7 @@ PANELS: dict[str, dict[str, Any]] = {
 }
 """Verbs by their group in `gyre --help`; verbs of additions that are not there are left out."""
 ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Of `forget`, whose option is the key of an entity, such as `--customer_id`."""
+"""Context of `forget`, whose option is the key of an entity, such as `--customer_id`."""
 
 typer_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -102,20 +102,20 @@ _add_verbs()
 
 
 def app() -> None:
-    """Run the command; an error is one message, and the traceback of one not ours in a log."""
+    """Run the command; an error is one message, and a log keeps the traceback of a foreign one."""
     try:
         typer_app()
     except GyreError as exc:
         typer.echo(f"gyre: {exc}", err=True)
         sys.exit(exc.exit_code)
-    except Exception as exc:  # noqa: BLE001  (mostly of a dataset module)
+    except Exception as exc:  # noqa: BLE001  (mostly raised by a dataset module)
         lines = f"gyre: {in_one_line(exc)}\ntraceback: {_keep_traceback(exc)}"
         typer.echo(lines, err=True)
         sys.exit(1)
 
 
 def _keep_traceback(exc: Exception) -> str:
-    """Append a traceback to a log of the home; return where it is, or why it is nowhere."""
+    """Append a traceback to a log of the home; return the path, or why it is not kept."""
     try:
         log = load_settings().home / "logs" / "errors.log"
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def train(
 def evaluation(
     model: str,
     version: Annotated[
-        str | None, typer.Argument(help="Of the newest run if absent.")
+        str | None, typer.Argument(help="The version of the newest run if absent.")
     ] = None,
     *,
     as_json: AsJson = False,
@@ -184,7 +184,7 @@ def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
 
 
 def ledger(model: str, *, as_json: AsJson = False) -> None:
-    """Every change of a role, oldest first: who, when, why, from, to."""
+    """List every change of a role, the oldest first: who, when, why, from, to."""
     from mlflow_server.promotion.promote import reconcile  # noqa: PLC0415
 
     with _opened(model) as (registry, ledger):
@@ -202,7 +202,7 @@ def _opened(model: str) -> Iterator[tuple[Registry, Ledger]]:
     from mlflow_server.api.registry import Registry  # noqa: PLC0415
     from mlflow_server.promotion.ledger import Ledger  # noqa: PLC0415
 
-    load_spec(model)  # a name that is no model gets the list of those there are
+    load_spec(model)  # its error for an unknown name lists the models
     settings = load_settings()
     with Ledger(settings) as ledger:
         yield Registry(settings), ledger

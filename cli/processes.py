@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from cli.terminal import progress
-from cli.verbs import AsJson, AsOf, moment, say
+from cli.verbs import CONSOLE, AsJson, AsOf, moment, say
 from core.additions import is_present
 from core.errors import StackError
 from core.settings import Page, load_settings
 
 COMMAND_HELP = (
-    "After `--`: what `gyre run task` becomes, a task of Airflow in a pod of its own."
+    "After `--`: the command of `gyre run task`, a task of Airflow in a pod of its own."
 )
 CANARY_HELP = (
     "The new version takes over by a canary: a shadow, then 5, 25, 50 and 100 percent, "
@@ -37,7 +37,7 @@ def up(as_of: AsOf = None) -> None:
 
 
 def down() -> None:
-    """End every process of the stack, and only those."""
+    """End every process of the stack, and no other process."""
     from stack.processes import end_stack  # noqa: PLC0415
 
     with progress("down"):
@@ -54,7 +54,7 @@ def status(*, as_json: AsJson = False) -> None:
     """Show problems, models and processes; exit code 1 unless all runs and serving is ready."""
     settings = load_settings()
     with progress("status"):
-        from cli.status import CONSOLE, read_status, shown  # noqa: PLC0415
+        from cli.status import read_status, shown  # noqa: PLC0415
 
         document = read_status(settings)
     say(shown(document), document, as_json=as_json)
@@ -70,6 +70,8 @@ def open_page(
     ],
 ) -> None:
     """Open a page of the stack in the browser, and print its address."""
+    if page == "console" and not is_present(CONSOLE):
+        raise StackError(f"no console: the package {CONSOLE} is not there")
     program: Page = "serving" if page == "docs" else page
     path = "docs" if page == "docs" else ""
     address = f"{load_settings().link(program)}/{path}"
@@ -95,7 +97,7 @@ def logs(
 
 
 def env() -> None:
-    """Print what a shell needs to talk to this stack: eval "$(gyre env)"."""
+    """Print the variables that a shell needs to work with this stack: eval "$(gyre env)"."""
     from feature_repo.published.config import write_feast_config  # noqa: PLC0415
     from stack.environment import child_environment  # noqa: PLC0415
 
@@ -108,7 +110,8 @@ def env() -> None:
 
 def demo(
     home: Annotated[
-        Path | None, typer.Option(help="Its folder. A temporary one if absent.")
+        Path | None,
+        typer.Option(help="Folder of its stack; a temporary one if absent."),
     ] = None,
     *,
     canary: Annotated[bool, typer.Option("--canary", help=CANARY_HELP)] = False,

@@ -11,6 +11,7 @@ import psutil
 from rich.console import Group
 
 from cli.terminal import age, table
+from cli.verbs import CONSOLE
 from core.additions import is_present
 from core.spec import broken_specs
 from monitoring.check import CheckResult
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from core.settings import Settings
     from monitoring.console.states import LoopState
 
-CONSOLE = "monitoring.console"
-"""The package that judges the loop; without it a status has processes alone."""
 UNKNOWN = "-"
 
 
@@ -96,7 +95,7 @@ def _is_serving_ready(settings: Settings) -> bool:
 
 
 def _memory(settings: Settings) -> int:
-    """MiB of proportional set size: memory shared by n processes counts 1/n in each."""
+    """Return MiB of proportional set size: memory that n processes share counts 1/n in each."""
     total = 0
     for process in members(settings.home):
         with suppress(psutil.Error):  # it has ended
@@ -105,7 +104,7 @@ def _memory(settings: Settings) -> int:
 
 
 def shown(status: dict[str, Any]) -> Group:
-    """Return the status for a person: what is wrong, the models, the processes."""
+    """Return the status for a person: problems, models, processes."""
     parts: list[Any] = []
     lines = [
         ("attention", "models", "left out", problem)
@@ -126,7 +125,7 @@ def shown(status: dict[str, Any]) -> Group:
 
 
 def _card_cells(name: str, card: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is shown of a model, by the head of its column."""
+    """Return the cells of a model by the head of their column."""
     since = card["since"]
     alerts = card["open_alerts"]
     return {

@@ -1,4 +1,4 @@
-"""How verbs show things: tables and progress fitted to a terminal; elsewhere lines for grep."""
+"""Printing: tables and progress that fit a terminal, and lines for grep elsewhere."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from rich.text import Text
 OUT = Console(markup=False, highlight=False, emoji=False)
 ERR = Console(markup=False, highlight=False, emoji=False, stderr=True)
 PIPE_WIDTH = 10_000
-"""Characters of a line off a terminal: a row is one line."""
+"""Characters of a line outside a terminal, where a row is one line."""
 STYLES = {
     "ok": "green",
     "unknown": "yellow",
@@ -28,12 +28,12 @@ DAY = 24 * HOUR
 
 
 def tell(line: str, console: Console = OUT) -> None:
-    """Print a line as it is, above the progress if there is one."""
+    """Print a line unchanged, above the progress if there is one."""
     console.print(line, soft_wrap=True)
 
 
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
-    """Return a table of values; those of the first column are not broken into lines."""
+    """Return a table of values; values of the first column are not broken into lines."""
     columns = [Column(name, overflow="fold") for name in head]
     columns[0].no_wrap = True
     text_table = Table(*columns, box=None, pad_edge=False, header_style="dim")
@@ -43,7 +43,7 @@ def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
 
 
 def _cell(value: object) -> Text:
-    """Return a value in one line, without signs that a terminal obeys."""
+    """Return a value in one line, without control characters."""
     line = " ".join(as_text(value).split())
     text = "".join(sign for sign in line if sign.isprintable())
     return Text(text, STYLES.get(text, ""))
@@ -75,7 +75,7 @@ def age(moment: datetime) -> str:
 
 
 def show(renderable: RenderableType) -> None:
-    """Print a table or text; off a terminal without blanks at the ends of lines."""
+    """Print a table or text; outside a terminal without blanks at the ends of lines."""
     if OUT.is_terminal:
         OUT.print(renderable)
         return
@@ -86,7 +86,7 @@ def show(renderable: RenderableType) -> None:
 
 
 class ErrorLines(logging.Handler):
-    """Prints what is logged on stderr, above the progress."""
+    """Prints log records on stderr, above the progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
@@ -94,7 +94,7 @@ class ErrorLines(logging.Handler):
 
 
 def progress(name: str, console: Console = ERR) -> Progress:
-    """Show on a terminal, until the block ends, that `name` goes on and for how long."""
+    """Show on a terminal, until the block ends, the name of a work and its seconds."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

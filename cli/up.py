@@ -1,4 +1,4 @@
-"""`gyre up`: from installed packages to a served prediction. Twice is the same as once."""
+"""`gyre up`: from installed packages to a served prediction. A second call changes nothing."""
 
 import time
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ import httpx
 from filelock import FileLock
 
 from cli.terminal import OUT, progress, tell
+from cli.verbs import CONSOLE
+from core.additions import is_present
 from core.errors import RegistryError, RegistryUnavailableError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
@@ -24,22 +26,25 @@ from stack.processes import READY_SECONDS
 from stack.programs import started
 
 FRESH = timedelta(hours=1)
+"""Age of the newest ingest up to which no other one is started."""
 LOAD_SECONDS = 150.0
 """Time for serving to load a version that has just been promoted."""
 CANDIDATES = 20
-"""Entities with the newest features; the first in the population gets the first prediction."""
+"""Number of entities, those with the newest features; one of the population gets a prediction."""
 
 
 def up(settings: Settings, as_of: datetime | None = None) -> None:
-    """Bring the stack of `settings.home` to where it serves; change nothing that is already there.
+    """Start the stack of `settings.home`, ingest, train first versions, and ask each for a prediction.
+
+    Steps that were done before are not done again.
 
     Args:
-        settings: Of the stack.
+        settings: Settings of the stack.
         as_of: The moment that the first version is trained as of, now if absent. Ingest is always
             as of now.
 
     Raises:
-        StackError: What failed. Processes that this call started are ended again if one of them
+        StackError: A step failed. Processes that this call started are ended again if one of them
             did not get ready.
 
     """
@@ -80,7 +85,7 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _ingest(settings: Settings, airflow: AirflowApi) -> None:
-    """Run the DAG `ingest`, unless it did within the hour and its values are all there."""
+    """Run the DAG `ingest`, unless it has within the hour and its values are all there."""
     for last in airflow.last_runs("ingest", state="success"):
         is_fresh = datetime.fromisoformat(last["end_date"]) > datetime.now(UTC) - FRESH
         has_rows = all(_has_rows(settings, spec) for spec in load_specs())
@@ -89,7 +94,7 @@ def _ingest(settings: Settings, airflow: AirflowApi) -> None:
             return
     try:
         airflow.follow("ingest", airflow.trigger("ingest", {}), tell)
-    except StackError as exc:  # of one dataset: the others' models can be trained
+    except StackError as exc:  # one dataset failed: models of others can be trained
         tell(f"    {exc}")
 
 
@@ -98,7 +103,7 @@ def _has_rows(settings: Settings, spec: ModelSpec) -> bool:
 
 
 def _are_features_online(settings: Settings) -> bool:
-    """Whether serving has found them in Redis; it has not yet just after its start."""
+    """Whether serving has found features in Redis, which it has not just after its start."""
     with suppress(httpx.HTTPError):
         for status in read_statuses(settings).values():
             return bool(status["resources"]["redis"]["ok"])
@@ -108,10 +113,10 @@ def _are_features_online(settings: Settings) -> bool:
 def _models(
     settings: Settings, airflow: AirflowApi, as_of: datetime | None
 ) -> list[str]:
-    """Have every model answer; say of each which version does, or why none and what to do.
+    """Have every model answer; return a line for each: its version, or why it does not answer.
 
     Raises:
-        StackError: None does.
+        StackError: No model answers.
 
     """
     answering: list[str] = []
@@ -131,7 +136,7 @@ def _models(
 def _model(
     settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: datetime | None
 ) -> str:
-    """Have a model answer, again while MLflow is too busy to; say which version does."""
+    """Have a model answer, and return a line with its version; wait for an MLflow that is busy."""
     until = time.monotonic() + READY_SECONDS
     while True:
         try:
@@ -153,10 +158,10 @@ def _model(
 def _production(
     settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: datetime | None
 ) -> str:
-    """Return the version in production, a first one if there is none.
+    """Return the version in production; train a first one if there is none.
 
     Raises:
-        StackError: It has no rows, or its training failed or promoted nothing.
+        StackError: The dataset has no rows, or the training failed or promoted nothing.
         RegistryError: MLflow does not answer.
 
     """
@@ -184,7 +189,7 @@ def _first_training(
     """Follow the training that runs, or a new one, and the question about its version.
 
     Returns:
-        The note of what ended last.
+        The note of the run that ended last.
 
     Raises:
         StackError: A task failed, or a version waits for a person.
@@ -212,7 +217,7 @@ def _first_training(
 
 
 def _open_question(airflow: AirflowApi, dag: str) -> str | None:
-    """Return the newest run that waits for a person; None also where the DAG is not read yet."""
+    """Return the newest run that waits for a person; None if Airflow has not read the DAG yet."""
     try:
         runs = airflow.last_runs(dag, 20)
     except StackError:
@@ -222,7 +227,7 @@ def _open_question(airflow: AirflowApi, dag: str) -> str | None:
 
 
 def _reconcile(settings: Settings, model: str) -> None:
-    """Finish a promotion that died with the stack, and write down what was changed past Gyre."""
+    """Finish a promotion that died with the stack, and record changes that bypassed Gyre."""
     from mlflow_server.promotion.ledger import Ledger  # noqa: PLC0415  (seconds)
     from mlflow_server.promotion.promote import reconcile  # noqa: PLC0415
 
@@ -231,9 +236,9 @@ def _reconcile(settings: Settings, model: str) -> None:
 
 
 def _predict(settings: Settings, spec: ModelSpec) -> None:
-    """Ask for a real entity until the version in production answers.
+    """Ask for stored entities until the version in production answers.
 
-    A version that needs request data names it beside the key: no stored entity has that.
+    Stored entities have no request data: a version that needs some names it in its answer.
     """
     from feature_engine.offline.views import entities  # noqa: PLC0415
     from feature_repo.published.service import PublishedService  # noqa: PLC0415  (seconds)
@@ -275,7 +280,7 @@ def ask_model(
 
 
 def more_fields(settings: Settings, answer: httpx.Response) -> str:
-    """Return what a request needs beside the key, as serving says it."""
+    """Return a line with the fields that a request needs beside the key, in serving's words."""
     detail = str(answer.json()["detail"]).removesuffix(", found none")
     return (
         "ready; a request needs more than the key, try one at "
@@ -289,5 +294,6 @@ def _addresses(settings: Settings) -> None:
     console = f"{settings.console_address}/"
     tell(f"Airflow   {settings.airflow_address:<32}{login}")
     tell(f"MLflow    {settings.mlflow_address}")
-    tell(f"Console   {console:<32}is the loop healthy, and why: gyre open console")
+    if is_present(CONSOLE):
+        tell(f"Console   {console:<32}is the loop healthy, and why: gyre open console")
     tell(f"Serving   {docs:<32}try requests: gyre open docs")

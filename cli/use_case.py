@@ -1,11 +1,11 @@
-"""`gyre new` and `gyre check`: the three files of a use case, and what is wrong with them."""
+"""`gyre new` and `gyre check`: the three files of a use case, and problems in them."""
 
 import json
 import keyword
 import logging
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -27,8 +27,9 @@ FILES = {
 }
 """Template → its place in the project."""
 LONGEST_NAME = 30
-"""Characters: lines of the files stay within 100."""
+"""Characters of a name: lines of the files stay within 100."""
 OLD = timedelta(days=30)
+"""Age of the newest row from which on the training is proposed as of that row."""
 SOURCE_HELP = (
     "Files, a folder of them, a glob, or an Ibis address#table: rows of the source."
 )
@@ -40,7 +41,7 @@ EXAMPLE_ROWS = {
 }
 """Rows of a use case whose source is not there yet."""
 LabelKind = Literal["silence", "event"]
-"""What a model learns: silence of an entity, or an outcome of each event."""
+"""The kind of label: silence of an entity, or an outcome of each event."""
 NEXT = """next:
   gyre check {name}
   (eval "$(gyre env)"; cd {project}/feature_repo && feast apply)
@@ -82,29 +83,17 @@ def new(
     log_to_stderr()
     settings = load_settings()
     places = _new_files(name)
-    import pyarrow as pa  # noqa: PLC0415  (heavy, as what follows)
-
-    from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415
-    from feature_engine.ingest.source import is_url, read  # noqa: PLC0415
-
     if source is None:
-        rows = pa.table(EXAMPLE_ROWS)
-        columns = describe(rows, ["event_id"], "entity_id", "event_ts", days=days)
+        columns = _example_columns(days)
     else:
-        if not is_url(source):
-            path = Path(source).absolute()  # a link stays one
-            source = str(path.resolve() if ".." in path.parts else path)
-        rows = in_types(read(source))
-        kind = label or ask("--label", "kind of label", get_args(LabelKind))
-        is_of_events = kind == "event"
-        if outcome and not is_of_events:
-            raise SettingsError("--outcome: expected --label event beside it")
-        columns = describe(
-            rows,
-            key=[choose(rows, "--key", column) for column in key or [""]],
-            entity=choose(rows, "--entity", entity),
-            time=choose(rows, "--time", time),
-            outcome=choose(rows, "--outcome", outcome) if is_of_events else None,
+        source = _full_address(source)
+        columns = _source_columns(
+            source,
+            key=key,
+            entity=entity,
+            time=time,
+            label=label,
+            outcome=outcome,
             days=days,
         )
     write_use_case(PROJECT, name, columns)
@@ -120,8 +109,57 @@ def new(
     typer.echo(NEXT.format(name=name, project=project, as_of=as_of))
 
 
+def _example_columns(days: int) -> dict[str, Any]:
+    """Return the variables of the templates for a source that is not there yet."""
+    import pyarrow as pa  # noqa: PLC0415  (heavy)
+
+    from cli.columns import describe  # noqa: PLC0415
+
+    rows = pa.table(EXAMPLE_ROWS)
+    return describe(rows, ["event_id"], "entity_id", "event_ts", days=days)
+
+
+def _full_address(source: str) -> str:
+    """Return an address, or the absolute path of files."""
+    from feature_engine.ingest.source import is_url  # noqa: PLC0415  (heavy)
+
+    if is_url(source):
+        return source
+    path = Path(source).absolute()  # a link stays one
+    return str(path.resolve() if ".." in path.parts else path)
+
+
+def _source_columns(
+    source: str,
+    *,
+    key: Sequence[str] | None,
+    entity: str | None,
+    time: str | None,
+    label: LabelKind | None,
+    outcome: str | None,
+    days: int,
+) -> dict[str, Any]:
+    """Return the variables of the templates for the rows of a source; arguments are of `new`."""
+    from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest.source import read  # noqa: PLC0415
+
+    rows = in_types(read(source))
+    kind = label or ask("--label", "kind of label", get_args(LabelKind))
+    is_of_events = kind == "event"
+    if outcome and not is_of_events:
+        raise SettingsError("--outcome: expected --label event beside it")
+    return describe(
+        rows,
+        key=[choose(rows, "--key", column) for column in key or [""]],
+        entity=choose(rows, "--entity", entity),
+        time=choose(rows, "--time", time),
+        outcome=choose(rows, "--outcome", outcome) if is_of_events else None,
+        days=days,
+    )
+
+
 def _name_source(file: Path, name: str, source: str | None) -> None:
-    """Write where the rows come from, or say how to."""
+    """Write the setting of the source, or print how to."""
     variable = f"GYRE_SOURCES__{name.upper()}"
     if source:
         append_secrets(file, {variable: source})  # it may hold a password
@@ -133,7 +171,7 @@ def _name_source(file: Path, name: str, source: str | None) -> None:
 
 
 def _summary(columns: Mapping[str, Any]) -> list[str]:
-    """Say what the files take the columns for."""
+    """Return lines on the roles that the files give to the columns."""
     label = f"an entity has no row within {columns['horizon']} days"
     if columns["outcome"]:
         limit = columns["limit"]
@@ -154,7 +192,7 @@ def _summary(columns: Mapping[str, Any]) -> list[str]:
 
 
 def _new_files(name: str) -> list[str]:
-    """Return the files of use case `name`, of which none is there yet."""
+    """Return the paths of the files of use case `name`, none of which exists."""
     is_name = (
         re.fullmatch(NAME, name) and "__" not in name and not keyword.iskeyword(name)
     )
@@ -182,9 +220,14 @@ def _new_files(name: str) -> list[str]:
 def write_use_case(
     folder: Path, name: str, columns: Mapping[str, Any], shipped: str = ""
 ) -> None:
-    """Write the three files of use case `name` below `folder`.
+    """Write the three files of a use case.
 
-    columns: see `describe`. shipped: the file in the project that stands in for a source.
+    Args:
+        folder: Folder of the project.
+        name: Name of the use case.
+        columns: Variables of the templates, from `describe`.
+        shipped: A file of the project that stands in for a source; empty if there is none.
+
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
 
@@ -193,7 +236,7 @@ def write_use_case(
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    # Python reads no surrogates, as which JSON would write an emoji.
+    # JSON would write an emoji as surrogates, which Python does not read.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     title = name.replace("_", " ").capitalize()
     for template, place in FILES.items():
@@ -229,7 +272,7 @@ def check(
 
 
 def _check(name: str) -> int:
-    """Print the findings on a model; return how many there are."""
+    """Print the findings on a model; return their number."""
     try:
         spec = load_spec(name)
     except SettingsError as exc:

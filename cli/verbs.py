@@ -1,4 +1,4 @@
-"""What the verbs share: how a time is given, who is asking, how a report is printed."""
+"""Code that verbs share: reading a time, naming the user, printing a report."""
 
 import getpass
 import logging
@@ -22,6 +22,8 @@ def _not_empty(text: str) -> str:
     return text.strip()
 
 
+CONSOLE = "monitoring.console"
+"""The addition that judges the loop and shows it on pages."""
 AS_OF_HELP = "ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
 AsOf = Annotated[str | None, typer.Option("--as-of", help=AS_OF_HELP)]
 AsJson = Annotated[
@@ -34,28 +36,28 @@ Reason = Annotated[
 
 
 def moment(text: str | None, option: str = "--as-of") -> datetime:
-    """Return the aware UTC time that an option names, now if it names none.
+    """Return the time of an option, aware UTC; now if it is absent.
 
     Raises:
-        SettingsError: It is not ISO 8601, has no offset, or lies in the future.
+        SettingsError: The text is not ISO 8601, has no offset, or lies in the future.
 
     """
     return datetime.now(tz=UTC) if text is None else parse_timestamp(text, option)
 
 
 def begin(model: str, as_of: str | None) -> tuple[Settings, ModelSpec, datetime]:
-    """Return what a verb about a model needs, and send its log to stderr."""
+    """Return settings, spec and moment for a verb about a model, and send its log to stderr."""
     log_to_stderr()
     return load_settings(), load_spec(model), moment(as_of)
 
 
 def who() -> str:
-    """Who is asking, for the ledger: the user of this shell."""
+    """Return the user of this shell, as the ledger names who changed a role."""
     return f"shell:{getpass.getuser()}"
 
 
 def signal(settings: Settings, asset: str) -> None:
-    """Emit an Asset of Airflow's; without Airflow warn that its DAG starts by the clock alone."""
+    """Emit an Asset in Airflow; if Airflow does not answer, warn that its DAG starts by the clock."""
     from stack.airflow_api import AirflowApi  # noqa: PLC0415  (0.1 s)
 
     try:
@@ -82,7 +84,7 @@ def log_to_stderr() -> None:
     logging.basicConfig(
         handlers=[ErrorLines()], level=logging.WARNING, format="%(message)s"
     )
-    # What libraries deprecate is no news for who trains.
+    # Deprecations of libraries are of no use to a person who trains.
     logging.captureWarnings(capture=True)
     for library in ("py.warnings", "great_expectations"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from monitoring.conclude import MonitorReport
+    from monitoring.decisions.decision import Decision
     from monitoring.trials.experiment import ExperimentReport
 
 
@@ -54,11 +55,14 @@ def decide(
     model: str,
     *,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Inputs, and the rule again.")
+        bool,
+        typer.Option(
+            "--explain", help="Show its inputs, and decide again by today's rules."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the last decision; with --explain what it depended on, decided once more."""
+    """Show the last decision; with --explain its inputs, and the decision by today's rules."""
     settings = load_settings()
     name = load_spec(model).name
     from monitoring.decisions.decision import INPUTS  # noqa: PLC0415
@@ -84,16 +88,17 @@ def decide(
     ]
     if explain:
         lines.append(f"decided on: {to_json(inputs, indent=2).decode()}")
-        if agrees:
-            lines.append("decided again from these inputs: the same")
-        else:
-            lines.append(
-                f"decided again by today's rules: {again.action} by {again.rule}: "
-                f"{again.reason}"
-            )
+        lines.append(_comparison(again, agrees=agrees))
     document = asdict(row) | {"inputs": json.loads(row.inputs), "agrees": agrees}
     del document["serving"]  # for the next monitoring run
     say("\n".join(lines), document, as_json=as_json)
+
+
+def _comparison(again: Decision, *, agrees: bool) -> str:
+    """Return the line that compares a stored decision with the one by today's rules."""
+    if agrees:
+        return "decided again from these inputs: the same"
+    return f"decided again by today's rules: {again.action} by {again.rule}: {again.reason}"
 
 
 def experiment_lines(report: ExperimentReport) -> Iterator[str]:
@@ -125,7 +130,7 @@ def experiment_lines(report: ExperimentReport) -> Iterator[str]:
 
 
 def report_lines(report: MonitorReport) -> Iterator[str]:
-    """Show what a monitoring run saw, and what follows."""
+    """Yield the results of a monitoring run and its decision, a line each."""
     yield report.summary()
     for result in report.results:
         if result.status == "ok":
