@@ -1,8 +1,9 @@
 """`approve_<MODEL>`: a person puts a version into production, or leaves it where it is.
 
-For specs with `approval = true` of `[promotion]`. `train_<MODEL>` starts a run for each version that
-passed the gates; by hand it asks again, by the MLflow run of a training. The question stands among
-Airflow's required actions, and an alert says so. Questions wait side by side, and hold up no training.
+Specs with `approval = true` of `[promotion]` have it. `train_<MODEL>` starts a run for each version
+that passed the gates; a run by hand asks again about a training, by its MLflow run. The question
+stands among Airflow's required actions, and an alert says so. Questions wait side by side and hold up
+no training.
 """
 
 import logging
@@ -27,7 +28,7 @@ from stack.airflow_api import promotion_asset
 
 log = logging.getLogger(__name__)
 QUESTIONS = 16
-"""That wait at once for a model; further ones are asked after these."""
+"""Questions about a model that wait at once; further ones are asked after these."""
 FORM = {
     "mlflow_run": Param(
         type="string", description="Id of the MLflow run that trained the version."
@@ -36,7 +37,7 @@ FORM = {
 ANSWER_FORM = {
     "comment": Param("", type="string", description="Why; it is kept with the outcome.")
 }
-"""What a person fills in; Airflow takes it as the task's `params`."""
+"""Fields of the answer; Airflow takes them as the task's `params`."""
 
 
 def approve_dag(spec: ModelSpec) -> None:
@@ -64,9 +65,10 @@ def approve_dag(spec: ModelSpec) -> None:
 
 
 class Approval(ApprovalOperator):
-    """Waits as long as the spec says; rejected or unanswered, what follows is skipped.
+    """Waits for an answer as long as the spec says; a rejection or no answer skips `promote`.
 
-    Either ends green, with the outcome as note and in MLflow. `answer_of` reads its result.
+    The run ends green in each case, with the outcome as its note and in MLflow. `answer_of` reads the
+    result.
     """
 
     def execute(self, context: Any) -> None:
@@ -74,7 +76,7 @@ class Approval(ApprovalOperator):
 
         candidate = _candidate()
         if settled(*candidate):
-            return  # nothing to ask: `promote` says what became of it
+            return  # nothing to ask: `promote` notes the outcome
         self.subject, self.body = ask(*candidate)
         note(f"waits for approval: {self.subject}")
         settings, spec, _, version = candidate
@@ -84,12 +86,14 @@ class Approval(ApprovalOperator):
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         try:
             self._conclude(event)
-        except GyreError as exc:  # a failed task would ask again: the answer counts
+        except (
+            GyreError
+        ) as exc:  # a failed task would ask again though the answer counts
             log.warning("the answer counts, and is not noted everywhere: %s", exc)
         return super().execute_complete(context, event)
 
     def _conclude(self, event: dict[str, Any]) -> None:
-        """End the alert; note why the version is not approved, if it is not."""
+        """End the alert; if the version is not approved, note the reason."""
         from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
         from training.stages.register import not_approved  # noqa: PLC0415  (heavy)
 
@@ -110,7 +114,7 @@ class Approval(ApprovalOperator):
     def _alert(
         self, settings: Settings, spec: ModelSpec, version: str, context: Any
     ) -> None:
-        """Tell people that a question waits for them, and where."""
+        """Alert that a question waits, with a link to it."""
         from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
 
         now = datetime.now(UTC)
@@ -121,14 +125,14 @@ class Approval(ApprovalOperator):
         message = f"{self.subject} Answer until {until:%Y-%m-%d %H:%M} UTC: {page}"
         cause = cause_of_question(version)
         with Alerts(settings) as alerts:
-            # That of a question which was deleted in Airflow would keep this one from being sent.
+            # An alert of a question that was deleted in Airflow would keep this one from being sent.
             alerts.end(spec.name, cause)
             alerts.note(spec.name, cause, message, now, until=until)
             alerts.deliver(spec.name, now)
 
 
 def _candidate() -> tuple[Settings, ModelSpec, str, str]:
-    """Return settings, spec, the MLflow run of the form, and the version that it made."""
+    """Return settings, spec, the MLflow run of the form, and the version that it trained."""
     from training.stages.register import version_of  # noqa: PLC0415  (heavy)
 
     settings, spec = task_inputs()
@@ -137,7 +141,7 @@ def _candidate() -> tuple[Settings, ModelSpec, str, str]:
 
 
 def answer_of(event: dict[str, Any]) -> tuple[str | None, str]:
-    """Return who answered (None: nobody did in time) and the comment."""
+    """Return the user who answered, None if nobody did in time, and the comment."""
     user = event["responded_by_user"]
     form = event["params_input"] or {}
     return user and user["name"], str(form.get("comment") or "")
@@ -145,7 +149,7 @@ def answer_of(event: dict[str, Any]) -> tuple[str | None, str]:
 
 @task(task_display_name="Promote")
 def promote() -> str:
-    """Promote the version or begin its rollout, in the name of who approved it."""
+    """Promote the version or begin its rollout, in the name of the user who approved it."""
     context: Any = get_current_context()
     answer = context["ti"].xcom_pull("approval")
     who, comment = answer_of(answer) if answer else (None, "")

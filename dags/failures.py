@@ -1,7 +1,7 @@
-"""Alerts about Airflow's tasks that fail after their last try, in every DAG.
+"""Alerts about tasks of Airflow that fail in their last try, in every DAG.
 
 Airflow applies the two policies to each DAG that it reads (pyproject.toml, `airflow.policy`). A task
-or a DAG with a callback of its own keeps that.
+or a DAG with a callback of its own keeps that callback.
 """
 
 from datetime import UTC, datetime
@@ -15,23 +15,23 @@ from core.settings import load_settings
 
 @hookimpl
 def task_policy(task: Any) -> None:
-    """Have a task alert about its DAG if it fails."""
+    """Make a task that fails alert about its DAG."""
     if not task.on_failure_callback:
         task.on_failure_callback = [partial(alert_of_failure, task.dag_id)]
 
 
 @hookimpl
 def dag_policy(dag: Any) -> None:
-    """Have a DAG end the alerts about its tasks when it succeeds."""
+    """Make a DAG that succeeds end the alerts about its tasks."""
     if not dag.on_success_callback:
         dag.on_success_callback = end_alerts
         dag.has_on_success_callback = True
 
 
 def alert_of_failure(subject: str, context: Any) -> None:
-    """Alert, once while it goes on, that a task failed for good.
+    """Alert that a task failed in its last try, once while it goes on failing.
 
-    Airflow calls it after the last try; without an exception where it ended the process itself.
+    Airflow calls it; the context has no exception if Airflow ended the process itself.
     """
     from mlflow_server.alerts import Alerts  # noqa: PLC0415  (0.5 s, and seldom)
 
@@ -45,7 +45,7 @@ def alert_of_failure(subject: str, context: Any) -> None:
 
 
 def end_alerts(context: Any) -> None:
-    """End the alerts about failed tasks of a DAG: a later run has done their work."""
+    """End the alerts about failed tasks of a DAG, as a later run has done their work."""
     from mlflow_server.alerts import Alerts  # noqa: PLC0415  (0.5 s)
 
     with Alerts(load_settings()) as alerts:

@@ -1,4 +1,4 @@
-"""`ingest`: every 20 minutes, what is due of each dataset becomes tables and features.
+"""`ingest`: every 20 minutes, new rows of each dataset become tables and features.
 
 `GYRE_INGEST_SCHEDULE` is its schedule.
 """
@@ -28,7 +28,7 @@ def ingest_dag() -> None:
 
 @task(task_display_name="Read the specs")
 def read_specs() -> None:
-    """Fail, and so alert, while a model's file is wrong: that model has no DAGs."""
+    """Fail, which alerts, while a model's file is wrong: the model has no DAGs that could."""
     problems = broken_specs()
     if problems:
         raise SettingsError("; ".join(problems))

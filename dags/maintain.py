@@ -1,4 +1,4 @@
-"""`maintain`: deletes expired rows and files every night; files that a lineage names stay."""
+"""`maintain`: every night, expired rows and files are deleted; files that a lineage names stay."""
 
 from airflow.sdk import task
 
@@ -11,7 +11,7 @@ from stack.airflow_api import WRITE_POOL
 
 @task(pool=WRITE_POOL, task_display_name="Delete and compact")
 def maintain() -> list[str]:
-    """Free all that can be freed; fail if a part could not."""
+    """Delete in every place; fail if that failed in one of them."""
     from operations.maintain import maintain as clean_up  # noqa: PLC0415  (heavy)
 
     parts = clean_up(load_settings(), current_run().as_of)

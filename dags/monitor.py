@@ -1,8 +1,8 @@
-"""`monitor_<MODEL>`: what serving logged becomes a verdict, and the verdict a decision.
+"""`monitor_<MODEL>`: serving's log becomes a verdict, and the verdict a decision.
 
 It starts every hour, by hand, and on the Asset `promoted/<MODEL>`. While a decision to retrain has
-no answer, `retrain` emits the Asset `drift/<MODEL>`; else it is skipped. Rolling back and alerting
-are done by then: the run's note says so.
+no answer, `retrain` emits the Asset `drift/<MODEL>`; else it is skipped. A rollback and alerts are
+done before, and the run's note names them.
 """
 
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -31,7 +31,7 @@ def monitor_dag(spec: ModelSpec) -> None:
 
 @task.short_circuit(task_display_name="Check and decide")
 def monitor() -> bool:
-    """Go on if a retraining is to start, with the report's summary as the run's note."""
+    """Return whether a retraining is to start, with the report's summary as the run's note."""
     from monitoring.decisions.causes import moment_since_promotion, open_decisions  # noqa: PLC0415
     from monitoring.monitor import monitor as check  # noqa: PLC0415  (heavy)
 

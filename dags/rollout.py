@@ -2,9 +2,9 @@
 
 For specs with `[rollout] policy = "canary"`. A run judges one step
 (monitoring/trials/rollout.py): every five minutes, by hand, and on the Asset `rollout/<MODEL>`,
-when `train_<MODEL>` has put a version into role shadow. The state is the promotion ledger's:
-while no version is in a rollout there, a run is skipped. The Asset `promoted/<MODEL>` tells what went
-into production.
+when `train_<MODEL>` has put a version into role shadow. The promotion ledger holds the state: while
+it has no version in a rollout, a run is skipped. A version that goes into production emits the Asset
+`promoted/<MODEL>`.
 """
 
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -38,7 +38,7 @@ def rollout_dag(spec: ModelSpec) -> None:
 
 @task.short_circuit(task_display_name="Judge the step")
 def look() -> bool:
-    """Go on if the version went into production, with the report's summary as the run's note."""
+    """Return whether the version went into production; the report's summary is the run's note."""
     settings, spec = task_inputs()
     if _is_idle(settings, spec.name):
         raise AirflowSkipException("no rollout is in progress")

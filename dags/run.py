@@ -1,4 +1,4 @@
-"""What the DAGs share: how a model's are built, what a run is about, its note, alerts.
+"""Code that the DAGs share: building them, the inputs of a run, its note, alerts.
 
 Nothing heavy is imported at parse time.
 """
@@ -35,7 +35,7 @@ FORM = {
         description="Time of the run (UTC). Default: that of its cause, else its start.",
     )
 }
-"""What the trigger form of every DAG asks for."""
+"""Fields of every DAG's trigger form."""
 
 
 def task_defaults(subject: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def task_defaults(subject: str) -> dict[str, Any]:
 
 
 def for_each_model(build: Callable[[ModelSpec], None]) -> None:
-    """Build a DAG of every model; where that fails, the other models have theirs."""
+    """Build a DAG for every model; where that fails for one, the other models have theirs."""
     for spec in load_specs():
         try:
             build(spec)
@@ -75,9 +75,15 @@ def clock_or_signal(cron: str, asset: str) -> AssetOrTimeSchedule:
 def new_dag(
     dag_id: str, doc: str, schedule: Any, subject: str = "", **options: Any
 ) -> DAG:
-    """Return a DAG that runs once at a time if not said otherwise, and never for what was missed.
+    """Return a DAG without catch-up that has one active run, unless `options` say otherwise.
 
-    subject: whom alerts about its tasks name, and its tag; the DAG itself by default.
+    Args:
+        dag_id: Its id.
+        doc: Text of its page; the first line is its description.
+        schedule: Its schedule.
+        subject: Name in alerts about its tasks, and its tag; the DAG's id by default.
+        options: Further arguments of the DAG.
+
     """
     kind, _, model = dag_id.partition("_")
     first_line = doc.partition("\n")[0]
@@ -109,7 +115,13 @@ def model_dag(
 class Run:
     """The run that a task belongs to, the same at every try.
 
-    wanted_moment: what the form or a backfill asks for. form: what was filled in.
+    Attributes:
+        key: Name of the run in MLflow's tags.
+        actor: Name of who started it, for the ledger.
+        start: Its start, aware UTC.
+        wanted_moment: The moment that the form or a backfill asks for.
+        form: The values of the trigger form.
+
     """
 
     key: str
@@ -124,7 +136,7 @@ class Run:
 
 
 def current_run() -> Run:
-    """Read what the running task's run is about.
+    """Return the run of the running task.
 
     Raises:
         SettingsError: `as_of` is not an aware ISO 8601 time, or lies in the future.
@@ -156,9 +168,9 @@ def task_inputs() -> tuple[Settings, ModelSpec]:
 
 
 def note(text: str, mlflow_run: str | None = None) -> None:
-    """Show `text` on the run in Airflow, with a link to its MLflow run.
+    """Show a text on the run in Airflow, with a link to its MLflow run.
 
-    A run does not fail for want of it.
+    If Airflow does not answer, a warning is logged and the run goes on.
     """
     from mlflow_server.api.pages import CARD, Pages  # noqa: PLC0415
 
@@ -181,7 +193,12 @@ def put_into_production(
 ) -> str:
     """Promote a version or begin its rollout; return the outcome, which is the run's note.
 
-    who: a user of Airflow who approved it; None: in the name of who started the training.
+    Args:
+        mlflow_run: The run that trained it.
+        version: The version.
+        who: The user of Airflow who approved it; None: the one who started the training.
+        comment: A remark of that user.
+
     """
     from mlflow_server.api.tracking import Tracking  # noqa: PLC0415  (heavy)
     from training.stages.register import promote  # noqa: PLC0415

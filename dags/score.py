@@ -1,6 +1,6 @@
-"""`score_<MODEL>`: every night what the version in production says of the whole population.
+"""`score_<MODEL>`: every night the version in production scores the whole population.
 
-Written as a Delta table (training/batch.py), a day in place of itself however often it is run.
+The scores are a Delta table (training/batch.py). A second run of a day replaces the first.
 """
 
 from airflow.sdk import task
@@ -12,11 +12,13 @@ from dags.run import current_run, for_each_model, model_dag, note, task_inputs
 from stack.airflow_api import WRITE_POOL
 
 NIGHTLY = "15 0 * * *"
-"""After the ingest of midnight, which completes the day."""
+"""A quarter of an hour after the ingest of midnight, which completes the day."""
 
 
 def score_dag(spec: ModelSpec) -> None:
-    if spec.population is None:  # nobody to list: it answers requests alone
+    if (
+        spec.population is None
+    ):  # the model has no population: it answers requests alone
         return
     with model_dag("score", spec, __doc__, NIGHTLY):
         score()
@@ -24,7 +26,7 @@ def score_dag(spec: ModelSpec) -> None:
 
 @task(pool=WRITE_POOL, task_display_name="Score the population")
 def score() -> str:
-    """Score the population, with the report as the run's note; skipped where that cannot be."""
+    """Score the population, with the report as the run's note; skip if there is no version to ask."""
     from training.batch import score_population  # noqa: PLC0415  (heavy)
 
     try:

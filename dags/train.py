@@ -1,9 +1,9 @@
 """`train_<MODEL>`: raw tables to a promoted version; one DAG for each file in models/.
 
 It starts on the spec's schedule, by hand, and on the Asset `drift/<MODEL>`. When it starts it reads
-which decisions to retrain no run has answered: its reason and its moment are theirs. The stages are
-listed in training/stages/__init__.py, a file each; a task's result is an id, never data. Where a person
-approves, it ends when `approve_<MODEL>` has begun to ask.
+the decisions to retrain that no run has answered, and takes its reason and its moment from them. The
+stages are listed in training/stages/__init__.py, a file each; a task's result is an id, never data.
+Where a person approves, it ends when `approve_<MODEL>` has begun to ask.
 """
 
 from typing import Any
@@ -76,7 +76,7 @@ def _last_step(spec: ModelSpec) -> Any:
 
 
 def fail_mlflow_run(context: Any) -> None:
-    """Mark the MLflow run as failed once Airflow has given up: another may answer its cause."""
+    """Mark the MLflow run as failed after the last try, so that another run may answer its cause."""
     from training.runs import fail_run  # noqa: PLC0415  (heavy)
 
     dag_id = context["dag"].dag_id
@@ -86,7 +86,7 @@ def fail_mlflow_run(context: Any) -> None:
 
 @task.short_circuit(task_display_name="Validate: anything new, and rows as expected?")
 def validate() -> str | None:
-    """Return the MLflow run to fill, or nothing (the rest is skipped): nothing new to learn.
+    """Return the MLflow run of the training; None, which skips the rest, if nothing is new.
 
     Raw rows that break today's rules end the run.
     """
@@ -119,7 +119,7 @@ def run_stage(name: str, mlflow_run: str) -> Any:
 
 @task.short_circuit
 def run_gate(name: str, mlflow_run: str) -> bool:
-    """Go on to `register`, or end green with the reason as the run's note."""
+    """Return whether `register` follows; if not, the run ends green with the reason as its note."""
     refusal = _result_of(name, mlflow_run)
     if refusal:
         note(f"refused: {refusal}", mlflow_run)

@@ -1,11 +1,11 @@
 # ruff: noqa: INP001  (Airflow loads it as a file)
-"""What stands before Airflow's API: one write at a time on SQLite, and health without a triggerer.
+"""Middleware of Airflow's API: one write at a time on SQLite, and health without a triggerer.
 
 On SQLite two writes at once freeze the API, then fail: the audit log commits on the API's event
 loop while a thread holds the database's write lock, so a longer timeout makes it worse. Reads are
-not held up. With Postgres this does nothing.
+not held up. With PostgreSQL no request waits.
 
-No task of Gyre's defers, so no triggerer runs (160 MB), which Airflow's home page would show in red.
+No task of Gyre defers, so no triggerer runs (160 MB). Airflow's home page would show that in red.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ HEALTH = "/api/v2/monitor/health"
 
 
 class ApiMiddleware:
-    """Pure ASGI: a request that may write waits for the one before it, where that is needed."""
+    """Pure ASGI: on SQLite, a request that may write waits for the one before it."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -31,7 +31,7 @@ class ApiMiddleware:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope.get("path") == HEALTH:
             health = await asyncio.to_thread(get_airflow_health)
-            # None: none ever ran. One that ran is told as it is.
+            # None: no triggerer ever ran. The status of one that ran is kept.
             health["triggerer"]["status"] = health["triggerer"]["status"] or "healthy"
             await JSONResponse(health)(scope, receive, send)
         elif IS_SQLITE and scope.get("method", "GET") not in READS:
