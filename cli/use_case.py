@@ -265,7 +265,8 @@ def check(
         typer.echo(json.dumps(ModelSpec.model_json_schema(), indent=2))
         return
     log_to_stderr()
-    logging.getLogger("feature_repo").setLevel(logging.ERROR)
+    for package in ("feature_engine", "feature_repo"):
+        logging.getLogger(package).setLevel(logging.ERROR)
     names = [model] if model else sorted(path.stem for path in MODELS.glob("*.toml"))
     counts = [_check(name) for name in names]
     raise typer.Exit(1 if any(counts) else 0)

@@ -24,6 +24,15 @@ def _not_empty(text: str) -> str:
 
 CONSOLE = "monitoring.console"
 """The addition that judges the loop and shows it on pages."""
+LOGGING_PACKAGES = (
+    "feature_engine",
+    "feature_repo",
+    "mlflow_server",
+    "monitoring",
+    "operations",
+    "training",
+)
+"""Packages whose progress a verb prints on stderr."""
 AS_OF_HELP = "ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
 AsOf = Annotated[str | None, typer.Option("--as-of", help=AS_OF_HELP)]
 AsJson = Annotated[
@@ -88,5 +97,5 @@ def log_to_stderr() -> None:
     logging.captureWarnings(capture=True)
     for library in ("py.warnings", "great_expectations"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    for package in ("training", "feature_repo", "mlflow_server", "monitoring"):
+    for package in LOGGING_PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
