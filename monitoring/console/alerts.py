@@ -14,8 +14,8 @@ from monitoring.console.states import EVENTS_WAIT, late_events
 from monitoring.console.status import refusal_cause
 from monitoring.serving_status import read_status, replicas_of
 
-SECONDS = 10.0
-"""Between two looks."""
+WATCH_SECONDS = 10.0
+"""Time between two rounds."""
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +47,9 @@ def alert_of_refusals(settings: Settings, now: datetime) -> None:
         try:
             status = read_status(settings, address)
         except (httpx.HTTPError, ValueError) as exc:
-            logger.info("%s does not say what it refuses: %s", replica, exc)
+            logger.info(
+                "%s does not name the versions that it refuses: %s", replica, exc
+            )
             continue
         for model, fields in status["models"].items():
             production = fields["versions"].get(PRODUCTION)
@@ -67,8 +69,8 @@ def alert_of_refusals(settings: Settings, now: datetime) -> None:
 
 
 def watch(settings: Settings, stopped: threading.Event) -> None:
-    """Look after refused versions and events until `stopped` is set."""
-    while not stopped.wait(SECONDS):
+    """Alert of refused versions and late events, round by round, until `stopped` is set."""
+    while not stopped.wait(WATCH_SECONDS):
         now = datetime.now(UTC)
         try:
             alert_of_refusals(settings, now)

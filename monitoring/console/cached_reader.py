@@ -1,4 +1,4 @@
-"""A source that may be slow or hang, read without waiting for it."""
+"""Readers of sources that may be slow or hang; nobody waits long for them."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ KEPT = timedelta(seconds=30)  # how long the last value of a source that hangs i
 
 @dataclass(frozen=True)
 class Reading(Generic[T_co]):
-    """A value, and when (UTC) it was read; without both: unknown, and why."""
+    """A value and the moment (UTC) of its reading; without both it is unknown, and `why` says why."""
 
     value: T_co | None = None
     at: datetime | None = None
@@ -23,7 +23,7 @@ class Reading(Generic[T_co]):
 
 
 class CachedReader(Generic[T]):
-    """Reads a source in a thread of its own. seconds: how long a value is good enough."""
+    """Reads a source in a thread of its own, again once the value is `seconds` old."""
 
     def __init__(self, read: Callable[[], T], seconds: float = 1.0) -> None:
         self._read = read
@@ -33,7 +33,7 @@ class CachedReader(Generic[T]):
         self._thread = threading.Thread()
 
     def begin(self) -> threading.Thread:
-        """Return the thread that reads; a new one unless one is at it or the value is new."""
+        """Return the thread that reads; start one unless one still reads or the value is new."""
         at = self._reading.at
         if not self._thread.is_alive() and not (
             at and datetime.now(UTC) - at < self._fresh
@@ -46,10 +46,10 @@ class CachedReader(Generic[T]):
 
     @property
     def reading(self) -> Reading[T]:
-        """What was last read; unknown where the source refuses, or hangs longer than `KEPT`."""
+        """The last reading; an unknown value if the source refuses, or hangs longer than `KEPT`."""
         last = self._reading
         if last.at and datetime.now(UTC) - last.at > KEPT + self._fresh:
-            # Not since the last answer: nobody may have asked for hours.
+            # The time since the last answer would mislead: nobody may have asked for hours.
             return Reading(why=f"no answer since {self._began:%Y-%m-%d %H:%M:%S} UTC")
         return last
 
@@ -64,7 +64,7 @@ class CachedReader(Generic[T]):
 
 
 def read_all(readers: Iterable[CachedReader[Any]]) -> None:
-    """Have all sources read at once, and wait for them together, `PATIENCE` at most."""
+    """Read all sources at once, and wait for them together, at most `PATIENCE`."""
     threads = [reader.begin() for reader in readers]
     until = time.monotonic() + PATIENCE
     for thread in threads:

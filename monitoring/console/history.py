@@ -1,4 +1,4 @@
-"""The history of each check, and where a picture has what; templates/words.html draws it."""
+"""The history of each check, and positions in its picture, which templates/words.html draws."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from monitoring.decisions.store import (
 DAYS = 30
 """Days that a page shows."""
 HOURS = 6
-"""Hours of which it shows one monitoring run."""
+"""Hours of which a page shows one monitoring run."""
 WORST = ("harmful", "bad", "alert", "unknown", "note", "ok")
-"""States of a check, the worst first."""
+"""Statuses of a check, the worst first."""
 ACTING = "Acted on, the worst first"
 TRAFFIC = "Traffic"
 PASSIVE = "Shown, never acted on"
@@ -27,16 +27,16 @@ HEADINGS = (ACTING, TRAFFIC, PASSIVE)
 TRAFFIC_NAMES = ("serving/", "volume/")
 """How the names of checks of traffic begin."""
 MAX_DRAWN = 12
-"""Acting checks that are drawn; of others a page draws the one that it is asked for."""
+"""Acting checks that are drawn. A page for one check draws that one, whichever it is."""
 AT_ONCE = 30
-"""Runs whose checks are read at once: of a year they take 100 MB."""
+"""Runs whose checks are read at once: checks of a year take 100 MB."""
 BOTTOM = 102
 TOP = 8
-"""Pixels of a picture between which its values lie; templates/words.html draws 120."""
+"""Pixels of a picture, of 120, between which its values lie."""
 
 
 class Point(NamedTuple):
-    """What is drawn of one result."""
+    """The part of a check's result that is drawn."""
 
     value: float
     limit: float | None
@@ -49,7 +49,7 @@ class Series:
 
     Attributes:
         newest: The newest result.
-        points: By the moment of their monitoring run, oldest first.
+        points: Points by the moment of their monitoring run, the oldest first.
 
     """
 
@@ -57,24 +57,24 @@ class Series:
     points: dict[datetime, Point]
 
     def badness(self) -> tuple[int, float]:
-        """Return what sorts the worst first: the state, then how far the value is from its limit.
+        """Return a key that sorts the worst first: by status, then by distance from the limit.
 
-        A limit may be the most or the least: a value that is bad lies beyond it, another is nearer
-        to it the worse it is.
+        A limit may be the most or the least. A bad value lies beyond it, and is worse the farther it
+        is; another value is worse the nearer it is.
         """
-        state = WORST.index(self.newest.status)
+        place = WORST.index(self.newest.status)
         distance = self.newest.distance()
         if distance is None:
-            return state, inf
-        is_beyond = state < WORST.index("unknown")
-        return state, -distance if is_beyond else distance
+            return place, inf
+        is_beyond = place < WORST.index("unknown")
+        return place, -distance if is_beyond else distance
 
 
 def read_history(settings: Settings, model: str) -> list[Series]:
-    """Read the checks of a run of each HOURS of the last DAYS, and of the newest.
+    """Read the checks of one monitoring run for each HOURS of the last DAYS, and of the newest run.
 
     Returns:
-        The worst first.
+        A series for each check, the worst first.
 
     Raises:
         DataError: A table cannot be read.
@@ -98,7 +98,7 @@ def read_history(settings: Settings, model: str) -> list[Series]:
 
 
 def panels_of(series: Iterable[Series], wanted: str | None) -> dict[str, list[Series]]:
-    """Return what to draw by heading, the worst first; of a check that is `wanted` that alone."""
+    """Return the series to draw by heading, the worst first; with `wanted` the one of that check."""
     panels: dict[str, list[Series]] = {heading: [] for heading in HEADINGS}
     for one in series:
         result = one.newest
@@ -117,18 +117,18 @@ def panels_of(series: Iterable[Series], wanted: str | None) -> dict[str, list[Se
 
 @dataclass(frozen=True)
 class Span:
-    """The time that a page shows, aware UTC."""
+    """The span of time that a page shows, aware UTC."""
 
     since: datetime
     until: datetime
 
     def place(self, moment: datetime) -> float:
-        """Return where a moment is, in percent of the width; what came before is at the edge."""
+        """Return the place of a moment in percent of the width; earlier moments are at the edge."""
         share = (moment - self.since) / (self.until - self.since)
         return round(1 + 98 * max(share, 0.0), 1)
 
     def ticks(self, count: int) -> dict[datetime, str]:
-        """Return the labels below a picture: at most `count` days, of under two days the times."""
+        """Return labels below a picture: at most `count` days, or times of day under two days."""
         length = self.until - self.since
         if length < timedelta(days=2):
             step = length / count
@@ -145,7 +145,7 @@ class Span:
 
 
 def shown_span(promotions: Iterable[datetime], now: datetime) -> Span:
-    """Return the last DAYS, or the time since the first promotion where that is shorter."""
+    """Return the last DAYS, or the span since the first promotion if that is shorter."""
     since = now - timedelta(days=DAYS)
     first = min(promotions, default=since) - timedelta(minutes=1)
     return Span(max(since, first), now)
@@ -164,14 +164,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Picture:
-    """A series as it is drawn; the values at the ends of its scale by their pixels."""
+    """A series with positions; `ticks` has the values at both ends of the scale by pixel."""
 
     marks: list[Mark]
     ticks: dict[int, float]
 
 
 def picture_of(one: Series, span: Span) -> Picture:
-    """Place the results of a series. Not in a template, where it takes five times as long."""
+    """Compute the positions of a series; a template would take five times as long."""
     points = one.points.values()
     values = [point.value for point in points]
     values += [point.limit for point in points if point.limit is not None]

@@ -33,23 +33,23 @@ SHARED = "serving and its resources"
 BROKEN_SPECS_SECONDS = 10
 RUN_DAYS = timedelta(days=30)
 RUNS_SECONDS = 300
-"""Airflow is asked twice for each DAG."""
+"""How long counts of runs are new enough: each reading asks Airflow twice for each DAG."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is shown first of a model; None is what is not known.
+    """The facts about a model that are shown first; None if a fact is not known.
 
     Attributes:
-        state: The worst of its checks: attention, unknown or ok.
-        version: In production.
-        since: When that came into production, aware UTC.
-        verdict: The newest, in words.
-        verdict_at: The moment that it is about.
-        requests_per_minute: In its window.
-        p99_ms: Time to an answer there, in milliseconds.
-        failed_share: Of the predictions there.
-        open_alerts: How many.
+        state: Health of its worst state: attention, unknown or ok.
+        version: The version in production.
+        since: Its promotion, aware UTC.
+        verdict: The newest verdict, in words.
+        verdict_at: The moment that the verdict is as of.
+        requests_per_minute: Requests a minute in the window of the verdict.
+        p99_ms: 99th percentile of the time to an answer there, in milliseconds.
+        failed_share: Share of the predictions there that failed.
+        open_alerts: Number of open alerts.
 
     """
 
@@ -88,17 +88,17 @@ def card_of(status: ModelStatus, states: Sequence[LoopState], now: datetime) -> 
 
 @dataclass(frozen=True)
 class LoopStatus:
-    """What is known now.
+    """The loop at one moment.
 
     Attributes:
-        now: When, aware UTC.
+        now: The moment, aware UTC.
         is_ready: Whether serving answers predictions.
-        models: What each source says of each model, by name.
-        checks: By the model, and those of serving under `SHARED`.
-        cards: By the model, the worst first.
-        lags: Of the consumer, by dataset.
-        broken_specs: Files of models that are no specs, and why.
-        dag_runs: Runs of RUN_DAYS that have ended, by DAG and state, as Airflow counts them.
+        models: Readings by model.
+        states: States by model; states of serving and events under `SHARED`.
+        cards: Cards by model, the worst first.
+        lags: Lags of the consumer by dataset.
+        broken_specs: Files in models/ that are no specs, each with its problem.
+        dag_runs: Number of runs that ended within RUN_DAYS, by DAG and state.
 
     """
 
@@ -112,16 +112,16 @@ class LoopStatus:
     dag_runs: Reading[Mapping[str, Mapping[str, int]]]
 
     def promotion_times(self) -> list[datetime]:
-        """Return when a version of any model was given a role."""
+        """Return the moments at which a version of any model got a role."""
         known_rows = [status.rows.value for status in self.models.values()]
         return [row.time for rows in known_rows if rows for row in rows.ledger]
 
 
 class Loop:
-    """Readers of everything, which live as long as the process."""
+    """Readers of all sources, which live as long as the process."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the specs, and nothing else yet."""
+        """Make the readers; of all sources only the specs are read yet."""
         self._serving: CachedReader[ServingStatuses] = CachedReader(
             partial(read_statuses, settings)
         )
@@ -139,7 +139,7 @@ class Loop:
     def read(
         self, names: Iterable[str] | None = None, *more: CachedReader[Any]
     ) -> LoopStatus:
-        """Read models by name, None: all, and other sources, at once."""
+        """Read the sources of models, all of them if `names` is None, and other sources, at once."""
         readers: list[CachedReader[Any]] = [*self._shared, *more]
         chosen = [self.models[name] for name in names or self.models]
         for model in chosen:

@@ -1,6 +1,6 @@
-"""What Prometheus reads of the loop: figures of rows and runs, taken when it asks.
+"""Metrics of the loop for Prometheus: figures of rows and runs, read when it asks.
 
-Times are seconds since 1970. What is not known has no sample: it is never 0.
+Times are seconds since 1970. A figure that is not known has no sample: it is never 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ METRICS = {
     "source_silence_seconds": "Now minus a dataset's newest event.",
     "verdict": "1 for the newest verdict.",
 }
-"""Without `gyre_`."""
+"""Metric → its meaning; names are without `gyre_`."""
 
 
 def loop_metrics(
@@ -55,9 +55,9 @@ def loop_metrics(
     """Return all samples in Prometheus's text format.
 
     Args:
-        loop: What is known.
-        records: Of datasets.
-        usages: Of the programs of a stack on one machine.
+        loop: The loop at one moment.
+        records: Records of datasets.
+        usages: Processor time and memory of the programs of a stack on one machine.
 
     """
     registry = CollectorRegistry()

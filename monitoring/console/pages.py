@@ -39,7 +39,7 @@ DOCUMENT_POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; frame-ancestors 'self'"
 )
-"""Of what was made of data: its scripts run in an origin of their own and reach no address."""
+"""Policy of documents made from data: scripts run in an origin of their own and reach no address."""
 NOT_FOUND = 404
 BAD_GATEWAY = 502
 TEMPLATES = jinja2.Environment(
@@ -63,7 +63,7 @@ TEMPLATES.globals |= {
 
 
 class Console:
-    """The pages. What each needs is read at once, by readers that live as long as the process."""
+    """The pages. The sources of a page are read at once, by readers that live with the process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -121,7 +121,7 @@ class Console:
         )
 
     def framed(self, kind: str, request: Request) -> Response:
-        """Show a document of a model in a frame, with those before and after it."""
+        """Show a document of a model in a frame, with links to the documents before and after it."""
         name = request.path_params["name"]
         key = request.path_params["key"]
         documents = self._documents(kind, name)
@@ -143,7 +143,7 @@ class Console:
         )
 
     def document(self, kind: str, request: Request) -> Response:
-        """Return a model card or Evidently's report as it was stored."""
+        """Return a model card or a report of Evidently as it was stored."""
         documents = self._documents(kind, request.path_params["name"])
         document = _known(documents, request.path_params["key"], kind)
         try:
@@ -155,7 +155,7 @@ class Console:
         return _sandboxed(content, "text/html")
 
     def _documents(self, kind: str, name: str) -> Mapping[str, Document]:
-        """Return the model cards by version, or the reports by the moment of their window."""
+        """Return the model cards by version, or the reports by the end of their window."""
         reader = _known(self._loop.models, name, "model").pages
         read_all([reader])
         pages = reader.reading.value
@@ -164,7 +164,7 @@ class Console:
         return pages.cards if kind == "card" else pages.reports
 
     def data_docs(self, request: Request) -> Response:
-        """Return a page of the Data Docs, and nothing beside them."""
+        """Return a page of the Data Docs, and no file outside them."""
         path = PurePosixPath(request.path_params["path"])
         if ".." in path.parts or path.is_absolute():
             raise HTTPException(NOT_FOUND)
@@ -177,7 +177,7 @@ class Console:
         return _sandboxed(content, media_type)
 
     def metrics(self, _request: Request) -> Response:
-        """Return the figures of the loop, for Prometheus."""
+        """Return the metrics of the loop, for Prometheus."""
         loop = self._loop.read(
             None, *self._records.values(), self._usages, self._loop.dag_runs
         )
@@ -190,7 +190,7 @@ class Console:
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def missing(self, _request: Request, exc: Any) -> Response:
-        """Show why there is no such page, and the way back; `exc` is an HTTPException."""
+        """Show why there is no such page, and a way back; `exc` is an HTTPException."""
         return self._page("missing.html", code=exc.status_code, detail=exc.detail)
 
     def _page(
@@ -201,7 +201,7 @@ class Console:
         snapshot: LoopStatus | None = None,
         **values: Any,
     ) -> Response:
-        """Return a page of these values, and of those that every page has."""
+        """Return a page with these values and the values that every page has."""
         now = datetime.now(UTC)
         promotions = snapshot.promotion_times() if snapshot else []
         text = TEMPLATES.get_template(template).render(
@@ -220,7 +220,7 @@ class Console:
 
 
 def _known(values: Mapping[str, T], key: str, kind: str) -> T:
-    """Return a value by its key; without one there is no such page."""
+    """Return a value by its key, or answer 404."""
     if key not in values:
         names = ", ".join(values) or "none"
         raise HTTPException(NOT_FOUND, f"no {kind} {key!r}: known are {names}")

@@ -1,4 +1,4 @@
-"""What is known of the loop. This process imports neither Feast nor MLflow."""
+"""Readers of all sources about a model. The console's process imports neither Feast nor MLflow."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,33 +27,33 @@ from monitoring.decisions.store import (
 )
 
 PAGES_SECONDS = 30
-"""How long an answer is good enough: of the database's tables, and of MLflow's runs."""
+"""How long an answer about MLflow's runs and versions, and about the history, is new enough."""
 SHOWN_DECISIONS = 24
 YEAR = timedelta(days=365)
 Alert = Mapping[str, Any]
 """A row of the table of alerts."""
 Stores = Callable[[], tuple[Ledger, Alerts]]
-"""Opens both once, for all models: connections count."""
+"""Opens both for all models at once, as connections are few."""
 ServingStatuses = Mapping[str, Mapping[str, Any]]
-"""The answer of /status of each replica, by its address."""
+"""The answer of /status of each replica by its address."""
 
 
 def alert_details(alert: Alert) -> DriftAlert | None:
-    """Return what an alert says of a model, None where it is about something else."""
+    """Return the details of an alert about a model; None for an alert about something else."""
     text = alert["details"]
     return DRIFT_ALERTS.validate_json(text) if text else None
 
 
 @dataclass(frozen=True)
 class ModelRows:
-    """What ledger, decisions and alerts say of a model, oldest first.
+    """Rows about a model in ledger, decisions and alerts, the oldest first.
 
     Attributes:
-        ledger: All rows.
-        decisions: The newest.
-        alerts: Of the model and of its datasets.
-        results: Of the newest monitoring run.
-        notable: Of each day of a year in which a decision acted or was bad, one of each action.
+        ledger: All rows of the ledger.
+        decisions: The newest decisions.
+        alerts: Alerts about the model and its datasets.
+        results: Checks of the newest monitoring run.
+        notable: Decisions of a year that acted or were bad: one of each action a day.
 
     """
 
@@ -64,7 +64,7 @@ class ModelRows:
     notable: Sequence[DecisionRow] = ()
 
     def newest(self, role: str) -> LedgerRow | None:
-        """Return the row that put into `role` what the ledger says is there."""
+        """Return the row that gave a role to the version that has it by the ledger."""
         return last_applied(self.ledger, role)
 
     @property
@@ -72,12 +72,12 @@ class ModelRows:
         return self.decisions[-1] if self.decisions else None
 
     def last_moments(self) -> dict[str, datetime]:
-        """Return when each action was last decided, within a year."""
+        """Return the moment of the last decision of a year for each action."""
         rows = sorted([*self.notable, *self.decisions], key=lambda row: row.as_of)
         return {row.action: row.as_of for row in rows}
 
     def open_alerts(self, now: datetime) -> list[Alert]:
-        """Return alerts seen of late; one about a version is over with the version's role."""
+        """Return alerts that were seen lately; one about a version ends with the version's role."""
         rows = [self.newest(role) for role in ROLES]
         versions = {None, *(row.to_version for row in rows if row)}
         alerts: list[Alert] = []
@@ -91,16 +91,16 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """What each source says of a model.
+    """The readings of all sources about a model.
 
     Attributes:
         spec: The model.
-        serving: Each replica's own words.
+        serving: The status of each replica.
         aliases: Versions by role, as MLflow has them.
         freshness: Records of the datasets that the model reads.
-        rows: See `ModelRows`.
-        runs: The newest training, or that its experiment is deleted.
-        reproduced: Whether versions were the same when they were last built again.
+        rows: Rows of ledger, decisions and alerts.
+        runs: The newest training; or a mark that its experiment is deleted.
+        reproduced: By version, whether it was the same when it was last built again.
 
     """
 
@@ -113,19 +113,19 @@ class ModelStatus:
     reproduced: Reading[Mapping[str, bool]]
 
     def replicas(self) -> Iterator[Mapping[str, Any]]:
-        """Yield what each replica of serving says of the model."""
+        """Yield the part about the model of each replica's status."""
         for status in (self.serving.value or {}).values():
             model = status["models"].get(self.spec.name)
             if model is not None:
                 yield model
 
     def served_versions(self, role: str) -> list[str]:
-        """Return the versions that replicas have in a role; two while one of them loads."""
+        """Return the versions that replicas have in a role; two while one replica still loads."""
         versions = {replica["versions"].get(role) for replica in self.replicas()}
         return sorted(version for version in versions if version)
 
     def refused_versions(self) -> dict[str, str]:
-        """Return why replicas refuse versions, by version."""
+        """Return the reason for each version that a replica refuses."""
         reasons: dict[str, str] = {}
         for replica in self.replicas():
             reasons |= replica["refused"]
@@ -142,9 +142,9 @@ class ModelReaders:
 
     Attributes:
         spec: The model.
-        sources: What every page asks, by the fields of `ModelStatus`.
-        pages: What MLflow has for a person to read.
-        history: Checks over time.
+        sources: Readers that every page asks, by the field of `ModelStatus`.
+        pages: Reader of MLflow's model cards, reports and versions.
+        history: Reader of checks over time.
 
     """
 
@@ -155,7 +155,7 @@ class ModelReaders:
         serving: CachedReader[ServingStatuses],
         stores: Stores,
     ) -> None:
-        """Read nothing yet; `serving` and `stores` are shared by all models."""
+        """Make the readers, which read nothing yet; all models share `serving` and `stores`."""
         name = spec.name
         pages = Pages(settings)
         training = partial(pages.training, spec.experiment)
@@ -181,7 +181,7 @@ class ModelReaders:
         )
 
     def status(self) -> ModelStatus:
-        """Return what was last read."""
+        """Return the last readings."""
         readings = {name: reader.reading for name, reader in self.sources.items()}
         return ModelStatus(self.spec, **readings)
 
@@ -192,7 +192,7 @@ def _model_rows(settings: Settings, stores: Stores, spec: ModelSpec) -> ModelRow
     alert_rows: list[Alert] = []
     for subject in (*dataset_names(spec.dataset), model):
         alert_rows += alerts.rows(subject)
-    # Not by MLflow, which need not answer.
+    # The ledger knows the newest model of the name, even if MLflow does not answer.
     ledger_rows = of_newest_model(ledger.rows(model))
     created = ledger_rows[-1].created if ledger_rows else None
     decisions = newest_decisions(settings, model, SHOWN_DECISIONS, created=created)
