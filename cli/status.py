@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import psutil
 from rich.console import Group
 
@@ -15,8 +14,8 @@ from cli.verbs import CONSOLE
 from core.additions import is_present
 from core.spec import broken_specs
 from monitoring.check import CheckResult
-from monitoring.serving_status import read_statuses
 from stack.processes import members, states
+from stack.readiness import answers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,47 +50,43 @@ def read_status(settings: Settings) -> dict[str, Any]:
     if not processes:  # whoever answers on these ports is another stack
         return status
     if is_present(CONSOLE):
-        status["up"] = _add_loop(status, settings) and are_running
+        status |= _loop_document(settings)
     else:
-        status["up"] = _is_serving_ready(settings) and are_running
+        status["up"] = answers("serving", "/health/ready")(settings) is None
+    status["up"] = status["up"] and are_running
     return status
 
 
-def _add_loop(status: dict[str, Any], settings: Settings) -> bool:
-    """Add the console's cards, checks and problems; return whether serving is ready."""
+def _loop_document(settings: Settings) -> dict[str, Any]:
+    """Return the console's cards, states and problems; `up` is whether serving is ready."""
     from monitoring.console.loop import Loop  # noqa: PLC0415
     from monitoring.console.states import problems  # noqa: PLC0415
 
     loop = Loop(settings).read()
-    status["models"] = {name: asdict(card) for name, card in loop.cards.items()}
-    for subject, states_of_subject in loop.states.items():
-        fields = [_state_fields(state) for state in states_of_subject]
-        status["checks"][subject] = fields
-    for problem in problems(loop.states):
-        fields_of_problem = {
-            "state": problem.state.health,
-            "of": problem.subjects,
-            "words": problem.state.words,
-            "remedy": problem.state.remedy,
-        }
-        status["problems"].append(fields_of_problem)
-    return loop.is_ready
+    return {
+        "up": loop.is_ready,
+        "models": {name: asdict(card) for name, card in loop.cards.items()},
+        "checks": {
+            subject: [*map(_state_fields, states_of_subject)]
+            for subject, states_of_subject in loop.states.items()
+        },
+        "problems": [
+            {
+                "state": state.health,
+                "of": subjects,
+                "words": state.words,
+                "remedy": state.remedy,
+            }
+            for state, subjects in problems(loop.states)
+        ],
+    }
 
 
 def _state_fields(state: LoopState) -> dict[str, Any]:
     """Return a state as a check of a monitoring run has it: both have the same fields in JSON."""
-    check = state.check or CheckResult(name=state.name, kind=state.kind)
     fields = asdict(state)
-    del fields["check"]
-    return asdict(check) | fields
-
-
-def _is_serving_ready(settings: Settings) -> bool:
-    try:
-        statuses = read_statuses(settings)
-    except (httpx.HTTPError, ValueError):
-        return False
-    return bool(statuses) and all(status["ready"] for status in statuses.values())
+    check = fields.pop("check") or asdict(CheckResult(name=state.name, kind=state.kind))
+    return check | fields
 
 
 def _memory(settings: Settings) -> int:

@@ -5,7 +5,7 @@ import keyword
 import logging
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -83,17 +83,24 @@ def new(
     log_to_stderr()
     settings = load_settings()
     places = _new_files(name)
+    from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest.source import read  # noqa: PLC0415
+
     if source is None:
         columns = _example_columns(days)
     else:
         source = _full_address(source)
-        columns = _source_columns(
-            source,
-            key=key,
-            entity=entity,
-            time=time,
-            label=label,
-            outcome=outcome,
+        rows = in_types(read(source))
+        kind = label or ask("--label", "kind of label", get_args(LabelKind))
+        is_of_events = kind == "event"
+        if outcome and not is_of_events:
+            raise SettingsError("--outcome: expected --label event beside it")
+        columns = describe(
+            rows,
+            key=[choose(rows, "--key", column) for column in key or [""]],
+            entity=choose(rows, "--entity", entity),
+            time=choose(rows, "--time", time),
+            outcome=choose(rows, "--outcome", outcome) if is_of_events else None,
             days=days,
         )
     write_use_case(PROJECT, name, columns)
@@ -102,11 +109,15 @@ def new(
     _name_source(settings.home / ENV_FILE, name, source)
     for line in _summary(columns):
         typer.echo(line)
+    typer.echo(_next_steps(name, source, columns["last"]))
+
+
+def _next_steps(name: str, source: str | None, last: datetime) -> str:
+    """Return the commands that follow; a training of old rows is as of the newest one."""
     as_of = ""
-    if source and datetime.now(UTC) - columns["last"] > OLD:
-        as_of = f" --as-of {columns['last']:%Y-%m-%dT%H:%MZ}  # the newest row"
-    project = shlex.quote(str(PROJECT))
-    typer.echo(NEXT.format(name=name, project=project, as_of=as_of))
+    if source and datetime.now(UTC) - last > OLD:
+        as_of = f" --as-of {last:%Y-%m-%dT%H:%MZ}  # the newest row"
+    return NEXT.format(name=name, project=shlex.quote(str(PROJECT)), as_of=as_of)
 
 
 def _example_columns(days: int) -> dict[str, Any]:
@@ -127,35 +138,6 @@ def _full_address(source: str) -> str:
         return source
     path = Path(source).absolute()  # a link stays one
     return str(path.resolve() if ".." in path.parts else path)
-
-
-def _source_columns(
-    source: str,
-    *,
-    key: Sequence[str] | None,
-    entity: str | None,
-    time: str | None,
-    label: LabelKind | None,
-    outcome: str | None,
-    days: int,
-) -> dict[str, Any]:
-    """Return the variables of the templates for the rows of a source; arguments are of `new`."""
-    from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
-    from feature_engine.ingest.source import read  # noqa: PLC0415
-
-    rows = in_types(read(source))
-    kind = label or ask("--label", "kind of label", get_args(LabelKind))
-    is_of_events = kind == "event"
-    if outcome and not is_of_events:
-        raise SettingsError("--outcome: expected --label event beside it")
-    return describe(
-        rows,
-        key=[choose(rows, "--key", column) for column in key or [""]],
-        entity=choose(rows, "--entity", entity),
-        time=choose(rows, "--time", time),
-        outcome=choose(rows, "--outcome", outcome) if is_of_events else None,
-        days=days,
-    )
 
 
 def _name_source(file: Path, name: str, source: str | None) -> None:

@@ -47,19 +47,24 @@ WAIT_SECONDS = 12
 after 9 seconds at the latest."""
 
 
-def in_datasets(
-    forget: Callable[[EntitySearch, Dataset], int], search: EntitySearch
-) -> int:
-    """Erase in every dataset of the search; where one fails, the others are erased."""
-    row_count = 0
-    for dataset in search.datasets:
-        try:
-            row_count += forget(search, dataset)
-        except Exception as exc:  # noqa: BLE001  (of any tool, or a user's expression)
-            search.problems.append(f"{dataset.name}: {in_one_line(exc)}")
-    return row_count
+def in_every_dataset(
+    erase: Callable[[EntitySearch, Dataset], int],
+) -> Callable[[EntitySearch], int]:
+    """Return a function that erases in every dataset of a search, in others where one fails."""
+
+    def erase_everywhere(search: EntitySearch) -> int:
+        row_count = 0
+        for dataset in search.datasets:
+            try:
+                row_count += erase(search, dataset)
+            except Exception as exc:  # noqa: BLE001  (of any tool, or a user's expression)
+                search.problems.append(f"{dataset.name}: {in_one_line(exc)}")
+        return row_count
+
+    return erase_everywhere
 
 
+@in_every_dataset
 def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
     """Erase raw rows, and rows that events superseded; compute features without them.
 
@@ -95,6 +100,7 @@ def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
     return len(rows)
 
 
+@in_every_dataset
 def erase_features(search: EntitySearch, dataset: Dataset) -> int:
     """Erase rows of views that have the key; those of other entities follow from raw rows."""
     row_count = 0
@@ -106,11 +112,13 @@ def erase_features(search: EntitySearch, dataset: Dataset) -> int:
     return row_count
 
 
+@in_every_dataset
 def erase_quarantined_rows(search: EntitySearch, dataset: Dataset) -> int:
     is_own = search.key_in(dataset).in_json('"row"')
     return _erase_rows(search, quarantine_table(search.settings, dataset), is_own)
 
 
+@in_every_dataset
 def erase_online_values(search: EntitySearch, dataset: Dataset) -> int:
     settings = search.settings
     raw = raw_table(settings, dataset)

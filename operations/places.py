@@ -60,10 +60,10 @@ GROWING_PLACES = (
 """Places beside the tables."""
 
 ENTITY_PLACES: dict[str, Callable[[EntitySearch], int]] = {
-    "raw rows": partial(erase.in_datasets, erase.erase_raw_rows),
-    "features": partial(erase.in_datasets, erase.erase_features),
-    "online values": partial(erase.in_datasets, erase.erase_online_values),
-    "rows in quarantine": partial(erase.in_datasets, erase.erase_quarantined_rows),
+    "raw rows": erase.erase_raw_rows,
+    "features": erase.erase_features,
+    "online values": erase.erase_online_values,
+    "rows in quarantine": erase.erase_quarantined_rows,
     "requests of events": erase.erase_requests_of_events,
     "training frames": erase.erase_rows_of_frames,
     "prediction log": erase.erase_log_lines,
