@@ -7,8 +7,9 @@ says how S3 is reached (`AWS_*`). The executors read and write the tables' files
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -23,8 +24,6 @@ from core.tables.addresses import files_below
 from core.tables.commits import AddedFile, added_file
 from core.tables.table import Table
 from feature_engine.engines.periods import PERIOD_MICROSECONDS
-from feature_engine.online import redis_rows
-from feature_repo.published import redis_names
 
 try:
     from ibis.backends.pyspark import Backend
@@ -89,8 +88,7 @@ def connect(master: str, scratch: UPath) -> "_Connection":
         ) from exc
     if is_first:
         _wait_for_worker(session, master)
-    for module in (executors, redis_names, redis_rows):
-        cloudpickle.register_pickle_by_value(module)
+    cloudpickle.register_pickle_by_value(executors)
     connection = _Connection()
     connection.scratch = scratch
     connection.register_options()
@@ -174,8 +172,22 @@ class _Connection(Backend):  # type: ignore[misc]
                 rows = executors.read_rows(path, folder)
                 yield from rows.cast(columns).to_batches()
 
-    def use_rows(self, rows: ir.Table, use: Callable[[pa.Table], str]) -> list[str]:
-        """Have the executors use rows, some at a time: see `executors.use_rows`."""
+    def use_rows(
+        self,
+        rows: ir.Table,
+        use: Callable[[pa.Table], str],
+        modules: Iterable[ModuleType],
+    ) -> list[str]:
+        """Have the executors use rows, some at a time: see `executors.use_rows`.
+
+        Args:
+            rows: Any rows.
+            use: See `executors.use_rows`.
+            modules: Modules of Gyre that `use` needs; the executors get them by value.
+
+        """
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)
         with one_line_errors():
             return executors.use_rows(self.frame(rows), use)
 

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from core.errors import FeaturesUnavailableError
 from feature_engine.engines.engine import engine_connection
 from feature_engine.offline.views import ViewTable
+from feature_engine.online import redis_rows
 from feature_engine.online.difference import ViewDifference
 from feature_engine.online.entity_values import ViewValues
 from feature_engine.online.redis_rows import (
@@ -32,6 +33,7 @@ from feature_engine.online.redis_rows import (
 )
 from feature_engine.online.state import OnlineState, ahead_key, replace_state
 from feature_engine.online.values import OnlineValues, written_state
+from feature_repo.published import redis_names
 from feature_repo.published.redis_names import KeyValues, state_key
 
 REDIS_BATCH_SECONDS = 10.0
@@ -178,7 +180,7 @@ class ViewRefresh:
             REDIS_BATCH_SECONDS,
             self._ahead_key,
         )
-        problems = connection.use_rows(rows, write)
+        problems = connection.use_rows(rows, write, (redis_names, redis_rows))
         if problems:
             raise FeaturesUnavailableError(
                 f"Redis, from a worker of Spark: {problems[0]}"

@@ -49,9 +49,8 @@ def read_actuals(
 
     """
     requests = answers["request_id"].to_pandas()
-    values: NDArray[np.float64] = (
-        pd.Series(feedback, dtype=float).reindex(requests).to_numpy(float, copy=True)
-    )
+    known = pd.Series(feedback, dtype=float).reindex(requests)
+    values = np.array(known, dtype=np.float64)
     ambiguous_count = 0
     if spec.snapshots.rows == "label":
         labelled, ambiguous_count = _row_labels(settings, spec, answers, as_of)
