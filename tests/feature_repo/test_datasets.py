@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from feast.repo_operations import get_repo_files
 
 from gyre import PROJECT
 from tests.support.tools.preloaded import commands_folder
@@ -94,6 +95,17 @@ BROKEN = {
         "x = (",
         ".py:1: SyntaxError: '(' was never closed (dataset 'a_torn' cannot be imported)",
     ),
+    "an_old_path": (
+        (
+            "from gyre import Dataset\n"
+            "from feature_repo.windows import Window\n"
+            "WINDOW = Dataset(views=Window())\n"
+        ),
+        (
+            ".py:2: ImportError: feature_repo.windows is no more: from gyre import "
+            "DECIMAL, Window, Windows, feature_view (dataset 'an_old_path' cannot"
+        ),
+    ),
     "an_unfinished": (
         "from .orders import ORDERS\n\ndef half(:\n    pass\n",
         ".py:3: SyntaxError: invalid syntax",
@@ -159,6 +171,12 @@ def test_datasets_and_helpers_that_a_module_imports_are_told_apart_without_impor
     names, modules = output(project, "-c", NAMES, name)
     assert names == sorted({name} | datasets)
     assert modules == sorted({name} | datasets | helpers)
+
+
+def test_feast_imports_the_modules_of_datasets_alone():
+    folder = PROJECT / "feature_repo"
+    datasets = {path.resolve() for path in (folder / "datasets").rglob("*.py")}
+    assert datasets.issuperset(get_repo_files(folder))
 
 
 def test_feast_apply_names_the_line_that_cannot_be_imported(project):

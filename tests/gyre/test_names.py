@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -19,6 +20,22 @@ def test_another_name_is_answered_with_those_that_exist():
         from gyre import Windowz  # noqa: F401, PLC0415
     with pytest.raises(AttributeError, match="'Windowz': it has DECIMAL, PROJECT"):
         _ = gyre.Windowz
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("feature_repo.windows", "DECIMAL, Window, Windows, feature_view"),
+        ("training.estimators", "columns"),
+    ],
+)
+def test_a_former_place_of_names_is_answered_with_the_import_that_replaces_it(
+    module, names
+):
+    line = f"^{module} is no more: from gyre import {names}$"
+    with pytest.raises(ImportError, match=line):
+        import_module(module)
+    assert set(names.split(", ")) <= set(gyre.__all__)
 
 
 def test_a_definition_imports_no_training_and_no_monitoring():
