@@ -1,4 +1,4 @@
-"""What is to be written online of a view: its newest rows, and which of them may differ."""
+"""The rows of a view that are to be written online: the newest ones of keys that may differ."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -16,10 +16,10 @@ from feature_repo.published.redis_names import KeyValues
 
 
 class ViewDifference:
-    """The rows of one version of a view at a moment, beside those of older versions.
+    """The rows of one version of a view at a moment, compared with older versions.
 
     Args:
-        connection: Of an engine; temporary tables are made there.
+        connection: Connection of an engine; temporary tables are made there.
         view: The view's table.
         keys: Names of the view's join keys.
         version: The version of the view's table.
@@ -45,20 +45,20 @@ class ViewDifference:
         self._latest = self._rows.limit(0)
 
     def changed_keys(
-        self, old_versions: Iterable[int], since: datetime, others: Sequence[KeyValues]
+        self, old_versions: Iterable[int], since: datetime, more_keys: Sequence[KeyValues]
     ) -> ir.Table | None:
         """Return the keys whose newest rows may differ from those of older versions.
 
         Args:
             old_versions: Versions of the view's table.
             since: The moment of the newest rows of the older versions.
-            others: Keys that are added.
+            more_keys: Keys that are added.
 
         Returns:
             A table of join keys; None where an older version is gone or of another definition.
 
         """
-        parts = [self.key_table(others), self._due_keys(since)]
+        parts = [self.key_table(more_keys), self._due_keys(since)]
         for old_version in old_versions:
             keys = self._keys_of_changed_entities(old_version)
             if keys is None:
@@ -84,7 +84,7 @@ class ViewDifference:
         return newest.filter(ibis.row_number().over(by_key) == 0)
 
     def vanished(self, keys: ir.Table) -> ir.Table:
-        """Return those of the keys that have no row; call `newest` before."""
+        """Return the keys without a row; call `newest` before."""
         return keys.anti_join(self._latest, self._keys).select(self._keys)
 
     def key_table(self, keys: Iterable[KeyValues]) -> ir.Table:
@@ -100,7 +100,7 @@ class ViewDifference:
         return due.select(self._keys)
 
     def _keys_of_changed_entities(self, old_version: int) -> ir.Table | None:
-        """Return the keys, then and now, of entities whose raw rows changed since a version."""
+        """Return the old and the new keys of entities whose raw rows changed since a version."""
         state = self._view.state(self._version)
         old_state = self._view.state(old_version)
         files = self._view.table.changed_files(old_version, self._version)

@@ -31,7 +31,7 @@ class ViewValues:
         view: Feast's view.
         rows: The newest row of each entity: join keys, event time, features.
         deleted: Keys of entities that have no row.
-        next_rows: Of each entity the first row that is not due yet.
+        next_rows: The first row of each entity that is not due yet.
 
     """
 
@@ -54,8 +54,8 @@ def compute_view(
         dataset: The dataset that makes the view.
         view: Feast's view.
         rows: Every raw row of these entities.
-        former_rows: Raw rows that are, or were, theirs. An entity of such a row that has no row in
-            the view is deleted.
+        former_rows: Raw rows that are, or were, of these entities. An entity of such a row that has
+            no row in the view is deleted.
         until: Aware UTC; rows of the view after it do not count yet.
 
     Raises:
@@ -87,7 +87,7 @@ def values_at(
     until: datetime,
     former_keys: Collection[KeyValues] = (),
 ) -> ViewValues:
-    """Return the values at a moment, given rows of a view of before and after it."""
+    """Return the values at a moment from rows of a view that are dated before and after it."""
     is_due = pc.less_equal(rows["event_timestamp"], until)
     newest = newest_of_key(rows.filter(is_due), view.join_keys)
     later = rows.filter(pc.invert(is_due)).group_by(view.join_keys)
@@ -129,7 +129,7 @@ def raw_rows(
 ) -> pa.Table:
     """Return the rows of a raw table that have one of some keys in its `columns`.
 
-    Those that have all values of a row of `replaced` are left out.
+    Rows that have all values of a row of `replaced` are left out.
     """
     key_table = ibis.memtable(key_rows(raw.schema, columns, keys))
     with row_connection() as connection:

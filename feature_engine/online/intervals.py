@@ -1,4 +1,4 @@
-"""Intervals of materialisation in Feast's registry: those of refreshes, and those by hand.
+"""Intervals of materialization in Feast's registry, from refreshes and from Feast's own command.
 
 `feast materialize-incremental` goes on from the last interval. After a `feast materialize` by hand
 the next refresh writes all values.
@@ -31,7 +31,7 @@ def record_intervals(online: OnlineValues) -> None:
 
 
 def notice_materialization_by_hand(online: OnlineValues) -> None:
-    """Let the next refresh write all values of views whose last interval is not of a refresh."""
+    """Let the next refresh write all values of views whose last interval is not from a refresh."""
     store = online.store
     with _redis_errors():
         for name in online.dataset.views:

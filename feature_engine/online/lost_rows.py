@@ -1,6 +1,6 @@
-"""Rows that views say are online, looked up there: an online store may lose some without a word.
+"""Looks up rows that should be online: an online store may lose some without a word.
 
-A Redis that evicts keys does, and so does one that is restored from an older file.
+A Redis does that if it evicts keys, or is restored from an older file.
 """
 
 from contextlib import closing
@@ -19,15 +19,15 @@ from feature_repo.definition import Dataset
 from feature_repo.published.redis_names import KeyValues
 
 KNOWN_KEYS = 700
-"""Keys that are looked up: 1 % lost is found 999 times in 1,000 (1 - 0.99^700)."""
+"""Number of keys that are looked up: a loss of 1 % is found 999 times in 1,000 (1 - 0.99^700)."""
 REDIS_SECONDS = 5.0
 
 
 def lost_rows(settings: Settings, dataset: Dataset, name: str) -> tuple[int, int]:
-    """Look up a sample of the keys that a view's rows of now say are online.
+    """Look up a sample of the keys that are online by the rows of a view.
 
     Returns:
-        How many keys were looked up, and how many have no row online.
+        The number of keys that were looked up, and of keys that have no row online.
 
     Raises:
         DataError: No rows of the view's expression are online yet.
@@ -42,7 +42,7 @@ def lost_rows(settings: Settings, dataset: Dataset, name: str) -> tuple[int, int
         )
     with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
         state = online.state(name)
-        if state is None:  # with the note, all is lost
+        if state is None:  # with the state, all values are lost
             return 1, 1
         keys = _known_keys(settings, view, online, state)
         return len(keys), len(online.lost_keys(name, keys))

@@ -44,7 +44,7 @@ SCALARS = (
     ValueType.STRING,
 )
 NO_TIME = -(2**63)
-"""What Feast stores of a timestamp that is null."""
+"""Number that Feast stores for a timestamp that is null."""
 SCAN_COUNT = 10_000
 """Keys that Redis looks at in one step of a scan."""
 BATCH_ROWS = 1_000
@@ -62,7 +62,7 @@ def connect_redis(address: str, timeout_seconds: float) -> Any:
 
 
 def format_config(config: RepoConfig) -> RepoConfig:
-    """Return that part of Feast's configuration which the format depends on; no address is in it."""
+    """Return the part of Feast's configuration that the format depends on; no address is in it."""
     versioning = config.registry.enable_online_feature_view_versioning
     return RepoConfig(
         project=config.project,
@@ -96,21 +96,21 @@ def write_behind(
     ahead: str,
     rows: pa.Table,
 ) -> str:
-    """Write rows of a view, but those whose keys the event consumer wrote.
+    """Write rows of a view, except rows whose keys the event consumer wrote.
 
     It is right without the feature lock: a transaction begins anew where a key comes into the
     sorted set meanwhile, and the consumer adds a key there before it writes the key's value.
 
     Args:
-        config: Of `format_config`.
+        config: A result of `format_config`.
         view: Feast's view.
         address: Redis' address.
-        timeout_seconds: What Redis may take for a command.
+        timeout_seconds: Time that Redis may take for a command.
         ahead: Redis key of the sorted set of the keys that the consumer wrote.
         rows: Join keys, event time and features.
 
     Returns:
-        Why Redis did not take the rows; empty if it did.
+        The reason why Redis did not take the rows; empty if it did.
 
     """
     try:
@@ -128,7 +128,7 @@ def write_behind(
 def _write_new(
     ahead: str, keys: Sequence[str], values: Sequence[tuple[bytes, ...]], pipe: Any
 ) -> None:
-    """Add commands to a transaction that write what is not in the sorted set, which it watches."""
+    """Add commands to a transaction that write rows of other keys than the sorted set has."""
     scores = pipe.zmscore(ahead, keys)
     pipe.multi()
     for score, row_values in zip(scores, values, strict=True):
@@ -169,7 +169,7 @@ def key_values(view: FeatureView, rows: pa.Table) -> list[KeyValues]:
 
 
 def key_text(key: KeyValues) -> str:
-    """Return join keys as a member of the sorted sets of `online_state`."""
+    """Return join keys as a member of the sorted sets of `state`."""
     return json.dumps(key)
 
 
@@ -203,7 +203,7 @@ def _times(column: pa.ChunkedArray) -> list[bytes]:
 
 
 def _values(feature: Any, column: pa.ChunkedArray) -> list[bytes]:
-    """Serialise a column of a feature; a null, and a number that is none, is an empty text."""
+    """Serialise a column of a feature; a null and a NaN become an empty text."""
     kind = feature.dtype.to_value_type()
     if kind in SCALARS:
         values = column.cast(from_feast_to_pyarrow_type(feature.dtype)).to_pylist()

@@ -1,10 +1,10 @@
-"""Brings views online: Redis gets what differs from what it holds, and loses what vanished.
+"""Brings views online: Redis gets the values that differ from its own, and loses vanished entities.
 
 Online is the newest row of each entity at or before now. A refresh compares the version of the
 view's table that Redis holds with the newest version, and adds the keys that the event consumer
 wrote since. It writes in batches under the dataset's feature lock; between two of them the consumer
-goes on. Spark's executors need no lock, see `write_behind`. What the consumer writes meanwhile is
-newer, and stays. So no value ever goes back.
+goes on. Spark's executors need no lock, see `write_behind`. Values that the consumer writes
+meanwhile are newer, and stay: no value ever goes back.
 """
 
 import json
@@ -42,7 +42,7 @@ STORED_KEYS = 100_000
 """Keys of Redis that are compared with a view's at a time."""
 TRIES = 5
 PAUSE_SECONDS = 2.0
-"""Between two tries: a Redis that was restarted reads its file first."""
+"""Pause between two tries: a Redis that was restarted reads its file first."""
 Clock = Callable[[], datetime]
 
 
@@ -65,7 +65,7 @@ def refresh_online(online: OnlineValues, clock: Clock, *, full: bool = False) ->
 
 
 def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
-    """Run a refresh anew where Redis was restarted meanwhile: it may have lost what was written."""
+    """Run a refresh anew where Redis was restarted meanwhile: it may have lost new values."""
     reason = "it was restarted"
     for _ in range(TRIES):
         try:
@@ -96,7 +96,7 @@ class ViewRefresh:
         self._taken_key = f"{self._ahead_key}:taken"
 
     def run(self) -> bool:
-        """Write what differs; return False where Redis was restarted, or its state changed."""
+        """Write values that differ; return False where Redis was restarted, or its state changed."""
         redis = self._online.redis
         server = redis.info("server")["run_id"]
         version = self._view.table.version
@@ -128,7 +128,7 @@ class ViewRefresh:
         """Take the keys of the consumer that are not ahead of a version of the raw table.
 
         Returns:
-            These keys, and those that a killed refresh took.
+            These keys, and keys that a killed refresh took.
 
         """
         redis = self._online.redis
@@ -160,7 +160,7 @@ class ViewRefresh:
         difference: ViewDifference,
         changed_keys: ir.Table | None,
     ) -> None:
-        """Write the newest rows of changed keys (None: of all), and delete those without a row."""
+        """Write the newest rows of changed keys (None: of all), and delete keys without a row."""
         self._write_newest(connection, difference.newest(changed_keys))
         for keys in self._stored_keys(difference, changed_keys):
             for rows in _batches(connection, difference.vanished(keys)):
@@ -189,7 +189,7 @@ class ViewRefresh:
     def _stored_keys(
         self, difference: ViewDifference, changed_keys: ir.Table | None
     ) -> Iterator[ir.Table]:
-        """Yield the changed keys (None: all that Redis holds), of which some may have no row."""
+        """Yield the changed keys (None: all keys of Redis), of which some may have no row."""
         if changed_keys is not None:
             yield changed_keys
             return
@@ -198,7 +198,7 @@ class ViewRefresh:
             yield difference.key_table(keys)
 
     def _write(self, rows: pa.Table, deleted: Sequence[KeyValues] = ()) -> None:
-        """Write rows and delete keys, but those that the consumer wrote meanwhile."""
+        """Write rows and delete keys, except keys that the consumer wrote meanwhile."""
         with self._online.lock():
             if self._online.redis.exists(self._ahead_key):
                 row_keys = key_values(self._feast_view, rows)
@@ -222,7 +222,7 @@ def _batches(connection: Any, rows: ir.Table) -> Iterator[pa.Table]:
 def _begun(old: OnlineState | None, version: int, *, is_whole: bool) -> OnlineState:
     """Return the state of a refresh under way.
 
-    Where it is killed after another one that was killed, the next refresh writes all.
+    If it is killed after another refresh that was killed, the next refresh writes all values.
     """
     if old is None:
         return OnlineState(next=version)

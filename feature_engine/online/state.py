@@ -1,7 +1,7 @@
-"""How far the values of a view in Redis are: a value and a sorted set for each view.
+"""The state of a view's values in Redis: a value and a sorted set for each view.
 
-The value says which version of the view's table Redis holds, and up to when it is right. Serving
-reads the time. The sorted set holds the keys that the event consumer wrote since the last refresh,
+The value has the version of the view's table that Redis holds, and the time up to which it is right,
+which serving reads. The sorted set holds the keys that the event consumer wrote since the last refresh,
 by the version of the raw table that their values stand on. Each dataset has a sorted set of keys
 whose values change by themselves, see `window_ends`.
 """
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class OnlineState:
-    """What Redis holds of a view.
+    """The state of a view's values in Redis.
 
     Attributes:
         version: Version of the view's table whose newest rows are online; None: not known.
@@ -43,7 +43,7 @@ def ends_key(project: str, dataset: str) -> str:
 
 
 def loaded_ends_key(project: str, dataset: str) -> str:
-    """Return the Redis key of the hash that says what of each view is in that set."""
+    """Return the Redis key of the hash of the times up to which that set has each view's keys."""
     return f"{ends_key(project, dataset)}:loaded"
 
 

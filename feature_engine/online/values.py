@@ -1,6 +1,6 @@
-"""The online values of a dataset's views: how far they are, and writing some of them.
+"""The online values of a dataset's views: their state, and how some of them are written.
 
-The value online is the newest row of an entity at or before now. Whoever writes holds the dataset's
+The value online is the newest row of an entity at or before now. A writer holds the dataset's
 feature lock: ingest for a batch, the event consumer for a micro-batch.
 """
 
@@ -103,18 +103,18 @@ class OnlineValues:
         return one_writer(self.settings, name, LOCK_SECONDS)
 
     def state(self, view: str) -> OnlineState | None:
-        """Return how far the values of a view are online; None: Redis holds none."""
+        """Return the state of a view's values; None: Redis holds none."""
         return read_state(self.redis, state_key(self.store.project, view))
 
     def moment(self, view: str, now: datetime) -> datetime:
-        """Return up to when rows of a view count: now, or a later time that is online already."""
+        """Return the time up to which rows of a view count: now, or a later time that is online."""
         state = self.state(view)
         return now if state is None or state.time is None else max(now, state.time)
 
     def problem(self) -> str | None:
-        """Say why the consumer may write nothing; None if it may.
+        """Return the reason why the consumer may write nothing; None if it may.
 
-        Values of another expression are for ingest to write.
+        Ingest alone writes the values of a changed expression.
         """
         vars(self).pop("views", None)
         try:
@@ -134,7 +134,7 @@ class OnlineValues:
 
         Args:
             rows: Every raw row of these entities.
-            former_rows: Raw rows that are, or were, theirs.
+            former_rows: Raw rows that are, or were, of these entities.
             moment: Aware UTC; see `moment`.
 
         """
@@ -165,14 +165,14 @@ class OnlineValues:
         """Write values, and delete those of entities without a row.
 
         Args:
-            values: Of entities of any views.
-            raw_version: Version of the raw table that they stand on, or a later one. Their keys
-                are noted, so that the next refresh writes them again. None: of a refresh.
+            values: Values of entities, in any views.
+            raw_version: Version of the raw table that they are computed from, or a later one. Their
+                keys are noted, so that the next refresh writes them again. None: a refresh writes.
 
         """
         with self.redis.pipeline(transaction=False) as pipe:
             for view_values in values:
-                if raw_version is not None:  # before: see `write_behind`
+                if raw_version is not None:  # first, see `write_behind`
                     self._add_keys(pipe, view_values, raw_version)
                 if self.is_redis:
                     config = self.store.config
@@ -186,7 +186,7 @@ class OnlineValues:
     def keys_ahead(
         self, view: str, keys: Sequence[KeyValues], raw_version: int
     ) -> set[KeyValues]:
-        """Return those of the keys that the consumer wrote on a version, or on a later one."""
+        """Return the keys that the consumer wrote on a version of the raw table, or on a later one."""
         if not keys:
             return set()
         texts = [key_text(key) for key in keys]
@@ -198,7 +198,7 @@ class OnlineValues:
         }
 
     def lost_keys(self, view: str, keys: Sequence[KeyValues]) -> set[KeyValues]:
-        """Return those of the keys of which the store has no row."""
+        """Return the keys of which the store has no row."""
         feast_view = self.views[view]
         config = self.store.config
         names = hash_names(config, feast_view, keys)

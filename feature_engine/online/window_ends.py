@@ -27,13 +27,13 @@ from feature_repo.published.redis_names import KeyValues
 
 KEYS_AT_ONCE = 1_000
 SOON = timedelta(hours=1)
-"""How far ahead the rows of views are looked at."""
+"""Rows of views that come due within this time enter the sorted set."""
 LOAD_AGAIN = SOON / 2
 LOAD_ROWS = 10_000
 
 
 class WindowEnds:
-    """The values of one dataset that change by themselves.
+    """The keys of one dataset whose values change by themselves.
 
     Several consumers may do the work: each step holds the feature lock.
 
@@ -76,7 +76,7 @@ class WindowEnds:
         return bool(members)
 
     def _load(self, view: ViewTable, now: datetime) -> None:
-        """Note what is due within the hour: after a refresh, and when half an hour has passed."""
+        """Add the keys that are due within the hour: after a refresh, and every half an hour."""
         state = self._online.state(view.name)
         if state is None or state.time is None:
             return
