@@ -1,9 +1,9 @@
-"""The broker of events: Redis Streams. No other module knows that. It imports no Feast, no Arrow.
+"""The broker of events: Redis Streams, which no other module knows. It imports no Feast, no Arrow.
 
 Keys of Redis:
     gyre:events: a hash, the EventSchema (JSON) of each dataset; the consumer writes it.
     gyre:events:DATASET: a stream, an entry a request; field `events`: a JSON list of rows.
-The consumer acknowledges what is in the table; nothing else leaves the stream.
+The consumer acknowledges an entry once the table has its rows; no other entry leaves the stream.
 """
 
 import re
@@ -35,12 +35,12 @@ TIMEOUT_SECONDS = 1.0
 MAX_ENTRIES = 10_000
 """Entries of a dataset that may wait for the consumer."""
 MAX_BYTES = 256_000_000
-"""Memory that these may take: the features are in the same Redis."""
+"""Memory that these entries may take: the features are in the same Redis."""
 MAX_LAG_SECONDS = 60.0
 """How long an entry may wait. Most wait for less than one second, and for some seconds while the
 consumer starts, compacts files or waits for a lock: after a minute somebody has to look."""
 LAST_ID = f"{2**63 - 1}-0"
-"""An id of an entry that no clock reaches."""
+"""Id of an entry that no clock reaches."""
 READ_COUNT = 100
 """Entries that one call reads: each may hold 1,000 rows."""
 IDLE_AFTER = 3_000
@@ -59,15 +59,15 @@ ARROW_TYPES: dict[str, Any] = {
         AwareDatetime, Ge(EARLIEST_TIME), Lt(LATEST_TIME), BeforeValidator(exact_time)
     ],
 }
-"""Arrow types that a column of an event may have, and what their values are in JSON."""
+"""Arrow types that a column of an event may have, and the types of their values in JSON."""
 EVENT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class EventSchema(BaseModel):
-    """What an event of a dataset is.
+    """The columns of a dataset's events.
 
     Attributes:
-        dataset: Its name.
+        dataset: Name of the dataset.
         columns: Name to Arrow type.
         required: Columns that may not be null.
         event_time: The column with the event's time.
@@ -87,16 +87,16 @@ class EventSchema(BaseModel):
             if name not in self.required:
                 value_type |= None
             fields[name] = value_type
-        # No model: its attributes are not of any name.
+        # No model: its attributes cannot have every name.
         event: Any = TypedDict("Event", fields)  # type: ignore[misc]
         return with_config(EVENT)(event)
 
 
 def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
-    """Return what an event of a dataset is.
+    """Return the schema of a dataset's events.
 
     Args:
-        dataset: Its key, entity and event time are never null.
+        dataset: The dataset; its key, entity and event time are never null.
         never_null: Columns that a rule of its suite forbids to be null.
 
     Raises:
@@ -124,20 +124,20 @@ def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
 
 
 class Entry(NamedTuple):
-    """What one request sent. Redis gives the id, in the order of arrival."""
+    """The events of one request. Redis gives the id, in the order of arrival."""
 
     id: str
     events: bytes
 
     @property
     def arrival(self) -> datetime:
-        """When Redis had it, aware UTC."""
+        """Time at which Redis received the entry, aware UTC."""
         milliseconds, _, _ = self.id.partition("-")
         return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
 class Intake:
-    """Serving's side. Every call raises BrokerUnavailableError where Redis does not answer."""
+    """Serving's side. Every call raises BrokerUnavailableError if Redis does not answer."""
 
     def __init__(self, settings: Settings) -> None:
         # Nothing is tried twice: a second XADD would be a second entry.
@@ -146,7 +146,7 @@ class Intake:
         )
 
     async def schemas(self) -> dict[str, bytes]:
-        """Return the EventSchema (JSON) of each dataset that takes events; there is one."""
+        """Return the EventSchema (JSON) of each dataset that takes events; at least one does."""
         with redis_errors():
             schemas = await self._redis.hgetall(SCHEMAS)  # type: ignore[misc]  # (sync or not)
         if not schemas:
@@ -159,21 +159,21 @@ class Intake:
         """Put the events of a request on the stream.
 
         Args:
-            dataset: One that takes events.
+            dataset: Name of a dataset that takes events.
             events: A JSON list.
 
         Returns:
             The id of the entry.
 
         Raises:
-            BrokerUnavailableError: Too much waits already, or Redis does not answer.
+            BrokerUnavailableError: Too many events wait already, or Redis does not answer.
 
         """
         stream = _stream(dataset)
         with redis_errors():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.xlen(stream)
-                # 0: of all entries, not of the first five.
+                # 0: the memory of all entries, not of the first five.
                 pipe.memory_usage(stream, samples=0)
                 count, memory = await pipe.execute()
             size = (memory or 0) + len(events)
@@ -190,7 +190,7 @@ class Intake:
 
 
 class Stream:
-    """The consumer's side; a dataset is read by one thread."""
+    """The consumer's side; one thread reads a dataset."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         """Connect a consumer; its name is the same after a restart."""
@@ -198,7 +198,7 @@ class Stream:
         self._redis = redis_client(settings)
 
     def declare(self, schema: EventSchema) -> None:
-        """Make the stream, unless it is there, say what an event is, claim entries of the dead."""
+        """Make the stream of a dataset, publish its schema, and claim entries of dead consumers."""
         stream = _stream(schema.dataset)
         with suppress(ResponseError):  # it is there
             self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
@@ -214,16 +214,16 @@ class Stream:
         """Return when there is a new entry, which `read` returns too, or after some time.
 
         Args:
-            datasets: Whose streams are waited for.
+            datasets: Names of the datasets whose streams are waited for.
             seconds: At most one second; with 0 the call returns at once.
 
         """
         milliseconds = int(1000 * seconds)
-        block = milliseconds or 1  # Redis takes 0 for ever
+        block = milliseconds or 1  # with 0, Redis would wait for ever
         self._fetch(datasets, ">", count=1, block=block)
 
     def read(self, dataset: str) -> list[Entry]:
-        """Return entries in order: those delivered and not acknowledged, else new ones."""
+        """Return entries in order: delivered ones that are not acknowledged, else new ones."""
         entries = self._fetch([dataset], "0", count=READ_COUNT)
         return entries or self._fetch([dataset], ">", count=READ_COUNT)
 
@@ -262,11 +262,11 @@ class Stream:
 
 
 class ConsumerLag(NamedTuple):
-    """How far the consumer of a dataset is behind.
+    """The entries of a dataset that its consumer has not acknowledged.
 
     Attributes:
-        entries: How many it has not acknowledged.
-        oldest: When the first of them arrived, aware UTC.
+        entries: Their number.
+        oldest: Arrival of the first of them, aware UTC; None where none waits.
 
     """
 
@@ -306,9 +306,9 @@ def waiting(settings: Settings, dataset: str, pattern: str) -> int:
 
 
 def rewrite_file(settings: Settings) -> None:
-    """Have Redis write its file without what was deleted; a managed one may not be told to."""
+    """Have Redis write its file anew, without deleted data; a managed Redis may refuse."""
     with redis_client(settings) as redis, suppress(ResponseError):
-        _await_rewrite(redis)  # one that goes on began before
+        _await_rewrite(redis)  # a rewrite under way has begun before
         redis.bgrewriteaof()
         _await_rewrite(redis)
 
@@ -319,7 +319,7 @@ def _await_rewrite(redis: Any) -> None:
 
 
 def consumer_problem(settings: Settings) -> str | None:
-    """Ask Redis whether a consumer reads; None if one does."""
+    """Return the reason why no consumer reads events; None if one does."""
     try:
         with redis_client(settings) as redis:
             for dataset in _datasets(redis):
@@ -334,7 +334,7 @@ def consumer_problem(settings: Settings) -> str | None:
 
 
 def _entries(records: Any) -> list[Entry]:
-    """Return entries as Redis has them, but those without fields, which somebody deleted."""
+    """Return entries of Redis; an entry without fields was deleted, and is left out."""
     return [
         Entry(key.decode(), fields.get(b"events", b""))
         for key, fields in records

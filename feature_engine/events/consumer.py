@@ -1,8 +1,9 @@
 """`gyre consume`: events from the broker into raw table, features and online store.
 
-A micro-batch is what waits, at most 1,000 rows, begun no sooner than 200 ms after the one before.
-Its rows are validated by the rules of single rows, merged by key, brought online and acknowledged
-last: a consumer that dies on the way gets the same entries again, and they change nothing.
+A micro-batch has the events that wait, at most 1,000, and begins no sooner than 200 ms after the
+last one. Its rows are validated by the rules of single rows, merged by key, brought online and
+acknowledged last: a consumer that dies on the way gets the same entries again, and they change
+nothing.
 
 The newest arrival of a key wins. An event arrives when the broker has it, a row of the source at
 the ingest that first sees it.
@@ -54,7 +55,7 @@ IDLE_SECONDS = 1.0
 CLOCKS_DIFFER = timedelta(seconds=60)
 """How far an event may be dated ahead of our clock."""
 MAX_DELIVERIES = 300
-"""Of a batch that fails, about one a second: minutes in which a disk or a lock may become free."""
+"""Deliveries of a batch that fails, about one a second: a disk or a lock may become free."""
 COMPACT_AFTER = 100
 """Micro-batches, each a file of the raw table, after which the small files are made one."""
 VALIDATION = threading.Lock()
@@ -66,8 +67,8 @@ def consume(settings: Settings) -> None:
     """Consume the events of every dataset until SIGTERM or SIGINT, or until the project changes.
 
     Each dataset has a thread, so that none waits for another. When a file of the project has
-    changed and stays the same for a second, the command starts again in its process: what events
-    mean is what the files say.
+    changed and stays the same for a second, the command starts again in its process, as the files
+    say what events mean.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -135,7 +136,7 @@ class EventConsumer:
 
     @cached_property
     def _online(self) -> OnlineValues:
-        """Opened at the first batch: before the first ingest there may be no store."""
+        """The online values. They are opened at the first batch: before, there may be no store."""
         return OnlineValues(self._settings, self._dataset, self._raw)
 
     @cached_property
@@ -158,9 +159,9 @@ class EventConsumer:
                 stop.wait(IDLE_SECONDS)
 
     def step(self) -> bool:
-        """Process what waits and what is due; return whether there was anything to do.
+        """Process events that wait and values that are due; return whether there were any.
 
-        What fails is tried again at the next step, and holds up nothing else.
+        A part that fails is tried again at the next step, and does not hold up the other.
         """
         self._has_failed = False
         if not self._raw.exists:  # events wait for the first ingest
@@ -219,13 +220,13 @@ class EventConsumer:
         try:
             events = self._row_list.validate_json(entry.events)
         except ValueError as exc:
-            # Not of serving, or of columns that the dataset had before.
+            # Serving did not send it, or the dataset had other columns then.
             text = json.dumps(
                 {"entry": entry.id, "events": entry.events.decode(errors="replace")}
             )
             self._set_aside([text], entry.arrival, exc)
             return []
-        # Not null: the source's word of the same key, set aside before, is older.
+        # Not null: a row of the source in quarantine that has the same key is older.
         arrival = {"ingested_at": entry.arrival, "superseded": ""}
         return [event | arrival for event in events]
 
@@ -239,7 +240,7 @@ class EventConsumer:
         if not rows:
             return
         try:
-            # `gyre forget` has had it before, or waits for it.
+            # `gyre forget` had the lock before, or waits for it.
             with self._online.lock():
                 forgotten_keys = forgotten(self._settings)
                 self._land([row for row in rows if not forgotten_keys.has(row)])
@@ -257,7 +258,7 @@ class EventConsumer:
                 self._process({entry: entry_rows}, is_last_try=is_last_try)
 
     def _land(self, rows: Sequence[Row]) -> None:
-        """Set aside what breaks a rule; merge the others and bring their entities online."""
+        """Set aside rows that break a rule; merge the others and bring their entities online."""
         if not rows:
             return
         now = rows[-1]["ingested_at"]
@@ -275,7 +276,7 @@ class EventConsumer:
             row for number, row in enumerate(rows) if number not in broken_rules
         ]
         if good_rows:
-            # What is superseded is what stands.
+            # A superseded row has to be the one that the table holds.
             with one_writer(self._settings, self._raw.name):
                 values = self._merge(good_rows, now)
                 raw_version = self._raw.version
@@ -353,7 +354,7 @@ class EventConsumer:
         return values, None
 
     def _stored_problem(self, rows: pa.Table, moment: datetime) -> str | None:
-        """Say why views cannot be computed from rows of the table; None if they can."""
+        """Return the reason why views cannot be computed from rows of the table; None if they can."""
         try:
             self._online.compute(rows, rows, moment)
         except VALUE_ERRORS as exc:
@@ -379,6 +380,8 @@ class EventConsumer:
     def _set_aside(self, texts: list[str], at: datetime, exc: Exception) -> None:
         message = " ".join(str(exc).split())
         reason = f"cannot be processed: {type(exc).__name__}: {message}"
-        logger.warning("%s: %d go to quarantine: %s", self.name, len(texts), reason)
+        logger.warning(
+            "%s: %d rows go to quarantine: %s", self.name, len(texts), reason
+        )
         entries = quarantine_entries(texts, [reason] * len(texts), at)
         quarantine(self._quarantine, entries)

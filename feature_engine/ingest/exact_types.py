@@ -1,4 +1,4 @@
-"""Values in the types of a dataset's columns, and rows that these do not hold.
+"""Values in the types of a dataset's columns, and rows with values that these do not hold.
 
 A type holds a value if no other value of the source becomes the same one in it.
 """
@@ -21,7 +21,7 @@ YEARS = "a year from 2 to 9998"
 WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
 WHOLE_NUMBER = r"^(0|-?[1-9]\d*)$"
 CODE = r"^[+-]?0\d|^\+"
-"""Begins a text that another text names as a number: 007 and 7."""
+"""Begins a text whose number has another text, too: 007 and 7."""
 ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
 EXACT_DOUBLE = 2.0**53
@@ -33,12 +33,12 @@ UNREADABLE = pa.field(
 
 row: JSON of a row with a value that the type of its column does not hold; such values are texts of
 what the source has.
-problem: the columns, with what was expected and found.
+problem: the columns, each with the expected type and the value found.
 """
 
 
 def type_of(source_type: Any) -> pa.DataType | None:
-    """Return the type that a dataset gives to a column of a source, in Arrow or Ibis; None: none."""
+    """Return a dataset's type for a column of a source (type of Arrow or Ibis); None: it has none."""
     try:
         kind: Any = ibis.dtype(source_type)
     except (KeyError, ValueError):  # Ibis has no such type
@@ -61,9 +61,9 @@ def exact_values(
     """Return a column in another type, null where that type does not hold the value.
 
     Args:
-        column: Of a source; texts are of a CSV.
+        column: Values of a source; texts come from a CSV.
         kind: Type of a dataset's column.
-        is_identity: Different texts have to stay different: 007 is not 7.
+        is_identity: Whether different texts have to stay different: 007 is not 7.
 
     """
     is_text = pa.types.is_string(column.type)
@@ -100,7 +100,10 @@ def _where(condition: Any, values: pa.Array) -> pa.Array:
 
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Cast values, each to null that Arrow would have to change; it does not say which they are."""
+    """Cast values; a value that Arrow would have to change becomes null.
+
+    Arrow does not tell which values these are.
+    """
     try:
         return column.cast(kind)
     except pa.ArrowInvalid:
@@ -139,7 +142,7 @@ def _with_offsets(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def type_problem(field: pa.Field, source_type: pa.DataType) -> str:
-    """Say that a column of the source has another type than the dataset's."""
+    """Return the message that a column of the source has another type than the dataset's."""
     expected = TIME_WORDS if field.type == UTC_TIME else field.type
     return f"column {field.name}: expected {expected}, found {source_type}"
 
@@ -149,7 +152,12 @@ def in_schema(
 ) -> pa.RecordBatch:
     """Return rows with the dataset's columns and UNREADABLE.
 
-    problems: gets, for each column whose values are all of another kind, what the first one is.
+    Args:
+        batch: Rows of a source.
+        dataset: The dataset of the rows.
+        problems: Gets, for each column whose values are all of another kind, the problem of the
+            first value.
+
     """
     columns = []
     row_texts: dict[int, dict[str, str]] = defaultdict(dict)

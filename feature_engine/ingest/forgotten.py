@@ -1,4 +1,4 @@
-"""Entities that were forgotten: a source may deliver them for ever, so they are kept out here.
+"""Forgotten entities: a source may deliver them for ever, so they are kept out here.
 
 `data/forgotten.json` has a salt and, for each key column, the salted hashes of its values: whoever
 has a value can look it up, and nobody can read one.
@@ -30,7 +30,7 @@ class Forgotten(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def has(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row, or a part of it, is of one of them."""
+        """Whether a row, or a part of it, belongs to a forgotten entity."""
         return any(
             self.digest(column, row[column]) in digests
             for column, digests in self.keys.items()
@@ -38,7 +38,7 @@ class Forgotten(BaseModel):
         )
 
     def without(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the rows that are of none of them."""
+        """Return the rows that belong to no forgotten entity."""
         for column in self.keys.keys() & set(rows.schema.names):
             values = rows[column].unique()
             is_kept = [not self.has({column: value}) for value in values.to_pylist()]

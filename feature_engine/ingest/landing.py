@@ -44,7 +44,7 @@ from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 from feature_repo.rules import SINGLE_ROWS, DatasetRules, Validation, suite_file
 
 BATCH_ROWS = 500_000
-"""Rows that Great Expectations judges at a time, about: it holds them in memory."""
+"""About the number of rows that Great Expectations judges at a time: it holds them in memory."""
 MOST_UNREADABLE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
 MEMORY_LIMIT = "500MB"
@@ -53,20 +53,22 @@ MEMORY_LIMIT = "500MB"
 With 250 MB a full delivery of two million rows failed beside the many small files of events.
 """
 FAR = timedelta(days=1)
-"""How far after `as_of` a row is dated where a clock is rather wrong than fast."""
+"""A row dated further after `as_of` comes from a clock that is wrong, not only fast."""
 LAST = f"{OWN_PREFIX}last"
 """Column of the position of a key's last row."""
 TEXT = f"{OWN_PREFIX}text"
-"""Column of a row as quarantine has it."""
+"""Column of a row as quarantine has it, in JSON."""
 SET_ASIDE_AT = f"{OWN_PREFIX}quarantined_at"
 ROW = f"{OWN_PREFIX}row"
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Rows, by what became of them, and the table's version afterwards.
+    """Numbers of rows that an ingest handled in each way, and the table's version afterwards.
 
-    ahead: rows dated after `as_of`, which are left for a later ingest.
+    Attributes:
+        ahead: Rows dated after `as_of`, which are left for a later ingest.
+
     """
 
     dataset: str
@@ -102,17 +104,17 @@ def land(
     A row in quarantine that comes again is judged again, by the rules of single rows: it lands, or
     stays where it is.
 
-    Great Expectations' Data Docs are in `settings.data_docs`: of the batch that was rejected, else
-    of the first one with a warning, else of the first one.
+    `settings.data_docs` gets Great Expectations' page about the batch that was rejected, else about
+    the first batch with a warning, else about the first batch.
 
     Args:
-        settings: Of the installation whose tables get the rows.
-        dataset: Whose rows they are.
-        delivery: Rows in the order of the source; of one key the last one counts.
-        as_of: When the rows became known; those of the first delivery, at their event time. Rows
-            of a later event time are left for a later delivery.
-        unreadable: Rows (JSON) to set aside, with what keeps them from being read; complete once the
-            delivery was read.
+        settings: Settings of the installation whose tables get the rows.
+        dataset: The dataset of the rows.
+        delivery: Rows in the order of the source; the last row of a key counts.
+        as_of: Time at which the rows became known; rows of the first delivery became known at their
+            event time. Rows of a later event time are left for a later delivery.
+        unreadable: Rows (JSON) to set aside, each with the reason why it cannot be read; complete
+            once the delivery was read.
 
     Raises:
         BatchRejectedError: A rule failed as a whole, or many rows are unreadable; nothing was
@@ -150,8 +152,8 @@ def in_batches(
     for a batch what it means for all.
 
     Args:
-        rows: What to cut.
-        key: Its columns. Rows in which one is null are cut by `order`.
+        rows: Rows to cut.
+        key: Columns of the key. Rows in which one is null are cut by `order`.
         order: Column by which the rows of a batch are ordered; None: in any order.
 
     """
@@ -176,7 +178,7 @@ def stop_if_many(
     unreadable: Mapping[str, str],
     readable_count: int,
 ) -> None:
-    """Raise a BatchRejectedError if more rows than single ones cannot be read."""
+    """Raise a BatchRejectedError if many rows cannot be read."""
     count = len(unreadable)
     row_count = readable_count + count
     if count >= SINGLE_ROWS and count > MOST_UNREADABLE * row_count:
@@ -218,9 +220,9 @@ class _Landing:
         dataset: See `land`.
         as_of: See `land`.
         raw: The table that rows land in.
-        aside: Quarantine.
-        connection: To DuckDB.
-        folder: Of parquet files, which DuckDB reads and writes: rows on their way.
+        aside: The table of quarantine.
+        connection: Connection to DuckDB.
+        folder: Folder of parquet files, which DuckDB reads and writes.
 
     """
 
@@ -268,7 +270,7 @@ class _Landing:
         )
 
     def entries(self) -> ir.Table:
-        """Return what quarantine holds: its JSON as TEXT, and the columns of the row."""
+        """Return the entries of quarantine: the JSON as TEXT, and the columns of the row."""
         entries = ibis.memtable(self.aside.schema.empty_table())
         files = self.aside.names()
         if files:
@@ -299,7 +301,7 @@ class _Landing:
         """Judge rows that quarantine holds by the rules of single rows.
 
         Returns:
-            The positions of those that stay there, and how many do not.
+            The positions of rows that stay there, and the number of rows that do not.
 
         """
         names = self.dataset.schema.names
@@ -317,7 +319,7 @@ class _Landing:
         """Return entries of quarantine for the unreadable rows that it does not hold.
 
         Raises:
-            BatchRejectedError: They are many.
+            BatchRejectedError: There are many.
 
         """
         problems = dict(unreadable)
@@ -328,7 +330,7 @@ class _Landing:
         return quarantine_entries(list(problems), list(problems.values()), self.as_of)
 
     def remarks(self, ahead: ir.Table, *, is_empty: bool) -> list[str]:
-        """Return a warning about a delivery that is empty, or about rows of a wrong clock."""
+        """Return a warning about a delivery that is empty, or that has rows of a wrong clock."""
         if is_empty:
             return [f"{place(self.settings, self.dataset)} delivered no rows"]
         limit = ibis.literal(self.as_of + FAR)
@@ -341,7 +343,7 @@ class _Landing:
         """Validate rows, write the bad ones with their positions, and return warnings.
 
         Raises:
-            BatchRejectedError: See `land`.
+            BatchRejectedError: A rule failed as a whole.
 
         """
         page = self.settings.data_docs / self.dataset.name / "index.html"
@@ -455,7 +457,7 @@ def _numbered(schema: pa.Schema) -> pa.Schema:
 
 
 def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
-    """Add the columns of the rows that TEXT has as JSON; null is what does not fit."""
+    """Add the columns of the rows that TEXT has as JSON; a value that does not fit becomes null."""
     row_type = ibis.Schema.from_pyarrow(dataset.schema).as_struct()
     rows = texts[TEXT].cast("json").try_cast(row_type)
     texts = texts.mutate({ROW: rows})
@@ -464,7 +466,7 @@ def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
 
 
 def _earlier_rows(dataset: Dataset, delivered: ir.Table) -> ir.Table:
-    """Return the rows that do not count, as a later one has their key."""
+    """Return the rows that do not count, as a later row has their key."""
     keys = delivered.group_by(dataset.key).having(lambda rows: rows.count() > 1)
     last_rows = keys.agg({LAST: delivered[POSITION].max()})
     is_earlier = delivered[POSITION] < last_rows[LAST]
@@ -472,7 +474,7 @@ def _earlier_rows(dataset: Dataset, delivered: ir.Table) -> ir.Table:
 
 
 def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
-    """Return the condition that rows have the same values; a null is one, too."""
+    """Return the condition that rows have the same values, where null equals null."""
     return [rows[name].identical_to(others[name]) for name in names]
 
 

@@ -1,7 +1,7 @@
-"""Ingest: what is due at the source becomes tables, feature rows and online values.
+"""Ingest: rows that are due at the source become rows of tables, features and online values.
 
 pull → validate → quarantine and merge → views → online. Each step can be repeated: rows are merged
-by key, a view changes in one commit, and what is online follows from both. Events land without
+by key, a view changes in one commit, and the values online follow from both. Events land without
 ingest (feature_engine/events/consumer.py), also while it is under way.
 """
 

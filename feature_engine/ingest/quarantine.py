@@ -32,12 +32,14 @@ ENTRY = pa.schema(
 
 @dataclass(frozen=True)
 class Release:
-    """What became of rows in quarantine.
+    """The result of a release from quarantine.
 
-    released: how many are in the raw table now.
-    refused: how many stay as they break a rule, have not today's columns, or keep a view from being
-    computed.
-    conflicts: each row that stays as the raw table has one of its key, with that one.
+    Attributes:
+        released: Number of rows that the raw table has now.
+        refused: Number of rows that stay: they break a rule, have other columns than today's, or
+            keep a view from being computed.
+        conflicts: Each row that stays as another row of its key counts, with that row.
+
     """
 
     released: int
@@ -46,7 +48,7 @@ class Release:
 
 
 def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
-    """Rows set aside: when, by which rules, and the row as JSON (its types may be the fault)."""
+    """Return the table of rows set aside: time, broken rules, and row as JSON (types may be wrong)."""
     return Table(settings, f"quarantine/{dataset.name}", ENTRY)
 
 
@@ -59,7 +61,7 @@ def quarantine_entries(
 
 
 def quarantine(table: Table, entries: pa.Table | ds.Dataset) -> int:
-    """Write entries to quarantine, once: a row that is there already stays. Return how many are new."""
+    """Write entries to quarantine unless it has them already; return the number of new ones."""
     return table.merge(entries, key=["row"], content=["rules"])["inserted"]
 
 
@@ -77,7 +79,7 @@ def quarantine_faults(
 
 
 def held_rows(table: Table, rows: Sequence[str]) -> pa.Table:
-    """Return those of some rows (JSON) that quarantine holds, as its column `row`."""
+    """Return the rows (JSON), among some, that quarantine holds, as its column `row`."""
     is_row = pc.field("row").isin(pa.array(rows, pa.string()))
     return table.read(columns=["row"], where=is_row)
 
@@ -88,7 +90,7 @@ def leave_quarantine(table: Table, rows: Sequence[str]) -> None:
 
 
 def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
-    """Move rows that views cannot be computed from out of the raw table; return how many.
+    """Move rows that views cannot be computed from out of the raw table; return their number.
 
     Raises:
         BatchRejectedError: See `find_faults`.
@@ -207,7 +209,7 @@ def as_text(row: Row) -> str:
 
 
 def _as_table(row: Row, schema: pa.Schema) -> pa.Table:
-    """Return a row that `as_json` wrote; none if it has other columns or types than `schema`."""
+    """Return a row that `as_json` wrote; no row if its columns or types differ from `schema`."""
     try:
         return read_json(
             pa.BufferReader(as_text(row).encode()),

@@ -23,19 +23,27 @@ DAYS = 60
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """One dataset; times are aware UTC. All but the name is empty before the first ingest.
+    """The record of one dataset; times are aware UTC.
 
-    as_of: of the ingest.
-    faults: views that were published and whose values were not computed since, in words; or that
-    the record itself cannot be read.
-    watermark: up to when the source was read and its features are online.
-    newest: event time of the newest row. silence: how long the source may have none.
-    services: the feature services that read one of its views.
-    rows: by the day of their event time, of the last `DAYS` days; a day without rows has none.
-    quarantined: rows of these days that were set aside, by the rules they broke. A row without a
-    time is of the day on which it was set aside.
-    delivery_rules: the rules that events do not pass.
-    passed: whether the rows of the ingest were let in. remark: why not, or the warnings.
+    All attributes but the name are empty before the first ingest.
+
+    Attributes:
+        dataset: Name of the dataset.
+        as_of: Time of the ingest.
+        faults: Messages about published views whose values were not computed since, or about a
+            record that cannot be read.
+        watermark: Time up to which the source was read and its features are online.
+        newest: Event time of the newest row.
+        silence: Time for which the source may have no new row.
+        services: Names of the feature services that read a view of the dataset.
+        rows: Number of rows by the day of their event time, for the last `DAYS` days; a day without
+            rows is left out.
+        quarantined: Number of rows of these days that were set aside, by the rules that they broke.
+            A row without a time counts for the day on which it was set aside.
+        delivery_rules: The rules that do not judge events.
+        passed: Whether the rows of the ingest were let in.
+        remark: The reason why they were not, or warnings.
+
     """
 
     dataset: str
@@ -52,14 +60,14 @@ class DatasetRecord:
     remark: str = ""
 
     def problems(self, now: datetime, age_limit: timedelta) -> list[tuple[str, str]]:
-        """Say what is wrong or too old at `now`.
+        """Return the problems of the dataset at `now`: its faults, and times that are too old.
 
         Args:
             now: Aware UTC.
-            age_limit: How old the features may be, by the spec of a model that reads them.
+            age_limit: Greatest age of the features, by the spec of a model that reads them.
 
         Returns:
-            For each problem its cause, the same for as long as it lasts, and the whole text.
+            The cause of each problem, a text that stays the same while it lasts, and its message.
 
         """
         problems = [(fault, fault) for fault in self.faults]
@@ -88,7 +96,7 @@ def record_file(settings: Settings, name: str) -> UPath:
 
 
 def read_record(settings: Settings, name: str) -> DatasetRecord:
-    """Read the record of a dataset; that it cannot be read is a fault of this dataset alone."""
+    """Read the record of a dataset; a record that cannot be read becomes a fault of the dataset."""
     file = record_file(settings, name)
     try:
         with reached("its record"):
@@ -104,7 +112,7 @@ def read_record(settings: Settings, name: str) -> DatasetRecord:
 def service_records(settings: Settings, name: str, service: str) -> list[DatasetRecord]:
     """Read the records of dataset `name` and of those it imports whose views `service` reads.
 
-    A record without an ingest does not say who reads its views, and is among them.
+    A record without an ingest has no services, and is among them.
     """
     records = [read_record(settings, dataset) for dataset in dataset_names(name)]
     return [

@@ -1,7 +1,7 @@
 """Where a dataset's rows come from: files or any address Ibis can connect to, or the shipped demo.
 
 The demo's dates are moved by whole weeks, so that its last 120 days lie ahead of the day on which
-Gyre first started; only what is due is delivered.
+Gyre first started; only rows that are due are delivered.
 """
 
 import re
@@ -39,7 +39,7 @@ from feature_repo.definition import Dataset
 DEMO_AHEAD = timedelta(days=120)
 WEEK = 7
 CSV_BLOCK_BYTES = 16 * 1024 * 1024
-"""What is read of a CSV at a time: no row may be longer."""
+"""Bytes of a CSV that are read at a time: no row may be longer."""
 BATCH_ROWS = 100_000
 """Rows of a database or a parquet file that are read at a time."""
 MOST_UNREADABLE = 100_000
@@ -51,7 +51,7 @@ PARQUET = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us", pre_buffer=Fals
 
 
 class _Source(NamedTuple):
-    """An open file or table: its rows, and the columns whose texts stand for other types."""
+    """An open file or table: its rows, and the names of columns whose texts stand for other types."""
 
     rows: pa.RecordBatchReader
     texts: Collection[str] = ()
@@ -67,9 +67,10 @@ def pull(
     """Read the rows that the source holds at `as_of`, without those of forgotten entities.
 
     Args:
-        settings: Name the source, and keep how far the demo is moved.
-        dataset: Whose rows to read.
-        as_of: The demo delivers what is due at this moment; other sources all that they hold.
+        settings: Settings of the installation. They name the source; its home keeps how far the
+            demo is moved.
+        dataset: The dataset of the rows.
+        as_of: The demo delivers the rows that are due at this moment, another source all its rows.
         since: Read only rows with a later event time.
         unreadable: Gets the rows (JSON) that the columns do not hold, with the reason, while the
             others are read.
@@ -103,7 +104,7 @@ def require_source(settings: Settings, dataset: Dataset) -> None:
 
 
 def place(settings: Settings, dataset: Dataset) -> str:
-    """Return where the rows come from, without user and password."""
+    """Return the address that the rows come from, without user and password."""
     return _shown(settings.sources.get(dataset.source_name, "shipped file"))
 
 
@@ -174,7 +175,9 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """Read rows in the dataset's types and UNREADABLE; files may leave out those up to `since`.
 
-    A column that holds nothing but values of another type stops it.
+    Raises:
+        DataError: A column holds nothing but values of another type.
+
     """
     for file in files:
         with _reading(file), _open(file, dataset, since) as source:
@@ -215,7 +218,7 @@ def _demo_shift(settings: Settings, dataset: Dataset) -> timedelta:
 
 
 def _files(address: str) -> list[str]:
-    """Return the files and tables that a source names; of a database its address."""
+    """Return the files and tables that an address names; the address itself if it is a database's."""
     if is_url(address):
         return [address]
     with _reading(address):
@@ -250,7 +253,7 @@ def _open(
 ) -> Iterator[_Source]:
     """Open a CSV, a parquet file, a Delta table, or a table of a database.
 
-    All but the first may leave out rows up to `since`.
+    All but a CSV may leave out rows up to `since`.
     """
     event_time = dataset.event_time if dataset and since else None
     if is_url(file):
@@ -295,7 +298,7 @@ def _connection(url: str) -> Any:
     if not url:
         return ibis.duckdb.connect()
     file = url.removeprefix("duckdb://")
-    if Path(file).is_file():  # as it is called, whatever that would mean in an address
+    if Path(file).is_file():  # its name is a path, whatever it would mean in an address
         return ibis.duckdb.connect(file, read_only=True)
     return ibis.connect(url)
 
@@ -378,9 +381,9 @@ def _require_names(names: Sequence[str]) -> None:
 
 
 def _require_columns(source: _Source, dataset: Dataset) -> None:
-    """Raise a DataError where the columns are others, or have types that cannot be taken over.
+    """Raise a DataError where names or types of columns differ from the dataset's.
 
-    Only texts of a CSV may hold other things: elsewhere that is a retyped column. A time without an
+    Only texts of a CSV may hold other types: elsewhere that is a retyped column. A time without an
     offset may be any zone's.
     """
     columns = source.rows.schema

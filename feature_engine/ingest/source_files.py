@@ -1,6 +1,6 @@
-"""The files and tables that a path, a folder or a pattern names: what is there, by its own name.
+"""The files and tables that a path, a folder or a pattern names.
 
-A table of Delta, Iceberg or their like is no folder of files: its log says which of them count.
+A table of Delta, Iceberg or a similar format is no folder of files: its log tells which files count.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TABLE_MARKS = {
     ".hoodie": "Hudi",
     "_spark_metadata": "Spark streaming",
 }
-"""What lies in the folder of a table → its format."""
+"""Name of a file or folder that lies in a table's folder → format of the table."""
 
 
 def files_at(address: str) -> list[str]:
@@ -29,7 +29,7 @@ def files_at(address: str) -> list[str]:
     path = Path(address)
     paths = [path]
     if not path.exists():
-        # What exists is meant by its name; only the rest is a pattern.
+        # An existing folder is meant by its name; only the rest is a pattern.
         folder = next(parent for parent in path.parents if parent.exists())
         names = glob(str(path.relative_to(folder)), root_dir=folder, recursive=True)  # noqa: PTH207
         matches = [folder / name for name in names]
@@ -41,10 +41,10 @@ def files_at(address: str) -> list[str]:
 
 
 def _files_of(path: Path) -> list[str]:
-    """Return a file, or the files of a folder, which is no part of a table.
+    """Return a file, or the files of a folder.
 
     Raises:
-        DataError: Another tool's log says which files count.
+        DataError: The path is a part of a table, whose log tells which files count.
 
     """
     for folder in path.resolve().parents:
@@ -56,7 +56,7 @@ def _files_of(path: Path) -> list[str]:
 
 
 def _files_below(path: Path, folders: Sequence[Path]) -> list[str]:
-    """Return the files of a folder, without hidden ones and those that Spark still writes."""
+    """Return the files of a folder, without hidden files and files that Spark still writes."""
     table_format = _table_format(path)
     if table_format == "Delta":
         return [str(path)]

@@ -19,7 +19,7 @@ from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
 REPLACED_BY = f"{OWN_PREFIX}replaced_by"
 """Column of a stored row: the position of the row that has its key."""
 MOST_FAULTS = 1_000
-"""To find one takes about twenty queries."""
+"""Largest number of faults that are searched: finding one takes about twenty queries."""
 
 
 def find_faults(
@@ -31,15 +31,15 @@ def find_faults(
 ) -> dict[int, str]:
     """Find the rows that views cannot be computed from.
 
-    In their order, a row is at fault if the views can be computed with the rows before it, and not
-    with it. Where they cannot be computed from rows that the table holds, no row is at fault.
+    A row is at fault if the views can be computed with the rows before it, and not with it. Where
+    they cannot be computed from rows that the table holds, no row is at fault.
 
     Args:
-        dataset: Whose rows they are.
-        connection: To DuckDB.
+        dataset: The dataset of the rows.
+        connection: Connection to DuckDB.
         rows: Raw rows, with POSITION from 0 on.
-        raw: The table that these rows would be merged into; None if they are all there is.
-        exempt_count: How many of the rows do not count for the limit.
+        raw: The table that the rows would be merged into; None if there are no other rows.
+        exempt_count: Number of the rows that do not count for the limit.
 
     Returns:
         View and reason, by the position of the row.
@@ -67,7 +67,7 @@ def find_faults(
 
 
 class _Search:
-    """The search for rows at fault, among rows with POSITION and stored ones without.
+    """The search for rows at fault, among rows with POSITION and stored rows without.
 
     Attributes:
         faults: See `find_faults`.
@@ -91,7 +91,7 @@ class _Search:
             self._queries[name] = f"SELECT bit_xor(hash(v)) FROM ({values}) AS v"  # noqa: S608
 
     def run(self, start: int, end: int) -> None:
-        """Find the faults among some positions; those of all positions before are found."""
+        """Find the faults among some positions; the faults before them are found already."""
         problem = self._problem(start, end)
         middle = (start + end) // 2
         if problem is None:
@@ -112,7 +112,7 @@ class _Search:
             )
 
     def _problem(self, start: int, end: int) -> str | None:
-        """Say which view cannot be computed of the entities of some positions; None: all can."""
+        """Return which view cannot be computed for the entities of some positions; None: all can."""
         rows = self._rows
         entity = self._dataset.entity
         position = rows[POSITION].fill_null(rows[REPLACED_BY])
@@ -135,7 +135,7 @@ class _Search:
 def _stored_rows(
     dataset: Dataset, connection: Any, rows: ir.Table, raw: Table
 ) -> ir.Table:
-    """Return what the table holds of the entities that rows are of, or were before."""
+    """Return the table's rows of all entities that some rows belong to, or belonged to before."""
     stored = open_raw(raw, connection=connection)
     key = list(dataset.key)
     replaced = stored.semi_join(rows, key)

@@ -45,7 +45,10 @@ class ViewDifference:
         self._latest = self._rows.limit(0)
 
     def changed_keys(
-        self, old_versions: Iterable[int], since: datetime, more_keys: Sequence[KeyValues]
+        self,
+        old_versions: Iterable[int],
+        since: datetime,
+        more_keys: Sequence[KeyValues],
     ) -> ir.Table | None:
         """Return the keys whose newest rows may differ from those of older versions.
 
