@@ -140,7 +140,7 @@ def process_events(folder: str, port: str, period: str, count: str) -> dict[str,
     now = datetime.now(UTC)
     raw.merge(arrivals(dataset, int(count), now), dataset.key, ["flight"])
     write_views(settings, dataset, raw)
-    with closing(OnlineValues(settings, dataset, raw, 10.0)) as online:
+    with closing(OnlineValues(settings, dataset, raw)) as online:
         refresh_online(online, clock=lambda: datetime.now(UTC))
     processor_seconds = []
     with closing(Stream(settings, "bench")) as stream:

@@ -178,7 +178,7 @@ def time_fill(settings: Settings, store: Any, *, stock: bool) -> float:
         store.materialize(datetime(2000, 1, 1, tzinfo=UTC), end)
     else:
         raw = raw_table(settings, ORDERS)
-        with closing(OnlineValues(settings, ORDERS, raw, 10.0)) as online:
+        with closing(OnlineValues(settings, ORDERS, raw)) as online:
             refresh_online(online, clock=lambda: end)
     return time.perf_counter() - began
 

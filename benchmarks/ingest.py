@@ -132,7 +132,7 @@ def prepare(home: Path, port: int, rows: int) -> None:
     dataset = pipeline.load_dataset("orders")
     feast_apply(settings)
     raw = raw_table(settings, dataset)
-    with closing(values.OnlineValues(settings, dataset, raw, 10.0)) as online:
+    with closing(values.OnlineValues(settings, dataset, raw)) as online:
         refresh.refresh_online(online, clock=lambda: AS_OF)
 
 

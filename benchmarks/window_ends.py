@@ -85,11 +85,9 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
         page_views(dataset, int(count), end - FIVE_MINUTES), dataset.key, ["view_id"]
     )
     write_views(settings, dataset, raw)
-    with closing(OnlineValues(settings, dataset, raw, 10.0)) as online:
+    with closing(OnlineValues(settings, dataset, raw)) as online:
         refresh_online(online, clock=lambda: datetime.now(UTC))
-    online = OnlineValues(settings, dataset, raw)
-    ends = WindowEnds(online)
-    with closing(online):
+        ends = WindowEnds(online)
         ends.step(datetime.now(UTC))
         assert ends.next_time() == end, f"the rows took longer than {AHEAD}"
         time.sleep((end - datetime.now(UTC)).total_seconds())

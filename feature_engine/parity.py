@@ -22,7 +22,7 @@ from core.settings import LOOPBACK, Settings, free_ports
 from core.timestamps import microseconds
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import entities, require_built
-from feature_engine.online.refresh import REDIS_BATCH_SECONDS, refresh_online
+from feature_engine.online.refresh import refresh_online
 from feature_engine.online.values import OnlineValues
 from feature_repo.definition import Dataset
 from feature_repo.online_store import find_server
@@ -115,7 +115,7 @@ def parity(
 
 def _refresh(settings: Settings, dataset: Dataset, moment: datetime) -> None:
     raw = raw_table(settings, dataset)
-    with closing(OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)) as online:
+    with closing(OnlineValues(settings, dataset, raw)) as online:
         refresh_online(online, clock=lambda: moment)
 
 

@@ -30,7 +30,6 @@ from feature_engine.ingest.pipeline import catch_up
 from feature_engine.ingest.quarantine import quarantine_table
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
-from feature_engine.online.refresh import REDIS_BATCH_SECONDS
 from feature_engine.online.state import ends_key, loaded_ends_key
 from feature_engine.online.values import LOCK_SECONDS, OnlineValues
 from feature_repo.definition import Dataset
@@ -91,9 +90,7 @@ def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
             raw.erase(is_superseded, "superseded")
             try:
                 if dataset.key:  # without one its expressions cannot be imported
-                    with closing(
-                        OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)
-                    ) as online:
+                    with closing(OnlineValues(settings, dataset, raw)) as online:
                         catch_up(online, datetime.now(UTC))
             finally:
                 raw.purge()
@@ -123,7 +120,7 @@ def erase_online_values(search: EntitySearch, dataset: Dataset) -> int:
     settings = search.settings
     raw = raw_table(settings, dataset)
     key = search.key_in(dataset)
-    with closing(OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)) as online:
+    with closing(OnlineValues(settings, dataset, raw)) as online:
         names = online.hashes_of(key.column, key.value)
         if search.erase:
             project = online.store.project

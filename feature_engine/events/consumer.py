@@ -51,6 +51,8 @@ from feature_repo.rules import DatasetRules
 
 MAX_ROWS = 1_000
 BATCH_SECONDS = 0.2
+REDIS_SECONDS = 0.5
+"""Time that Redis may take for one command."""
 IDLE_SECONDS = 1.0
 CLOCKS_DIFFER = timedelta(seconds=60)
 """How far an event may be dated ahead of our clock."""
@@ -137,7 +139,7 @@ class EventConsumer:
     @cached_property
     def _online(self) -> OnlineValues:
         """The online values. They are opened at the first batch: before, there may be no store."""
-        return OnlineValues(self._settings, self._dataset, self._raw)
+        return OnlineValues(self._settings, self._dataset, self._raw, REDIS_SECONDS)
 
     @cached_property
     def _window_ends(self) -> WindowEnds:
@@ -290,13 +292,31 @@ class EventConsumer:
         The values come first: a row that no expression can take must not stand in the table.
         """
         key = self._dataset.key
+        entity = self._dataset.entity
         replaced_rows = raw_rows(self._raw, key, {key_of(row, key) for row in rows})
         new_rows = self._new_rows(rows, replaced_rows)
         values: list[ViewValues] = []
         problem = self._online.problem()
         if problem is None:
             former_rows = pa.concat_tables([replaced_rows, self._raw_rows(rows)])
-            values, problem = self._values(new_rows, former_rows, now)
+            entities = former_rows[entity].unique().to_pylist()
+            kept_rows = raw_rows(
+                self._raw,
+                [entity],
+                [(value,) for value in entities],
+                replaced=new_rows.select(key),
+            )
+            moment = max(now, datetime.now(UTC))
+            try:
+                values = self._online.compute(
+                    pa.concat_tables([kept_rows, new_rows]),
+                    pa.concat_tables([kept_rows, former_rows]),
+                    moment,
+                )
+            except VALUE_ERRORS:
+                problem = self._stored_problem(kept_rows, moment)
+                if problem is None:
+                    raise
         if problem:
             logger.warning("%s: events are not online yet: %s", self.name, problem)
         columns = self._dataset.schema.names
@@ -320,38 +340,6 @@ class EventConsumer:
                 rows_by_key[row_key] = row
                 rows_to_merge[row_key] = row
         return self._raw_rows(rows_to_merge.values())
-
-    def _values(
-        self, new_rows: pa.Table, former_rows: pa.Table, now: datetime
-    ) -> tuple[list[ViewValues], str | None]:
-        """Compute the feature values of entities as they are once the table has new rows.
-
-        Args:
-            new_rows: Rows that the table will have.
-            former_rows: Rows that are, or were, of these entities.
-            now: Aware UTC.
-
-        Returns:
-            The values; and, where rows of the table keep them from being computed, the reason.
-
-        """
-        entity = self._dataset.entity
-        entity_keys = [(value,) for value in former_rows[entity].unique().to_pylist()]
-        new_keys = new_rows.select(self._dataset.key)
-        kept_rows = raw_rows(self._raw, [entity], entity_keys, replaced=new_keys)
-        moment = max(now, datetime.now(UTC))
-        try:
-            values = self._online.compute(
-                pa.concat_tables([kept_rows, new_rows]),
-                pa.concat_tables([kept_rows, former_rows]),
-                moment,
-            )
-        except VALUE_ERRORS:
-            problem = self._stored_problem(kept_rows, moment)
-            if problem is None:
-                raise
-            return [], problem
-        return values, None
 
     def _stored_problem(self, rows: pa.Table, moment: datetime) -> str | None:
         """Return the reason why views cannot be computed from rows of the table; None if they can."""

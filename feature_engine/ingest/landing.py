@@ -45,7 +45,7 @@ from feature_repo.rules import SINGLE_ROWS, DatasetRules, Validation, suite_file
 
 BATCH_ROWS = 500_000
 """About the number of rows that Great Expectations judges at a time: it holds them in memory."""
-MOST_UNREADABLE = 0.01
+UNREADABLE_SHARE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
 MEMORY_LIMIT = "500MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk.
@@ -181,7 +181,7 @@ def stop_if_many(
     """Raise a BatchRejectedError if many rows cannot be read."""
     count = len(unreadable)
     row_count = readable_count + count
-    if count >= SINGLE_ROWS and count > MOST_UNREADABLE * row_count:
+    if count >= SINGLE_ROWS and count > UNREADABLE_SHARE * row_count:
         examples = "; ".join([*unreadable.values()][:3])
         text = f"{count} of {row_count} rows cannot be read, such as: {examples}"
         raise _rejection(settings, dataset, text)
@@ -480,11 +480,11 @@ def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
 
 def _contradictions(dataset: Dataset, selection: _Selection) -> list[str]:
     """Return a warning if a delivery holds new keys with several contents."""
-    earlier_rows = selection.earlier_rows
-    new_rows = selection.new_rows
     key = list(dataset.key)
-    is_same = _same(earlier_rows, new_rows, dataset.schema.names)
-    other_rows = earlier_rows.anti_join(new_rows, is_same).semi_join(new_rows, key)
+    new_rows = selection.new_rows
+    is_same = _same(selection.earlier_rows, new_rows, dataset.schema.names)
+    other_rows = selection.earlier_rows.anti_join(new_rows, is_same)
+    other_rows = other_rows.semi_join(new_rows, key)
     keys = other_rows.select(key).distinct()
     key_count = _count(keys)
     if not key_count:

@@ -32,7 +32,7 @@ from feature_engine.online.intervals import (
     notice_materialization_by_hand,
     record_intervals,
 )
-from feature_engine.online.refresh import REDIS_BATCH_SECONDS, refresh_online
+from feature_engine.online.refresh import refresh_online
 from feature_engine.online.values import OnlineValues
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
@@ -73,34 +73,18 @@ def ingest(
     with one_writer(settings, INGEST_LOCK.format(name)):
         raw = raw_table(settings, dataset)
         last_record = read_record(settings, name)
+        record = partial(write_record, settings, dataset, last_record, as_of)
         since = None if full else _read_from(dataset, raw, last_record, as_of)
         unreadable: dict[str, str] = {}
         delivery = pull(settings, dataset, as_of, since, unreadable)
         try:
             report = land(settings, dataset, delivery, as_of, unreadable)
         except BatchRejectedError as exc:
-            write_record(
-                settings,
-                dataset,
-                open_store(settings),
-                last_record,
-                as_of,
-                remark=str(exc),
-                passed=False,
-            )
+            record(open_store(settings), str(exc), passed=False)
             raise
-        with closing(
-            OnlineValues(settings, dataset, raw, REDIS_BATCH_SECONDS)
-        ) as online:
+        with closing(OnlineValues(settings, dataset, raw)) as online:
             report = _catch_up_and_heal(online, report, as_of, full=full)
-            write_record(
-                settings,
-                dataset,
-                online.store,
-                last_record,
-                as_of,
-                remark="; ".join(report.warnings),
-            )
+            record(online.store, "; ".join(report.warnings))
     return report
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import ibis
@@ -134,17 +135,23 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
         as_of: Now; the rows become known at this moment.
 
     """
+    key_of = itemgetter(*dataset.key)
     names = dataset.schema.names
     raw = raw_table(settings, dataset)
     ingest_lock = INGEST_LOCK.format(dataset.name)
     with one_writer(settings, ingest_lock), one_writer(settings, raw.name):
         entries = quarantined(settings, dataset)
         good_rows = _good_rows(dataset, entries, as_of)
-        standing_rows = _standing_rows(dataset, raw, good_rows)
+        first_key = dataset.key[0]
+        has_key = pc.field(first_key).isin(good_rows[first_key])
+        stored_rows = raw.read(columns=names, where=has_key)
+        rows_by_key = {}
+        for row in [*good_rows.to_pylist(), *stored_rows.to_pylist()]:
+            rows_by_key[key_of(row)] = row
         released_rows = []
         conflicts = []
-        for row in good_rows:
-            standing_row = standing_rows[_key_of(dataset, row)]
+        for row in good_rows.to_pylist():
+            standing_row = rows_by_key[key_of(row)]
             if standing_row == row:
                 released_rows.append(row | {"ingested_at": as_of})
             else:
@@ -161,43 +168,24 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
     )
 
 
-def _good_rows(dataset: Dataset, entries: Sequence[Row], as_of: datetime) -> list[Row]:
+def _good_rows(dataset: Dataset, entries: Sequence[Row], as_of: datetime) -> pa.Table:
     """Return the rows of entries that have today's columns and pass today's rules."""
     tables = [_as_table(entry["row"], dataset.schema) for entry in entries]
     rows = pa.concat_tables([dataset.schema.empty_table(), *tables])
     rules = DatasetRules(dataset, for_events=True)
     bad_rows = rules.validate(rows, as_of).bad_rows
-    return [
-        row for number, row in enumerate(rows.to_pylist()) if number not in bad_rows
-    ]
-
-
-def _standing_rows(
-    dataset: Dataset, raw: Table, rows: Sequence[Row]
-) -> dict[tuple[Any, ...], Row]:
-    """Return by key the row that counts: the row of the table, else the last one of `rows`."""
-    first_key = dataset.key[0]
-    values = [row[first_key] for row in rows]
-    has_key = pc.field(first_key).isin(
-        pa.array(values, raw.schema.field(first_key).type)
-    )
-    stored_rows = raw.read(columns=dataset.schema.names, where=has_key).to_pylist()
-    return {_key_of(dataset, row): row for row in [*rows, *stored_rows]}
-
-
-def _key_of(dataset: Dataset, row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in dataset.key)
+    numbers = [number for number in range(len(rows)) if number not in bad_rows]
+    return rows.take(pa.array(numbers, pa.int64()))
 
 
 def _computable_rows(dataset: Dataset, raw: Table, rows: pa.Table) -> pa.Table:
-    """Return the rows that views can be computed from once the table has them."""
+    """Return the rows, with POSITION, that views can be computed from once the table has them."""
     count = len(rows)
-    numbered_rows = rows.append_column(POSITION, pa.arange(0, count))
+    rows = rows.append_column(POSITION, pa.arange(0, count))
     with duckdb_connection() as connection:
-        tried_rows = ibis.memtable(numbered_rows)
-        faults = find_faults(dataset, connection, tried_rows, raw, count)
+        faults = find_faults(dataset, connection, ibis.memtable(rows), raw, count)
     is_at_fault = pc.field(POSITION).isin(pa.array(faults, pa.int64()))
-    return numbered_rows.filter(~is_at_fault).drop_columns([POSITION])
+    return rows.filter(~is_at_fault)
 
 
 def as_json(rows: pa.Table) -> list[str]:

@@ -27,9 +27,9 @@ WHERE {time} BETWEEN $since AND $until GROUP BY ALL ORDER BY ALL"""
 def write_record(
     settings: Settings,
     dataset: Dataset,
-    store: FeatureStore,
     last_record: DatasetRecord,
     as_of: datetime,
+    store: FeatureStore,
     remark: str,
     *,
     passed: bool = True,
@@ -39,9 +39,9 @@ def write_record(
     Args:
         settings: Settings of the installation.
         dataset: The dataset that was ingested.
-        store: Feast's store.
         last_record: The dataset's record of the ingest before.
         as_of: The moment that the ingest brought the dataset to.
+        store: Feast's store.
         remark: Warnings about the rows, or the reason why they were rejected.
         passed: Whether the rows were let in.
 
@@ -51,7 +51,12 @@ def write_record(
     if passed:
         watermark = max(as_of, watermark or as_of)
     raw = raw_table(settings, dataset)
+    aside = quarantine_table(settings, dataset)
     event_time = quoted(dataset.event_time)
+    column = dataset.event_time.replace("~", "~0").replace("/", "~1")
+    pointer = convert(f"/{column}").sql()
+    row_time = f"try_cast(row->>{pointer} AS TIMESTAMPTZ)"
+    time_aside = f"least({row_time}, quarantined_at)"
     record = DatasetRecord(
         dataset=dataset.name,
         as_of=as_of,
@@ -61,24 +66,13 @@ def write_record(
         silence=dataset.silence,
         services=service_names(settings, dataset, store),
         rows=_counts(raw, f"{event_time}::DATE", event_time, as_of),
-        quarantined=_quarantine_counts(settings, dataset, as_of),
+        quarantined=_counts(aside, "rules", time_aside, as_of),
         delivery_rules=delivery_rules(dataset),
         passed=passed,
         remark=remark,
     )
     content = RECORD.dump_json(record)
     replace_file(record_file(settings, dataset.name), content)
-
-
-def _quarantine_counts(
-    settings: Settings, dataset: Dataset, as_of: datetime
-) -> dict[str, int]:
-    """Count the rows in quarantine by the rules that they broke."""
-    column = dataset.event_time.replace("~", "~0").replace("/", "~1")
-    pointer = convert(f"/{column}").sql()
-    row_time = f"try_cast(row->>{pointer} AS TIMESTAMPTZ)"
-    time = f"least({row_time}, quarantined_at)"
-    return _counts(quarantine_table(settings, dataset), "rules", time, as_of)
 
 
 def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, int]:

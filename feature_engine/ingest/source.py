@@ -42,8 +42,8 @@ CSV_BLOCK_BYTES = 16 * 1024 * 1024
 """Bytes of a CSV that are read at a time: no row may be longer."""
 BATCH_ROWS = 100_000
 """Rows of a database or a parquet file that are read at a time."""
-MOST_UNREADABLE = 100_000
-"""Rows that memory holds until the delivery is judged."""
+UNREADABLE_ROWS = 100_000
+"""Largest number of unreadable rows: memory holds them until the delivery is judged."""
 SECRETS = r"(?<=://).+(?=@)|(?<=\?)[^#]+"
 """Parts of an address: user and password, and options."""
 PARQUET = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us", pre_buffer=False)
@@ -162,7 +162,7 @@ def _readable_batches(
             rows = rows.filter(pc.fill_null(is_later, fill_value=True))
         *columns, marks = rows.columns
         for mark in marks.drop_null().to_pylist():
-            if unreadable is None or len(unreadable) == MOST_UNREADABLE:
+            if unreadable is None or len(unreadable) == UNREADABLE_ROWS:
                 problem = f"rows cannot be read, such as {mark['problem']}"
                 raise DataError(f"{dataset.name}: nothing was changed: {problem}")
             unreadable[mark["row"]] = mark["problem"]

@@ -44,12 +44,12 @@ def lost_rows(settings: Settings, dataset: Dataset, name: str) -> tuple[int, int
         state = online.state(name)
         if state is None:  # with the state, all values are lost
             return 1, 1
-        keys = _known_keys(settings, view, online, state)
+        keys = _known_keys(view, online, state)
         return len(keys), len(online.lost_keys(name, keys))
 
 
 def _known_keys(
-    settings: Settings, view: ViewTable, online: OnlineValues, state: OnlineState
+    view: ViewTable, online: OnlineValues, state: OnlineState
 ) -> list[KeyValues]:
     """Return keys with a row that is online and young enough, chosen by chance.
 
@@ -59,7 +59,7 @@ def _known_keys(
         raise DataError(f"{view.name}: its rows are being written online")
     feast_view = online.views[view.name]
     names = sorted(feast_view.join_keys)
-    with engine_connection(settings) as connection:
+    with engine_connection(online.settings) as connection:
         versions = []
         for version in (state.version, view.table.version):
             rows = read_files(connection, view.table, view.table.names(version))

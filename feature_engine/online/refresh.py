@@ -35,9 +35,8 @@ from feature_engine.online.state import OnlineState, ahead_key, replace_state
 from feature_engine.online.values import OnlineValues, written_state
 from feature_repo.published import redis_names
 from feature_repo.published.redis_names import KeyValues, state_key
+from feature_repo.published.store import WRITE_DEADLINE
 
-REDIS_BATCH_SECONDS = 10.0
-"""Time that Redis may take for a batch of rows."""
 STORED_KEYS = 100_000
 """Keys of Redis that are compared with a view's at a time."""
 TRIES = 5
@@ -177,7 +176,7 @@ class ViewRefresh:
             format_config(self._online.store.config),
             self._feast_view,
             self._online.settings.redis_address,
-            REDIS_BATCH_SECONDS,
+            WRITE_DEADLINE,
             self._ahead_key,
         )
         problems = connection.use_rows(rows, write, (redis_names, redis_rows))

@@ -36,10 +36,8 @@ from feature_engine.online.state import OnlineState, ahead_key, read_state
 from feature_repo.definition import Dataset
 from feature_repo.published.feast_reader import has_row
 from feature_repo.published.redis_names import KeyValues, hash_names, state_key
-from feature_repo.published.store import open_store
+from feature_repo.published.store import WRITE_DEADLINE, open_store
 
-REDIS_COMMAND_SECONDS = 0.5
-"""Time that Redis may take for one command of the event consumer."""
 LOCK_SECONDS = 10.0
 
 
@@ -70,7 +68,7 @@ class OnlineValues:
         settings: Settings,
         dataset: Dataset,
         raw: Table,
-        timeout_seconds: float = REDIS_COMMAND_SECONDS,
+        timeout_seconds: float = WRITE_DEADLINE,
     ) -> None:
         self.settings = settings
         self.dataset = dataset

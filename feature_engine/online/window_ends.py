@@ -7,7 +7,7 @@ a key is due, its row is read from the view, or computed where the consumer wrot
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,6 +30,8 @@ SOON = timedelta(hours=1)
 """Rows of views that come due within this time enter the sorted set."""
 LOAD_AGAIN = SOON / 2
 LOAD_ROWS = 10_000
+Members = list[tuple[bytes, float]]
+"""Members of the sorted set, with their scores."""
 
 
 class WindowEnds:
@@ -102,9 +104,9 @@ class WindowEnds:
         note = json.dumps([state.version, until.isoformat()])
         self._online.redis.hset(self._loaded_key, view.name, note)
 
-    def _due_members(self, now: datetime) -> list[tuple[bytes, float]]:
+    def _due_members(self, now: datetime) -> Members:
         """Return members of the sorted set that are due, with their scores, the first ones first."""
-        members: list[tuple[bytes, float]] = self._online.redis.zrange(
+        members: Members = self._online.redis.zrange(
             self._key,
             "-inf",
             microseconds(now),
@@ -115,9 +117,7 @@ class WindowEnds:
         )
         return members
 
-    def _bring_online(
-        self, members: Sequence[tuple[bytes, float]], now: datetime
-    ) -> list[ViewValues]:
+    def _bring_online(self, members: Members, now: datetime) -> list[ViewValues]:
         """Write the values of keys that are due, and return them; the feature lock is held."""
         earliest = _time(members[0][1])
         due_keys = _keys_by_view(members)
@@ -129,7 +129,9 @@ class WindowEnds:
             newer_keys = self._online.keys_ahead(
                 view.name, sorted(keys), raw_version + 1
             )
-            entities |= self._entities(view, newer_keys)
+            names = sorted(self._online.views[view.name].join_keys)
+            position = names.index(view.dataset.entity)
+            entities.update(key[position] for key in newer_keys)
             stored_keys = keys - newer_keys
             if stored_keys:
                 stored_values = self._stored_values(view, stored_keys, earliest, now)
@@ -139,17 +141,7 @@ class WindowEnds:
         self._online.write(computed_values, self._online.raw.version)
         return values + computed_values
 
-    def _entities(self, view: ViewTable, keys: Iterable[KeyValues]) -> set[Any]:
-        """Return the entities of some keys of a view."""
-        names = sorted(self._online.views[view.name].join_keys)
-        position = names.index(view.dataset.entity)
-        return {key[position] for key in keys}
-
-    def _replace_members(
-        self,
-        members: Iterable[tuple[bytes, float]],
-        values: Iterable[ViewValues],
-    ) -> None:
+    def _replace_members(self, members: Members, values: Iterable[ViewValues]) -> None:
         """Remove members from the sorted set, and note when the values written change next."""
         scores = self._scores(values)
         with self._online.redis.pipeline() as pipe:
@@ -190,9 +182,7 @@ class WindowEnds:
         }
 
 
-def _keys_by_view(
-    members: Iterable[tuple[bytes, float]],
-) -> dict[str, set[KeyValues]]:
+def _keys_by_view(members: Members) -> dict[str, set[KeyValues]]:
     """Return the keys that members of the sorted set name, by view."""
     keys: dict[str, set[KeyValues]] = defaultdict(set)
     for member, _ in members:

@@ -58,7 +58,7 @@ def land(settings, first_customer, count):
 
 def refreshed(settings, raw):
     """Return all hashes with online values after a refresh, which leaves no file."""
-    with closing(OnlineValues(settings, ORDERS, raw, 10)) as online:
+    with closing(OnlineValues(settings, ORDERS, raw)) as online:
         refresh_online(online, lambda: AS_OF)
     assert not [*settings.scratch.glob("**/*.parquet")]
     with (

@@ -161,7 +161,7 @@ def check_that_values_agree(settings, seed):
         raw = land_orders(settings, ORDERS, batch, arrival)
         if arrival == ARRIVALS[2]:
             raw.compact()
-        with closing(OnlineValues(settings, ORDERS, raw, 10)) as values:
+        with closing(OnlineValues(settings, ORDERS, raw)) as values:
             catch_up(values, arrival)
         landed |= {row["order_id"]: row for row in batch}
         assert differences(landed.values(), online(settings, arrival)) == []
@@ -174,6 +174,6 @@ def check_that_values_agree(settings, seed):
     assert differences(landed.values(), rows) == []
     later = [at for _, at in reads if at > ARRIVALS[-1]]
     for at in sorted(chance.sample(later, 3)):
-        with closing(OnlineValues(settings, ORDERS, raw, 10)) as values:
+        with closing(OnlineValues(settings, ORDERS, raw)) as values:
             refresh_online(values, clock=lambda at=at: at)
         assert differences(landed.values(), online(settings, at)) == []

@@ -106,7 +106,7 @@ def test_executors_write_the_online_values_of_duckdb_to_the_byte(applied):
         for engine in ("duckdb", "spark"):
             redis.flushall()
             settings = with_engine(engine, applied)
-            with closing(OnlineValues(settings, ORDERS, raw, 10)) as online:
+            with closing(OnlineValues(settings, ORDERS, raw)) as online:
                 refresh_online(online, lambda: AS_OF)
             hashes_of_engines.append(
                 {name: redis.hgetall(name) for name in hashes(redis)}

@@ -54,7 +54,7 @@ class Shop:
 
     def land(self, orders, arrival):
         land_orders(self.settings, self.dataset, orders, arrival)
-        with closing(OnlineValues(self.settings, self.dataset, self.raw, 10)) as online:
+        with closing(OnlineValues(self.settings, self.dataset, self.raw)) as online:
             catch_up(online, arrival)
 
     def online(self, keys, at):
@@ -108,7 +108,7 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
         (expiry + TICK, None),
     ):
         assert shop.offline([(1, "several")], moment) == [values], moment
-    with closing(OnlineValues(shop.settings, spend, shop.raw, 10)) as online:
+    with closing(OnlineValues(shop.settings, spend, shop.raw)) as online:
         refresh_online(online, clock=lambda: expiry)
     for moment in (expiry, expiry + TICK):
         assert shop.online(keys, moment) == shop.offline(keys, moment)

@@ -65,7 +65,7 @@ def test_values_written_by_the_consumer_during_a_refresh_stay(shop):
         return AS_OF - 11 * DAY
 
     shop.redis.delete(STATE)
-    with closing(OnlineValues(shop.settings, ORDERS, raw, 10)) as online:
+    with closing(OnlineValues(shop.settings, ORDERS, raw)) as online:
         refresh_online(online, moment)
     assert (shop.spent(1), shop.spent(77)) == (7.0, 3.0)
 

@@ -196,7 +196,7 @@ class Hub:
             catch_up(online, arrival)
 
     def online(self):
-        return OnlineValues(self.settings, self.dataset, self.raw, 10)
+        return OnlineValues(self.settings, self.dataset, self.raw)
 
     def ask(self, moment):
         """Let windows end as the consumer does, then answer for every airport."""
