@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 
+from core.errors import DataError
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table, write_views
 from feature_engine.online.refresh import refresh_online
@@ -26,6 +27,7 @@ from tests.support.feature_engine.event_shop import (  # noqa: F401  (fixtures a
     ingested,
     shop,
 )
+from tests.support.feature_engine.installation import land_orders
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, VIEW, order
 
 AHEAD = f"gyre:ahead:gyre:{VIEW}"
@@ -96,6 +98,14 @@ def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1_800)
+def test_a_refresh_of_views_without_rows_names_the_command_that_computes_them(applied):
+    raw = land_orders(applied, ORDERS, [order(1, 1, AS_OF - DAY)], AS_OF)
+    with closing(OnlineValues(applied, ORDERS, raw)) as online:
+        message = f"{VIEW}: its rows are not computed; run: gyre ingest orders"
+        with pytest.raises(DataError, match=message):
+            refresh_online(online, lambda: AS_OF)
+
+
 def test_events_during_a_refresh_of_a_million_customers_bring_back_no_older_value(
     applied, tmp_path
 ):
