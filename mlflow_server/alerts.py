@@ -1,9 +1,9 @@
-"""Alerts: one per incident, counted when it is seen again, delivered through Apprise.
+"""Alerts: one for each incident, which counts how often its cause was seen.
 
-An incident is over once its cause was not seen for 3 hours; nobody is told of that.
-`GYRE_ALERT_URLS` holds Apprise addresses (Slack, PagerDuty, mail, a webhook: one URL each),
-separated by blanks. Without one, alerts are lines of GYRE_HOME/logs/alerts.log.
-`gyre maintain` deletes alerts that were not seen for 400 days.
+An incident is over once its cause was not seen for 3 hours; no alert says so. `GYRE_ALERT_URLS`
+holds Apprise addresses (Slack, PagerDuty, mail, a webhook), separated by blanks. Without one, alerts
+are lines of GYRE_HOME/logs/alerts.log. `gyre maintain` deletes alerts that were not seen for 400
+days.
 """
 
 import json
@@ -25,35 +25,35 @@ from mlflow_server.tables import ALERTS
 
 log = logging.getLogger(__name__)
 QUIET = timedelta(hours=3)
-"""An incident is over once its cause was not seen for so long: most are looked for every hour."""
-REFUSED = "refused"
-"""The `drift_type` of an alert that serving refuses a version."""
+"""Time without its cause after which an incident is over: most causes are checked every hour."""
+VERSION_REFUSED = "refused"
+"""`drift_type` of an alert that serving refuses a version."""
 FAILED = " failed: "
-"""Separates task and error in the cause of an alert about a failed task."""
-ROLLOUT = "rollout of "
-"""Begins the cause of an alert that a rollout was stopped."""
+"""Text between task and error in the cause of an alert about a failed task."""
+ROLLOUT_STOPPED = "rollout of "
+"""Beginning of the cause of an alert that a rollout was stopped."""
 WAITS = " waits for approval"
-"""Ends the cause of an alert that a person is asked."""
-LONGEST = 100
-"""Characters of an error that are compared with those of others."""
+"""End of the cause of an alert that a version waits for a person."""
+COMPARED_LENGTH = 100
+"""Characters by which the error of a failed task is compared with earlier errors."""
 Severity = Literal["moderate", "significant", "critical"]
 NOTIFY_TYPES = {"moderate": "info", "significant": "warning", "critical": "failure"}
-"""What Apprise calls a severity: PagerDuty's is made of it, and the colour in Slack."""
+"""Apprise's words for severities: PagerDuty's severity and Slack's colour follow from them."""
 
 
 @dataclass(frozen=True)
 class DriftAlert:
-    """What a monitor alerts of.
+    """Finding of a monitoring run that goes out as an alert.
 
     Attributes:
-        feature: The column that says most, `score`, or what else is watched, such as `entities`.
-        drift_type: Such as data_drift, concept_drift, harm.
+        feature: The column that drifts most, `score`, or another subject such as `entities`.
+        drift_type: Kind of the finding, such as data_drift, concept_drift or harm.
         severity: How bad it is.
-        psi_score: None where it is judged otherwise.
-        detected_at: Aware UTC, the monitoring run that saw it.
-        message: All of it in words.
-        version: The version of the model that it is about. The incident is over once that version
-            is in no role; None: it is not.
+        psi_score: Population stability index; None if another measure was judged.
+        detected_at: Time of the monitoring run, aware UTC.
+        message: The finding in words.
+        version: Version of the model that the finding is about. The incident is over once that
+            version is in no role. None: roles do not end the incident.
 
     """
 
@@ -75,13 +75,13 @@ class Alerts(Store):
     def alert(
         self, subject: str, cause: str, content: str | DriftAlert, at: datetime
     ) -> bool:
-        """Deliver an alert unless that of this incident was; say whether one went out now."""
+        """Deliver an alert unless its incident has one; return whether one went out now."""
         self.note(subject, cause, content, at)
         return self.deliver(subject, at) > 0
 
     def alert_failure(self, subject: str, task: str, error: str, at: datetime) -> None:
-        """Alert of a failed task, once for each error; numbers in it may vary."""
-        start = re.sub(r"[0-9]+", "#", error)[:LONGEST]
+        """Alert about a failed task, once for each error; numbers in the error may vary."""
+        start = re.sub(r"[0-9]+", "#", error)[:COMPARED_LENGTH]
         self.alert(subject, f"{task}{FAILED}{start}", f"{task}{FAILED}{error}", at)
 
     def note(
@@ -95,7 +95,7 @@ class Alerts(Store):
     ) -> None:
         """Count the open incident of `cause`, or begin one; the next `deliver` sends it.
 
-        until: How long the cause is known to stay, where nobody looks for it again.
+        until: Time up to which the cause stays, if nobody checks it again.
         """
         last = until or at
         sighting = {"message": content, "details": None, "last": last.isoformat()}
@@ -118,10 +118,10 @@ class Alerts(Store):
                 connection.execute(sql.insert(ALERTS).values(incident | sighting))
 
     def deliver(self, subject: str, at: datetime) -> int:
-        """Send what no address has taken yet; return how many alerts went out.
+        """Send alerts that no address has taken yet; return the number that went out.
 
-        One address that takes an alert is enough: the others must not hear it again for the sake
-        of a dead one.
+        One address that takes an alert is enough: a dead address must not make the others get it
+        again.
         """
         count = 0
         if not self.rows(subject, delivered=False):
@@ -134,14 +134,14 @@ class Alerts(Store):
                     same = sql.update(ALERTS).filter_by(sequence=row["sequence"])
                     count += self._execute(same.values(delivered=True))
                 else:
-                    text = "%s: alert not delivered, to be tried again: %s"
+                    text = "%s: no address took the alert, it is sent again later: %s"
                     log.warning(text, subject, row["cause"])
         return count
 
     def rows(self, subject: str, **values: Any) -> list[dict[str, Any]]:
-        """Return alerts about a model or a dataset, a row per incident, the newest last.
+        """Return alerts about a model or a dataset, a row for each incident, the newest last.
 
-        values: Only rows with these.
+        values: Values that the rows must have, by column.
         """
         query = sql.select(ALERTS).filter_by(model=subject, **values)
         with self._begin() as connection:
@@ -149,23 +149,23 @@ class Alerts(Store):
             return [dict(row) for row in rows.mappings()]
 
     def end(self, subject: str, cause: str) -> None:
-        """Delete the alerts of a cause that is gone."""
+        """Delete the alerts with this cause, which is gone."""
         self._execute(sql.delete(ALERTS).filter_by(model=subject, cause=cause))
 
     def end_failures(self, dag: str, task: str = "") -> None:
-        """Delete the alerts about failed tasks of a DAG, or of one task, whose work is done since."""
+        """Delete the alerts about failed tasks of a DAG, or about one task; the work is done now."""
         start = f"{dag}.{task}{FAILED}" if task else f"{dag}."
         is_over = ALERTS.c.cause.startswith(start, autoescape=True)
         self._execute(sql.delete(ALERTS).where(is_over))
 
     def forget(self, before: datetime) -> int:
-        """Delete alerts last seen before a moment; return how many."""
+        """Delete alerts last seen before a moment; return their number."""
         return self._execute(
             sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat())
         )
 
     def _execute(self, statement: sql.Update | sql.Delete) -> int:
-        """Change rows; return how many."""
+        """Change rows; return their number."""
         with self._begin() as connection:
             return connection.execute(statement).rowcount
 
@@ -176,17 +176,17 @@ class Alerts(Store):
 
 
 def cause_of_question(version: str) -> str:
-    """Return the cause of the alert that a version waits for a person."""
+    """Return the cause of the alert that a version waits for approval."""
     return f"version {version}{WAITS}"
 
 
 def is_open(alert: Mapping[str, Any], now: datetime) -> bool:
-    """Say whether an incident goes on."""
+    """Whether an incident goes on."""
     return datetime.fromisoformat(alert["last"]) >= now - QUIET
 
 
 def _write(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
-    """Append an alert to the file."""
+    """Append an alert to `logs/alerts.log`; return True, as `_send` may."""
     line = json.loads(row["details"] or "{}") | {"time": at.isoformat()}
     line |= {name: row[name] for name in ("model", "cause", "message")}
     path = settings.home / "logs" / "alerts.log"
@@ -197,8 +197,8 @@ def _write(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
 
 
 def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
-    """Send an alert to every address; say whether one has taken it."""
-    import apprise  # noqa: PLC0415  (0.7 s, and seldom is there anything to tell)
+    """Send an alert to every address; return whether one has taken it."""
+    import apprise  # noqa: PLC0415  (0.7 s, and alerts are rare)
 
     details = json.loads(row["details"] or "{}")
     details.pop("message", None)
@@ -209,7 +209,7 @@ def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
     for url in settings.alert_urls.split():
         address = apprise.Apprise(url)
         for service in address:
-            # PagerDuty refuses a text that is too long, each time; Apprise cuts none by default.
+            # PagerDuty refuses a text that is too long; by default Apprise does not cut it.
             if service.overflow_mode == apprise.OverflowMode.UPSTREAM:
                 service.overflow_mode = apprise.OverflowMode.TRUNCATE
         delivery = address.notify(

@@ -1,4 +1,4 @@
-"""The database of ledger and alerts: how it is opened, locked, and what its errors become."""
+"""The database of ledger and alerts: it is opened and locked here, and its errors translated."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from core.settings import SCHEMAS, Settings
 from mlflow_server.tables import make_tables
 
 WAIT_SECONDS = 20
-"""How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
+"""Time that a writer waits for another: longer than a promotion takes with a slow MLflow."""
 CONNECT_SECONDS = 5
 SUBJECT = "promotion ledger"
 
 
 class Store:
-    """Tables of the database, open until the block ends, for several processes and threads.
+    """The open database, until the block ends. Processes and threads may share it.
 
     Raises:
         RegistryError: The database does not answer.
@@ -41,9 +41,9 @@ class Store:
 
 
 def open_database(settings: Settings) -> sql.Engine:
-    """Open the database of ledger and alerts; in a new one, make the tables.
+    """Open the database of ledger and alerts; make the tables if it is new.
 
-    In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
+    In a new PostgreSQL it makes the schemas too, also for Airflow, Feast and MLflow.
 
     Raises:
         RegistryError: The database does not answer, or has another layout.
@@ -63,7 +63,7 @@ def open_database(settings: Settings) -> sql.Engine:
         subject = f"{variable} {engine.url.set(query={})}"  # without its password
     try:
         with database_errors(subject), engine.begin() as connection:
-            lock_tables(connection, "gyre.tables")  # of two processes one makes them
+            lock_tables(connection, "gyre.tables")  # one of two processes makes them
             if is_server:
                 schemas = sql.inspect(connection).get_schema_names()
                 for schema in {*SCHEMAS}.difference(schemas):
@@ -76,7 +76,7 @@ def open_database(settings: Settings) -> sql.Engine:
 
 
 def lock_tables(connection: sql.Connection, name: str) -> None:
-    """Be the only writer of what `name` stands for (SQLite: of all) until the transaction ends."""
+    """Hold the lock `name` until the transaction ends; SQLite locks the whole database."""
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
@@ -90,7 +90,7 @@ def database_errors(subject: str = SUBJECT) -> Iterator[None]:
     """Raise errors of the database as RegistryError, in one line that begins with the subject."""
     try:
         yield
-    except DataError as exc:  # of a lock
+    except DataError as exc:  # raised by a lock
         raise RegistryError(f"{exc}: try again") from exc
     except SQLAlchemyError as exc:
         line = str(getattr(exc, "orig", None) or exc).splitlines()[0]

@@ -1,6 +1,6 @@
-"""What a registered version holds for serving, and how its bytes are trusted.
+"""The manifest of a version, `serving.json`, and the digests of the files that serving reads.
 
-Each file has its SHA-256 as a tag of the version: a reader checks it before anything parses a byte.
+Each file has its SHA-256 as a tag of the version: a reader checks it before it parses a byte.
 """
 
 import hashlib
@@ -23,21 +23,21 @@ MODEL_FILES: dict[Loader, str] = {
     "mlflow.xgboost": "model.ubj",
     "mlflow.lightgbm": "model.lgb",
 }
-"""MLflow's loader modules that a version may name, and the file that each reads: data only."""
+"""Files of a model by MLflow's loader module, for all loaders that a version may name: data only."""
 CONTRACT_FILE = "serving.json"
 DIGEST_TAG = "sha256."
 SCORE = "score"
-"""Name of the ONNX output: float32 [N], the probability of class 1 or the number predicted; of
-many classes [N, K], the probability of each."""
+"""Name of the ONNX output, float32: [N] has the probability of class 1 or the predicted number,
+[N, K] the probability of each of many classes."""
 DTYPES: dict[InputType, str] = {
     "int64": "int64",
     "double": "float64",
     "string": "object",
 }
-"""Of NumPy's array that a model is given of a feature."""
+"""NumPy's dtype of a feature, as a model takes it."""
 SCORE_DIGITS = 6
+"""Digits of an answer, of its log line, and of scores that threshold and monitoring compare."""
 SCALE = 1e6
-"""Digits of an answer, of its log line, and of the scores that threshold and monitor compare."""
 
 
 class Frozen(BaseModel):
@@ -47,7 +47,7 @@ class Frozen(BaseModel):
 
 
 class StoredFeature(Frozen):
-    """name: as Feast's answer has it. field: its name in the hash."""
+    """A feature in Redis. name: its name in Feast's answer. field: its name in the hash."""
 
     name: str
     kind: FeatureType
@@ -55,11 +55,20 @@ class StoredFeature(Frozen):
 
 
 class StoredView(Frozen):
-    """One Redis hash per entity: `prefix`, type, size and bytes of each key value, `suffix`.
+    """A view in Redis: one hash for each entity.
 
-    name: of the view, as the service knows it. keys: columns of the request, in the order of the
-    hash's name. time: field with the event time. state: Redis key of JSON, whose `time` says up to
-    when the view is online. ttl_us: age in microseconds above which a value is null; 0: never.
+    Between `prefix` and `suffix` its name has type, size and bytes of each key value.
+
+    Attributes:
+        name: Name of the view in the feature service.
+        keys: Columns of the request, in their order in the name of a hash.
+        prefix: First bytes of the name of a hash.
+        suffix: Last bytes of the name of a hash.
+        time: Field with the event time.
+        state: Redis key of a JSON whose `time` is the online watermark of the view.
+        ttl_us: Age in microseconds above which a value is null; 0: never.
+        features: Features of the view.
+
     """
 
     name: str
@@ -75,8 +84,8 @@ class StoredView(Frozen):
 class OnDemandFunction(Frozen):
     """An on-demand view: a function of the installed project, called with columns.
 
-    They are those of the request, and every stored feature by its name and as `VIEW__FEATURE`.
-    sha256: of its `feature_repo.on_demand.function_source`.
+    The columns are those of the request, and every stored feature by its name and as
+    `VIEW__FEATURE`. sha256: Digest of its `feature_repo.on_demand.function_source`.
     """
 
     module: str = Field(pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$")
@@ -88,10 +97,16 @@ class OnDemandFunction(Frozen):
 class LookupSpecification(Frozen):
     """How a worker reads the version's features online, without Feast; written at registration.
 
-    Every byte of Feast's encoding that a reader depends on stands in it, as Feast made it.
-    feast: version that wrote it. online_store: type in feature_store.yaml.
-    unsupported: why only Feast's own reader can answer; views and functions are then empty.
-    request_data: what on-demand functions take from a request beside the key, and its types.
+    It has every byte of Feast's encoding that a reader depends on, as Feast made it.
+
+    Attributes:
+        feast: Version of Feast that wrote it.
+        online_store: Type of the online store in feature_store.yaml.
+        unsupported: Why only Feast's own reader can answer; views and functions are then empty.
+        views: Views in Redis.
+        functions: On-demand views.
+        request_data: Columns of a request beside the key that on-demand functions take, with types.
+
     """
 
     feast: str
@@ -103,32 +118,32 @@ class LookupSpecification(Frozen):
 
 
 class ModelManifest(Frozen):
-    """`serving.json`: how to call the model and what to do without features.
+    """`serving.json`: how to call the model, and its answer without features.
 
-    ONNX inputs are one rank-1 column per feature, of the types that core.spec.INPUTS says.
-    The prediction is 1 where `rounded(score) >= threshold`; of many `classes` the first with the
-    largest rounded score; without either it is the rounded score itself.
+    ONNX inputs are one rank-1 column for each feature, of the types in core.spec.INPUTS.
+    With a `threshold` the prediction is 1 if `rounded(score) >= threshold`; with many `classes` it
+    is the first with the largest rounded score; without either it is the rounded score.
     """
 
     model: str
     loader: Loader = "mlflow.onnx"
     entity_key: EntityKey
     outcome_key: dict[str, KeyType] = {}
-    """What a request may send to name the label's row that it is about; see `ModelSpec`."""
+    """Columns by which a request may name the label's row that it is about; see `ModelSpec`."""
     feature_service: str
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
     """Medians (numbers) and modes (strings) of the training frame, as the model takes them."""
     background: tuple[dict[str, int | float | str | None], ...] = ()
-    """Rows of the training frame, without keys, as the model takes them (null: NaN): what a
-    prediction is explained against. Empty in a version from before: `defaults` is the one row."""
+    """Rows of the training frame, without keys, as the model takes them (null: NaN). Explanations
+    compare a prediction with them. Older versions have none: `defaults` is the one row then."""
     nullable: tuple[str, ...] = ()
-    """Features that were null in the training frame: so may a client's be."""
+    """Features that were null in the training frame: a client may send null for them."""
     population: Population | None = None
     threshold: float | None = None
     classes: tuple[str, ...] = ()
     as_of: str
-    """ISO 8601, UTC: the training run's `as_of`."""
+    """`as_of` of the training run, ISO 8601 in UTC."""
     lookup: LookupSpecification
 
     @property
@@ -147,14 +162,15 @@ class ModelManifest(Frozen):
 
     @property
     def class_count(self) -> int:
-        """How many classes there are; 0 where numbers are predicted."""
+        """Number of classes; 0 if the model predicts numbers."""
         return len(self.classes) or (0 if self.threshold is None else 2)
 
 
 def rounded_one(score: float, threshold: float | None) -> float:
-    """Return a score as it is answered; NaN and infinity stay.
+    """Return a score as serving answers it; NaN and infinity stay.
 
-    Of classes it has 6 decimals, a number 6 significant digits, as its decimals depend on its unit.
+    A probability has 6 decimals; a number has 6 significant digits, as its decimals depend on its
+    unit.
     """
     if threshold is None:
         return float(f"{score:.{SCORE_DIGITS}g}")
@@ -168,7 +184,7 @@ def sha256(path: Path) -> str:
 
 
 def digest_tags(folder: Path) -> dict[str, str]:
-    """Tags for the version whose served files lie in `folder`."""
+    """Return tags for the version whose served files lie in `folder`."""
     tags = {}
     for name in (*MODEL_FILES.values(), CONTRACT_FILE):
         if (folder / name).is_file():
@@ -177,19 +193,19 @@ def digest_tags(folder: Path) -> dict[str, str]:
 
 
 def served_files(tags: Mapping[str, str]) -> dict[str, str]:
-    """Files that a version with these tags is served by, and where they lie below its artifacts."""
+    """Return the served files of a version with these tags, and their places among its artifacts."""
     places = {name: name for name in MODEL_FILES.values() if DIGEST_TAG + name in tags}
     places = places or {ONNX_FILE: ONNX_FILE}
     return places | {CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"}
 
 
 def wrong_files(folder: Path, tags: Mapping[str, str]) -> str:
-    """Say which served files in `folder` have other bytes than those registered; empty: none."""
+    """Return a text about served files in `folder` that differ from the registered; empty: none."""
     wrong = []
     for name in served_files(tags):
         expected = tags.get(DIGEST_TAG + name, "no digest")
         digest = sha256(folder / name) if (folder / name).is_file() else "no file"
         if digest != expected:
-            text = f"sha256 is {digest[:12]}, registered was {expected[:12]}"
+            text = f"expected sha256 {expected[:12]}, found {digest[:12]}"
             wrong.append(f"{name}: {text}")
     return "; ".join(wrong)

@@ -14,13 +14,13 @@ WHOLE = 100
 
 @dataclass(frozen=True)
 class RoleAssignment:
-    """A registered model, and which of its versions are in which role.
+    """A registered model, with its version in each role.
 
     A model that was deleted and made anew is another model: its versions count from 1 again.
 
     Attributes:
         name: Name of the model.
-        created: When it was registered, in milliseconds since 1970; 0: there is none.
+        created: Time of its registration, in milliseconds since 1970; 0: there is no such model.
         aliases: Versions by alias.
         tags: Tags of the model.
 
@@ -37,9 +37,10 @@ class RoleAssignment:
         return {role: self.aliases[role] for role in ROLES if role in self.aliases}
 
     def percent(self, role: str) -> int:
-        """Return the share of requests that the role's version is asked, 0 without one.
+        """Return the percent of requests that the role's version answers; 0 without a version.
 
-        A challenger's is 0 where the tag is absent, malformed or names another version.
+        A shadow scores all of them. A challenger has 0 if the tag is absent, malformed or names
+        another version.
         """
         version = self.aliases.get(role)
         if version is None:

@@ -1,4 +1,4 @@
-"""The tables of ledger and alerts. Times are ISO 8601, UTC."""
+"""Tables of the ledger and of alerts. Times are ISO 8601 texts in UTC."""
 
 from sqlalchemy import (
     BigInteger,
@@ -21,7 +21,7 @@ METADATA = MetaData()
 
 
 def text(name: str) -> Column[str]:
-    """Return a column of a text that is always there."""
+    """Return a column of texts that are never null."""
     return Column(name, Text, nullable=False)
 
 
@@ -42,7 +42,7 @@ LEDGER = Table(
     text("action"),
     Column("created", BigInteger, nullable=False),
 )
-"""One row per change of a role. created: of `RoleAssignment`."""
+"""A row for each change of a role. created: See `RoleAssignment`."""
 ALERTS = Table(
     "alerts",
     METADATA,
@@ -56,13 +56,13 @@ ALERTS = Table(
     Column("count", Integer, nullable=False),
     Column("delivered", Boolean, nullable=False),
 )
-"""One row per incident. details: a DriftAlert as JSON."""
+"""A row for each incident. details: A DriftAlert as JSON."""
 LAYOUTS = Table("alembic_version", METADATA, text("version_num"))
-"""One row: the layout of the tables. It has the name that Alembic gave it in earlier databases."""
+"""The layout of the tables, in one row. Alembic gave the table its name in earlier databases."""
 
 
 def make_tables(connection: Connection) -> None:
-    """Make the tables in a new database, in a transaction that locked it.
+    """Make the tables in a new database, within a transaction that holds its lock.
 
     Raises:
         RegistryError: The database has another layout.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from core.errors import RegistryError
 
-# MLflow reads these from the environment at each call, the first at import. A request is
-# never repeated: a repeated "create version" whose first answer got lost would make two versions.
+# MLflow reads these variables at each call, the first at import. A request is never repeated:
+# a second "create version", after a lost answer, would make two versions.
 LIMITS = {
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from core.settings import Settings
 
-LONGEST = 300
+ERROR_LENGTH = 300
 
 
-def connect(settings: Settings) -> MlflowClient:
+def mlflow_client(settings: Settings) -> MlflowClient:
     """Return MLflow's own client of the installation's server."""
     address = settings.mlflow_address
     return MlflowClient(tracking_uri=address, registry_uri=address)
@@ -59,5 +59,5 @@ def translated(action: str) -> Iterator[None]:
     except (MlflowException, OSError) as exc:  # requests' errors are OSErrors
         unreachable = isinstance(exc, OSError) or "API request to" in str(exc)
         reason = "MLflow does not answer (is it up?): " if unreachable else ""
-        line = " ".join(str(exc).split())[:LONGEST]
+        line = " ".join(str(exc).split())[:ERROR_LENGTH]
         raise RegistryError(f"{action}: {reason}{line}") from exc

@@ -1,6 +1,6 @@
-"""Runs that a person wants to look at, and the addresses of their pages in MLflow's UI.
+"""Runs that people look at, and the addresses of their pages in MLflow's UI.
 
-Over MLflow's REST API: the console, whose process this is for, does without 150 MB of MLflow.
+It uses MLflow's REST API, so that the console does without 150 MB of MLflow.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from mlflow_server.tags import KEY_TAG, OF_TRAININGS
 
 CARD = "model_card.html"
 TRAINING_VIEW = "workflowType=machine_learning"
-"""Of MLflow's UI, whatever the browser showed last: the other view is of chat models."""
+"""Part of an address that opens MLflow's view of trainings; the other view is of chat models."""
 NEWEST = 5
-"""Versions that are shown beside those in a role, and monitoring runs whose reports are."""
+"""Number of versions shown beside the versions in a role, and of monitoring runs with reports."""
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """One run; `address` of its page. started, ended: UTC, None: not yet."""
+    """One run; `address` is that of its page. started, ended: UTC; None: it has not ended."""
 
     run_id: str
     address: str
@@ -32,12 +32,12 @@ class RunPage:
     tags: dict[str, str]
     metrics: Mapping[str, float]
     artifacts: str
-    """Where its artifacts are, as MLflow names it."""
+    """Address of its artifacts in MLflow."""
 
 
 @dataclass(frozen=True)
 class DeletedExperiment:
-    """An experiment that somebody deleted in MLflow, where its name stays taken."""
+    """An experiment that somebody deleted in MLflow; its name stays taken there."""
 
     name: str
     number: str
@@ -56,12 +56,12 @@ class DeletedExperiment:
 
 @dataclass(frozen=True)
 class Document:
-    """A page that a run has among its artifacts.
+    """A page among the artifacts of a run.
 
     Attributes:
-        version: The version of the model that it is about.
+        version: Version of the model that the page is about.
         run: The run.
-        place: Path below its artifacts.
+        place: Path below the run's artifacts.
 
     """
 
@@ -71,17 +71,18 @@ class Document:
 
     @property
     def address(self) -> str:
-        """Its page in MLflow's UI."""
+        """Address of the page in MLflow's UI."""
         return f"{self.run.address}/artifacts/{self.place}?{TRAINING_VIEW}"
 
 
 @dataclass(frozen=True)
 class ModelPages:
-    """What a person may read about a model.
+    """Pages about a model.
 
     Attributes:
-        versions: The newest and those in a role, the newest first; None where the run is deleted.
-        monitoring: The newest run of the monitor.
+        versions: Runs of the newest versions and of versions in a role, the newest first; None: the
+            run is deleted.
+        monitoring: The newest monitoring run.
         cards: Model cards by version, the oldest first.
         reports: Evidently's reports by the end of their window, such as 2026-11-01T10:00:00 (UTC),
             the oldest first.
@@ -95,24 +96,27 @@ class ModelPages:
 
 
 class Pages:
-    """Every method raises RegistryError, in one line, when MLflow does not answer or refuses."""
+    """Pages of MLflow's UI.
+
+    Every method raises RegistryError, in one line, if MLflow does not answer or refuses.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._link = settings.link("mlflow")
 
     def experiment(self, name: str) -> str:
-        """Address of the experiment's runs; of all experiments where it is none yet."""
+        """Return the address of the experiment's runs; if there is none yet, of all experiments."""
         answer = self._ask("experiments/get-by-name", experiment_name=name)
         place = f"{answer['experiment']['experiment_id']}/runs" if answer else ""
         return f"{self._link}/#/experiments/{place}?{TRAINING_VIEW}"
 
     def run(self, run_id: str) -> str:
-        """Address of the run's page."""
+        """Return the address of the run's page."""
         return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
 
     def training(self, experiment: str) -> RunPage | DeletedExperiment | None:
-        """Return the newest training, None without any."""
+        """Return the newest training; None if there is none."""
         answer = self._ask("experiments/get-by-name", experiment_name=experiment)
         entity = answer.get("experiment", {})
         if entity.get("lifecycle_stage") == "deleted":
@@ -121,7 +125,7 @@ class Pages:
         return runs[0] if runs else None
 
     def pages(self, model: str, experiment: str) -> ModelPages:
-        """Return the newest versions, those in a role, and what monitoring has reported."""
+        """Return the newest versions, the versions in a role, and the reports of monitoring."""
         versions = self._versions(model)
         cards = {}
         for number in sorted(versions, key=int):
@@ -147,7 +151,7 @@ class Pages:
         )
 
     def _versions(self, model: str) -> dict[str, RunPage | None]:
-        """Return the run of each version that is shown, the newest version first."""
+        """Return the run of each shown version, the newest version first."""
         registry = Registry(self._settings)
         answer = self._ask(
             "model-versions/search",
@@ -169,7 +173,7 @@ class Pages:
         return pages
 
     def _newest(self, experiment: str, condition: str, count: int) -> list[RunPage]:
-        """Return the runs started last of those that a filter of MLflow lets through."""
+        """Return the newest runs that pass a filter of MLflow."""
         answer = self._ask("experiments/get-by-name", experiment_name=experiment)
         if not answer:
             return []
@@ -185,7 +189,7 @@ class Pages:
     def _ask(
         self, call: str, body: dict[str, Any] | None = None, **query: str
     ) -> dict[str, Any]:
-        """Return MLflow's answer, empty where it has no such thing."""
+        """Return MLflow's answer; empty if there is no such thing."""
         return call_mlflow(self._settings, call, body, **query) or {}
 
     def _page(self, run: dict[str, Any]) -> RunPage:

@@ -30,10 +30,10 @@ class Version:
 
 
 class Registry:
-    """Registered models and their versions; decides nothing. Threads may share it.
+    """Registered models and their versions, without any decision. Threads may share it.
 
     Raises:
-        RegistryError: From every method, in one line: MLflow does not answer, or refuses.
+        RegistryError: Every method raises it, in one line, if MLflow does not answer or refuses.
 
     """
 
@@ -42,7 +42,7 @@ class Registry:
         self._call = partial(call_mlflow, settings)
 
     def models(self) -> dict[str, RoleAssignment]:
-        """Aliases and tags of every model, by its name."""
+        """Return aliases and tags of every model, by its name."""
         answers = self._pages("registered_models", max_results=MODELS_A_PAGE)
         return {answer["name"]: _assignment(answer) for answer in answers}
 
@@ -53,14 +53,14 @@ class Registry:
         return next(map(_assignment, answers), RoleAssignment(model))
 
     def aliases(self, model: str) -> dict[str, str]:
-        """Versions by alias; empty for a model that does not exist."""
+        """Return versions by alias; empty if there is no such model."""
         return dict(self.assignment(model).aliases)
 
     def production(self, model: str) -> str | None:
         return self.aliases(model).get(PRODUCTION)
 
     def versions(self, model: str) -> list[Version]:
-        """Every version, oldest first; empty for a model that does not exist."""
+        """Return every version, oldest first; empty if there is no such model."""
         answers = self._pages(
             "model_versions",
             filter=f"name = '{model}'",
@@ -70,7 +70,10 @@ class Registry:
         return [_version(answer) for answer in answers]
 
     def reproduced(self, model: str) -> dict[str, bool]:
-        """Whether a version was the same when it was last built again; without those never tried."""
+        """Return by version whether it was the same when it was last built again.
+
+        Versions that were never built again are left out.
+        """
         return {
             version.version: version.tags[REPRODUCED_TAG].startswith(YES)
             for version in self.versions(model)
@@ -78,14 +81,19 @@ class Registry:
         }
 
     def version(self, model: str, number: str) -> Version:
-        """Return one version; RegistryError where there is none."""
+        """Return one version.
+
+        Raises:
+            RegistryError: There is no such version.
+
+        """
         answer = self._call("model-versions/get", name=model, version=number)
         if answer is None:
             raise RegistryError(f"{model} has no version {number}")
         return _version(answer["model_version"])
 
     def versions_in_roles(self) -> list[tuple[str, Version]]:
-        """Return each role of each model that is taken, with the version."""
+        """Return the versions that have a role, of all models, each after its role."""
         pairs = []
         for model, assignment in self.models().items():
             for role, number in assignment.versions.items():
@@ -93,7 +101,7 @@ class Registry:
         return pairs
 
     def set_alias(self, model: str, role: str, version: str | None) -> bool:
-        """Let the alias name `version` (None: delete it); False where there is no such version."""
+        """Let the alias name `version` (None: delete it); return False if there is no such version."""
         call = "registered-models/alias"
         body = {"name": model, "alias": role}
         if version is None:
@@ -102,7 +110,7 @@ class Registry:
         return self._call(call, body | {"version": version}) is not None
 
     def set_traffic(self, model: str, version: str | None, percent: int) -> None:
-        """Let challenger `version` answer `percent` of the requests; 0 takes the tag off."""
+        """Let challenger `version` answer `percent` of the requests; 0 deletes the tag."""
         body = {"name": model, "key": TRAFFIC_TAG}
         if percent:
             share = f"{version}:{percent}"
@@ -111,7 +119,7 @@ class Registry:
             self._call("registered-models/delete-tag", body, "DELETE")
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
-        """Set the stage if there is such a version; what was in Production is Archived."""
+        """Set the stage if there is such a version; Production archives the version before it."""
         body = {
             "name": model,
             "version": version,
@@ -121,16 +129,16 @@ class Registry:
         self._call("model-versions/transition-stage", body)
 
     def tag(self, version: Version, name: str, value: str) -> None:
-        """Set a tag beside those that the version was registered with."""
+        """Set a tag of a registered version."""
         place = {"name": version.model, "version": version.version}
         self._call("model-versions/set-tag", place | {"key": name, "value": value})
 
     def note_reproduction(self, version: Version, day: date, *, is_same: bool) -> None:
-        """Note in REPRODUCED_TAG what came of building a version again."""
+        """Set REPRODUCED_TAG after a version was built again."""
         self.tag(version, REPRODUCED_TAG, f"{YES if is_same else 'no'} {day}")
 
     def download(self, version: Version, folder: Path) -> None:
-        """Put the files that a version is served by into `folder`; unchecked, see `wrong_files`.
+        """Put the served files of a version into `folder`. They are not checked: see `wrong_files`.
 
         Raises:
             ArtifactError: MLflow does not return a file.
@@ -147,14 +155,14 @@ class Registry:
             (folder / name).write_bytes(content)
 
     def damage(self, model: str, number: str) -> str:
-        """Say which served files are not those registered; empty if all are."""
+        """Return a text about served files that differ from the registered; empty: none."""
         version = self.version(model, number)
         with TemporaryDirectory(prefix="gyre-") as name:
             self.download(version, Path(name))
             return wrong_files(Path(name), version.tags)
 
     def _pages(self, kind: str, **query: str) -> Iterator[dict[str, Any]]:
-        """Yield all that MLflow's search has of a kind, over all pages of its answer."""
+        """Yield the results of MLflow's search for a kind, of all pages of its answer."""
         call = f"{kind.replace('_', '-')}/search"
         while True:
             answer = self._call(call, None, **query) or {}
@@ -165,7 +173,7 @@ class Registry:
 
 
 def _assignment(registered: dict[str, Any]) -> RoleAssignment:
-    """Read a registered model as MLflow's search has it."""
+    """Return a registered model of the results of MLflow's search."""
     aliases = {
         alias["alias"]: str(alias["version"]) for alias in registered.get("aliases", [])
     }

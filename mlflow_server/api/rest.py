@@ -12,8 +12,8 @@ from core.settings import Settings
 TIMEOUT_SECONDS = 5
 DOWNLOAD_SECONDS = 10
 CONNECTIONS = urllib3.PoolManager(maxsize=16, headers={"connection": "close"})
-"""Each call has a new connection: a proxy may have dropped an older one without a word. No proxy of
-the environment is used, as MLflow is inside."""
+"""Each call has a new connection, as a proxy may have dropped an older one without notice. Proxies
+of the environment are not used, as MLflow is an inner server."""
 
 
 def call_mlflow(
@@ -23,7 +23,7 @@ def call_mlflow(
     method: str | None = None,
     **query: str,
 ) -> dict[str, Any] | None:
-    """Return MLflow's answer, None where it has no such model, version or run.
+    """Return MLflow's answer; None if there is no such model, version or run.
 
     Args:
         settings: Settings of the installation.

@@ -1,7 +1,7 @@
-"""MLflow's tracking: experiments, runs, and the files of a run. Decides nothing.
+"""MLflow's tracking: experiments, runs, and the files of a run, without any decision.
 
-Everything goes through a client of its own, never the fluent "active run", so that stages in
-several processes and threads do not get into each other's runs.
+Everything goes through a client, never through MLflow's "active run", so that stages in several
+processes and threads do not write into each other's runs.
 """
 
 import json
@@ -31,7 +31,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import RUN_NAME, RUN_TAG, cut
 from core.user_code import in_one_line
-from mlflow_server.api.connection import connect, translated
+from mlflow_server.api.connection import mlflow_client, translated
 from mlflow_server.api.pages import DeletedExperiment
 from mlflow_server.tags import (
     DESCRIPTION_TAG,
@@ -42,18 +42,20 @@ from mlflow_server.tags import (
 )
 
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it MLflow's UI takes an experiment for one about chat models."""
+"""Tag of an experiment: without it MLflow's UI takes it for one about chat models."""
 DATA_FOLDER = "data"
+"""Folder of a run's artifacts with tables of rows."""
 DIGEST_LENGTH = 36
+"""Characters of a dataset's digest that MLflow stores."""
 SCHEMA_ROWS = 1_000
 """MLflow infers the schema of a dataset from these rows, value by value."""
 PAGE_SIZE = 100
-"""Runs in one answer of MLflow: each has about 20 kB, and an answer 5 s."""
+"""Runs in one answer of MLflow: a run has about 20 kB, and an answer must come within 5 s."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as MLflow holds it; `key` is what it was started with, `started` is UTC."""
+    """One run in MLflow. key: See KEY_TAG. started: UTC."""
 
     run_id: str
     key: str | None
@@ -67,12 +69,12 @@ class Run:
 class Tracking:
     """Runs of MLflow, which are found by a key, and their files.
 
-    A method that has the name of one of MLflow's client does the same. Every method raises
-    RegistryError in one line when MLflow does not answer or refuses.
+    A method with a name of MLflow's client does the same as the client's. Every method raises
+    RegistryError, in one line, if MLflow does not answer or refuses.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._client = connect(settings)
+        self._client = mlflow_client(settings)
 
     @translated("start run")
     def start_or_find_run(
@@ -89,10 +91,10 @@ class Tracking:
         A run that did not finish goes on.
 
         Args:
-            experiment: Its name; made if there is none.
-            key: What the run is found by.
-            name: What people see.
-            tags: Of a new run.
+            experiment: Name of the experiment, which is made if there is none.
+            key: Key of the run.
+            name: Name that people see.
+            tags: Tags of a new run.
             parent: Id of the run that a new run stands below.
             about: Description of a new experiment, in Markdown.
 
@@ -127,12 +129,12 @@ class Tracking:
     def runs(
         self, experiment: str, where: str = "", *, deleted: bool = False
     ) -> list[Run]:
-        """Return runs of the experiment, newest first; none where there is no experiment.
+        """Return runs of an experiment, newest first; none if there is no such experiment.
 
         Args:
-            experiment: Its name.
-            where: MLflow's filter, such as `tag_equals` gives.
-            deleted: Whether runs that somebody deleted in MLflow count.
+            experiment: Name of the experiment.
+            where: Filter of MLflow, such as `tag_equals` returns.
+            deleted: Whether runs that somebody deleted in MLflow are among them.
 
         """
         entity = self._client.get_experiment_by_name(experiment)
@@ -168,7 +170,10 @@ class Tracking:
         at: datetime | None = None,
         step: int = 0,
     ) -> None:
-        """Write values, metrics as of `at` (default: now); a parameter keeps its first value."""
+        """Write values into a run; metrics are as of `at` (default: now).
+
+        MLflow refuses another value of a parameter.
+        """
         time = at or datetime.now(UTC)
         milliseconds = int(time.timestamp() * 1000)
         points = [
@@ -185,14 +190,14 @@ class Tracking:
     def log_dataset(
         self, run_id: str, file: str, table: pa.Table, *, name: str, digest: str
     ) -> None:
-        """Name a table with a column `label` as what the run was trained on.
+        """Record a table with a column `label` as the dataset that the run is trained on.
 
         Args:
-            run_id: Of the run.
+            run_id: Id of the run.
             file: Name of the file in DATA_FOLDER that has the table.
-            table: Its rows.
-            name: What people see.
-            digest: The caller's hash of the content: MLflow's own covers the first 10,000 rows.
+            table: The table.
+            name: Name that people see.
+            digest: Hash of the whole content; MLflow's own covers the first 10,000 rows.
 
         """
         # The address that the UI itself links to: proxied artifact URIs have no resolver.
@@ -257,18 +262,18 @@ class Tracking:
         outcome: str = "",
         status: Literal["FINISHED", "FAILED"] = "FINISHED",
     ) -> None:
-        """End the run; its outcome is a tag, and its description in MLflow's UI."""
+        """End the run; an outcome becomes a tag, and the description in MLflow's UI."""
         if outcome:
             self.log(run_id, tags=dict.fromkeys(OUTCOME_TAGS, outcome))
         self._client.set_terminated(run_id, status)
 
     @contextmanager
     def on_record(self, run_id: str) -> Iterator[None]:
-        """Whatever the block raises ends the run as failed, with the reason as its outcome."""
+        """End the run as failed if the block raises an error, whose text becomes the outcome."""
         try:
             yield
         except BaseException as exc:
-            # That MLflow does not answer may be the reason itself.
+            # The error may be that MLflow does not answer.
             with suppress(RegistryError):
                 self.end(run_id, in_one_line(exc), "FAILED")
             raise

@@ -1,7 +1,7 @@
-"""The file that a version is served by: ONNX, or a data format of its library that pyfunc loads.
+"""The model file of a version: ONNX, or a data format of its library that pyfunc loads.
 
-The MLmodel file of a version is not read: it could name any loader, class or code. One is made here
-from the version's `serving.json` and from the types that the project's own spec trusts.
+The MLmodel file of a version is not read: it could name any loader, class or code. Another one is
+made here from the version's `serving.json` and from the types that the project's spec trusts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,20 @@ from mlflow_server.manifest import (
 
 BOOSTERS = {"xgboost": "xgboost.core.Booster", "lightgbm": "lightgbm.basic.Booster"}
 TRUSTED = ("numpy.dtype", "skl2onnx.sklapi.cast_transformer.CastTransformer")
-"""What skops does not know of the step `columns`, which Gyre adds."""
+"""Types of the step `columns`, which Gyre adds, that skops does not know."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """Not parsed before `loaded`. classes: how many, 0 of numbers. trusted: types for skops."""
+    """The bytes of a model, which `loaded` parses.
+
+    Attributes:
+        content: Bytes of the file.
+        loader: MLflow's module that loads it.
+        classes: Number of classes; 0 if the model predicts numbers.
+        trusted: Types that skops may make beside those it knows.
+
+    """
 
     content: bytes
     loader: Loader = "mlflow.onnx"
@@ -42,7 +50,12 @@ class ModelFile:
 
     @classmethod
     def native(cls, fitted: Any, trusted: tuple[str, ...], classes: int) -> Self:
-        """Write what was fitted as its library does, else as skops (TrainingError: neither can)."""
+        """Return the file of a fitted model, in the format of its library or of skops.
+
+        Raises:
+            TrainingError: No format takes it, or skops needs types that are not trusted.
+
+        """
         library = type(fitted).__module__.partition(".")[0]
         if library == "xgboost":
             content = bytes(fitted.get_booster().save_raw("ubj"))
@@ -50,7 +63,7 @@ class ModelFile:
         if library == "lightgbm":
             content = fitted.booster_.model_to_string().encode()
             return cls(content, "mlflow.lightgbm", classes)
-        import skops.io  # noqa: PLC0415  (and scikit-learn: readers of the registry do without)
+        import skops.io  # noqa: PLC0415  (with scikit-learn: readers of the registry do without)
 
         try:
             content = skops.io.dumps(fitted)
@@ -105,25 +118,25 @@ class ModelFile:
     def run(
         self, _outputs: Sequence[str], columns: Mapping[str, Any]
     ) -> list[NDArray[np.float64]]:
-        """Score as a session of ONNX Runtime does: the rows in `columns`, [N] or [N, K]."""
+        """Return scores of the rows in `columns`, [N] or [N, K], as a session of ONNX Runtime does."""
         rows = pd.DataFrame(dict(columns))
         scores = np.asarray(self.loaded.predict(rows), np.float64)
-        # Of two probabilities the last column.
+        # The last column of two probabilities is that of class 1.
         return [scores if self.classes > 2 else scores.reshape(len(rows), -1)[:, -1]]  # noqa: PLR2004
 
 
 def read_version(
     registry: Registry, version: Version, trusted: tuple[str, ...] = ()
 ) -> tuple[ModelManifest, ModelFile]:
-    """Return contract and model of a version, as registered.
+    """Return manifest and model of a version, as registered.
 
     Args:
-        registry: MLflow's.
+        registry: MLflow's registry.
         version: The version to read.
-        trusted: Types that the project's spec trusts, to score with it.
+        trusted: Types that the project's spec trusts; only scoring needs them.
 
     Raises:
-        RegistryError: MLflow does not answer, or its files are not those registered.
+        RegistryError: MLflow does not answer, or the files differ from the registered.
 
     """
     with TemporaryDirectory(prefix="gyre-") as name:
@@ -139,7 +152,7 @@ def read_version(
 def read_files(
     folder: Path, trusted: tuple[str, ...]
 ) -> tuple[ModelManifest, ModelFile]:
-    """Return contract and model of the files in a folder; unchecked."""
+    """Return manifest and model from the files in a folder, which are not checked."""
     text = (folder / CONTRACT_FILE).read_bytes()
     contract = ModelManifest.model_validate_json(text)
     content = (folder / contract.file).read_bytes()

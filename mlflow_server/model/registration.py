@@ -1,4 +1,4 @@
-"""A trained model becomes a version: once per run, whatever was killed on the way."""
+"""Registration: a trained model becomes a version, once for each run, also after a kill."""
 
 import platform
 import tempfile
@@ -25,13 +25,13 @@ from mlflow.models import Model, ModelSignature, infer_signature
 from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import DESCRIPTION, cut
-from mlflow_server.api.connection import connect, translated
+from mlflow_server.api.connection import mlflow_client, translated
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.manifest import MODEL_FILES, SCORE, digest_tags
 from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.tags import packed
 
-NAME = "model"
+LOGGED_NAME = "model"
 ONNX_OPTIONS: dict[str, Any] = {
     "onnx_execution_providers": ["CPUExecutionProvider"],
     "onnx_session_options": {"intra_op_num_threads": 1, "inter_op_num_threads": 1},
@@ -51,10 +51,18 @@ def register(
     description: str,
     requirements: Sequence[str],
 ) -> Version:
-    """Log the model into the run and make the run's one version of `model`, stage Staging.
+    """Log the model into the run and make the run's one version of `model`, in stage Staging.
 
-    files: a folder with `serving.json` and whatever else belongs to the version. The model's own
-    file is written into it.
+    Args:
+        settings: Settings of the installation.
+        model: Name of the registered model.
+        run_id: Id of the training run.
+        exported: The model's file, which is written into `files`.
+        files: Folder with `serving.json` and all other files of the version.
+        input_example: Rows of the model's inputs.
+        tags: Tags of the version; its digests are added.
+        description: Description of the version in MLflow.
+        requirements: Packages that the model needs.
 
     Raises:
         RegistryError: MLflow does not answer, refuses, or returns other bytes than it was given.
@@ -90,10 +98,10 @@ def _logged_model(
     files: Path,
     content: dict[str, Any],
 ) -> tuple[LoggedModel, dict[str, str]]:
-    """Return the run's logged model and its digests; one that a killed try began is filled."""
+    """Return the run's logged model and its digests; one that a killed try began is completed."""
     exported.write(files)
     digests = digest_tags(files)
-    client = connect(settings)
+    client = mlflow_client(settings)
     with translated("create logged model"):
         run = client.get_run(run_id)
         experiment_id = run.info.experiment_id
@@ -104,7 +112,7 @@ def _logged_model(
             logged = same[0]
         else:
             logged = client.create_logged_model(
-                experiment_id, NAME, run_id, digests, run.data.params
+                experiment_id, LOGGED_NAME, run_id, digests, run.data.params
             )
     if logged.status != LoggedModelStatus.READY:
         served = MODEL_FILES[exported.loader]
@@ -114,7 +122,7 @@ def _logged_model(
 
 
 def _conda_environment(requirements: Sequence[str]) -> dict[str, Any]:
-    """Return what MLflow makes of requirements; it warns where no pip is installed, as here."""
+    """Return the environment as MLflow writes it; MLflow warns if pip is not installed, as here."""
     python = f"python={platform.python_version()}"
     return {
         "name": "mlflow-env",
@@ -138,15 +146,15 @@ def _fill(
     exported: ModelFile,
     content: dict[str, Any],
 ) -> None:
-    """Make an ordinary MLflow model of it; steps of a killed try are not done twice.
+    """Complete a logged model; steps of a killed try are not done twice.
 
-    `log_model` of the flavour would leave the begun one on the run's page, and `Model.log` refuses
-    one that is an output of the run already.
+    `log_model` of the flavour would leave the begun model on the run's page, and `Model.log`
+    refuses a model that is an output of the run already.
     """
     run_id = run.info.run_id
     model_id = logged.model_id
     output_ids = [output.model_id for output in run.outputs.model_outputs]
-    # At the times that the run has them: the same points are not written twice.
+    # With the times of the run's metrics: MLflow does not store the same point twice.
     metrics = [
         Metric(
             point.key, point.value, point.timestamp, 0, model_id=model_id, run_id=run_id
@@ -158,7 +166,7 @@ def _fill(
             client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
         client.log_batch(run_id, metrics)
     with tempfile.TemporaryDirectory(prefix="gyre-register-") as name:
-        folder = Path(name, NAME)
+        folder = Path(name, LOGGED_NAME)
         _save(exported, folder, logged, content)
         with translated("log model artifacts"):
             client.log_model_artifacts(model_id, str(folder))
@@ -185,7 +193,7 @@ def _save(
     )
     flavor = import_module(exported.loader)
     with warnings.catch_warnings():
-        # About type hints of MLflow's own modules.
+        # MLflow warns about type hints of its own modules.
         warnings.simplefilter("ignore", UserWarning)
         flavor.save_model(
             model, path=str(folder), mlflow_model=description, **options, **content
@@ -204,7 +212,7 @@ def _new_version(
     about = (
         f"Trained by `train_{model}`; alias `production` answers. [Is it well?]({page})"
     )
-    client = connect(settings)
+    client = mlflow_client(settings)
     with suppress(RegistryError), translated("create registered model"):
         client.create_registered_model(model, description=about)
     with translated("create model version"):

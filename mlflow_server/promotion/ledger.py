@@ -1,4 +1,4 @@
-"""The ledger: one SQL row per change of a role, unique on (model, sequence)."""
+"""The ledger: an SQL row for each change of a role, unique on (model, sequence)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from core.locks import one_writer
 from mlflow_server.database import WAIT_SECONDS, Store, database_errors
 from mlflow_server.tables import LEDGER
 
-Action = Literal[
+LedgerAction = Literal[
     "promote",
     "rollback",
     "automatic rollback",
@@ -23,17 +23,30 @@ Action = Literal[
     "by hand",
     "by stage",
 ]
-"""Why a role changed: a command, the monitor, a step of a rollout, or somebody in MLflow."""
+"""Cause of a change: a command, the monitor, a step of a rollout, or a person in MLflow."""
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One change, in the order of the table's columns; `sequence` counts from 1 without a gap.
+    """One change of a role, in the order of the table's columns.
 
-    percent: share of the requests that the version answers (a shadow: scores); 0 with no version.
-    applied_at: when MLflow had the change. None: under way if the row is the newest, else void.
-    action: the word for it, on pages and in `gyre ledger`.
-    created: when the model was registered: rows of one that was deleted say nothing of its heir.
+    Attributes:
+        model: Name of the registered model.
+        sequence: Number of the row, from 1 without a gap.
+        role: The role.
+        percent: Percent of requests that the version answers (a shadow: scores); 0: no version.
+        from_version: Version that leaves the role.
+        to_version: Version that enters the role.
+        who: Author of the change.
+        why: Reason of the change.
+        evidence: Ground of the change, such as a run.
+        time: Time of the row.
+        applied_at: Time at which MLflow had the change. None: it is under way if the row is the
+            newest, else void.
+        action: Word for the change, on pages and in `gyre ledger`.
+        created: Time of the model's registration. Rows of a deleted model do not count for a later
+            model of its name.
+
     """
 
     model: str
@@ -47,7 +60,7 @@ class LedgerRow:
     evidence: str | None
     time: datetime
     applied_at: datetime | None = None
-    action: Action = "promote"
+    action: LedgerAction = "promote"
     created: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -57,7 +70,7 @@ class LedgerRow:
         return values | {"time": self.time.isoformat(), "applied_at": applied_at}
 
 
-ROW = TypeAdapter(LedgerRow)
+LEDGER_ROW = TypeAdapter(LedgerRow)
 
 
 class Ledger(Store):
@@ -73,16 +86,16 @@ class Ledger(Store):
 
         Args:
             model: Its name.
-            created: Only of the model that was registered then; None: of all of this name.
+            created: Time of the model's registration; None: rows of all models of this name.
 
         """
         query = sql.select(LEDGER).filter_by(model=model).order_by(LEDGER.c.sequence)
         if created is not None:
             query = query.filter_by(created=created)
         with database_errors(), self._engine.connect() as connection:
-            # Pydantic makes times of texts.
+            # Pydantic turns texts into times.
             return [
-                ROW.validate_python(ArgsKwargs(tuple(values)))
+                LEDGER_ROW.validate_python(ArgsKwargs(tuple(values)))
                 for values in connection.execute(query)
             ]
 
@@ -98,7 +111,7 @@ class Ledger(Store):
             connection.execute(sql.insert(LEDGER).values(row.as_json()))
 
     def stamp(self, row: LedgerRow) -> LedgerRow:
-        """Commit that the row is applied, and return it with the time."""
+        """Commit that the row is applied; return it with the time."""
         applied = replace(row, applied_at=now())
         update = sql.update(LEDGER).filter_by(model=row.model, sequence=row.sequence)
         with database_errors(), self._engine.begin() as connection:
@@ -107,7 +120,7 @@ class Ledger(Store):
 
     @contextmanager
     def exclusive(self, model: str) -> Iterator[None]:
-        """Be the only writer until the block ends: MLflow cannot compare and swap an alias."""
+        """Hold the model's lock until the block ends: MLflow cannot compare and swap an alias."""
         address = self._settings.ledger_url
         with (
             database_errors(),

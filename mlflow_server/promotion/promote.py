@@ -1,7 +1,7 @@
 """Promotions: one at a time, a row in the ledger first, then MLflow, then the row's stamp.
 
-A process that dies on the way leaves a row without a stamp, the newest. The next `reconcile`
-finishes it, unless somebody else has moved the alias or deleted the version: then it stays so.
+A process that dies on the way leaves the newest row without a stamp. The next `reconcile` finishes
+it, unless somebody else has moved the alias or deleted the version: then the row stays void.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from core.errors import PromotionRefusedError, RegistryError
 from core.settings import Settings
 from mlflow_server.api.registry import Registry
 from mlflow_server.promotion import rules
-from mlflow_server.promotion.ledger import Action, Ledger, LedgerRow, now
+from mlflow_server.promotion.ledger import Ledger, LedgerAction, LedgerRow, now
 from mlflow_server.promotion.rules import current
 from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, WHOLE
 
 UNSET = "*"
-"""Default of `replaces`: whatever is in the role when the call starts."""
+"""Default of `replaces`: the version that is in the role when the call starts."""
 Authors = Mapping[tuple[str, str | None], str]
-"""Who has just set an alias in MLflow, by the alias and its version; None: deleted."""
+"""Authors of changes just made in MLflow, by alias and its version (None: deleted)."""
 
 
 def promote(
@@ -30,7 +30,7 @@ def promote(
     *,
     who: str,
     why: str,
-    action: Action = "promote",
+    action: LedgerAction = "promote",
     replaces: str | None = UNSET,
     role: str = PRODUCTION,
     percent: int = WHOLE,
@@ -39,26 +39,27 @@ def promote(
     """Put a version into a role, in place of another.
 
     Args:
-        registry: MLflow's.
+        registry: MLflow's registry.
         ledger: The promotion ledger.
         model: Name of the registered model.
-        version: The one to put there; None ends the role.
+        version: Version that enters the role; None ends the role.
         who: Author, for the ledger.
         why: Reason, for the ledger.
         action: The ledger's word for the change.
-        replaces: The version expected there; None: none.
+        replaces: Version that is expected in the role; None: no version.
         role: One of ROLES.
-        percent: Share of the requests that a challenger answers; 100 in the other roles.
-        evidence: The ground of the change, such as a run. The same again changes nothing.
+        percent: Percent of requests that a challenger answers; 100 in the other roles.
+        evidence: Ground of the change, such as a run. A repeated call with the same evidence
+            changes nothing.
 
     Returns:
-        The applied row; with the same evidence as before, that of the first time.
+        The applied row; in a repeated call, the row of the first call.
 
     Raises:
-        PromotionRefusedError: Role or percent is wrong, this version is there already, or another
-            by now: the message says who put it there.
-        RegistryError: No such version, or MLflow or the database do not answer. A row that was
-            written by then is finished by the next `reconcile`.
+        PromotionRefusedError: Role or percent is wrong, this version is in the role already, or
+            another version by now: the message names its author.
+        RegistryError: There is no such version, or MLflow or the database does not answer. If a
+            row was written by then, the next `reconcile` finishes it.
 
     """
     rules.check_role(role, percent, version)
@@ -91,7 +92,7 @@ def _is_same(last: LedgerRow, row: LedgerRow) -> bool:
 def release(
     registry: Registry, ledger: Ledger, model: str, role: str, **origin: Any
 ) -> LedgerRow:
-    """End a challenger or shadow: its alias goes. origin: who, why and the like, as `promote`'s."""
+    """End a challenger or shadow: its alias is deleted. origin: See who, why … of `promote`."""
     return promote(
         registry,
         ledger,
@@ -107,12 +108,12 @@ def release(
 def rollback(
     registry: Registry, ledger: Ledger, model: str, **origin: Any
 ) -> LedgerRow:
-    """Go back to the version that was in production before; twice goes back further.
+    """Go back to the version that was in production before; a second call goes back further.
 
-    origin: who and why, as `promote`'s.
+    origin: See who and why of `promote`.
 
     Raises:
-        PromotionRefusedError: There is none, or somebody else changed production meanwhile.
+        PromotionRefusedError: There is no such version, or production changed meanwhile.
 
     """
     rows = reconcile(registry, ledger, model)
@@ -142,8 +143,8 @@ def reconcile(
 ) -> list[LedgerRow]:
     """Make ledger and MLflow agree; return the ledger's rows, oldest first.
 
-    authors: of changes just made past Gyre. What no row explains otherwise is written down as out
-    of band.
+    authors: Authors of changes just made past Gyre. Any other change without a row gets the author
+    "out of band".
     """
     with ledger.exclusive(model):
         transaction = _begin(registry, ledger, model)
@@ -154,7 +155,7 @@ def reconcile(
 def write_down(
     settings: Settings, model: str, role: str, version: str | None, author: str
 ) -> None:
-    """Give a change of an alias that was just made in MLflow its row, unless Gyre has made it.
+    """Write a row about an alias that was just changed in MLflow, unless Gyre changed it.
 
     Gyre commits its row before it changes the alias, and holds the lock meanwhile.
     """
@@ -177,9 +178,9 @@ def _begin(registry: Registry, ledger: Ledger, model: str) -> "_Transaction":
 
 @dataclass(frozen=True)
 class _Transaction:
-    """The changes of one model under its lock; `rows` are kept as the ledger has them.
+    """Changes of one model under its lock; `rows` has the ledger's rows at any moment.
 
-    created: when the model was registered; all `rows` are of this one.
+    created: Time of the model's registration; all `rows` are of this model.
     """
 
     registry: Registry
@@ -189,7 +190,7 @@ class _Transaction:
     rows: list[LedgerRow]
 
     def new_row(self, **change: Any) -> LedgerRow:
-        """Return the next row; change: its values but for model, sequence and time."""
+        """Return the next row. change: Its values except for model, created, sequence and time."""
         return LedgerRow(
             model=self.model,
             created=self.created,
@@ -199,7 +200,7 @@ class _Transaction:
         )
 
     def agree(self, authors: Authors | None = None) -> None:
-        """Finish the newest row, write down what no row explains, end roles that are over."""
+        """Finish the newest row, write rows about changes past Gyre, end roles that are over."""
         assignment = self.registry.assignment(self.model)
         if self.rows and rules.can_finish(self.rows[-1], assignment):
             self.finish()
@@ -226,7 +227,7 @@ class _Transaction:
         self.end_roles()
 
     def apply(self, row: LedgerRow) -> LedgerRow:
-        """Check a row, write it and make MLflow as it says; return it with its stamp."""
+        """Check a row, write it and change MLflow by it; return it with its stamp."""
         registered = {version.version for version in self.registry.versions(self.model)}
         rules.check_promotion(self.rows, registered, row)
         applied = self.write(row)
@@ -252,17 +253,17 @@ class _Transaction:
             self.write(row)
 
     def write(self, row: LedgerRow, *, move_alias: bool = True) -> LedgerRow:
-        """Commit the row, then finish it; return it, with its stamp if it is applied."""
+        """Commit the row, then finish it; return it, with a stamp if it is applied."""
         self.ledger.insert(row)
         self.rows.append(row)
         self.finish(move_alias=move_alias)
         return self.rows[-1]
 
     def finish(self, *, move_alias: bool = True) -> None:
-        """Make MLflow as the newest row says, and stamp it; doing it again changes nothing.
+        """Change MLflow by the newest row, and stamp the row. It may be repeated.
 
-        The row stays without a stamp where MLflow has no such version. A challenger's traffic is
-        set first, so that a reader of its alias sees how much it answers.
+        The row stays without a stamp if MLflow has no such version. A challenger's percent is set
+        first, so that a reader of its alias finds the percent.
         """
         row = self.rows[-1]
         version = row.to_version

@@ -1,7 +1,7 @@
-"""The rules on roles: which change is allowed, which one is over, and where a rollback goes.
+"""The rules on roles: which change is allowed, which role is over, and where a rollback goes.
 
-MLflow's aliases, and a tag for a challenger's traffic, are the truth of what is in a role; the
-ledger says how it came there. `rows` are those of one model, oldest first.
+MLflow's aliases, and a tag for a challenger's percent, decide which version is in a role; the
+ledger says how it came there. `rows` are the ledger's rows of one model, oldest first.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,7 +20,7 @@ from mlflow_server.roles import (
 
 
 def last_applied(rows: Sequence[LedgerRow], role: str) -> LedgerRow | None:
-    """Return the row that put into `role` what the ledger says is there."""
+    """Return the newest applied row of a role: it put the present version there."""
     for row in reversed(rows):
         if row.role == role and row.applied_at:
             return row
@@ -28,18 +28,18 @@ def last_applied(rows: Sequence[LedgerRow], role: str) -> LedgerRow | None:
 
 
 def of_newest_model(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
-    """Return the rows of the model that the newest is of, without those of a deleted one."""
+    """Return the rows of the present model, without rows of a deleted model of its name."""
     return [row for row in rows if row.created == rows[-1].created]
 
 
 def current(rows: Sequence[LedgerRow], role: str) -> str | None:
-    """Return the version in `role`, as the ledger has it."""
+    """Return the version that is in `role` by the ledger."""
     row = last_applied(rows, role)
     return row.to_version if row else None
 
 
 def explained(rows: Sequence[LedgerRow], assignment: RoleAssignment, role: str) -> bool:
-    """Whether the ledger has what MLflow has in `role`: version and percent."""
+    """Whether the ledger has the version and the percent that MLflow has in `role`."""
     row = last_applied(rows, role)
     percent = row.percent if row else 0
     has_version = current(rows, role) == assignment.aliases.get(role)
@@ -47,7 +47,7 @@ def explained(rows: Sequence[LedgerRow], assignment: RoleAssignment, role: str) 
 
 
 def can_finish(row: LedgerRow, assignment: RoleAssignment) -> bool:
-    """Whether a row without a stamp can still be applied: nobody else moved its alias."""
+    """Whether a row without a stamp can still be applied: nobody else has moved its alias."""
     alias = assignment.aliases.get(row.role)
     return row.applied_at is None and alias in {row.from_version, row.to_version}
 
@@ -77,9 +77,9 @@ def ended_roles(rows: Sequence[LedgerRow]) -> list[tuple[LedgerRow, str]]:
 
 
 def history(rows: Sequence[LedgerRow]) -> list[str]:
-    """Versions that rollbacks pass through, the current one last, none of them twice.
+    """Return versions that were in production, the present one last, none of them twice.
 
-    Where a version comes back, those promoted after it are dropped.
+    If a version comes back, the versions that were promoted after it are dropped.
     """
     stack: list[str] = []
     for row in rows:
@@ -94,13 +94,18 @@ def history(rows: Sequence[LedgerRow]) -> list[str]:
 
 
 def ways_back(rows: Sequence[LedgerRow]) -> list[str]:
-    """Versions that a rollback may go to, the first choice first."""
+    """Return versions that a rollback may go to, the first choice first."""
     production = current(rows, PRODUCTION)
     return [version for version in reversed(history(rows)) if version != production]
 
 
 def check_role(role: str, percent: int, version: str | None) -> None:
-    """Refuse a change that no role can have; version None ends the role."""
+    """Refuse a change that is wrong for every model; version None ends the role.
+
+    Raises:
+        PromotionRefusedError: There is no such role, or it cannot have this percent.
+
+    """
     if version is None:
         fits = role != PRODUCTION and percent == 0
     elif role == CHALLENGER:
@@ -120,13 +125,13 @@ def check_promotion(
     """Refuse a row that must not be written.
 
     Args:
-        rows: Of the ledger; they agree with MLflow.
-        versions: All that MLflow has of the model.
-        row: The one to be written.
+        rows: Rows of the ledger; they agree with MLflow.
+        versions: All versions that MLflow has of the model.
+        row: The row to be written.
 
     Raises:
         RegistryError: There is no such version.
-        PromotionRefusedError: Another is in the role by now, or the version cannot be in it.
+        PromotionRefusedError: Another version is in the role by now, or this one cannot be in it.
 
     """
     version = row.to_version
@@ -162,7 +167,7 @@ def _problem(rows: Sequence[LedgerRow], row: LedgerRow) -> str | None:
 
 
 def _problem_beside(rows: Sequence[LedgerRow], row: LedgerRow) -> str | None:
-    """Say why a version cannot be challenger or shadow."""
+    """Return why a version cannot be challenger or shadow; None: it can."""
     role = row.role
     version = row.to_version
     if current(rows, PRODUCTION) is None:

@@ -1,7 +1,8 @@
-"""What uvicorn serves: MLflow's application, its database made or checked before `/health` answers.
+"""MLflow's application, as uvicorn serves it, with Gyre's hooks on aliases and stages.
 
-An alias changed in MLflow's UI, or by any client of it, has its ledger row before the answer. A
-stage acts before MLflow sets it (mlflow_server/server/stages.py).
+Its database is made or checked before `/health` answers. A change of an alias, by MLflow's UI or any
+client, has its ledger row before the answer. A stage acts before MLflow sets it
+(mlflow_server/server/stages.py).
 """
 
 import logging
@@ -28,7 +29,7 @@ from mlflow_server.server.browser import preset_choices
 from mlflow_server.server.stages import change_stage
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
-# `mlflow server` only looks what its app is.
+# `mlflow server` imports this module too, only to find the app.
 if "_MLFLOW_SERVER_FILE_STORE" in os.environ:
     initialize_backend_stores(
         *(os.environ[f"_MLFLOW_SERVER_{name}"] for name in STORES)
@@ -38,7 +39,7 @@ from mlflow.server.fastapi_app import app  # noqa: E402, F401  (after its databa
 
 ALIAS_PATH = "/mlflow/registered-models/alias"
 USER_HEADERS = ("X-Forwarded-User", "X-Remote-User")
-"""Where a proxy that asks people who they are says it."""
+"""Headers in which a proxy with a login names the user."""
 SETTINGS = load_settings()
 SET_STAGE_IN_MLFLOW = get_handler(TransitionModelVersionStage)
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ flask_app.after_request(preset_choices)
 
 @flask_app.after_request  # type: ignore[untyped-decorator]  # MLflow does not type it
 def record_alias(response: Response) -> Response:
-    """Write a role that was changed past Gyre into the ledger, with the proxy's user."""
+    """Write a change of a role past Gyre into the ledger, with the proxy's user."""
     changes = request.method in {"POST", "DELETE"} and request.path.endswith(ALIAS_PATH)
     if not changes or response.status_code != HTTPStatus.OK:
         return response
@@ -56,14 +57,16 @@ def record_alias(response: Response) -> Response:
     change = (body["name"], body["alias"], version, user_of_mlflow())
     try:
         write_down(SETTINGS, *change)
-    except Exception:  # MLflow has the change; the next reconcile calls it out of band
-        logger.exception("no ledger row yet of %s", change)
+    except (
+        Exception
+    ):  # MLflow has the change; the next reconcile records it as out of band
+        logger.exception("no ledger row yet about %s", change)
     return response
 
 
 @catch_mlflow_exception  # type: ignore[untyped-decorator]
 def set_stage() -> Response:
-    """Set a stage as MLflow does, once Gyre has promoted or refused what it means."""
+    """Set a stage as MLflow does, once Gyre has promoted the version or refused the stage."""
     body = TransitionModelVersionStage()
     try:
         Parse(request.get_data(), body, ignore_unknown_fields=True)

@@ -1,7 +1,7 @@
-"""How MLflow's UI looks in a browser that opens it for the first time.
+"""First choices of MLflow's UI in a browser that opens it for the first time.
 
-It would open on chat models, with a chat panel and a box about telemetry in front of the runs. It
-keeps these choices in the browser's local storage; nothing on the server presets them.
+By default it opens on chat models, with a chat panel and a box about telemetry in front of the runs.
+The UI keeps these choices in the browser's local storage; MLflow's server has no option for them.
 """
 
 import json
@@ -22,7 +22,7 @@ for (const [name, choice] of Object.entries({json.dumps(FIRST_CHOICES)})) {{
 
 
 def preset_choices(response: Response) -> Response:
-    """Put the script into MLflow's page before its own; what somebody chose stays."""
+    """Put the script into MLflow's page before its own; choices of a person stay."""
     if request.endpoint == "serve" and response.status_code == HTTPStatus.OK:
         response.direct_passthrough = False  # it is sent from the file otherwise
         page = response.get_data(as_text=True)

@@ -1,7 +1,7 @@
-"""How the MLflow server starts: uvicorn directly, with the variables of `mlflow server`.
+"""The command line of the MLflow server: uvicorn, with the variables of `mlflow server`.
 
-That command stays in memory to wait for uvicorn (a further 0.22 GB), and leaves it behind, holding
-the port, when it is killed.
+`mlflow server` itself stays in memory (a further 0.22 GB) to wait for uvicorn. If it is killed,
+uvicorn stays behind and holds the port.
 """
 
 import os
@@ -11,7 +11,7 @@ from core.settings import Settings, load_settings
 
 
 def command(settings: Settings) -> list[str]:
-    """Command line of the server: one process. Needs `environment`."""
+    """Return the command line of the server, one process, which needs `environment`."""
     address = ["--host", settings.mlflow_host, "--port", str(settings.mlflow_port)]
     quiet = ["--workers", "1", "--no-access-log", "--log-level", "warning"]
     return [
@@ -25,9 +25,9 @@ def command(settings: Settings) -> list[str]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Variables the server needs, and only those. Creates the folder of the database.
+    """Return the variables that the server needs; make the folder of its database.
 
-    The server's own rules for Host and Origin are kept: localhost, and private addresses as Host.
+    MLflow's rules for Host and Origin stay: localhost, and private addresses as Host.
     """
     folder = settings.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,13 +35,13 @@ def environment(settings: Settings) -> dict[str, str]:
         "GYRE_DATABASE_URL": settings.database_url,
         "GYRE_LEDGER_URL": settings.ledger_url,
     }
-    # psycopg 3 sends texts as such, and MLflow compares versions, which are numbers, with them.
+    # psycopg 3 sends texts as texts, and MLflow compares versions, which are numbers, with them.
     store = (
         settings.schema_url("mlflow", "psycopg2") or f"sqlite:///{folder / 'mlflow.db'}"
     )
-    # Private: `mlflow server` sets `_MLFLOW_…` for its own uvicorn. It ends when that
-    # command leaves no process behind, or these have public names.
-    # Where the ledger is, for promotions made in MLflow's UI.
+    # Private names: `mlflow server` sets `_MLFLOW_…` for its own uvicorn. They are needed until
+    # that command leaves no process behind, or they have public names.
+    # The ledger's address is for promotions in MLflow's UI.
     return {
         "GYRE_HOME": str(settings.home),
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
@@ -58,7 +58,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def main() -> None:
-    """Become the server."""
+    """Replace this process by the server."""
     settings = load_settings()
     os.execve(sys.executable, command(settings), os.environ | environment(settings))  # noqa: S606  (no shell)
 

@@ -1,4 +1,4 @@
-"""A stage set in MLflow acts: Production promotes, and a version in a role keeps its stage."""
+"""Stages that people set in MLflow: Production promotes, and a version in a role keeps its stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,23 +25,23 @@ def change_stage(
     author: str,
     set_in_mlflow: Callable[[], Any],
 ) -> Any:
-    """Promote what is to be in Production, refuse what contradicts a role, then set the stage.
+    """Promote a version set to Production, refuse a stage against a role, then set the stage.
 
     Args:
         settings: Settings of the installation.
-        model: Its name.
-        version: Whose stage somebody sets in MLflow.
+        model: Name of the model.
+        version: Version whose stage a person sets in MLflow.
         stage: The stage, as MLflow spells it.
-        author: Who sets it.
-        set_in_mlflow: Sets it in MLflow, and returns MLflow's answer.
+        author: Author of the change.
+        set_in_mlflow: Sets the stage in MLflow, and returns MLflow's answer.
 
     Returns:
         The answer of `set_in_mlflow`.
 
     Raises:
-        PromotionRefusedError: The version holds a role, its files are damaged, or somebody else
-            changed production meanwhile.
-        RegistryError: There is no such version, or MLflow or the database do not answer.
+        PromotionRefusedError: The version has a role, its files are damaged, or production changed
+            meanwhile.
+        RegistryError: There is no such version, or MLflow or the database does not answer.
 
     """
     registry = Registry(settings)
@@ -61,19 +61,19 @@ def change_stage(
 
 
 def is_ours(registry: Registry, model: str, version: str) -> bool:
-    """Whether the model has a spec, or the version is of a training; others are MLflow's alone."""
+    """Whether Gyre has the version: its model has a spec, or a training of ours registered it."""
     has_spec = (MODELS / f"{model}.toml").is_file()
     contract = DIGEST_TAG + CONTRACT_FILE
     return has_spec or contract in registry.version(model, version).tags
 
 
 def is_by_gyre(rows: Sequence[LedgerRow], version: str, stage: str) -> bool:
-    """Whether a promotion sets the stage: its row has no stamp before MLflow is done.
+    """Whether a promotion sets the stage: its row has no stamp until MLflow has answered.
 
     Args:
-        rows: The model's ledger, oldest first.
-        version: Whose stage is set.
-        stage: The stage that is asked for.
+        rows: Rows of the model in the ledger, oldest first.
+        version: Version whose stage is set.
+        stage: The new stage.
 
     """
     if not rows:
@@ -89,7 +89,7 @@ def is_by_gyre(rows: Sequence[LedgerRow], version: str, stage: str) -> bool:
 def contradiction(
     model: str, aliases: Mapping[str, str], version: str, stage: str
 ) -> str:
-    """Say how a stage contradicts the roles of its version, and the remedy; empty: it does not."""
+    """Return how a stage contradicts its version's roles, and the remedy; empty: it does not."""
     roles = [role for role in ROLES if aliases.get(role) == version]
     if stage == PRODUCTION_STAGE:
         is_promoted = PRODUCTION in roles
@@ -108,7 +108,7 @@ def contradiction(
 def _promote(
     registry: Registry, ledger: Ledger, model: str, version: str, author: str
 ) -> None:
-    """Do what `gyre promote` does."""
+    """Promote the version as `gyre promote` does."""
     damage = registry.damage(model, version)
     if damage:
         problem = f"version {version} is damaged: {damage}"

@@ -8,7 +8,7 @@ import httpx
 
 from core.settings import Settings
 from feature_engine.events.broker import consumer_lags
-from mlflow_server.alerts import REFUSED, Alerts, DriftAlert
+from mlflow_server.alerts import VERSION_REFUSED, Alerts, DriftAlert
 from mlflow_server.roles import PRODUCTION, version_text
 from monitoring.console.states import EVENTS_WAIT, late_events
 from monitoring.console.status import refusal_cause
@@ -57,7 +57,7 @@ def alert_of_refusals(settings: Settings, now: datetime) -> None:
                 cause = refusal_cause(version)
                 content = DriftAlert(
                     feature=PRODUCTION,
-                    drift_type=REFUSED,
+                    drift_type=VERSION_REFUSED,
                     severity="significant",
                     psi_score=None,
                     detected_at=now,

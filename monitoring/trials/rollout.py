@@ -17,10 +17,9 @@ from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.monitoring import Rollout
-from mlflow_server.alerts import ROLLOUT, Alerts
+from mlflow_server.alerts import ROLLOUT_STOPPED, Alerts
 from mlflow_server.api.registry import Registry
-from mlflow_server.promotion.ledger import Action as LedgerAction
-from mlflow_server.promotion.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.ledger import Ledger, LedgerAction, LedgerRow
 from mlflow_server.promotion.promote import promote, reconcile, release
 from mlflow_server.promotion.rules import last_applied
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, WHOLE, RoleAssignment
@@ -213,9 +212,7 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         version = f"version {candidate.version}"
         if step.action == "abort":
             # Before the step: a process that is killed after the step has stored its alert.
-            incident = (
-                f"{ROLLOUT}{version} stopped (ledger row {candidate.row.sequence})"
-            )
+            incident = f"{ROLLOUT_STOPPED}{version} stopped (ledger row {candidate.row.sequence})"
             alerts.note(spec.name, incident, f"{incident}: {step.reason}", as_of)
         try:
             if evidence:

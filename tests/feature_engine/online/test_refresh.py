@@ -96,8 +96,6 @@ def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_
         refresh_while_events_arrive(shop, delivery=2)
 
 
-@pytest.mark.nightly
-@pytest.mark.timeout(1_800)
 def test_a_refresh_of_views_without_rows_names_the_command_that_computes_them(applied):
     raw = land_orders(applied, ORDERS, [order(1, 1, AS_OF - DAY)], AS_OF)
     with closing(OnlineValues(applied, ORDERS, raw)) as online:
@@ -106,6 +104,8 @@ def test_a_refresh_of_views_without_rows_names_the_command_that_computes_them(ap
             refresh_online(online, lambda: AS_OF)
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(1_800)
 def test_events_during_a_refresh_of_a_million_customers_bring_back_no_older_value(
     applied, tmp_path
 ):
