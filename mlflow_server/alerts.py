@@ -9,8 +9,7 @@ days.
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -72,6 +71,8 @@ DRIFT_ALERTS = TypeAdapter(DriftAlert)
 class Alerts(Store):
     """Alerts about models and datasets."""
 
+    subject = "alerts"
+
     def alert(
         self, subject: str, cause: str, content: str | DriftAlert, at: datetime
     ) -> bool:
@@ -128,7 +129,10 @@ class Alerts(Store):
             return count
         send = _send if self._settings.alert_urls else _write
         address = self._settings.ledger_url
-        with database_errors(), one_writer(self._settings, "alerts", address=address):
+        with (
+            database_errors(self.subject),
+            one_writer(self._settings, "alerts", address=address),
+        ):
             for row in self.rows(subject, delivered=False):
                 if send(self._settings, row, at):
                     same = sql.update(ALERTS).filter_by(sequence=row["sequence"])
@@ -168,11 +172,6 @@ class Alerts(Store):
         """Change rows; return their number."""
         with self._begin() as connection:
             return connection.execute(statement).rowcount
-
-    @contextmanager
-    def _begin(self) -> Iterator[sql.Connection]:
-        with database_errors("alerts"), self._engine.begin() as connection:
-            yield connection
 
 
 def cause_of_question(version: str) -> str:

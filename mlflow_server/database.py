@@ -15,7 +15,6 @@ from mlflow_server.tables import make_tables
 WAIT_SECONDS = 20
 """Time that a writer waits for another: longer than a promotion takes with a slow MLflow."""
 CONNECT_SECONDS = 5
-SUBJECT = "promotion ledger"
 
 
 class Store:
@@ -25,6 +24,9 @@ class Store:
         RegistryError: The database does not answer.
 
     """
+
+    subject = "promotion ledger"
+    """Beginning of messages about errors."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -38,6 +40,12 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @contextmanager
+    def _begin(self) -> Iterator[sql.Connection]:
+        """Yield a connection within a transaction."""
+        with database_errors(self.subject), self._engine.begin() as connection:
+            yield connection
 
 
 def open_database(settings: Settings) -> sql.Engine:
@@ -57,7 +65,7 @@ def open_database(settings: Settings) -> sql.Engine:
     engine = sql.create_engine(
         settings.ledger_address, connect_args=options, pool_pre_ping=True
     )
-    subject = SUBJECT
+    subject = Store.subject
     if is_server:
         variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
         subject = f"{variable} {engine.url.set(query={})}"  # without its password
@@ -86,7 +94,7 @@ def lock_tables(connection: sql.Connection, name: str) -> None:
 
 
 @contextmanager
-def database_errors(subject: str = SUBJECT) -> Iterator[None]:
+def database_errors(subject: str) -> Iterator[None]:
     """Raise errors of the database as RegistryError, in one line that begins with the subject."""
     try:
         yield

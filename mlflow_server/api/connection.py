@@ -1,13 +1,12 @@
 """MLflow's Python client with time limits, and its errors as RegistryError."""
 
-from __future__ import annotations
-
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from core.errors import RegistryError
+from core.settings import Settings
 
 # MLflow reads these variables at each call, the first at import. A request is never repeated:
 # a second "create version", after a lost answer, would make two versions.
@@ -33,11 +32,6 @@ plugins.get_entry_points = lambda group: [
 ]
 import_module("mlflow.tracking.request_header.registry")
 plugins.get_entry_points = _entry_points
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from core.settings import Settings
 
 ERROR_LENGTH = 300
 

@@ -92,7 +92,7 @@ class Ledger(Store):
         query = sql.select(LEDGER).filter_by(model=model).order_by(LEDGER.c.sequence)
         if created is not None:
             query = query.filter_by(created=created)
-        with database_errors(), self._engine.connect() as connection:
+        with self._begin() as connection:
             # Pydantic turns texts into times.
             return [
                 LEDGER_ROW.validate_python(ArgsKwargs(tuple(values)))
@@ -102,19 +102,19 @@ class Ledger(Store):
     def next_sequence(self, model: str) -> int:
         """Return the number of the next row of a model."""
         query = sql.select(sql.func.max(LEDGER.c.sequence)).filter_by(model=model)
-        with database_errors(), self._engine.connect() as connection:
+        with self._begin() as connection:
             return (connection.scalar(query) or 0) + 1
 
     def insert(self, row: LedgerRow) -> None:
         """Commit a new row."""
-        with database_errors(), self._engine.begin() as connection:
+        with self._begin() as connection:
             connection.execute(sql.insert(LEDGER).values(row.as_json()))
 
     def stamp(self, row: LedgerRow) -> LedgerRow:
         """Commit that the row is applied; return it with the time."""
         applied = replace(row, applied_at=now())
         update = sql.update(LEDGER).filter_by(model=row.model, sequence=row.sequence)
-        with database_errors(), self._engine.begin() as connection:
+        with self._begin() as connection:
             connection.execute(update.values(applied.as_json()))
         return applied
 
@@ -123,7 +123,7 @@ class Ledger(Store):
         """Hold the model's lock until the block ends: MLflow cannot compare and swap an alias."""
         address = self._settings.ledger_url
         with (
-            database_errors(),
+            database_errors(self.subject),
             one_writer(self._settings, f"ledger.{model}", WAIT_SECONDS, address),
         ):
             yield
