@@ -12,7 +12,7 @@ from rich.prompt import Prompt
 
 from cli.terminal import ERR
 from core.errors import SettingsError
-from core.spec import OURS
+from core.spec import FRAME_COLUMNS
 from feature_repo.definition import OWN_COLUMNS, VIEW_COLUMNS, name_problems
 
 WRITTEN = {
@@ -24,7 +24,7 @@ WRITTEN = {
 }
 """A column's type → how a dataset writes it, and its name in a suite of expectations."""
 TEMPLATE = {"after", "at", "before", "days", "event_us", "events", "place"}
-TAKEN = OURS.union(VIEW_COLUMNS, TEMPLATE, {"features"})
+TAKEN = FRAME_COLUMNS.union(VIEW_COLUMNS, TEMPLATE, {"features"})
 """Columns of the expressions in templates/dataset.py.jinja, and fields of a request."""
 MOST_AMOUNTS = 4
 LARGEST_AMOUNT = 1e12

@@ -17,7 +17,7 @@ from cli.verbs import log_to_stderr
 from core.errors import SettingsError
 from core.files import append_secrets
 from core.settings import ENV_FILE, PROJECT, load_settings
-from core.spec import MODELS, NAME, ModelSpec, load_spec
+from core.spec import MODEL_NAME, MODELS, ModelSpec, load_spec
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = {
@@ -176,7 +176,9 @@ def _summary(columns: Mapping[str, Any]) -> list[str]:
 def _new_files(name: str) -> list[str]:
     """Return the paths of the files of use case `name`, none of which exists."""
     is_name = (
-        re.fullmatch(NAME, name) and "__" not in name and not keyword.iskeyword(name)
+        re.fullmatch(MODEL_NAME, name)
+        and "__" not in name
+        and not keyword.iskeyword(name)
     )
     if not is_name or len(name) > LONGEST_NAME:
         raise SettingsError(

@@ -4,7 +4,7 @@ from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 
 from core.errors import SettingsError
 
-CLOCKS_DIFFER = timedelta(minutes=5)
+CLOCK_TOLERANCE = timedelta(minutes=5)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST_TIME = datetime(2, 1, 1, tzinfo=UTC)
 LATEST_TIME = datetime(9999, 1, 1, tzinfo=UTC)
@@ -27,7 +27,7 @@ def parse_timestamp(text: object, where: str) -> datetime:
         raise SettingsError(expected) from exc
     if time.tzinfo is None:
         raise SettingsError(f"{expected}: it lacks an offset from UTC")
-    if utc > datetime.now(UTC) + CLOCKS_DIFFER:
+    if utc > datetime.now(UTC) + CLOCK_TOLERANCE:
         raise SettingsError(f"{where}: {text} lies in the future")
     return utc
 

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from core.errors import SettingsError
 from core.schedule import Schedule
 from core.settings import PROJECT, Settings
-from core.spec.monitoring import KINDS, Monitoring, Promotion, Rollout
+from core.spec.monitoring import CHECK_KINDS, Monitoring, Promotion, Rollout
 from core.spec.training import (
     ESTIMATORS,
     FACTORY,
@@ -40,7 +40,7 @@ from core.spec.training import (
 )
 
 MODELS = PROJECT / "models"
-NAME = r"^[a-z][a-z0-9_]{0,62}$"
+MODEL_NAME = r"^[a-z][a-z0-9_]{0,62}$"
 FeatureType = Literal[
     "int32", "int64", "float32", "double", "bool", "timestamp", "string"
 ]
@@ -87,7 +87,7 @@ Entity = Mapping[str, int | str]
 """One entity: its value in each column of the entity key."""
 MISSING = "__missing__"
 """Stands for a text that is null, in frames, serving and logs: ONNX would read "None"."""
-OURS = frozenset(
+FRAME_COLUMNS = frozenset(
     {"score", "predicted_class", "entity", "as_of", "label", "event_timestamp"}
 )
 """Columns that windows and frames have beside the features."""
@@ -126,7 +126,7 @@ class ModelSpec(Strict):
     task: Task = "classification"
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the model's probabilities; at least three."""
-    name: str = Field(pattern=NAME)  # the name of the file
+    name: str = Field(pattern=MODEL_NAME)  # the name of the file
     experiment: str  # the experiment of MLflow that holds the runs
     dataset: str  # the module of feature_repo/datasets that has the label
     entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
@@ -220,14 +220,17 @@ class ModelSpec(Strict):
         """Yield columns that share a name, and names that are no features."""
         keys = set(self.entity_key)
         features = set(self.features)
-        if keys & features:
-            names = _listed(keys & features)
+        key_features = keys & features
+        if key_features:
+            names = _listed(key_features)
             yield f"entity_key: {names} is in [features] too: give it a new name"
-        if OURS & features:
-            names = _listed(OURS & features)
+        frame_features = FRAME_COLUMNS & features
+        if frame_features:
+            names = _listed(frame_features)
             yield f"features: {names}: a frame has a column of this name: rename it"
-        if (OURS | keys | features) & set(self.audit):
-            names = _listed((OURS | keys | features) & set(self.audit))
+        taken_names = set(self.audit) & (FRAME_COLUMNS | keys | features)
+        if taken_names:
+            names = _listed(taken_names)
             yield f"audit: {names}: a key, a feature or a frame has this name: rename it"
         if self.population is None and self.snapshots.rows == "members":
             yield 'population: expected one, or rows = "label" in [snapshots]'
@@ -236,17 +239,17 @@ class ModelSpec(Strict):
             if self.features.get(feature) not in NUMBERS:
                 yield f"population.feature: {feature!r} is not in [features] as a number"
         for name in self.monitoring.monitor_only:
-            if name not in {*features, *KINDS, "score"} and "/" not in name:
+            if name not in {*features, *CHECK_KINDS, "score"} and "/" not in name:
                 yield (
                     f"monitoring.monitor_only: {name!r} is not in [features], "
-                    f"nor of {_listed(KINDS)}, nor a figure such as missing/{name}"
+                    f"nor of {_listed(CHECK_KINDS)}, nor a figure such as missing/{name}"
                 )
 
     def _problems_of_outcome_key(self) -> Iterator[str]:
         names = set(self.outcome_key or ())
         if names and self.snapshots.rows != "label":
             yield 'outcome_key: only for rows = "label" in [snapshots]'
-        taken_names = names & {*self.entity_key, *self.features, *OURS}
+        taken_names = names & {*self.entity_key, *self.features, *FRAME_COLUMNS}
         if taken_names:
             problem = "a key, a feature or a frame has this name: rename it"
             yield f"outcome_key: {_listed(taken_names)}: {problem}"

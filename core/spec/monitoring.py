@@ -30,7 +30,7 @@ class MetricLimit(Strict):
         return self.worse is not None or self.worse_share is not None
 
 
-KINDS = frozenset(
+CHECK_KINDS = frozenset(
     {
         "data_drift",
         "prediction_drift",

@@ -19,7 +19,7 @@ from feast.utils import (
 
 from core.errors import DataError
 from core.settings import Settings
-from core.spec import OURS, FeatureType
+from core.spec import FRAME_COLUMNS, FeatureType
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import TIMESTAMP, Dataset
 from feature_repo.definition_hash import function_definition, view_definition
@@ -112,7 +112,7 @@ class PublishedService:
             DataError: A type is none of TYPES, or something else has the name.
 
         """
-        reserved = {"features", *OURS, *self.key_types}
+        reserved = {"features", *FRAME_COLUMNS, *self.key_types}
         for view in (*self.on_demand, *self.stored):
             reserved |= field_types(view.features).keys()
         sources: list[Any] = []
