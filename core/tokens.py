@@ -33,7 +33,7 @@ def read_tokens(file: Path) -> tuple[list[bytes], str]:
         elif token.strip():
             tokens.append(token.strip())
     if not tokens:
-        problem = problem or "expected a token, found none"
+        problem = problem or "no token in the file"
     return tokens, problem
 
 

@@ -206,6 +206,6 @@ def wrong_files(folder: Path, tags: Mapping[str, str]) -> str:
         expected = tags.get(DIGEST_TAG + name, "no digest")
         digest = sha256(folder / name) if (folder / name).is_file() else "no file"
         if digest != expected:
-            text = f"expected sha256 {expected[:12]}, found {digest[:12]}"
+            text = f"sha256 is {digest[:12]}, expected {expected[:12]}"
             wrong.append(f"{name}: {text}")
     return "; ".join(wrong)
