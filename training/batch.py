@@ -35,8 +35,8 @@ SCORES = pa.schema(
         "features": pa.string(),
     }
 )
-"""Columns of a score. `day` is that of `as_of`, like 2026-11-20; `entity` is text, `features` is
-JSON; a prediction has the columns of table `predictions`; `created` is that of
+"""Columns of a score. `day` is the day of `as_of`, like 2026-11-20; `entity` is text, `features` is
+JSON; a prediction has the columns of table `predictions`; `created` comes from
 `mlflow_server.roles.RoleAssignment`."""
 PARTITION = ("model", "day")
 
@@ -66,7 +66,7 @@ def score_population(
 ) -> BatchReport:
     """Score every member of the population at `as_of`, with features as they were then.
 
-    Features and threshold are those of the version, not of today's spec.
+    Features and threshold come from the version, not from today's spec.
 
     Raises:
         NoChampionError: Nothing is in production.

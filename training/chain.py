@@ -32,7 +32,7 @@ def train(
     who: str,
     force: bool = False,
 ) -> TrainReport:
-    """Train, evaluate, gate, register and promote; arguments are those of `open_run`.
+    """Train, evaluate, gate, register and promote; `open_run` explains the arguments.
 
     An error on the way becomes the outcome of the MLflow run, which is marked as failed.
     """

@@ -1,7 +1,7 @@
 """Build a registered version again from the frame and the estimator of its run, and compare.
 
-The installation is only read; the version gets a tag with the outcome. The code and packages that
-fit and export are those that are here now.
+The installation is only read; the version gets a tag with the outcome. Code and packages of this
+installation fit and export.
 """
 
 import logging
@@ -145,7 +145,7 @@ def _stored_spec(tracking: Tracking, registered: Version) -> ModelSpec:
 def _changed_inputs(
     settings: Settings, spec: ModelSpec, registered: Version, train_rows: pa.Table
 ) -> dict[str, str]:
-    """Return the differences between the inputs of a version and those of a training now."""
+    """Return how the inputs of a version differ from the inputs of a training now."""
     definitions = PublishedService(settings, spec.feature_service).definitions()
     tags_now = input_tags(spec, definitions)
     tags_now["frame_sha256"] = content_hash(train_rows)

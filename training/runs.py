@@ -26,8 +26,8 @@ from training.stages.validate import mismatches, validate
 LONGEST_RUN = timedelta(hours=12)
 """A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
 ABOUT_EXPERIMENT = (
-    "A run is a training. Its metrics on the test rows (`test/`) stand beside those of the best "
-    "constant (`baseline/`) and of the version then in production (`champion/`); its artifact "
+    "A run is a training. Its metrics on the test rows (`test/`) stand beside the metrics of the "
+    "best constant (`baseline/`) and of the version then in production (`champion/`); its artifact "
     "`model_card.html` says more."
 )
 """Description of the experiment on its page in MLflow."""

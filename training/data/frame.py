@@ -52,7 +52,8 @@ def build_frame(
 ) -> pa.Table:
     """Label every snapshot from raw version `version` and join the features as they were then.
 
-    Labels of entities outside the population are left out: serving does not score these either.
+    Labels of entities outside the population are left out: in a prediction of these `in_population`
+    is false.
     """
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), version, as_of, connection)

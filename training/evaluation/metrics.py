@@ -1,6 +1,6 @@
 """Metrics of a model, and their bootstrap.
 
-The metrics are those of scikit-learn. Shares of a confusion matrix, and areas under the two curves
+The metrics equal scikit-learn's. Shares of a confusion matrix, and areas under the two curves
 of its thresholds, are computed here: a bootstrap measures 400 times, and scikit-learn checks its
 input anew in each of its functions.
 

@@ -128,7 +128,7 @@ def spec_of_version(settings: Settings, spec: ModelSpec, version: str) -> ModelS
 def _compared_columns(
     spec: ModelSpec, table: pa.Table, other_columns: list[str]
 ) -> pd.DataFrame:
-    """Return the features and those of `other_columns` that the table has.
+    """Return the features, and the columns of `other_columns` that the table has.
 
     Timestamps are left out, as they always move on.
     """

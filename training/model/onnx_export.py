@@ -285,7 +285,7 @@ def _filled(name: str, filled: str, null_texts: set[str]) -> list[onnx.NodeProto
     """Return the nodes that give an input with `/missing` in place of some texts."""
     codes = f"{name}/code"
     is_null = f"{name}/null"
-    # The texts' codes are 1, that of all others is 0; it takes one text at least.
+    # These texts have the code 1, all others 0; the encoder needs one text at least.
     encoder = helper.make_node(
         "LabelEncoder",
         [name],

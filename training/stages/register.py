@@ -220,7 +220,7 @@ def ask(
     paragraphs = [
         f"Trained as of {tags['as_of']}; it passed every gate. The reason given:",
         f"    {' '.join(tags['reason'].split())}",  # as code: anybody's words, and no Markdown
-        f"[Model card]({card}): its metrics beside those of the champion",
+        f"[Model card]({card}): its metrics beside the champion's",
     ]
     return subject, "\n\n".join(paragraphs)
 
