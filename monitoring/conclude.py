@@ -14,6 +14,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import promote
 from monitoring.check import CheckResult, farthest_from_limit
+from monitoring.decisions.causes import last_retraining, read_retrainings
 from monitoring.decisions.decision import (
     INPUTS,
     STALE,
@@ -25,14 +26,8 @@ from monitoring.decisions.decision import (
     find_reasons,
     judge,
 )
-from monitoring.decisions.past import (
-    SERVING_COUNTS,
-    last_retraining,
-    load_past,
-    read_retrainings,
-)
 from monitoring.decisions.store import DecisionRow, store_checks, store_decision
-from monitoring.run import MonitoringRun
+from monitoring.run import SERVING_COUNTS, MonitoringRun, load_past
 from training.runs import nothing_new
 
 AUTHOR = "monitor"
@@ -174,7 +169,7 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
         # An earlier try of this run may have decided, too.
         earlier = [row for row in decisions if row.as_of != run.as_of]
         retraining = last_retraining(earlier, trainings, past.training_ids)
-    earlier_verdicts = [row.verdict for row in past.own]
+    earlier_verdicts = [row.verdict for row in past.decisions]
     inputs = Inputs(
         as_of=run.as_of,
         version=run.version,

@@ -31,9 +31,11 @@ JITTER_SECONDS = 0.005
 IS_SCORED = "error IS NULL AND in_population"
 MEASURE = f"""
 SELECT role, version, count(*) AS rows, count(error) AS failed_rows,
-  count(seconds) AS requests, quantile_disc(seconds, {[*QUANTILES.values()]}) AS seconds,
+  count(seconds) AS requests,
+  coalesce(quantile_disc(seconds, {[*QUANTILES.values()]}), []) AS seconds,
   count(*) FILTER ({IS_SCORED}) AS scored_rows,
-  quantile_disc(coalesce(probability, prediction), {PERCENTILES}) FILTER ({IS_SCORED}) AS scores
+  coalesce(quantile_disc(coalesce(probability, prediction), {PERCENTILES})
+    FILTER ({IS_SCORED}), []) AS scores
 FROM logged GROUP BY role, version"""  # noqa: S608  (ours)
 
 
@@ -109,9 +111,10 @@ def measure_variants(
     with query_log(settings, model, since, until) as connection:
         for measured in connection.execute(MEASURE).to_arrow_table().to_pylist():
             key = (measured.pop("role"), measured.pop("version"))
-            seconds = measured["seconds"] or ()
-            measured["seconds"] = dict(zip(QUANTILES, seconds, strict=False))
-            measured["scores"] = tuple(measured["scores"] or ())
+            measured["seconds"] = dict(
+                zip(QUANTILES, measured["seconds"], strict=False)
+            )
+            measured["scores"] = tuple(measured["scores"])
             variants[key] = Variant(**measured)
     return variants
 

@@ -1,18 +1,23 @@
-"""A monitoring run: everything that its checks look at, read once."""
+"""A monitoring run: everything that its checks look at, and the past of the version."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from core.errors import GyreError
+from pydantic import TypeAdapter
+
+from core.errors import DataError, GyreError
 from core.settings import Settings
 from core.spec import ModelSpec
+from core.timestamps import BEGINNING
 from core.user_code import in_one_line
 from mlflow_server.api.registry import Registry
-from mlflow_server.roles import RoleAssignment
-from monitoring.decisions.past import Past, load_past
+from mlflow_server.promotion.ledger import Ledger, LedgerRow
+from mlflow_server.promotion.rules import last_applied, ways_back
+from mlflow_server.roles import PRODUCTION, RoleAssignment
+from monitoring.decisions.store import DecisionRow, newest_decisions
 from monitoring.log.outcomes import Outcomes, backfilled_outcomes, online_outcomes
 from monitoring.log.tables import KnownOutcomes, join_outcomes
 from monitoring.log.window import Window, read_window
@@ -21,6 +26,31 @@ from monitoring.measurements.performance import Judged, measure
 from monitoring.measurements.segments import segments_of_outcomes
 from monitoring.serving_status import ServingCounts, serving_counts
 from training.evaluation.reference import Reference, load_reference, spec_of_version
+
+SERVING_COUNTS = TypeAdapter(dict[str, ServingCounts])
+"""Counts of serving by replica, in the row of a decision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """The past of a monitoring run.
+
+    Attributes:
+        promotion: The ledger's row that put the version into production.
+        previous: The version to go back to.
+        training_ids: Ids of the trainings that made the registered versions.
+        decisions: Decisions on the version since its promotion, oldest first.
+        serving: Counts of serving at the last run, by replica; None if they are unknown.
+        error: Why decisions cannot be read; there are none then.
+
+    """
+
+    promotion: LedgerRow | None
+    previous: str | None
+    training_ids: Collection[str]
+    decisions: Sequence[DecisionRow]
+    serving: dict[str, ServingCounts] | None
+    error: DataError | None
 
 
 @dataclass(frozen=True)
@@ -147,3 +177,63 @@ def _judge(
         metrics += label_change(spec, outcomes, reference)
         metrics += segments_of_outcomes(spec, outcomes)
         yield Judged(outcomes, metrics)
+
+
+def load_past(
+    settings: Settings, model: RoleAssignment, version: str, as_of: datetime
+) -> Past:
+    """Read ledger, registered versions and decisions.
+
+    Args:
+        settings: Settings of the installation.
+        model: The model.
+        version: The version in production.
+        as_of: Moment of the run.
+
+    Raises:
+        RegistryError: MLflow or the ledger does not answer.
+
+    """
+    with Ledger(settings) as ledger:
+        rows = ledger.rows(model.name, model.created)
+    versions = Registry(settings).versions(model.name)
+    decisions: list[DecisionRow] = []
+    error: DataError | None = None
+    try:
+        decisions = newest_decisions(settings, model.name, created=model.created)
+    except DataError as exc:
+        error = exc
+    earlier = [row for row in decisions if row.as_of < as_of]
+    counts = earlier[-1].serving if earlier else None
+    promotion = last_applied(rows, PRODUCTION)
+    start = promotion.time if promotion else BEGINNING
+    return Past(
+        promotion=promotion,
+        previous=previous_version(rows, {row.version for row in versions}),
+        training_ids={row.run_id for row in versions},
+        decisions=[
+            row for row in earlier if row.version == version and row.as_of >= start
+        ],
+        serving=None if counts is None else SERVING_COUNTS.validate_json(counts),
+        error=error,
+    )
+
+
+def previous_version(
+    rows: Sequence[LedgerRow], registered: Collection[str]
+) -> str | None:
+    """Return the newest registered version that was in production before that of today.
+
+    A version that a monitoring run rolled back is left out.
+    """
+    harmful = {
+        row.from_version
+        for row in rows
+        if row.role == PRODUCTION
+        and row.applied_at
+        and row.action == "automatic rollback"
+    }
+    for version in ways_back(rows):
+        if version in registered and version not in harmful:
+            return version
+    return None

@@ -12,7 +12,6 @@ from typing import Any
 from core.errors import GyreError
 from monitoring.check import CheckResult
 from monitoring.checks.online_store import online_store
-from monitoring.checks.report import report_results
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
 from monitoring.checks.skew import skew
 from monitoring.checks.volume import entity_count, freshness, volume
@@ -48,6 +47,9 @@ def performance(run: MonitoringRun, _reference: Reference) -> Iterator[CheckResu
 
 def report(run: MonitoringRun, reference: Reference) -> Iterable[CheckResult]:
     """Let Evidently compare the window with the reference, and performance with its limits."""
+    # Evidently takes 5 s to import, and may not be importable.
+    from monitoring.checks.report import report_results  # noqa: PLC0415
+
     limits = run.spec.monitoring
     rows = run.window.rows
     if len(rows) < limits.fewest:  # then performance alone is judged

@@ -127,10 +127,9 @@ class Column:
         lines = [self.missing(), self.drift(), self.p_value()]
         if not self.is_number:
             return [*lines, self.new_categories()]
-        if self.name == SCORE:
-            lines.append(self.mean())
-        else:
-            lines += [self.usual_mean(), self.out_of_range()]
+        lines.append(self.mean())
+        if self.name != SCORE:
+            lines.append(self.out_of_range())
         quantiles = SHOWN_QUANTILES.items()
         return [*lines, *(self.quantile(name, share) for name, share in quantiles)]
 
@@ -205,38 +204,35 @@ class Column:
         )
 
     def mean(self) -> ReportLine:
-        """Return the mean, whose change is judged in both directions."""
+        """Return the mean. A change of the mean score is judged, in both directions."""
         mean = float(self.reference.mean())
+        tests: list[GenericTest] = []
+        meaning = ""
+        if self.name == SCORE:
+            allowed = self.allowed_change(mean)
+            meaning = f"; a change of more than {allowed:.2g} counts"
+            low = gte(mean - allowed, is_critical=self.has_enough)
+            high = lte(mean + allowed, is_critical=self.has_enough)
+            tests = [low, high]
+        return self.line(
+            "mean",
+            MeanValue(column=self.name, tests=tests),
+            lambda value: f"mean {value:.3g}, {mean:.3g} in the reference{meaning}",
+            figure=self.window.mean if tests else None,
+        )
+
+    def allowed_change(self, mean: float) -> float:
+        """Return the change of a mean score that is allowed."""
         deviation = float(self.reference.std(ddof=0))
         # Standard error of the difference (Welch, Biometrika 34, 1947).
         error = math.sqrt(
             self.reference.var(ddof=0) / self.reference.count()
             + self.window.var(ddof=0) / self.window.count()
         )
-        allowed = max(
+        return max(
             MEAN_SCORE_CHANGE * max(abs(mean), deviation),
             STANDARD_ERRORS * error,
             self.spread.mean_score,
-        )
-        low = gte(mean - allowed, is_critical=self.has_enough)
-        high = lte(mean + allowed, is_critical=self.has_enough)
-        return self.line(
-            "mean",
-            MeanValue(column=self.name, tests=[low, high]),
-            lambda value: (
-                f"mean {value:.3g}, {mean:.3g} in the reference; "
-                f"a change of more than {allowed:.2g} counts"
-            ),
-            figure=self.window.mean,
-        )
-
-    def usual_mean(self) -> ReportLine:
-        """Return the mean of a feature, which is only shown."""
-        mean = float(self.reference.mean())
-        return self.line(
-            "mean",
-            MeanValue(column=self.name, tests=[]),
-            lambda value: f"mean {value:.3g}, {mean:.3g} in the reference",
         )
 
     def quantile(self, name: str, share: float) -> ReportLine:

@@ -268,11 +268,12 @@ def _new_counts(
     counts: Mapping[str, ServingCounts], earlier: Mapping[str, ServingCounts]
 ) -> ServingCounts | None:
     """Sum the counts of all replicas since the last run; None if one of them restarted."""
+    none = ServingCounts(0, 0)
     not_logged = 0
     refused = 0
     for replica in counts.keys() | earlier.keys():
-        now = counts.get(replica, ServingCounts(0, 0))
-        then = earlier.get(replica, ServingCounts(0, 0))
+        now = counts.get(replica, none)
+        then = earlier.get(replica, none)
         if now.not_logged < then.not_logged or now.refused < then.refused:
             return None
         not_logged += now.not_logged - then.not_logged

@@ -1,11 +1,10 @@
 """Checks of volume and freshness: number of entities, usual number, age of features."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from feature_engine.ingest.record import service_records
 from monitoring.check import CheckResult
 from monitoring.decisions.decision import ENTITIES
-from monitoring.decisions.past import Past
 from monitoring.log.window import LENGTH
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
@@ -35,7 +34,9 @@ def entity_count(
 
 def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
     """Alert of far fewer entities than usual."""
-    usual = usual_entities(run.past)
+    until = run.as_of - LENGTH  # windows that do not overlap with this one
+    earlier = [row.entities for row in run.past.decisions if row.as_of <= until]
+    usual = usual_entities(earlier)
     if usual is None:
         return
     count = len(run.window.rows)
@@ -75,12 +76,11 @@ def freshness(
             )
 
 
-def usual_entities(past: Past) -> float | None:
-    """Return the mean number of entities in earlier windows that do not overlap with this one.
+def usual_entities(counts: Sequence[int]) -> float | None:
+    """Return the mean number of entities in windows; None if too few windows are known.
 
-    It is None if too few windows are known. Windows with a collapsed number do not count.
+    Windows with a collapsed number do not count.
     """
-    counts = [row.entities for row in past.own if row.as_of <= past.as_of - LENGTH]
     if len(counts) < FEWEST_WINDOWS:
         return None
     usual = sum(counts) / len(counts)

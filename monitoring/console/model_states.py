@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from feature_engine.ingest.record import DatasetRecord
-from mlflow_server.alerts import FAILED, ROLLOUT, WAITS
+from mlflow_server.alerts import FAILED, ROLLOUT_STOPPED, WAITS
 from mlflow_server.api.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
 from monitoring.check import CheckResult, Status, farthest_from_limit
@@ -234,7 +234,7 @@ def _state_of_alert(model: str, alert: Alert) -> LoopState:
     details = alert_details(alert)
     remedy = f"For the decision: `gyre decide {model} --explain`"
     link = f"/status/{model}#heard"
-    if cause.startswith(ROLLOUT):
+    if cause.startswith(ROLLOUT_STOPPED):
         remedy = f"For its steps: `gyre ledger {model}`"
     if cause.endswith(WAITS):
         remedy = "Approve or reject it in Airflow, in the run that waits."

@@ -1,5 +1,6 @@
 """Causes of a training. A run reads them when it starts: events may be merged or never come."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -7,11 +8,12 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Run, Tracking
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.rules import last_applied
 from mlflow_server.roles import PRODUCTION
-from monitoring.decisions.past import read_retrainings
-from monitoring.decisions.store import DecisionRow
+from mlflow_server.tags import OF_TRAININGS
+from monitoring.decisions.store import DecisionRow, newest_decisions
 from training.runs import moment_of, nothing_new
 
 
@@ -48,12 +50,11 @@ def training_cause(
 
     """
     decisions = open_decisions(settings, spec, wanted_moment or start)
+    moment = decisions[-1].as_of if decisions else start
+    moment = wanted_moment or moment_since_promotion(settings, spec.name, moment)
     if not decisions:
-        return TrainingCause(
-            wanted_moment or moment_since_promotion(settings, spec.name, start)
-        )
+        return TrainingCause(moment)
     newest = decisions[-1]
-    moment = wanted_moment or moment_since_promotion(settings, spec.name, newest.as_of)
     reason = "; ".join(f"{row.cause}: {row.reason}" for row in decisions)
     return TrainingCause(
         moment, reason, f"{newest.cause}, decided {newest.as_of:%Y-%m-%d %H:%M:%S}"
@@ -76,6 +77,47 @@ def open_decisions(
     if causes and nothing_new(settings, spec, as_of):
         return []
     return causes
+
+
+def read_retrainings(
+    settings: Settings, spec: ModelSpec, created: int
+) -> tuple[list[DecisionRow], list[Run]]:
+    """Read the decisions to retrain a model, oldest first, and all its trainings.
+
+    Raises:
+        RegistryError, DataError: A store does not answer.
+
+    """
+    decisions = newest_decisions(settings, spec.name, action="retrain", created=created)
+    return decisions, Tracking(settings).runs(spec.experiment, OF_TRAININGS)
+
+
+def last_retraining(
+    decisions: Sequence[DecisionRow],
+    trainings: Sequence[Run],
+    training_ids: Collection[str],
+) -> datetime | None:
+    """Return when a retraining was last decided that made a version, or still may.
+
+    A training answers the decisions up to its moment. A decision whose training finished without
+    a version does not count: nothing is decided again before further rows mature.
+
+    Args:
+        decisions: Decisions to retrain, oldest first.
+        trainings: All trainings of the model.
+        training_ids: Ids of the trainings that made the registered versions.
+
+    """
+    for decision in reversed(decisions):
+        answers = [run for run in trainings if moment_of(run) >= decision.as_of]
+        answer = min(answers, key=moment_of, default=None)
+        if (
+            answer is None
+            or answer.status != "FINISHED"
+            or answer.run_id in training_ids
+        ):
+            return decision.as_of
+    return None
 
 
 def moment_since_promotion(settings: Settings, model: str, start: datetime) -> datetime:

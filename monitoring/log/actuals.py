@@ -49,8 +49,8 @@ def read_actuals(
 
     """
     requests = answers["request_id"].to_pandas()
-    known = pd.Series(feedback, dtype=float).reindex(requests)
-    values = np.array(known, dtype=np.float64)
+    from_feedback = pd.Series(feedback, dtype=float).reindex(requests)
+    values = np.array(from_feedback, np.float64)
     ambiguous_count = 0
     if spec.snapshots.rows == "label":
         labelled, ambiguous_count = _row_labels(settings, spec, answers, as_of)
@@ -105,11 +105,10 @@ def _row_labels(
         known_until = newest_known(spec, as_of).as_py()
         rows = labels(raw, label, [BEGINNING, known_until], own_rows=True)
         require_outcome_key(spec, rows)
-        entities = {name: keyed_answers[name] for name in spec.entity_key}
-        wanted_entities = ibis.memtable(pd.DataFrame(entities).drop_duplicates())
-        rows = rows.semi_join(wanted_entities, [*spec.entity_key])
+        entities = keyed_answers[[*spec.entity_key]].drop_duplicates()
+        rows = rows.semi_join(ibis.memtable(entities), [*spec.entity_key])
         rows = rows.mutate(
-            {name: rows[name].cast(outcome_key[name]) for name in outcome_key}
+            {name: rows[name].cast(kind) for name, kind in outcome_key.items()}
         )
         known_rows = with_typed_labels(
             spec, rows.select(*key, "label").to_pyarrow()

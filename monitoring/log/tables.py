@@ -146,9 +146,9 @@ def query_log(
         ) as connection,
     ):
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute("SET VARIABLE files = $1", [files])
-        connection.execute("SET VARIABLE model = $1", [model.name])
-        connection.execute("SET VARIABLE created = $1", [model.created])
+        variables = {"files": files, "model": model.name, "created": model.created}
+        for name, value in variables.items():
+            connection.execute(f"SET VARIABLE {name} = $1", [value])
         connection.register("no_files", NO_FILES)
         source = "read_parquet(getvariable('files'))" if files else "no_files"
         connection.execute(LOGGED.format(source=source, span=span))

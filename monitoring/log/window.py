@@ -20,7 +20,6 @@ LENGTH = timedelta(hours=24)
 TEXTS = {"string", "timestamp"}
 """Types of features whose values are texts in the log."""
 BATCH_ROWS = 100_000
-OTHER_FEATURES = "with other features"
 REASONS = """
 CREATE TEMP VIEW answers AS
 SELECT *, CASE
@@ -90,7 +89,7 @@ def read_window(
         left_out = dict(connection.execute(REASON_COUNTS).fetchall())
     last_count = len(rows) + misfit_count
     left_out["replaced by a later prediction"] = left_out.pop(None, 0) - last_count
-    left_out[OTHER_FEATURES] = misfit_count
+    left_out["with other features"] = misfit_count
     left_out = {reason: count for reason, count in left_out.items() if count}
     # Under the same name: a column is freed as it is converted only if nothing else refers to it.
     rows = rows.rename_columns([*features, SCORE, PREDICTED_CLASS])

@@ -258,10 +258,12 @@ def compare(
                 groups[CHALLENGER][name], groups[PRODUCTION][name]
             )
     conclusion: Conclusion = "not yet known"
-    if fewest >= FEWEST_OUTCOMES and effects[decisive].high < 0:
-        conclusion = "better"
-    if fewest >= FEWEST_OUTCOMES and effects[decisive].low > 0:
-        conclusion = "worse"
+    if fewest >= FEWEST_OUTCOMES:
+        effect = effects[decisive]
+        if effect.high < 0:
+            conclusion = "better"
+        elif effect.low > 0:
+            conclusion = "worse"
     return ExperimentReport(
         model=spec.name,
         as_of=as_of,

@@ -8,7 +8,7 @@ nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -266,24 +266,33 @@ def _take(
     step: RolloutStep,
     evidence: Evidence,
 ) -> None:
-    """Carry out a step, which writes one ledger row or none."""
+    """Carry out a step, which writes one ledger row. A step that holds writes none."""
+    if step.action == "hold":
+        return
     role = candidate.row.role
     model = candidate.row.model
     version = candidate.version
-    change: dict[str, Any] = {
+    origin = {
         "who": AUTHOR,
         "why": f"{candidate.place}: {step.reason}",
         "evidence": EVIDENCE.dump_json(evidence).decode(),
     }
     if step.action == "abort":
-        release(registry, ledger, model, role, **change, replaces=version)
+        release(registry, ledger, model, role, **origin, replaces=version)
         return
+    next_role = PRODUCTION
+    replaced_version: str | None = candidate.production
     if step.action == "advance":
-        change["role"] = CHALLENGER
-        change["percent"] = step.percent
-        change["replaces"] = version if role == CHALLENGER else None
-    elif step.action == "done":
-        change["replaces"] = candidate.production
-    else:
-        return
-    promote(registry, ledger, model, version, action=STEP, **change)
+        next_role = CHALLENGER
+        replaced_version = version if role == CHALLENGER else None
+    promote(
+        registry,
+        ledger,
+        model,
+        version,
+        **origin,
+        action=STEP,
+        role=next_role,
+        percent=step.percent,
+        replaces=replaced_version,
+    )

@@ -199,7 +199,7 @@ def one_of_two_runs_at_once_retrains(settings):
     """Row 18 of the faults, with two processes."""
     moments = [AS_OF + HOUR - timedelta(minutes=1), AS_OF + HOUR]
     context = get_context("forkserver")
-    context.set_forkserver_preload(["monitoring.checks.report_run"])
+    context.set_forkserver_preload(["monitoring.checks.report"])
     with ProcessPoolExecutor(2, context) as processes:
         runs = [processes.submit(monitor, settings, SPEC, at) for at in moments]
         reports = [run.result() for run in runs]

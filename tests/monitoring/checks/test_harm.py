@@ -14,9 +14,9 @@ from mlflow_server.roles import RoleAssignment
 from monitoring.checks.serving import judge_refusals, judge_serving, log_gap
 from monitoring.conclude import MonitorReport, act
 from monitoring.decisions.decision import Decision
-from monitoring.decisions.past import previous_version
 from monitoring.harm import Variant, collapse, collapsed_classes, measure_variants
 from monitoring.log.collect import collect
+from monitoring.run import previous_version
 from monitoring.serving_status import ServingCounts
 from tests.monitoring.conftest import alerts
 from tests.support.monitoring.log_lines import FAILURE, NOON, answer, write

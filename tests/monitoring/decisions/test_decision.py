@@ -8,8 +8,8 @@ import pytest
 from mlflow_server.api.tracking import Run
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
+from monitoring.decisions.causes import last_retraining
 from monitoring.decisions.decision import Inputs, decide, describe, judge
-from monitoring.decisions.past import Past, last_retraining
 from tests.support.monitoring.log_lines import NOON
 from tests.support.monitoring.year import decision_row
 
@@ -139,18 +139,6 @@ def test_a_verdict_is_described_in_one_sentence():
 
 
 def test_the_usual_number_of_entities_ignores_a_collapse():
-    def past(*counts):
-        values = {"model": "m", "version": "1", "as_of": NOON - 24 * HOUR}
-        rows = [decision_row(**values, entities=count) for count in counts]
-        return Past(
-            version="1",
-            as_of=NOON,
-            promotion=None,
-            previous=None,
-            training_ids=(),
-            decisions=rows,
-        )
-
-    assert usual_entities(past(1000, 1000)) is None
-    assert usual_entities(past(1000, 900, 1100)) == 1000
-    assert usual_entities(past(1000, 1000, 1000, 10, 20)) == 1000
+    assert usual_entities([1000, 1000]) is None
+    assert usual_entities([1000, 900, 1100]) == 1000
+    assert usual_entities([1000, 1000, 1000, 10, 20]) == 1000

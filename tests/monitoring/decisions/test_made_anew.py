@@ -9,9 +9,13 @@ from core.spec import load_spec
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger, now
-from monitoring.decisions.causes import moment_since_promotion, open_decisions
-from monitoring.decisions.past import load_past, read_retrainings
-from monitoring.decisions.store import DecisionRow, store_decision
+from monitoring.decisions.causes import (
+    moment_since_promotion,
+    open_decisions,
+    read_retrainings,
+)
+from monitoring.decisions.store import DecisionRow, newest_decisions, store_decision
+from monitoring.run import load_past
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, client, new_model
 from training.stages.register import settled
@@ -60,7 +64,8 @@ def test_nothing_of_a_deleted_model_counts_for_the_one_of_its_name(roles):
     model = roles.registry.assignment(SPEC.name)
     assert (row.sequence, row.from_version) == (4, None)
     past = load_past(settings, model, "1", now())
-    assert (past.promotion, past.previous, past.decisions) == (row, None, [])
+    assert (past.promotion, past.previous) == (row, None)
+    assert newest_decisions(settings, SPEC.name, created=model.created) == []
     decisions, _ = read_retrainings(settings, SPEC, model.created)
     assert decisions == []
     with pytest.raises(PromotionRefusedError, match="nothing to go back to"):
