@@ -1,4 +1,4 @@
-"""`python -m serving`: the workers, until SIGTERM."""
+"""`python -m serving`: runs the workers until SIGTERM."""
 
 import os
 import sys
@@ -35,7 +35,7 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=60,
         timeout_graceful_shutdown=5,
     )
-    # Not below GYRE_HOME: who counts in a mapped file is killed where the disk is full.
+    # Not below GYRE_HOME: a process that counts in a mapped file is killed when its disk is full.
     with (
         config.bind_socket() as listening,
         TemporaryDirectory(

@@ -1,4 +1,4 @@
-"""What serving refuses on purpose. HTTP statuses are chosen in `serving.http.edge`, not here."""
+"""Errors that serving raises on purpose. `serving.http.edge` chooses their HTTP statuses."""
 
 from core.errors import GyreError
 
@@ -16,12 +16,12 @@ class OverloadedError(GyreError):
 
 
 class NoModelError(GyreError):
-    """Nothing is loaded yet: the text says why."""
+    """No version is loaded yet; the text says why."""
 
 
 class ModelFailedError(GyreError):
-    """The model gives no probability, or no finite number, for features of our own."""
+    """The model gives no probability, or no finite number, for features that no client sent."""
 
 
 class ModelRefusedError(GyreError):
-    """A version whose bytes, contract or warm-up do not hold is not served."""
+    """A version is not served, as its bytes, its contract or its warm-up do not hold."""

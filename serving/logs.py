@@ -1,4 +1,4 @@
-"""Log lines of the server and its workers: one JSON object each."""
+"""Log lines of the server and its workers: a JSON object each."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: text of clients cannot begin one of its own."""
+    """Writes a record as one line, so that a client's text cannot begin a line of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat()

@@ -1,7 +1,7 @@
-"""What Prometheus reads: sums over the workers, ended ones included.
+"""Metrics that Prometheus reads: sums over all workers, including workers that have ended.
 
 Each process counts in files of its own in the folder that `PROMETHEUS_MULTIPROC_DIR` names, which
-must be set before this is imported (`serving.__main__`).
+must be set before this module is imported (`serving.__main__`).
 """
 
 import collections
@@ -11,7 +11,7 @@ from functools import cache
 from prometheus_client import Counter, Gauge, Histogram, values
 
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    # Never forked: asked at every count it is a tenth of an answer's time.
+    # A worker is not forked. To ask for its number at every count takes a tenth of an answer's time.
     _PROCESS = os.getpid()
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS)  # type: ignore[no-untyped-call]
 
@@ -44,7 +44,7 @@ MODEL_INFO = Gauge(
     "gyre_model_info",
     "1 for the version in a role, 0 once it left.",
     VERSION,
-    multiprocess_mode="livemostrecent",  # nobody sets to 0 what a killed worker held
+    multiprocess_mode="livemostrecent",  # a killed worker cannot set its gauge to 0
 )
 SWAPS = Counter("gyre_model_swaps", "Changes of the version that answers.", ["model"])
 LOG_LAG = Gauge(
@@ -71,7 +71,7 @@ _counts = collections.Counter[tuple[Counter, tuple[str, ...]]]()
 
 
 def count(meter: Counter, *labels: str) -> None:
-    """Count in memory, until `hand_over`. A kill loses what was counted since."""
+    """Count in memory until `hand_over`. A kill loses the counts since."""
     _counts[meter, labels] += 1
 
 
@@ -81,7 +81,7 @@ def observe(model: str, version: str, role: str, seconds: float) -> None:
 
 
 def hand_over() -> None:
-    """Add what was counted to Prometheus's files: once a second, not at each answer."""
+    """Add the counts to Prometheus's files, once a second rather than at each answer."""
     for (meter, labels), number in _counts.items():
         meter.labels(*labels).inc(number)
     _counts.clear()

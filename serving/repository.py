@@ -1,4 +1,4 @@
-"""What a worker serves now, as models come and go: each by its name."""
+"""The models that a worker serves now."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -43,8 +43,8 @@ class ModelRepository:
     """All models of a worker, used on one event loop.
 
     Attributes:
-        models: Each by its name.
-        default: Who answers where no model is named.
+        models: Models by name.
+        default: The model that answers where a request names none.
 
     """
 
@@ -61,8 +61,8 @@ class ModelRepository:
         """Serve these models and no others.
 
         Args:
-            specs: Of the models. A version answers on as it was trained.
-            unread: Models whose spec cannot be read: they go on with that of before.
+            specs: Specs of the models. They change no answer of a version that is loaded.
+            unread: Names of models whose spec cannot be read. They keep the spec from before.
 
         """
         models_before = self.models
@@ -87,7 +87,7 @@ class ModelRepository:
         """Return the model called `name`, or the default one.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such model.
 
         """
         if name is not None:
@@ -104,10 +104,10 @@ class ModelRepository:
         )
 
     def first(self) -> Deployment:
-        """Return the default model; without one, any, rather one that has a version.
+        """Return the default model; without a default, any model, if possible one with a version.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such model.
 
         """
         models = sorted(self, key=lambda model: model.versions.current is None)

@@ -1,8 +1,8 @@
-"""Follows MLflow's registry in a worker: which versions answer, and in which role.
+"""A worker follows MLflow's registry: which versions answer, and in which role.
 
 A version that has no copy here is fetched by a child process (`serving.versions.fetch`). One that
-has a copy is loaded in a thread and swapped in whole. Anything wrong keeps the version that
-answers.
+has a copy is loaded in a thread and swapped in whole. If anything fails, the version that
+answers stays.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from serving.versions.loaded import LoadedVersions
 
 POLL_SECONDS = 2.0
 ANSWER_SECONDS = 1.0
-"""Of MLflow, to a poll."""
+"""Deadline of MLflow's answer to a poll."""
 NO_ANSWER = f"MLflow does not answer (is it up?) within {ANSWER_SECONDS:g} s"
 FETCH_SECONDS = 300.0
-"""Of a child, waiting for that of another worker included; then it is killed."""
+"""Deadline of a child process, including its wait for another worker's child."""
 RETRY_SECONDS = 10.0
-"""Until the next fetch, after one that failed."""
+"""Pause after a fetch that failed."""
 CRASHES = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -41,12 +41,12 @@ CRASHES = {
     signal.SIGILL,
     signal.SIGSEGV,
 }
-"""How a child ends that its version's file has ended."""
+"""Signals that end a child process whose file crashes its reader."""
 logger = logging.getLogger(__name__)
 
 
 class RegistryWatcher:
-    """Polls MLflow, for all models.
+    """Polls MLflow for all models.
 
     Attributes:
         problem: Why MLflow does not answer.
@@ -64,7 +64,7 @@ class RegistryWatcher:
         self._spec_files: dict[str, int] = {}
 
     async def run(self) -> None:
-        """Poll until cancelled; at once when a fetch ends, as its versions are here then."""
+        """Poll until cancelled; at once when a fetch ends, as its version is here then."""
         while True:
             if self._fetch is None or self._fetch.done():
                 await asyncio.sleep(POLL_SECONDS)
@@ -87,7 +87,7 @@ class RegistryWatcher:
             await asyncio.wait([self._fetch])
 
     async def _read_specs(self) -> None:
-        """Serve the specs of models/ as they are now; a broken one is named."""
+        """Serve the specs of models/ as they are now, and log broken ones."""
         spec_files = {}
         for path in MODELS.glob("*.toml"):
             spec_files[path.name] = path.stat().st_mtime_ns
@@ -118,7 +118,7 @@ class RegistryWatcher:
     async def _fetch_due(
         self, versions: LoadedVersions, created: int, missing: Sequence[str]
     ) -> None:
-        """Begin to fetch one of the missing versions: a refused one waits."""
+        """Begin to fetch the first missing version whose refusal, if any, is over."""
         for version in missing:
             origin = await asyncio.to_thread(
                 read_origin, self._settings, versions.spec.name, version, created
@@ -135,16 +135,14 @@ class RegistryWatcher:
     ) -> None:
         """Have the child process fetch a version; it is refused if that crashes."""
         environment = dict(os.environ)
-        # It counts nothing: its files would stay.
+        # The child must count nothing: its files would stay.
         environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
         child = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-m",
-                "serving.versions.fetch",
-                copies.folder.name,
-                version,
-            ),
+            sys.executable,
+            "-m",
+            "serving.versions.fetch",
+            copies.folder.name,
+            version,
             env=environment,
         )
         try:

@@ -1,4 +1,4 @@
-"""A worker's process, which does not import `__main__`."""
+"""The entry of a worker's process, which does not import `__main__`."""
 
 from starlette.types import ASGIApp
 
@@ -7,8 +7,8 @@ from serving.logs import log_to_stdout
 
 
 def worker(settings: Settings) -> ASGIApp:
-    """Return the application, with the settings of the server's start, whenever it starts."""
-    from serving.app import create_app  # noqa: PLC0415  (the parent does without)
+    """Return the application of a worker, with the settings that the server started with."""
+    from serving.app import create_app  # noqa: PLC0415  (the parent process does without it)
 
     log_to_stdout()
     return create_app(settings)

@@ -32,7 +32,7 @@ PATH = "/events/{dataset}"
 MAX_EVENTS = 1_000
 MAX_BYTES = 1_000_000
 CLOCKS_DIFFER = timedelta(seconds=60)
-"""How far the clock of who sends events may be ahead of ours."""
+"""How far a sender's clock may be ahead of ours."""
 EXAMPLES: Mapping[str, Any] = {
     "bool": True,
     "float": 1.0,
@@ -43,7 +43,7 @@ EXAMPLES: Mapping[str, Any] = {
 EVENT_LIST = Annotated[list[dict[str, Any]], Len(1, MAX_EVENTS)]
 BODY = TypeAdapter[Any](dict[str, Any] | EVENT_LIST)
 NOBODY = -1
-"""Of integers, an example that is nobody's key, so that it changes nobody's features."""
+"""Example of an integer: nobody's key, so that it changes nobody's features."""
 
 
 def routes(settings: Settings, _repository: ModelRepository) -> RouteSet:
@@ -105,7 +105,7 @@ def checked_events(schema: bytes, body: bytes) -> list[Any]:
         body: One event, or a list of events.
 
     Raises:
-        ValidationError, InvalidRequestError: The body is not such a thing; a field is named.
+        ValidationError, InvalidRequestError: The body is no event; a field is named.
         HTTPException: There are too many events.
 
     """
@@ -129,7 +129,7 @@ def checked_events(schema: bytes, body: bytes) -> list[Any]:
 
 @lru_cache
 def _event_types(schema: bytes) -> tuple[str, TypeAdapter[Any], TypeAdapter[Any]]:
-    """Return the name of the event time, and what reads an event and a list of events."""
+    """Return the name of the event time, and readers of an event and of a list of events."""
     event_schema = EventSchema.model_validate_json(schema)
     event = event_schema.row_type()
     event_list: Any = Annotated[list[event], Len(1), FailFast()]  # type: ignore[valid-type]

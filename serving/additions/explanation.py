@@ -62,14 +62,14 @@ def explain(model: Deployment) -> Document:
 def explain_score(
     model: LoadedModel, features: Mapping[str, Any], prediction: float
 ) -> dict[str, Any]:
-    """Say what each feature contributes to the score of a row, of many classes the predicted one's.
+    """Say what each feature contributes to a row's score, of many classes the predicted one's.
 
-    Scores thousands of rows, in parts that a prediction can wait for.
+    It scores thousands of rows, in parts that a prediction can wait for.
 
     Args:
         model: The version that answered.
-        features: The row.
-        prediction: What it was answered.
+        features: Features of the row.
+        prediction: Prediction of the row.
 
     Returns:
         `model`; `expected`, the mean score of the background; `contributions`, largest first. The

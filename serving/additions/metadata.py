@@ -1,4 +1,4 @@
-"""GET routes by which clients of KServe, Open Inference and MLflow find out what there is."""
+"""GET routes that tell clients of KServe, Open Inference and MLflow which models there are."""
 
 from typing import Any
 

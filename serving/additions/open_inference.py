@@ -120,7 +120,7 @@ def _flat(data: list[Any]) -> list[Any]:
 def _content(
     model: Deployment, request: Inference, contents: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the answer: of each output its values over the rows."""
+    """Return the answer: for each output, its values over the rows."""
     names = [output.name for output in request.outputs or []] or OUTPUTS
     outputs = []
     for tensor in _outputs(model):

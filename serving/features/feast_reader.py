@@ -25,7 +25,7 @@ OPENING_SECONDS = 60.0
 class FeastReader:
     """Reads rows as `RedisReader` does, in a thread of its own: if it hangs, nothing else does.
 
-    No view is called absent, and errors of Feast's stores pass.
+    No view is reported as absent, and errors of Feast's stores are passed on.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class FeastReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feast")
 
     async def read(self, keys: Keys, moments: Moments) -> Rows:
-        """As `RedisReader.read`."""
+        """Return rows as `RedisReader.read` does."""
         return await self._run(READ_SECONDS, self._read, keys, moments)
 
     async def probe(self) -> datetime | None:
-        """As `RedisReader.probe`."""
+        """Probe as `RedisReader.probe` does."""
         seconds = OPENING_SECONDS if self._online is None else READ_SECONDS
         return await self._run(seconds, self._probe)
 
@@ -70,7 +70,7 @@ class FeastReader:
         return rows
 
     def _probe(self) -> datetime | None:
-        # 190 MB: only who needs Feast's reader has it.
+        # 190 MB: only a worker that needs Feast's reader has it.
         from feature_repo.published.feast_reader import OnlineFeatures  # noqa: PLC0415
 
         online = self._online or OnlineFeatures(*self._arguments)

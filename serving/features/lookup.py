@@ -1,7 +1,8 @@
 """Features of entities as Redis holds them, read as a look-up specification says.
 
 Feast stores a feature as a serialised message feast.types.Value. An empty message and an absent one
-are null. What is not one value of the expected type raises ValueError or DecodeError.
+are null. A message that is not one
+value of the expected type raises ValueError or DecodeError.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ FeatureValues = dict[str, int | float | datetime | str | None]
 
 
 class StoredRow(NamedTuple):
-    """What the online store holds of one key.
+    """Values of one key in the online store.
 
     Attributes:
         features: By name; empty: what is stored cannot be read.
@@ -37,7 +38,7 @@ class StoredRow(NamedTuple):
 
 
 Rows = list[StoredRow | None]
-"""In the order of the keys; None: no view has a row of the key."""
+"""Rows in the order of the keys; None: no view has a row of the key."""
 Keys = Sequence[Entity]
 Moments = Sequence[datetime]
 Columns = dict[str, list[Any]]
@@ -55,13 +56,13 @@ VALUE_FIELDS: dict[FeatureType, tuple[int, Any]] = {
 }
 """Number and type of the fields of feast.types.Value (feast/protos/feast/types/Value.proto)."""
 NO_TIME = -(2**63)
-"""What Feast stores of a timestamp that is null."""
+"""Value that Feast stores for a timestamp that is null."""
 CACHED_VALUES = 4_096
-"""Decoded values kept of a feature: of most integers and texts there are few."""
+"""Decoded values kept for a feature: most integers and texts have few."""
 INT64_TYPE = (4).to_bytes(4, "little") + (8).to_bytes(4, "little")
 STRING_TYPE = (2).to_bytes(4, "little")
 """Types of join keys in the name of a hash (feast.types.ValueType), an int64's size beside it."""
-RETURNED: dict[FeatureType, tuple[set[type], Callable[[Any], Any]]] = {
+RETURN_TYPES: dict[FeatureType, tuple[set[type], Callable[[Any], Any]]] = {
     "int32": ({np.int32}, int),
     "int64": ({int}, int),
     "float32": ({np.float32}, float),
@@ -70,7 +71,7 @@ RETURNED: dict[FeatureType, tuple[set[type], Callable[[Any], Any]]] = {
     "timestamp": ({datetime}, whole_second),
     "string": ({str}, str),
 }
-"""What an on-demand function may return for a type, beside None, and what Feast makes of it."""
+"""Types that an on-demand function may return, beside None, and how Feast converts them."""
 
 
 def value_class() -> Any:
@@ -140,7 +141,7 @@ class ViewReader:
     def young_replies(
         self, replies: Sequence[Reply], moments: Moments
     ) -> Sequence[Reply]:
-        """Return the replies; of a row older than the view's time to live one without values."""
+        """Return the replies. A row older than the view's time to live has no values."""
         if not self._view.ttl_us:
             return replies
         young_replies = []
@@ -169,10 +170,10 @@ class RowReader:
 
         Args:
             lookup: How the feature service is read.
-            features: Those of a row, in its order.
+            features: Names of the features of a row, in order.
 
         Raises:
-            DataError: They cannot be read.
+            DataError: The features cannot be read.
 
         """
         self._long_names = {
@@ -254,8 +255,8 @@ class RowReader:
 
 
 def _typed(kind: FeatureType, values: list[Any], count: int) -> list[Any]:
-    """Return what a function gave as Feast would store and give it back; NaN is null."""
-    types, convert = RETURNED[kind]
+    """Return a function's values as Feast would store and return them; NaN is null."""
+    types, convert = RETURN_TYPES[kind]
     if len(values) != count or {*map(type, values)} - types - {type(None)}:
         raise TypeError(f"not {count} values of {kind}")
     typed_values = []

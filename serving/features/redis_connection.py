@@ -16,7 +16,7 @@ READ_BYTES = 65_536
 
 
 class RedisConnection:
-    """After an error it is to be closed: a late reply is never taken for another batch's."""
+    """A connection, to be closed after an error: no late reply is taken for another batch's."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -62,7 +62,7 @@ async def open_connection(address: str) -> tuple[RedisConnection, list[Command]]
         address: Such as `rediss://USER:PASSWORD@HOST:PORT/0?ssl_ca_certs=FILE`.
 
     Returns:
-        The connection, and the commands that name user and database, to be asked first.
+        The connection, and the commands that name user and database, to be sent first.
 
     Raises:
         OSError: Nothing answers there.

@@ -14,17 +14,17 @@ from serving.features.lookup import Keys, Moments, RowReader, Rows
 from serving.features.redis_connection import Command, RedisConnection, open_connection
 
 OPENING_SECONDS = 1.0
-"""Deadline of connecting and of being let in."""
+"""Deadline to connect and to log in."""
 READ_SECONDS = 0.05
 """Deadline of a read."""
 KEY_SECONDS = 0.000_01
-"""So much more for each key."""
+"""Further time for each key."""
 
 
 class RedisReader:
     """Reads rows over a connection of its own, which `probe` opens.
 
-    Whatever ends a batch early ends the connection too, and fails who waits.
+    An error of a batch ends the connection, and fails the batches that wait for it.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RedisReader:
 
         Args:
             keys: Entities, with what on-demand functions take from the request.
-            moments: Of each key the time (aware UTC) that clock-dependent features are about.
+            moments: For each key the time (aware UTC) that clock-dependent features are about.
 
         Raises:
             FeaturesUnavailableError: Redis does not answer in time.
@@ -82,7 +82,7 @@ class RedisReader:
             self._disconnect()
 
     async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies to commands. To ask nothing opens the connection."""
+        """Return the replies to commands. Without commands, open the connection."""
         async with self._turn:
             if self._connection is None and (commands or self._closed):
                 raise FeaturesUnavailableError("Redis: not connected")

@@ -1,4 +1,4 @@
-"""The online store as a worker sees it: known values now, the last known ones when it fails."""
+"""The online store as a worker sees it: its values now, or the last ones while it fails."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ class FeatureSource:
 
     Attributes:
         problem: Why nothing is read now; None: features are read.
-        down: The same once a second try has failed too.
+        down: The problem, once a second try has failed too.
         watermark: Time (aware UTC) up to which the source is complete and its features are online.
         identity: The same text for versions that read the same. They share a source.
 
@@ -41,11 +41,11 @@ class FeatureSource:
         contract: ModelManifest | None,
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
-        """Prepare to read; `probe` opens.
+        """Prepare to read; `probe` opens the connection.
 
         Args:
             settings: Where the store is.
-            contract: What the version reads; None: there is no version yet, the store is probed.
+            contract: Contract of the version; None: there is no version yet, the store is only probed.
             cache_seconds: Age up to which a row that was read is used while the store fails.
 
         Raises:
@@ -77,7 +77,7 @@ class FeatureSource:
 
         Args:
             keys: Entities, which name the same columns in one order.
-            moments: Of each key the time (aware UTC) that clock-dependent features are about.
+            moments: For each key the time (aware UTC) that clock-dependent features are about.
 
         Returns:
             Rows in the order of the keys, and where they are from. "online": None is an entity
@@ -132,7 +132,7 @@ class FeatureSource:
         async with self._probing:
             try:
                 self.watermark = await self._reader.probe()
-            except Exception as exc:  # noqa: BLE001  (what is wrong is said by `problem`)
+            except Exception as exc:  # noqa: BLE001  (`problem` says it)
                 is_second = self.problem is not None
                 self._open_circuit(exc)
                 if is_second:

@@ -50,8 +50,8 @@ def error_body(path: str, status: int, detail: Any) -> dict[str, Any]:
     """Write an error as the protocol that a path belongs to prescribes.
 
     Args:
-        path: Of the request.
-        status: Of the answer.
+        path: Path of the request.
+        status: Status of the answer.
         detail: A text, or a list of fields as FastAPI has it.
 
     """
@@ -122,18 +122,18 @@ def _field_errors(exc: ValidationError) -> list[dict[str, Any]]:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Read a body of JSON. One that names no content type is taken for JSON.
+    """Read a body of JSON. A body without a content type is taken for JSON.
 
     Raises:
-        HTTPException: 415: it is not JSON alone, or compressed. This also refuses forms that other
-            sites send. 413: it has more than `limit` bytes; nothing is read if its length says so.
+        HTTPException: 415: it is no JSON, or compressed. So forms of other sites are refused, too.
+            413: it has more than `limit` bytes; nothing is read if its length says so.
         ClientDisconnect: The client went away.
 
     """
     headers = scope[HEADERS]
     content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
     kind = content_type.partition(";")[0].strip().lower()
-    # What Triton calls binary tensors.
+    # Triton calls these binary tensors.
     if b"inference-header-content-length" in headers:
         raise HTTPException(415, "expected tensors in JSON, such as binary_data=False")
     if kind not in JSON_TYPES:

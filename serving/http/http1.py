@@ -34,7 +34,7 @@ class Http1Protocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def read_without_offer(self, rest: bytes) -> None:
-        """Read the request again; rest: what came after its head."""
+        """Read the request again; rest: bytes after its head."""
         method = self.parser.get_method()
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]

@@ -1,7 +1,8 @@
-"""What every request passes: its token, its id, errors that become answers, and its count.
+"""Steps of every request: its token is checked, it gets an id, errors are answered, it is counted.
 
 The id stands in the header `x-request-id` of the answer and in the log lines of the request. Behind
-a proxy it is the one that the proxy sets, else a new one. A prediction's `request_id` is of a row.
+a proxy it is the one that the proxy sets, else a new one. A prediction's `request_id` is the id of a
+row.
 """
 
 import hmac
@@ -72,7 +73,7 @@ class Access:
 
 
 class RequestMiddleware:
-    """The application that the server calls: `app` behind all of this."""
+    """The application that the server calls: `app` behind these steps."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class RequestMiddleware:
             app: Answers every path that is not in `scoring`.
             scoring: Endpoints by path. They are called past the router of `app`, which would take
                 a tenth of their time.
-            access: Who may ask; None: everybody.
+            access: Tokens that are valid; None: no token is needed.
             behind_proxy: Whether the request's id is that of a proxy.
 
         """
@@ -102,12 +103,11 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        if path.endswith("/"):  # it means nothing here
+        if path.endswith("/"):  # a slash at the end means nothing
             path = path.rstrip("/") or "/"
             scope["path"] = path
-        if (
-            scope["method"] == "HEAD"
-        ):  # in a copy: uvicorn leaves out the body by its own
+        if scope["method"] == "HEAD":
+            # In a copy: by its own scope uvicorn leaves out the body.
             scope = {**scope, "method": "GET"}
         headers: dict[bytes, bytes] = dict(scope["headers"])
         scope[HEADERS] = headers

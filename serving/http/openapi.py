@@ -23,7 +23,14 @@ OBJECT = TypeAdapter(dict[str, Any])
 
 @dataclass(frozen=True)
 class Document:
-    """What is sent, an example that is accepted as it stands, and what is answered."""
+    """Bodies of a route.
+
+    Attributes:
+        body: Type of a request's body.
+        example: A body that is accepted as it stands.
+        answer: Type of an answer's body.
+
+    """
 
     body: TypeAdapter[Any]
     example: Any
@@ -35,12 +42,12 @@ class Operation:
     """A POST route to describe.
 
     Attributes:
-        path: Of the route, with at most one parameter.
-        names: What the parameter may be.
-        tag: Groups it with others.
+        path: Path of the route, with at most one parameter.
+        names: Values of the parameter.
+        tag: Group of the route in the documentation.
         function: Its name and its docstring say what the route does.
-        document: Bodies.
-        status: Of an answer.
+        document: Bodies of the route.
+        status: Status of an answer.
 
     """
 
@@ -53,7 +60,7 @@ class Operation:
 
 
 def example_features(model: LoadedVersions) -> dict[str, Any]:
-    """Return features that the version that answers can score: what it takes for missing ones."""
+    """Return features that the version that answers can score: its defaults."""
     current = model.current
     defaults = current.contract.defaults if current else {}
     example = {}

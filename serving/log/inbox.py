@@ -1,6 +1,7 @@
-"""Closed files of the log leave their replica, to `GYRE_DATA_URL/inbox/<host name>/`.
+"""Closed files of the log are sent to `GYRE_DATA_URL/inbox/<host name>/`.
 
-Those of killed processes in the same folder too. What is not taken stays, and is sent again.
+Files of killed processes in the same folder are sent, too. A file that is refused stays, and is
+sent again.
 """
 
 import asyncio
@@ -13,16 +14,16 @@ from pathlib import Path
 from serving.metrics import INBOX_FAILURES
 
 LAST_SECONDS = 3.0
-"""For what is sent at the end; whoever starts in the folder sends the rest."""
+"""Deadline of files that are sent at the end; the next worker in the folder sends the rest."""
 logger = logging.getLogger(__name__)
 
 
 class Inbox:
-    """Where the files of a log go.
+    """The place where the files of a log go.
 
     Args:
         data_url: `GYRE_DATA_URL`. It is not asked before the first file.
-        folder: The log's.
+        folder: Folder of the log.
 
     """
 
@@ -36,7 +37,7 @@ class Inbox:
         self._is_refusing = False
 
     async def send(self) -> None:
-        """Send every closed file, until one is refused. On the event loop, to be given up."""
+        """Send every closed file, until one is refused. It runs on the event loop, to be cancelled."""
         paths = await asyncio.to_thread(lambda: sorted(self._folder.glob("*.jsonl")))
         for path in paths:
             # Locked: it is open, or another worker sends it. Missing: another worker has sent it.

@@ -1,10 +1,10 @@
-"""What was answered, what failed and what came true: append-only files of JSON lines.
+"""Logs of predictions and of feedback: append-only files of JSON lines.
 
 One process writes `predictions-<pid>-<start>-<random>.jsonl` and `feedback-….jsonl` (`start`:
 microseconds since 1970; the name is unique over all replicas) in `GYRE_HOME/serving/log`. A line of
 predictions, all times ISO 8601 UTC:
     request_id, model, version; role: the alias it answered as; received: when the request arrived;
-    created: when the model was registered (ms since 1970), as one made anew is another;
+    created: when the model was registered (ms since 1970), as one that is registered again is another;
     as_of: the moment its features are asked for; entity: as core.spec.entity_text has it (null:
     features alone were given); request_data: beside it; features: as the model got them (or null);
     features_from: request | online | partly | cache | defaults; probability: 6 digits
@@ -45,15 +45,15 @@ from serving.metrics import LOG_FAILURES, LOG_LAG
 FILE_SECONDS = 8.0
 """Age at which a file is ended: looked after once a second, it is in the inbox within 10 s."""
 ROWS_PER_WRITE = 64
-"""Rows of a larger batch are written in parts: the kernel has others wait for a write."""
+"""Rows of a larger batch are written in parts: other writers wait for the kernel meanwhile."""
 logger = logging.getLogger(__name__)
 
 
 class AppendLog:
-    """One kind of rows, written by this process alone. Any thread may write; nothing here raises.
+    """A log of one kind of rows, which this process alone writes. Any thread may write; nothing raises.
 
     Attributes:
-        problem: What went wrong since a write succeeded; None if nothing did.
+        problem: The first error since a write succeeded; None: there is none.
 
     """
 
@@ -65,7 +65,7 @@ class AppendLog:
         self._opened_at = 0.0
         self._flushed_at = time.monotonic()
         self._flush_lock = threading.Lock()
-        # There from the start: Prometheus sees no increase from nothing.
+        # Set from the start: Prometheus sees no increase from nothing.
         LOG_FAILURES.labels(kind)
 
     def open(self) -> None:
@@ -107,7 +107,7 @@ class AppendLog:
         return True
 
     def flush(self) -> None:
-        """Have rows on disk, and begin a file if this one is old or none is open."""
+        """Bring rows to the disk, and begin a file if this one is old or none is open."""
         with self._flush_lock:
             started_at = time.monotonic()
             is_old = started_at - self._opened_at > FILE_SECONDS
@@ -119,7 +119,7 @@ class AppendLog:
             self._flushed_at = started_at
 
     def close(self) -> None:
-        """Have rows on disk, and close the file. No thread may write any more."""
+        """Bring rows to the disk, and close the file. No thread may write any more."""
         with self._flush_lock:
             if self._handle is not None:
                 self._sync(self._handle)

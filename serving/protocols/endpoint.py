@@ -1,6 +1,6 @@
-"""What all protocols share. One is a module here: bytes to rows, and answers to bytes.
+"""The endpoint of all protocols. A protocol is a module that reads rows, and writes answers.
 
-Its routes are served once serving/app.py lists them.
+Its list SCORING is served by itself for `plain`, for others once core/additions.py lists the module.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ BATCH_LIMIT = 10_000_000
 Rows = Sequence[Row]
 Answers = Sequence[Answer]
 Reading = tuple[Rows, Callable[[Answers], bytes]]
-"""The rows that a body asks for, and what makes the body of the answer."""
+"""The rows that a body asks for, and a function that makes the body of the answer."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class ScoringRoute:
 
     Attributes:
         tag: The protocol's name in the documentation.
-        paths: One without `{name}` is of the default model.
+        paths: Its paths; one without `{name}` is of the default model.
         read: Reads a body. It raises ValidationError or InvalidRequestError.
         document: Returns the bodies of a model; its name and docstring are the documentation's.
-        limit: Bytes of a body.
+        limit: Most bytes of a body.
         answer: Answers rows, which arrived at a moment (UTC).
 
     """
@@ -52,7 +52,7 @@ class ScoringRoute:
 
 
 class ScoringEndpoint:
-    """Answers a scoring route. Its errors are the middleware's to answer."""
+    """Answers a scoring route. The middleware answers its errors."""
 
     def __init__(self, repository: ModelRepository, route: ScoringRoute) -> None:
         self._repository = repository
@@ -98,7 +98,7 @@ def check_version(model: Deployment, version: str) -> None:
 def row_from(
     model: Deployment, fields: Mapping[str, Any], features: Mapping[str, Any]
 ) -> Row:
-    """Return a row to score, of the fields beside its features: key and request data."""
+    """Return a row to score; fields: its key and its request data."""
     key = _part(fields, model.versions.signature.entity_key)
     data = _part(fields, model.versions.signature.request_data)
     return Row(key or None, features, data)
@@ -112,12 +112,12 @@ def rows_from(model: Deployment, records: Any, place: str = "body") -> list[Row]
     """Return the rows of records that have the key, the features or both side by side.
 
     Args:
-        model: Whose rows they are.
-        records: What a client sent.
-        place: Where, for errors.
+        model: Model of the rows.
+        records: Records that a client sent.
+        place: Place of the records in the body, for errors.
 
     Raises:
-        InvalidRequestError: A record is none; its position and field are named.
+        InvalidRequestError: A record is wrong; its position and field are named.
 
     """
     rows = []
@@ -171,7 +171,8 @@ def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any
 def scored(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any]]:
     """Return answers with the model's own `score` in place of probabilities.
 
-    It is the probability of 1, the list of those of many classes, or the number predicted.
+    The score is the probability of 1, a list of the probabilities of many classes, or the number
+    that is predicted.
     """
     contents = []
     for content in shown(model, rows, answers):

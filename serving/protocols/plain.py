@@ -1,4 +1,4 @@
-"""Gyre's own: `{"customer_id": 1, "features": {…}}`, one or a list; features may be left out."""
+"""Gyre's own protocol: `{"customer_id": 1, "features": {…}}`, one or a list; features are optional."""
 
 from typing import Any
 

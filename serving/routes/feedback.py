@@ -1,6 +1,6 @@
-"""`POST /feedback`: what came true of predictions, as lines of the log.
+"""`POST /feedback`: outcomes of predictions become lines of the log.
 
-Any outcome of any prediction is taken; monitoring/log/tables.py judges what does not fit.
+Any outcome of any prediction is taken; monitoring/log/tables.py judges outcomes that do not fit.
 """
 
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from serving.http.openapi import Document, Operation
 from serving.log.prediction_log import AppendLog
 from serving.protocols.endpoint import BATCH_LIMIT
 from serving.routes.route_set import RouteSet
-from serving.scoring.schemas import FORBID, MAX_ROWS, Number, Text, read_rows
+from serving.scoring.schemas import FORBID, MAX_ROWS, Number, Text, rows_reader
 
 PATH = "/feedback"
 PredictionId = Annotated[
@@ -36,7 +36,7 @@ class Outcome(TypedDict):
 
 
 OUTCOME = TypeAdapter(Outcome)
-OUTCOMES = read_rows(Outcome)
+OUTCOMES = rows_reader(Outcome)
 
 
 def routes(log: AppendLog) -> RouteSet:

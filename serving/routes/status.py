@@ -22,7 +22,7 @@ from serving.watcher import RegistryWatcher
 
 TURNED_AWAY = ("429", "503")
 PROBES = ("/ready", "/ping")
-"""How the routes end that are asked whether the server is ready: their 503 refuses nobody."""
+"""Ends of the paths of readiness probes: their 503 turns no request away."""
 
 
 def routes(
@@ -114,7 +114,7 @@ def _is_ready(repository: ModelRepository) -> bool:
 def _resources(
     repository: ModelRepository, log: AppendLog, watcher: RegistryWatcher
 ) -> dict[str, dict[str, Any]]:
-    """Return for each resource whether it is `ok`, and in `detail` what it does or why not."""
+    """Return for each resource whether it is `ok`, and in `detail` its state or its problem."""
     resources = {}
     for name, model in repository.models.items():
         versions = model.versions
@@ -146,7 +146,7 @@ def _model(versions: LoadedVersions) -> dict[str, Any]:
 
 
 def _counts() -> CollectorRegistry:
-    """Add up all processes; an ended one has no gauges."""
+    """Add up the metrics of all processes; a process that has ended has no gauges."""
     for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*.db"):
         pid = int(file.stem.rpartition("_")[2])
         if not psutil.pid_exists(pid):

@@ -1,4 +1,4 @@
-"""Which features a row is scored by: those of its request, those stored, or the defaults."""
+"""Features that a row is scored by: from its request, from the store, or the defaults."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from serving.scoring.rows import Features, ReceivedRow, Row, Values
 from serving.versions.model import LoadedModel
 
 NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
-"""What a null is to a model, as in training; of another type it is a missing feature."""
-GIVEN: dict[FeatureType, type | tuple[type, ...]] = {
+"""Values of a null, as in training. A null of another type is a missing feature."""
+PYTHON_TYPES: dict[FeatureType, type | tuple[type, ...]] = {
     "int32": int,
     "int64": int,
     "float32": (int, float),
@@ -23,7 +23,7 @@ GIVEN: dict[FeatureType, type | tuple[type, ...]] = {
     "timestamp": datetime,
     "string": str,
 }
-"""What a request's value of a type is in Python."""
+"""Python's types of a request's values."""
 Completed = Features | Exception
 """Features of a row, or why it has none."""
 
@@ -34,12 +34,12 @@ async def complete(
     """Find the features of rows.
 
     Args:
-        model: The version that takes them.
+        model: The version that scores the rows.
         rows: Rows of one or several requests.
         refuse: Whether a missing feature is an error. If not, its default replaces it.
 
     Returns:
-        What was found, in the order of the rows.
+        Features of each row, or why it has none.
 
     """
     features: dict[int, Completed] = {}
@@ -78,8 +78,8 @@ def _given_features(model: LoadedModel, row: Row, *, refuse: bool) -> Completed 
             return InvalidRequestError(f"features: {text}")
         for name, kind in contract.features.items():
             value = row.given[name]
-            if value is not None and not isinstance(value, GIVEN[kind]):
-                # It was read as production takes it.
+            if value is not None and not isinstance(value, PYTHON_TYPES[kind]):
+                # The value was read by the types of production.
                 text = f"version {model.version} needs {name} as {kind}, found {value}"
                 return InvalidRequestError(f"features: {text}")
         return _filled(model, row.given, "request", refuse=refuse)
@@ -103,9 +103,9 @@ def _stored_features(
     """Return the stored features of a row.
 
     Args:
-        model: The version that takes them.
-        row: What was asked.
-        stored: None: the store knows no such entity, or the cache remembers none.
+        model: The version that scores the row.
+        row: Row of a request.
+        stored: Its stored row; None: the store, or the cache, has none.
         origin: "online" or "cache".
         refuse: Whether a missing feature is an error.
 

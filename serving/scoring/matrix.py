@@ -22,7 +22,7 @@ def score_rows(
     Args:
         role: The role that the version answers in.
         model: The version.
-        rows: What is asked.
+        rows: Rows of one or several requests.
         completed: Features of each row, or why it has none.
 
     Returns:
@@ -82,7 +82,7 @@ def _rounded(contract: ModelManifest, exact_score: Score) -> Score:
 
 
 def _outcome(contract: ModelManifest, rounded: Score) -> dict[str, Any]:
-    """Return what a rounded score says, as the log has it; of many classes the most probable."""
+    """Return the prediction of a rounded score as the log has it; of many classes the likeliest."""
     if isinstance(rounded, list):
         largest = max(rounded)
         return {
@@ -103,7 +103,7 @@ def _failure(line: Line, error: Exception) -> Result:
 
 
 def _line(role: Role, model: LoadedModel, row: ReceivedRow, features: Features) -> Line:
-    """Return what is said of a row, scored or not."""
+    """Return the fields of a log line that do not depend on the score."""
     key = row.row.key
     received = row.received.isoformat()
     return {

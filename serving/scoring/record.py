@@ -1,4 +1,4 @@
-"""What became of requests, written into the prediction log and counted."""
+"""Results of requests are written into the prediction log, and counted."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ async def record(
     results_by_request: Sequence[Sequence[Result]],
     trial_failures: Sequence[Line],
 ) -> list[AnswersOrError]:
-    """Log and count what became of requests.
+    """Log and count the results of requests.
 
     A request of which a row failed leaves no prediction, only the lines of failures.
 

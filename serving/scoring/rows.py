@@ -1,4 +1,4 @@
-"""A row on its way to its answer: what is asked, its features, its result, the answer."""
+"""A row on its way to its answer: as its request has it, its features, its result, its answer."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,12 +14,12 @@ Line = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """What a request wants scored.
+    """A row that a request asks to score.
 
     Attributes:
         key: The entity; None: the request gives the features alone.
         given: Features by name, which replace the look-up.
-        request_data: What on-demand features take from the request beside the key.
+        request_data: Fields of the request, beside the key, that on-demand features take.
         is_pinned: Whether the request names the version in production: no challenger answers it.
 
     """
@@ -53,7 +53,7 @@ class Features(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a row.
+    """The result of a row.
 
     Attributes:
         line: Its line of the log; None: the row was refused, which is no failure of the model.

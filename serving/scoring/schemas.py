@@ -1,4 +1,4 @@
-"""What clients send and get, as types that a spec says. Strict: no value is converted to a type."""
+"""Types of the bodies that clients send and get. No value is converted to a type."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Prediction(TypedDict):
 
 @dataclass(frozen=True)
 class Schemas:
-    """What clients send to one model.
+    """Readers of the bodies of one model.
 
     Attributes:
         row: Reads a row of Gyre's protocol: the key, request data, and all `features` or none.
@@ -73,8 +73,8 @@ def object_type(
     return with_config(FORBID)(made)
 
 
-def read_rows(row: Any) -> TypeAdapter[Any]:
-    """Return what reads 1 to MAX_ROWS rows of a type. The first bad one ends the check."""
+def rows_reader(row: Any) -> TypeAdapter[Any]:
+    """Return a reader of 1 to MAX_ROWS rows of a type. The first bad row ends the check."""
     return TypeAdapter(Annotated[list[row], Len(1, MAX_ROWS), FailFast()])
 
 
@@ -83,7 +83,7 @@ def field_types(fields: Mapping[str, FeatureType]) -> dict[str, Any]:
 
 
 def build_schemas(signature: Signature) -> Schemas:
-    """Make what reads the bodies of a model."""
+    """Make the readers of the bodies of a model."""
     key = field_types(signature.entity_key)
     data = field_types(signature.request_data)
     features = field_types(signature.features)
@@ -94,4 +94,6 @@ def build_schemas(signature: Signature) -> Schemas:
     all_features = object_type("Features", features, further)
     row = object_type("Row", key, {**data, "features": all_features})
     record = object_type("Record", {}, {**key, **data, **features, **further})
-    return Schemas(row=TypeAdapter(row), rows=read_rows(row), records=read_rows(record))
+    return Schemas(
+        row=TypeAdapter(row), rows=rows_reader(row), records=rows_reader(record)
+    )

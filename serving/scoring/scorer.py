@@ -1,7 +1,8 @@
-"""The one object behind every protocol: features given or looked up, score, log, answer.
+"""The scorer behind every protocol: it completes features, scores, logs and answers.
 
-A micro-batch is what arrived while the one before was at work: one look-up, one matrix per version,
-one write to the log. Requests of many rows go by themselves. All on one event loop.
+A micro-batch has the requests that arrived while the one before was at work. They share a look-up,
+a matrix per version and a write to the log. A request of many rows is a batch by itself. All runs
+on one event loop.
 """
 
 import asyncio
@@ -33,13 +34,13 @@ from serving.versions.model import LoadedModel
 from serving.versions.roles import Role, Roles
 
 LOOP_ITERATIONS = 3
-"""Iterations to wait, so that a client just answered joins the next batch: write, read, begin."""
+"""Turns of the event loop to wait, so that a client just answered joins the next batch."""
 MAX_REQUESTS = 256
 """Requests for one model that may be under way at once."""
 MAX_ROWS_UNDER_WAY = 20_000
 """Rows of these requests."""
 MAX_SHADOW_ROWS = 1_000
-"""Rows that may wait for the shadow; it misses what comes then."""
+"""Rows that may wait for the shadow; it skips further ones."""
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +86,7 @@ class Scorer:
         """Answer the rows of one request.
 
         Args:
-            rows: What is asked.
+            rows: Rows of the request.
             received: When the request arrived (aware UTC). Features that depend on the clock are
                 of this time.
 
@@ -112,7 +113,7 @@ class Scorer:
         """Score a row as `predict` does, but log and count nothing.
 
         Args:
-            row: What is asked.
+            row: Row of a request.
             received: When the request arrived (aware UTC).
 
         Returns:
@@ -269,7 +270,7 @@ class Scorer:
 
 
 def _received_rows(rows: Sequence[Row], received: datetime) -> list[ReceivedRow]:
-    """Give rows their ids: the same where a proxy sends its request a second time."""
+    """Give rows their ids: the same ids where a proxy sends a request again."""
     request_id = REQUEST_ID.get()
     return [
         ReceivedRow(row, f"{request_id}-{position}", received)

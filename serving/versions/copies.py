@@ -1,4 +1,4 @@
-"""What this machine keeps of a model: copies of versions, the last production, refusals."""
+"""Files that this machine keeps of a model: copies of versions, the last production, refusals."""
 
 import logging
 import shutil
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Origin(Frozen):
-    """Identity of a version in MLflow. A model that was made anew uses its numbers again.
+    """Identity of a version in MLflow. A model that is registered again uses its numbers again.
 
     Attributes:
         created: When the model was registered, in milliseconds since 1970.
@@ -36,7 +36,7 @@ class Origin(Frozen):
 
 
 def read_origin(settings: Settings, model: str, version: str, created: int) -> Origin:
-    """Return what MLflow says of a version of the model that was registered at `created`.
+    """Return the identity of a version of the model that was registered at `created`.
 
     Raises:
         RegistryError: MLflow does not answer.
@@ -51,9 +51,9 @@ class Refusal(Frozen):
     """Why a version is not served.
 
     Attributes:
-        reason: In words.
-        origin: What was refused.
-        time: When, aware UTC.
+        reason: Text that says why.
+        origin: Identity of the version that was refused.
+        time: Time of the refusal, aware UTC.
 
     """
 
@@ -64,8 +64,8 @@ class Refusal(Frozen):
     def is_due(self, origin: Origin, server_start: datetime, now: datetime) -> bool:
         """Whether the version is to be tried again.
 
-        Something has changed where MLflow says something else of the version, and where the server
-        started since, as it may be another release.
+        It is once its identity has changed, once the server has started since, as it may be another
+        release, and after REFUSED_TIME.
         """
         has_changed = self.origin != origin or self.time < server_start
         return has_changed or now >= self.time + REFUSED_TIME
@@ -74,7 +74,7 @@ class Refusal(Frozen):
 class LocalCopies:
     """The folder `GYRE_HOME/serving/models/MODEL/`, which several processes use at once.
 
-    `serving.versions.fetch` renames copies, `VERSION/`, into place.
+    `serving.versions.fetch` renames each copy, `VERSION/`, into place.
     """
 
     def __init__(self, settings: Settings, model: str) -> None:
@@ -89,21 +89,21 @@ class LocalCopies:
         return _read(self.folder / f"{version}{REFUSED}", Refusal)
 
     def refuse(self, version: str, origin: Origin, reason: str) -> None:
-        """Have no process try a version again soon."""
+        """Refuse a version, so that no process tries it again soon."""
         refusal = Refusal(reason=reason, origin=origin, time=datetime.now(UTC))
         file = self.folder / f"{version}{REFUSED}"
         replace_file(file, refusal.model_dump_json().encode())
 
     def keep_refusals(self, versions: Collection[str]) -> None:
-        """Forget the refusals of other versions: in a role again, they are tried."""
+        """Forget the refusals of other versions, which are tried once they have a role again."""
         for file in self.folder.glob(f"*{REFUSED}"):
             if file.stem not in versions:
                 file.unlink(missing_ok=True)
 
     def production(self) -> dict[str, int]:
-        """Return what a start without MLflow may serve: the version last in production first.
+        """Return the versions that a start without MLflow may serve, the last production first.
 
-        Each has the time when its model was registered.
+        Each version has the time when its model was registered.
         """
         try:
             text = (self.folder / PRODUCTION_FILE).read_text()
@@ -136,7 +136,7 @@ class LocalCopies:
         shutil.rmtree(self.folder / version, ignore_errors=True)
 
     def keep_only(self, versions: Collection[str]) -> None:
-        """Remove other copies, and what a fetch that was killed left, but no production."""
+        """Remove other copies but those of production, and the remains of killed fetches."""
         kept_names = {*versions, *self.production()}
         for path in self.folder.glob("*/"):
             if path.name not in kept_names:
@@ -144,7 +144,7 @@ class LocalCopies:
 
 
 def _read(file: Path, kind: type[T]) -> T | None:
-    """Return what a file holds; None: there is none that can be read."""
+    """Return the content of a file; None: it cannot be read."""
     try:
         return kind.model_validate_json(file.read_bytes())
     except (OSError, ValueError):

@@ -1,6 +1,7 @@
-"""`python -m serving.versions.fetch MODEL VERSION`: bring a version here, checked and tried.
+"""`python -m serving.versions.fetch MODEL VERSION`: copy, check and try a version.
 
-A worker starts this process: a file that crashes its reader ends no worker. One runs at a time.
+A worker starts this process, so that a file that crashes its reader ends no worker. One process
+runs at a time.
 """
 
 import sys
@@ -46,7 +47,7 @@ def main(model: str, version: str) -> None:
 
 
 def _fetch(settings: Settings, model: str, version: str, origin: Origin) -> None:
-    """Make a copy of a version that can be served."""
+    """Copy a version, if it can be served."""
     copies = LocalCopies(settings, model)
     copies.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=copies.folder) as temporary:

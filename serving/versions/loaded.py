@@ -25,11 +25,11 @@ class LoadedVersions:
     """Follows one model. `roles` is replaced by one assignment, on the event loop.
 
     Attributes:
-        spec: Of this project, as it is now.
-        roles: Who answers.
-        signature: What clients send.
-        refused: Why versions in a role are not served, by version.
-        copies: What this machine keeps of the model.
+        spec: Spec of the model, as it is now.
+        roles: The version in each role.
+        signature: Fields that clients send.
+        refused: By version, why a version in a role is not served.
+        copies: Files that this machine keeps of the model.
 
     """
 
@@ -44,7 +44,7 @@ class LoadedVersions:
         self._loaded: list[LoadedModel] = []
         self._closing = set[asyncio.Task[None]]()
         self._assigned: RoleAssignment | None = None
-        # There from the start: Prometheus sees no increase from nothing.
+        # Set from the start: Prometheus sees no increase from nothing.
         REFUSED.labels(spec.name)
 
     @property
@@ -54,13 +54,13 @@ class LoadedVersions:
 
     @property
     def sources(self) -> list[FeatureSource]:
-        """Where the loaded versions look up; without one, what only pings the store."""
+        """Sources of the loaded versions; without a version, one that only pings the store."""
         sources = [*dict.fromkeys(model.features for model in self._loaded)]
         return sources or [self._idle_source]
 
     @property
     def features(self) -> FeatureSource:
-        """Where the answering version looks up; without one, what only pings the store."""
+        """Source of the version that answers; without a version, one that only pings the store."""
         return self.current.features if self.current else self._idle_source
 
     @property
@@ -71,7 +71,7 @@ class LoadedVersions:
 
     @property
     def state(self) -> str:
-        """What answers, or why nothing does; and what was refused."""
+        """A text: which version answers, or why none does, and which ones are refused."""
         sentences: list[str] = []
         if self.current is not None:
             problem = self.current.session.problem or "answers"
@@ -81,7 +81,7 @@ class LoadedVersions:
         return "; ".join(sentences) or f"{self.spec.name} {NOTHING_HERE}"
 
     def follow_spec(self, spec: ModelSpec) -> None:
-        """Take the spec as it is now: what a later version is like, and how this one answers."""
+        """Take the spec as it is now."""
         self.spec = spec
         self._sign()
 
@@ -96,7 +96,7 @@ class LoadedVersions:
         """Give the roles to the versions that MLflow names.
 
         Args:
-            registered: What MLflow says of the model; None: it knows none of this name.
+            registered: The roles in MLflow; None: MLflow has no model of this name.
 
         Returns:
             Versions in a role that have no good copy here, production first.
@@ -123,7 +123,7 @@ class LoadedVersions:
         else:
             self.copies.note_production(production.version, registered.created)
         self._swap(Roles(**models, percent=registered.percent(CHALLENGER)))
-        # The version before, too, so that the way back takes no time.
+        # The version before it, too, so that a rollback takes no time.
         recent_models = [
             await self._load(version, created)
             for version, created in self.copies.production().items()
@@ -136,14 +136,14 @@ class LoadedVersions:
         return missing
 
     async def start_without_registry(self) -> None:
-        """Where nothing answers yet: answer by the version last in production, or the one before."""
+        """If no version answers yet, let the last production answer, or the one before it."""
         for version, created in self.copies.production().items():
             model = None if self.current else await self._load(version, created)
             if model is not None:
                 self._swap(Roles(production=model))
 
     def close(self) -> None:
-        """Forget all versions; answers that have begun still end."""
+        """Forget all versions. Answers that have begun still end."""
         self._swap(Roles())
         self._keep([])
 
@@ -167,7 +167,7 @@ class LoadedVersions:
             self._refuse(version, reason_of(exc))
             self.copies.remove(version)
             return None
-        # One that is not open yet would answer with defaults.
+        # A source that is not open yet would give defaults.
         await model.features.probe()
         self._keep([*self._loaded, model])
         logger.info("%s: version %s is loaded", self.spec.name, version)
@@ -197,7 +197,7 @@ class LoadedVersions:
                 self._refuse(version, refusal.reason)
 
     def _refuse(self, version: str, reason: str) -> None:
-        """Say why a version is not served, each reason once."""
+        """Note why a version is not served; log each reason once."""
         if self.refused.get(version) == reason:
             return
         self.refused[version] = reason
@@ -237,14 +237,14 @@ class LoadedVersions:
         self._sign()
 
     def _sign(self) -> None:
-        """Make the signature of what is loaded."""
+        """Make the signature of the loaded versions."""
         production = self.current.contract if self.current else None
         others = [model.contract for model in self._loaded if model is not self.current]
         self.signature = sign(self.spec, production, others)
 
 
 def _difference(model: LoadedModel | None, production: LoadedModel | None) -> str:
-    """Say what else a version is about than production, whose requests it would score."""
+    """Say how a version differs from production, whose requests it would score."""
     if model is None or production is None:
         return ""
     for name in ("task", "classes", "entity_key"):
@@ -258,7 +258,7 @@ def _difference(model: LoadedModel | None, production: LoadedModel | None) -> st
 async def _close(
     models: Iterable[LoadedModel], sources: Iterable[FeatureSource]
 ) -> None:
-    """Close them once no answer comes from there any more."""
+    """Close versions and sources once no answer needs them any more."""
     await asyncio.sleep(CLOSE_SECONDS)
     for model in models:
         model.session.close()

@@ -1,4 +1,4 @@
-"""A version in memory: its contract, its session, and what its scores mean."""
+"""A loaded version: its contract, its session, and its scores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from serving.versions.pyfunc_process import PyfuncSession
 
 Row = Mapping[str, Any]
 Score = float | list[float]
-"""A list of many classes: the probability of each."""
+"""A number, or for many classes the probability of each."""
 
 
 class OnnxSession:
@@ -38,11 +38,11 @@ class OnnxSession:
         self.run = ort.InferenceSession(str(file), options, providers=providers).run
 
     def close(self) -> None:
-        """Do nothing: it ends with the last reference to it."""
+        """Do nothing: a session ends with the last reference to it."""
 
 
 Session = OnnxSession | PyfuncSession
-"""What scores rows."""
+"""Scores rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,13 +57,13 @@ class LoadedModel:
 def score(
     session: Session, contract: ModelManifest, rows: Sequence[Row]
 ) -> list[Score]:
-    """Score of each row, in order. It may be no number: see `score_problem`."""
+    """Return the score of each row, in order. It may be no number: see `score_problem`."""
     scores: list[Score] = session.run([SCORE], columns(contract, rows))[0].tolist()
     return scores
 
 
 def columns(contract: ModelManifest, rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
-    """Return what the model takes of `rows`, by feature."""
+    """Return the values of `rows` by feature, as the model takes them."""
     arrays = {}
     for name, kind in contract.features.items():
         values = [row[name] for row in rows]
@@ -77,7 +77,7 @@ def columns(contract: ModelManifest, rows: Sequence[Row]) -> dict[str, NDArray[A
 
 
 def score_problem(contract: ModelManifest, result: Score) -> str:
-    """Say what a score is not and should be; empty if it can be answered with."""
+    """Say why a score is no answer; empty if it is one."""
     if contract.classes or isinstance(result, list):
         probabilities = result if isinstance(result, list) else []
         is_complete = len(probabilities) == len(contract.classes)

@@ -30,13 +30,13 @@ def open_version(
     Args:
         folder: Holds the files of the version.
         digests: SHA-256 of each file, by its tag.
-        spec: The model's, of this project.
-        online_store: The setting, where it is not that of feature_store.yaml.
+        spec: Spec of the model in this project.
+        online_store: The online store, where it is not the one of feature_store.yaml.
 
     Raises:
         ModelRefusedError: The version does not fit its digests, this project or this image.
         DataError: Its features cannot be looked up.
-        Exception: Whatever onnxruntime and pydantic raise.
+        Exception: onnxruntime or pydantic cannot read a file.
 
     """
     damage = wrong_files(folder, digests)
@@ -91,7 +91,7 @@ def _check_defaults(session: Session, contract: ModelManifest) -> None:
 
 
 def _look_up_problem(contract: ModelManifest, online_store: str | None) -> str | None:
-    """Say why the features cannot be looked up here, in a store of a type."""
+    """Say why the features cannot be looked up in a store of this type; None if they can."""
     lookup = contract.lookup
     if online_store is None:
         file = PROJECT / "feature_repo" / "feature_store.yaml"

@@ -1,4 +1,4 @@
-"""The process of one version that is not ONNX: it scores with what MLflow's pyfunc loads."""
+"""The process of one version that is not ONNX: it scores with the model that MLflow's pyfunc loads."""
 
 import hashlib
 import os
@@ -14,19 +14,19 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}
 def answer_worker(
     worker: Connection, file: Path, digest: str, options: Mapping[str, Any]
 ) -> None:
-    """Send scores for each dict of columns, or a text that says what is wrong, until it is gone.
+    """Answer a worker until it is gone: scores for each dict of columns, or the text of an error.
 
     Args:
-        worker: Whose other end the worker has.
-        file: What the version is served by.
-        digest: SHA-256 of `file`, as registered. A worker looked at the first start.
-        options: Of `mlflow_server.model.pyfunc.ModelFile`.
+        worker: Connection to the worker.
+        file: File of the model.
+        digest: SHA-256 of `file`, as registered. The worker compares it at the first start alone.
+        options: Options of `mlflow_server.model.pyfunc.ModelFile`.
 
     """
-    # It ends with the worker, by no signal to a group.
+    # This process ends with its worker, and not by a signal to a group of processes.
     os.setsid()
     os.environ.update(ONE_THREAD)
-    # 220 MB: a worker has none of it.
+    # 220 MB, which a worker does without.
     from mlflow_server.model.pyfunc import ModelFile  # noqa: PLC0415
 
     model = ModelFile(content=file.read_bytes(), **options)

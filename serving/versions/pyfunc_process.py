@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class PyfuncSession:
-    """Its process is started again whenever it ends, until `close`.
+    """A session whose process is started again whenever it ends, until `close`.
 
     Attributes:
-        problem: Why it cannot score.
-        thread: Where the process is started and asked, as no event loop must wait for it.
+        problem: Why the session cannot score.
+        thread: Thread that starts and asks the process, as no event loop must wait for it.
 
     """
 
@@ -67,9 +67,9 @@ class PyfuncSession:
         return [self._ask(columns, ANSWER_SECONDS)]
 
     def close(self) -> None:
-        """End the process, once it has answered what it was asked."""
+        """End the process once it has answered."""
         self._closed.set()
-        self.thread.submit(lambda: self._process.kill())  # noqa: PLW0108  (that of then)
+        self.thread.submit(lambda: self._process.kill())  # noqa: PLW0108  (the process at that time)
         self.thread.shutdown(wait=False)
 
     def _ask(self, columns: Mapping[str, Any], seconds: float) -> NDArray[np.float64]:
@@ -97,7 +97,7 @@ class PyfuncSession:
             target=answer_worker, args=(other_end, *self._arguments), daemon=True
         )
         self._process.start()
-        other_end.close()  # so that an ended process is the end of what is received
+        other_end.close()  # so that the end of the process ends the connection
         try:
             self._ask(self._defaults, START_SECONDS)
         except BaseException:

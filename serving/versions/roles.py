@@ -12,13 +12,13 @@ Role = Literal["production", "challenger", "shadow"]
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Who answers.
+    """The version in each role.
 
     Attributes:
-        production: Answers everybody else.
+        production: Answers all other entities.
         challenger: Answers `percent` of the entities.
-        shadow: Scores what production answers, and answers nobody.
-        percent: From 0 to 100.
+        shadow: Scores the rows that production answers, and answers nobody.
+        percent: Share of the challenger, from 0 to 100.
 
     """
 
@@ -28,7 +28,7 @@ class Roles:
     percent: int = 0
 
     def asks_challenger(self, key: Entity | None) -> bool:
-        """Whether the challenger answers for `key`: for one version always the same entities."""
+        """Whether the challenger answers for `key`. One version always has the same entities."""
         if self.challenger is None or key is None:
             return False
         model = self.challenger.contract.model

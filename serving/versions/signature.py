@@ -1,4 +1,4 @@
-"""What clients send to a model, as its spec and its loaded versions say."""
+"""Fields that clients send to a model, as its spec and its loaded versions say."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from mlflow_server.manifest import ModelManifest
 
 @dataclass(frozen=True)
 class Signature:
-    """What clients send to a model, and what its answers are about.
+    """Fields that clients send to a model, and the kind of its answers.
 
     Attributes:
-        task: What is predicted.
-        classes: Their names, where there are many.
+        task: Kind of the predictions.
+        classes: Names of the classes, where there are many.
         entity_key: Columns that name an entity, and their types.
         request_data: Types of fields beside the key, of every version that is kept. A version may
             need fewer of them: what is absent is found when features are looked up.
@@ -40,9 +40,9 @@ def sign(
     """Return the signature of a model: a version is served as it was trained.
 
     Args:
-        spec: Of the model, as it is now: what counts before a version is in production.
+        spec: Spec of the model, as it is now. It counts before a version is in production.
         production: The version that answers.
-        others: Versions that are kept beside it, the first counts more.
+        others: Versions that are kept beside it. The first ones count more.
 
     """
     leading = production or spec

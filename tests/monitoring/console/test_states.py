@@ -12,7 +12,7 @@ from core.spec.monitoring import Promotion
 from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import (
     DRIFT_ALERTS,
-    ROLLOUT,
+    ROLLOUT_STOPPED,
     DriftAlert,
     cause_of_question,
 )
@@ -186,7 +186,7 @@ def test_a_deleted_experiment_and_a_stopped_rollout_have_the_remedy_that_shows_t
     training = checked(replace(WELL, runs=reading(DELETED)))["last training"]
     assert "mlflow experiments restore --experiment-id 7" in training.remedy
     assert "last_training" not in metrics_of(replace(WELL, runs=reading(DELETED)))
-    stopped = alerted(cause=f"{ROLLOUT}version 3 stopped (ledger row 4)")
+    stopped = alerted(cause=f"{ROLLOUT_STOPPED}version 3 stopped (ledger row 4)")
     assert (
         checked(stopped)["alerts"].remedy == f"For its steps: `gyre ledger {SPEC.name}`"
     )
