@@ -27,12 +27,12 @@ from serving.versions.copies import LocalCopies, Origin, read_origin
 from serving.versions.loaded import LoadedVersions
 
 POLL_SECONDS = 2.0
-ANSWER_SECONDS = 1.0
+POLL_DEADLINE_SECONDS = 1.0
 """Deadline of MLflow's answer to a poll."""
-NO_ANSWER = f"MLflow does not answer (is it up?) within {ANSWER_SECONDS:g} s"
+NO_ANSWER = f"MLflow does not answer (is it up?) within {POLL_DEADLINE_SECONDS:g} s"
 FETCH_SECONDS = 300.0
 """Deadline of a child process, including its wait for another worker's child."""
-RETRY_SECONDS = 10.0
+FETCH_PAUSE_SECONDS = 10.0
 """Pause after a fetch that failed."""
 CRASHES = {
     signal.SIGABRT,
@@ -102,7 +102,7 @@ class RegistryWatcher:
 
     async def _follow(self) -> None:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(POLL_DEADLINE_SECONDS):
                 registered = await asyncio.to_thread(self._registry.models)
             self.problem = None
             for name, model in self._repository.models.items():
@@ -159,7 +159,7 @@ class RegistryWatcher:
             await asyncio.to_thread(copies.refuse, version, origin, reason)
         elif exit_code != 0:
             logger.warning("a fetch failed (exit code %s), see above", exit_code)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(FETCH_PAUSE_SECONDS)
 
 
 def _server_start() -> datetime:

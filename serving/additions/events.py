@@ -33,7 +33,7 @@ MAX_EVENTS = 1_000
 MAX_BYTES = 1_000_000
 CLOCKS_DIFFER = timedelta(seconds=60)
 """How far a sender's clock may be ahead of ours."""
-EXAMPLES: Mapping[str, Any] = {
+COLUMN_EXAMPLES: Mapping[str, Any] = {
     "bool": True,
     "float": 1.0,
     "double": 1.0,
@@ -86,7 +86,7 @@ async def describe_events(intake: Intake) -> Operation:
     if datasets:
         schema = EventSchema.model_validate_json(schemas[datasets[0]])
         for name, kind in schema.columns.items():
-            example[name] = EXAMPLES.get(kind, NOBODY)
+            example[name] = COLUMN_EXAMPLES.get(kind, NOBODY)
     return Operation(
         path=PATH,
         names=datasets,

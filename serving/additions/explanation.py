@@ -18,7 +18,13 @@ from serving.errors import OverloadedError
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document
 from serving.protocols import plain
-from serving.protocols.endpoint import Answers, Reading, Rows, ScoringRoute, shown
+from serving.protocols.endpoint import (
+    Answers,
+    Reading,
+    Rows,
+    ScoringRoute,
+    answer_contents,
+)
 from serving.repository import Deployment
 from serving.scoring.rows import Answer
 from serving.scoring.scorer import Scorer
@@ -34,7 +40,7 @@ def read(model: Deployment, body: bytes) -> Reading:
     rows, _ = plain.read_row(model, body)
 
     def write(answers: Answers) -> bytes:
-        content = shown(model, rows, answers)[0]
+        content = answer_contents(model, rows, answers)[0]
         for name in ("request_id", "logged"):  # nothing is logged
             del content[name]
         return json_bytes({**content, **answers[0].line["explanation"]})

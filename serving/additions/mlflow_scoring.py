@@ -12,7 +12,13 @@ from pydantic import BaseModel, TypeAdapter
 from serving.errors import InvalidRequestError
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document, example_features
-from serving.protocols.endpoint import Answers, Reading, ScoringRoute, rows_from, scored
+from serving.protocols.endpoint import (
+    Answers,
+    Reading,
+    ScoringRoute,
+    rows_from,
+    score_contents,
+)
 from serving.repository import Deployment
 from serving.scoring.schemas import FORBID, MAX_ROWS
 
@@ -62,7 +68,7 @@ def read(model: Deployment, body: bytes) -> Reading:
     rows = rows_from(model, split.records() if split else records, place)
 
     def write(answers: Answers) -> bytes:
-        contents = scored(model, rows, answers)
+        contents = score_contents(model, rows, answers)
         scores = [{"score": content["score"]} for content in contents]
         return json_bytes({"predictions": scores, "answers": contents})
 

@@ -12,7 +12,13 @@ from pydantic import BaseModel, TypeAdapter
 from serving.errors import InvalidRequestError
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document, example_features
-from serving.protocols.endpoint import Answers, Reading, ScoringRoute, rows_from, scored
+from serving.protocols.endpoint import (
+    Answers,
+    Reading,
+    ScoringRoute,
+    rows_from,
+    score_contents,
+)
 from serving.repository import Deployment
 
 TAG = "Open Inference (V2)"
@@ -67,7 +73,7 @@ def read(model: Deployment, body: bytes) -> Reading:
     rows = rows_from(model, [dict(zip(columns, row, strict=True)) for row in values])
 
     def write(answers: Answers) -> bytes:
-        content = _content(model, request, scored(model, rows, answers))
+        content = _content(model, request, score_contents(model, rows, answers))
         if request.id is not None:
             content["id"] = request.id
         return json_bytes(content)

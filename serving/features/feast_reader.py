@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.errors import FeaturesUnavailableError
 from core.settings import Settings
-from serving.features.lookup import Keys, Moments, Rows, StoredRow
+from serving.features.lookup import Keys, Moments, StoredRow, StoredRows
 
 if TYPE_CHECKING:
     from feature_repo.published.feast_reader import OnlineFeatures
@@ -35,7 +35,7 @@ class FeastReader:
         self._online: OnlineFeatures | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feast")
 
-    async def read(self, keys: Keys, moments: Moments) -> Rows:
+    async def read(self, keys: Keys, moments: Moments) -> StoredRows:
         """Return rows as `RedisReader.read` does."""
         return await self._run(READ_SECONDS, self._read, keys, moments)
 
@@ -59,10 +59,10 @@ class FeastReader:
             text = f"Feast: no answer within {seconds:g} s"
             raise FeaturesUnavailableError(text) from exc
 
-    def _read(self, keys: Keys, moments: Moments) -> Rows:
+    def _read(self, keys: Keys, moments: Moments) -> StoredRows:
         if self._online is None:
             raise FeaturesUnavailableError("Feast: not opened yet")
-        rows: Rows = []
+        rows: StoredRows = []
         pairs = zip(moments, keys, strict=True)
         for moment, group in groupby(pairs, key=itemgetter(0)):
             for features in self._online.read([key for _, key in group], moment):

@@ -37,7 +37,7 @@ class StoredRow(NamedTuple):
     absent_views: tuple[str, ...] = ()
 
 
-Rows = list[StoredRow | None]
+StoredRows = list[StoredRow | None]
 """Rows in the order of the keys; None: no view has a row of the key."""
 Keys = Sequence[Entity]
 Moments = Sequence[datetime]
@@ -198,7 +198,9 @@ class RowReader:
         """Return the commands that read all views: those of a view follow one another."""
         return [view.command(key) for view in self._views for key in keys]
 
-    def rows(self, replies: Sequence[Reply], keys: Keys, moments: Moments) -> Rows:
+    def rows(
+        self, replies: Sequence[Reply], keys: Keys, moments: Moments
+    ) -> StoredRows:
         """Return the row of each key; where a value or a function fails, it has no features."""
         try:
             return self._rows(replies, keys, moments)
@@ -206,13 +208,15 @@ class RowReader:
             if len(keys) == 1:
                 UNREADABLE_FEATURES.inc()
                 return [StoredRow({})]
-        rows: Rows = []
+        rows: StoredRows = []
         for position, key in enumerate(keys):
             own_replies = replies[position :: len(keys)]
             rows += self.rows(own_replies, [key], [moments[position]])
         return rows
 
-    def _rows(self, replies: Sequence[Reply], keys: Keys, moments: Moments) -> Rows:
+    def _rows(
+        self, replies: Sequence[Reply], keys: Keys, moments: Moments
+    ) -> StoredRows:
         columns: Columns = {}
         absent_views: list[list[str]] = [[] for _ in keys]
         for number, view in enumerate(self._views):
@@ -229,7 +233,7 @@ class RowReader:
             return [None] * len(keys)
         if self._functions:
             self._add_outputs(columns, keys, moments)
-        rows: Rows = []
+        rows: StoredRows = []
         feature_columns = [columns[name] for name in self._features]
         row_values = zip(*feature_columns, strict=True)
         for absent, is_row, values in zip(

@@ -10,7 +10,7 @@ from hiredis import HiredisError
 
 from core.errors import FeaturesUnavailableError
 from mlflow_server.manifest import LookupSpecification
-from serving.features.lookup import Keys, Moments, RowReader, Rows
+from serving.features.lookup import Keys, Moments, RowReader, StoredRows
 from serving.features.redis_connection import Command, RedisConnection, open_connection
 
 OPENING_SECONDS = 1.0
@@ -38,7 +38,7 @@ class RedisReader:
         self._turn = asyncio.Lock()
         self._closed = False
 
-    async def read(self, keys: Keys, moments: Moments) -> Rows:
+    async def read(self, keys: Keys, moments: Moments) -> StoredRows:
         """Return the rows of keys.
 
         Args:

@@ -10,14 +10,14 @@ from core.errors import FeaturesUnavailableError, GyreError
 from core.settings import Settings
 from mlflow_server.manifest import LookupSpecification, ModelManifest
 from serving.features.feast_reader import FeastReader
-from serving.features.lookup import Keys, Moments, Rows, StoredRow
+from serving.features.lookup import Keys, Moments, StoredRow, StoredRows
 from serving.features.redis_reader import RedisReader
 
 CACHE_SECONDS = 300.0
 CACHE_ENTITIES = 50_000
 PART = 500
 """Keys read at once, with a deadline of their own, and a second try where there are several."""
-NOTHING = LookupSpecification(feast="", online_store="")
+NO_LOOKUP = LookupSpecification(feast="", online_store="")
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +53,7 @@ class FeatureSource:
 
         """
         self.identity = ""
-        lookup = NOTHING
+        lookup = NO_LOOKUP
         features: tuple[str, ...] = ()
         reader: RedisReader | FeastReader | None = None
         if contract is not None:
@@ -72,7 +72,7 @@ class FeatureSource:
         self.down: str | None = self.problem
         self.watermark: datetime | None = None
 
-    async def read(self, keys: Keys, moments: Moments) -> tuple[Rows, str]:
+    async def read(self, keys: Keys, moments: Moments) -> tuple[StoredRows, str]:
         """Read rows; never raises.
 
         Args:
@@ -93,14 +93,14 @@ class FeatureSource:
                     self._open_circuit(exc)
                     self._probe_task = asyncio.create_task(self.probe())
         oldest = time.monotonic() - self._cache_seconds
-        rows: Rows = []
+        rows: StoredRows = []
         for key in keys:
             read_at, row = self._cache.get((*key.values(),), (0.0, None))
             rows.append(row if read_at >= oldest else None)
         return rows, "cache"
 
-    async def _read(self, keys: Keys, moments: Moments) -> Rows:
-        rows: Rows = []
+    async def _read(self, keys: Keys, moments: Moments) -> StoredRows:
+        rows: StoredRows = []
         for start in range(0, len(keys), PART):
             part = keys[start : start + PART]
             part_moments = moments[start : start + PART]
@@ -115,7 +115,7 @@ class FeatureSource:
             rows += part_rows
         return rows
 
-    def _remember(self, keys: Keys, rows: Rows) -> None:
+    def _remember(self, keys: Keys, rows: StoredRows) -> None:
         now = time.monotonic()
         for key, row in zip(keys, rows, strict=True):
             if row and row.features:

@@ -39,7 +39,7 @@ OPEN_PATHS = frozenset(
 )
 ASSETS = "/static-offline-docs/"
 """Files of the page /docs. They and OPEN_PATHS need no token."""
-READ_SECONDS = 1.0
+TOKEN_READ_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +63,7 @@ class Access:
         return matches > 0 and scheme.lower() == b"bearer"
 
     def _read_tokens(self) -> None:
-        self._next_read = time.monotonic() + READ_SECONDS
+        self._next_read = time.monotonic() + TOKEN_READ_SECONDS
         tokens, problem = read_tokens(self.tokens_file)
         self._digests = [sha256(token).digest() for token in tokens]
         if problem != self._problem:

@@ -141,7 +141,9 @@ def rows_from(model: Deployment, records: Any, place: str = "body") -> list[Row]
     return rows
 
 
-def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any]]:
+def answer_contents(
+    model: Deployment, rows: Rows, answers: Answers
+) -> list[dict[str, Any]]:
     """Return answers as clients read them, each behind its key (null: none was given)."""
     no_key = dict.fromkeys(model.versions.signature.entity_key)
     contents = []
@@ -168,14 +170,16 @@ def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any
     return contents
 
 
-def scored(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any]]:
+def score_contents(
+    model: Deployment, rows: Rows, answers: Answers
+) -> list[dict[str, Any]]:
     """Return answers with the model's own `score` in place of probabilities.
 
     The score is the probability of 1, a list of the probabilities of many classes, or the number
     that is predicted.
     """
     contents = []
-    for content in shown(model, rows, answers):
+    for content in answer_contents(model, rows, answers):
         probabilities = content.pop("probabilities", None)
         score = content.pop("probability", content["prediction"])
         if probabilities is not None:

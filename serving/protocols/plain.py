@@ -10,8 +10,8 @@ from serving.protocols.endpoint import (
     Reading,
     Rows,
     ScoringRoute,
+    answer_contents,
     row_from,
-    shown,
 )
 from serving.repository import Deployment
 from serving.scoring.schemas import Prediction
@@ -25,12 +25,12 @@ ANSWERS = TypeAdapter(list[Prediction])
 
 def read_row(model: Deployment, body: bytes) -> Reading:
     rows = _rows(model, [model.schemas.row.validate_json(body)])
-    return rows, lambda answers: json_bytes(shown(model, rows, answers)[0])
+    return rows, lambda answers: json_bytes(answer_contents(model, rows, answers)[0])
 
 
 def read_rows(model: Deployment, body: bytes) -> Reading:
     rows = _rows(model, model.schemas.rows.validate_json(body))
-    return rows, lambda answers: json_bytes(shown(model, rows, answers))
+    return rows, lambda answers: json_bytes(answer_contents(model, rows, answers))
 
 
 def _rows(model: Deployment, items: list[dict[str, Any]]) -> Rows:

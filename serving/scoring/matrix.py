@@ -34,9 +34,9 @@ def score_rows(
         for row, features in zip(rows, completed, strict=True)
         if isinstance(features, Features)
     ]
-    scored = iter(_score_together(model, lines))
+    results = iter(_score_together(model, lines))
     return [
-        next(scored) if isinstance(features, Features) else Result(None, features)
+        next(results) if isinstance(features, Features) else Result(None, features)
         for features in completed
     ]
 
@@ -66,8 +66,8 @@ def _result(model: LoadedModel, line: Line, exact_score: Score) -> Result:
     row_score = _rounded(contract, exact_score)
     problem = score_problem(contract, row_score)
     if problem:
-        scored = f"version {model.version} gives the score {row_score}"
-        text = f"features: {scored}, {problem}"
+        version = f"version {model.version}"
+        text = f"features: {version} gives the score {row_score}, {problem}"
         if line["features_from"] == "request":
             return Result(line=None, error=InvalidRequestError(text))
         return _failure(line, ModelFailedError(text))

@@ -11,7 +11,7 @@ import pytest
 from core.errors import SettingsError
 from core.settings import free_ports, load_settings
 from core.tokens import serving_headers
-from serving.http.middleware import OPEN_PATHS, READ_SECONDS, Access
+from serving.http.middleware import OPEN_PATHS, TOKEN_READ_SECONDS, Access
 from tests.conftest import at_most, wait_until
 from tests.support.serving.load import repeated
 
@@ -21,7 +21,7 @@ WRONG = "new-0123456788"
 PROXY_ID = "shop/42:a-b_c.d+e=f@g" + "h" * 107
 """All characters that a proxy's id may have, and as many."""
 HEADERS = {"authorization": f"Bearer {OLD}"}
-SEEN_SECONDS = at_most(READ_SECONDS + 0.5)
+SEEN_SECONDS = at_most(TOKEN_READ_SECONDS + 0.5)
 """After which a new file counts, the way to the server included."""
 
 
