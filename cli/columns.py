@@ -27,8 +27,9 @@ TEMPLATE = {"after", "at", "before", "days", "event_us", "events", "place"}
 TAKEN = FRAME_COLUMNS.union(VIEW_COLUMNS, TEMPLATE, {"features"})
 """Columns of the expressions in templates/dataset.py.jinja, and fields of a request."""
 MOST_AMOUNTS = 4
+"""Columns that are added up at most."""
 LARGEST_AMOUNT = 1e12
-"""What decimal(18, 6) holds."""
+"""The largest number of decimal(18, 6)."""
 ROLES = {
     "--key": (
         "column that no two rows share, and no double",
@@ -80,7 +81,7 @@ def _in_type(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.
     values = exact_values(column.combine_chunks(), kind)
     if values.null_count > column.null_count:
         is_lost = pc.and_(column.is_valid(), values.is_null())
-        example = column.filter(is_lost).to_numpy()[0]  # of any year
+        example = column.filter(is_lost).to_numpy()[0]  # a time of any year
         raise SettingsError(
             f"--from: column {field.name} ({field.type}) holds {example}, and {kind} does not: "
             "convert it to text"

@@ -77,7 +77,7 @@ def evaluation(
 def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
     """Build a version again elsewhere from its lineage; exit code 1 unless all is the same.
 
-    Rows and spec are those that its run stored. Code, a lock file or a feature definition that
+    Rows and spec are taken from its run. Code, a lock file or a feature definition that
     changed is named.
     """
     log_to_stderr()

@@ -30,7 +30,7 @@ FRESH = timedelta(hours=1)
 LOAD_SECONDS = 150.0
 """Time for serving to load a version that has just been promoted."""
 CANDIDATES = 20
-"""Number of entities, those with the newest features; one of the population gets a prediction."""
+"""Entities with the newest features that are asked for, until one of the population answers."""
 
 
 def up(settings: Settings, as_of: datetime | None = None) -> None:

@@ -89,7 +89,7 @@ def say(text: RenderableType, document: object, *, as_json: bool) -> None:
 
 
 def log_to_stderr() -> None:
-    """Send what is logged to stderr, so that stdout is the report alone."""
+    """Send log records to stderr, so that stdout is the report alone."""
     logging.basicConfig(
         handlers=[ErrorLines()], level=logging.WARNING, format="%(message)s"
     )

@@ -38,7 +38,7 @@ def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
 def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """Compare challenger and production on known outcomes: better, worse, or not yet known.
 
-    Outcomes are those of raw data once its labels have matured, before that of feedback. Each
+    Outcomes come from feedback, and from raw data once its labels have matured. Each
     entity counts once, for the version that answered it first while the challenger's newest percent
     below 100 stood.
     """

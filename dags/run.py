@@ -64,8 +64,9 @@ def clock_or_signal(cron: str, asset: str) -> AssetOrTimeSchedule:
     An event is a signal, never data: events that come while a run is active start one run after
     it, and a DAG that is paused has none. A run reads its causes when it starts.
     """
-    # By default Airflow runs what was due up to a tenth of the period before the DAG came: a weekly
-    # model that is added on a Sunday would be trained at once. The scheduler may take a minute.
+    # By default Airflow makes up for a run that was due up to a tenth of the period before the DAG
+    # came: a weekly model that is added on a Sunday would be trained at once. The scheduler may take
+    # a minute.
     timetable = CronTriggerTimetable(
         cron, timezone="UTC", run_immediately=timedelta(minutes=1)
     )

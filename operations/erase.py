@@ -194,7 +194,7 @@ def erase_log_lines(search: EntitySearch) -> int:
         # Serving ends the files that have rows now.
         _wait(lambda: all(not f.exists() or is_closed(f) for f in written_files))
         if settings.data_url:
-            # Replicas on other hosts send what they have.
+            # Replicas on other hosts send their lines.
             time.sleep(WAIT_SECONDS)
         collect(settings)
     sent_files = (settings.data / "inbox").glob("*/predictions-*")

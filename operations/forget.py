@@ -19,8 +19,9 @@ from operations.search import EntityKey, EntitySearch
 
 OUT_OF_REACH = """out of reach:
   backups, and copies on other hosts (there for a week): forget again after a restore
-  the source: what it delivers of the key is kept out from now on
-  versions: what they learnt stays, with up to 20 rows of features without a key; train again
+  the source: rows of the key that it delivers are kept out from now on
+  versions: models that learnt from the rows stay, with up to 20 rows of features without a key:
+    train again
   answers to requests that gave features and no key
   texts that may quote a value: logs of the programs and of Airflow, alerts, how runs ended, why
     the last rows of a dataset were stopped

@@ -194,7 +194,7 @@ def _stop_outdated(settings: Settings) -> None:
 
 
 def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
-    """Become the program `name`; `init` prepares once what the other programs need.
+    """Become the program `name`; `init` prepares once for all other programs.
 
     Args:
         settings: Settings of the stack.

@@ -1,1 +1,1 @@
-"""What the models of this project share."""
+"""Code that the models of this project share."""
