@@ -1,8 +1,8 @@
 """Windows: features declared as counts, sums and extremes over time, compiled to an expression.
 
-A row is written wherever a value changes: when a raw row arrives, and when it leaves each window.
-A value at any time is then the newest row at or before it, offline and online alike, and falls to
-0 by itself. What a window cannot say is an expression of one's own.
+A view has a row wherever a value changes: when a raw row arrives, and when it leaves each window.
+The value at any time is then that of the newest row at or before it, offline and online alike, and
+falls to 0 by itself. A feature that is no window takes an expression of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ MICROSECOND = timedelta(microseconds=1)
 AT = f"{OWN_PREFIX}at"
 AGE = f"{OWN_PREFIX}age"
 IS_LAST = f"{OWN_PREFIX}is_last"
-"""Columns of change points: when, how long after the raw row, the last one of its instant."""
+"""Columns of change points: time, age of the raw row, whether it is the last of its instant."""
 EPOCH = ibis.timestamp("1970-01-01T00:00:00")
 FEAST_TYPES = {
     "boolean": Bool,
@@ -62,12 +62,12 @@ class Window:
     smallest. Its cost grows with the number of distinct values in a window.
 
     Args:
-        column: A raw column, or an expression of some, such as `_.price * _.pieces`; None counts
-            rows. Rows where it is null do not count.
-        function: What is computed.
+        column: A raw column, or an expression of columns, such as `_.price * _.pieces`; None counts
+            rows. Rows with a null there do not count.
+        function: Function of the column.
         period: Length of the window; None for all rows up to t.
-        where: Which rows count, such as `_.cancelled`.
-        name: Name of the feature; by default it is made of the others: `price_sum_30d`.
+        where: Condition of the rows that count, such as `_.cancelled`.
+        name: Name of the feature; by default it is made of the other arguments: `price_sum_30d`.
 
     Raises:
         ValueError: The function is unknown or needs a column, or the period is not above 0.
@@ -115,11 +115,11 @@ class Window:
 
         Args:
             points: Change points, with the columns of the raw rows.
-            entity: Column that says whose row it is.
-            moment: In microseconds; AGE of later points is null.
+            entity: Column that identifies the entity of a row.
+            moment: Time in microseconds; AGE of later points is null.
 
         Raises:
-            ValueError: The raw rows have no such column, or one that cannot be added.
+            ValueError: The raw rows lack the column, or its values cannot be added.
 
         """
         value = self._row_value(points)
@@ -147,7 +147,7 @@ class Window:
         return total.cast("int64" if value.type().is_integer() else "float64")
 
     def _row_value(self, rows: ir.Table) -> Any:
-        """Return what each raw row adds to the window; null where the row does not count."""
+        """Return the value that each raw row adds to the window; null if the row does not count."""
         try:
             if self.column is None:
                 value: Any = ibis.literal(1)
@@ -217,13 +217,13 @@ class Windows:
     """The expression of a view whose features are windows over the rows of one entity.
 
     Args:
-        entity: Raw column that says whose row it is.
-        time: Raw column that says when the row happened.
+        entity: Raw column that identifies the entity of a row.
+        time: Raw column with the time of the event.
         windows: The features.
         derived: Features made of other features of the same row, such as
-            `_.spend_30d / _.orders_30d`. One with the name of a window takes its place.
-        delay: How long a row takes at most until it is known. Features are so much older, in
-            training and online alike: what arrives in time is missing in neither.
+            `_.spend_30d / _.orders_30d`. A derived feature with the name of a window replaces it.
+        delay: Longest time until a row is known. Features are older by the delay, in training and
+            online alike: a row that arrives in time is missing in neither.
 
     """
 
@@ -270,17 +270,17 @@ class Windows:
         return view.mutate(dict(self.derived))
 
     def around(self, rows: ir.Table, until: datetime) -> ir.Table:
-        """Return of each entity the newest of the view's rows at or before `until` (aware UTC).
+        """Return the newest of the view's rows at or before `until` (aware UTC) for each entity.
 
-        Beside it there is a row with the time of the first one after it, and these same features.
-        To compute all rows of an entity takes a hundred times longer.
+        A second row of the entity has the same features and the time of the view's next row. All
+        rows of an entity would take a hundred times longer to compute.
         """
         moment = microseconds(until - self.delay)
         points = self._points(rows)
         periods = [window.period for window in self.windows if window.period]
         if len(periods) == len(self.windows):
             longest = max(periods) // MICROSECOND
-            # Of a row that has left all windows, the time counts alone.
+            # A row that has left all windows counts only with its time.
             is_gone = points[AT] - points[AGE] <= moment - longest
             points = points.filter(~is_gone | (points[AGE] == longest))
             points = points.mutate({AGE: is_gone.ifelse(None, points[AGE])})
@@ -299,7 +299,7 @@ class Windows:
         return view.mutate(dict(self.derived))
 
     def _known_from(self, instants: Any) -> Any:
-        """Return the times from which on the values of some instants are known."""
+        """Return the times from which on the values of instants are known."""
         if self.delay:
             instants = instants + self.delay // MICROSECOND
         return _time(instants)
@@ -324,19 +324,19 @@ def feature_view(
 ) -> FeatureView:
     """Return the Feast view of the rows that `dataset.views[name]` computes.
 
-    Its schema is that of the expression, and its tags say what each window holds.
+    Its schema is that of the expression, and a tag for each window describes the window.
 
     Args:
         dataset: Dataset that has the expression.
         name: Name of the view.
         entities: Feast's entities of the view.
         tags: Further tags.
-        **options: Further arguments of `feast.FeatureView`. Without a ttl a row holds until the
-            next one, as values of windows expire by themselves.
+        **options: Further arguments of `feast.FeatureView`. Without a ttl a row counts until the
+            next row, as values of windows expire by themselves.
 
     Raises:
-        ValueError: The dataset has no such view, or a feature has a type that Feast lacks or a name
-            that it cannot have.
+        ValueError: The dataset has no such view, Feast lacks the type of a feature, or a feature
+            cannot have its name.
 
     """
     if name not in dataset.views:
@@ -345,23 +345,7 @@ def feature_view(
             f"found {name!r}"
         )
     expression = dataset.views[name]
-    raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema(dataset)), name="raw")
     keys = {entity.join_key for entity in entities}
-    columns = expression(raw_rows).schema()
-    features = [name for name in columns if name not in {*keys, *VIEW_COLUMNS[:2]}]
-    problems = name_problems(features, {*keys, *VIEW_COLUMNS})
-    if problems:
-        raise ValueError(f"view {name}: {'; '.join(problems)}")
-    fields = []
-    for column in features:
-        column_type = columns[column]
-        feast_type = FEAST_TYPES.get(str(column_type))
-        if feast_type is None:
-            raise ValueError(
-                f"feature {column}: expected one of {', '.join(FEAST_TYPES)}, "
-                f"found {column_type}: cast it"
-            )
-        fields.append(Field(name=column, dtype=feast_type))
     view_tags = dict(tags or {})
     if isinstance(expression, Windows):
         view_tags |= {window.name: str(window) for window in expression.windows}
@@ -375,11 +359,32 @@ def feature_view(
     return FeatureView(
         name=name,
         entities=list(entities),
-        schema=fields,
+        schema=_feature_fields(dataset, name, keys),
         source=source,
         tags=view_tags,
         **options,
     )
+
+
+def _feature_fields(dataset: Dataset, view: str, keys: set[str]) -> list[Field]:
+    """Return Feast's fields of the features of a view; see `feature_view`."""
+    raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema(dataset)), name="raw")
+    columns = dict(dataset.views[view](raw_rows).schema())
+    for name in (*keys, *VIEW_COLUMNS[:2]):
+        columns.pop(name, None)
+    problems = name_problems(columns, {*keys, *VIEW_COLUMNS})
+    if problems:
+        raise ValueError(f"view {view}: {'; '.join(problems)}")
+    fields = []
+    for name, column_type in columns.items():
+        feast_type = FEAST_TYPES.get(str(column_type))
+        if feast_type is None:
+            raise ValueError(
+                f"feature {name}: expected one of {', '.join(FEAST_TYPES)}, "
+                f"found {column_type}: cast it"
+            )
+        fields.append(Field(name=name, dtype=feast_type))
+    return fields
 
 
 def _time(instant: Any) -> Any:
@@ -388,9 +393,9 @@ def _time(instant: Any) -> Any:
 
 
 def _most_frequent(values: Any, at: Callable[[Any], Any]) -> Any:
-    """Return the most frequent value in the window; of several, the smallest.
+    """Return the most frequent value in the window; of several such values, the smallest.
 
-    Ibis's `mode` takes any of several, so each engine's own functions are called.
+    Ibis's `mode` takes any of them, so functions of each engine are called.
     """
     value_type = values.type()
     counts_type = f"map<{value_type}, uint64>"
