@@ -1,4 +1,4 @@
-"""What a dataset module defines beside its Feast objects."""
+"""The definitions of a dataset module beside its Feast objects: the dataset and its labels."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,11 +13,11 @@ Expression = Callable[[ir.Table], ir.Table]
 """Computes rows of a view (join keys, event_timestamp, created, features) from raw rows."""
 
 OWN_COLUMNS = ("ingested_at", "superseded")
-"""Columns of a raw table beside those of the source."""
+"""Columns of a raw table that its source lacks."""
 VIEW_COLUMNS = ("event_timestamp", "created", "period")
 """Columns of a view's table beside join keys and features."""
 OWN_PREFIX = "_gyre_"
-"""Beginning of the names of columns that rows have only while they are computed."""
+"""Prefix of columns that rows have only while they are computed."""
 POSITION = f"{OWN_PREFIX}position"
 """Column that numbers rows, from 0."""
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -39,7 +39,7 @@ flight's departure; further columns are inputs of on-demand views.
 
 @dataclass(frozen=True)
 class Label:
-    """What a model learns.
+    """A value that a model learns to predict.
 
     A label exists from its row's event_timestamp + horizon + lateness on.
 
@@ -47,8 +47,8 @@ class Label:
         expression: Computes the labels.
         horizon: How far past event_timestamp the label looks.
         lateness: How long rows of the horizon may still arrive.
-        unlabelled: Why some members of the population have no label; without a reason training
-            refuses them.
+        unlabelled: Reason why some members of the population have no label. Without a reason,
+            training refuses such members.
 
     """
 
@@ -73,10 +73,11 @@ class Dataset:
         name: Name of its module.
         schema: Columns and types of a source row; times are timestamp[us, UTC].
         key: Columns that identify a row; the newest arrival of a key counts.
-        event_time: Column that says when the row happened.
-        entity: Column that says whose row it is. A view's row at t may depend on rows of its entity
-            with an event time at or before t and on nothing else: only these are computed anew. It
-            is a join key of every view; a view may have more, each derived from a single raw row.
+        event_time: Column with the time of the event.
+        entity: Column that identifies the entity of a row. A view's row at t may depend on rows of
+            its entity with an event time at or before t and on nothing else: only these are
+            computed anew. It is a join key of every view. A view may have further join keys, each
+            derived from a single raw row.
         look_back: How far before the newest raw row the source is read again for late rows and
             corrections; a full read finds older ones.
         silence: How long the source may go without an event before people are told.
@@ -97,7 +98,7 @@ class Dataset:
     shipped: Path | None = None
     """The parquet file that stands in for a source; its dates are moved to today."""
     rows_of: str | None = None
-    """Another dataset, whose source and suite this one uses: its rows are the same."""
+    """Another dataset with the same rows, whose source and suite this dataset uses."""
 
     def __post_init__(self) -> None:
         problems = name_problems(self.schema.names, OWN_COLUMNS)
@@ -107,46 +108,48 @@ class Dataset:
 
     @property
     def source_name(self) -> str:
-        """The name that source and suite go by."""
+        """Name of the source and of the suite."""
         return self.rows_of or self.name
 
 
 def name_problems(names: Iterable[str], own_names: Collection[str]) -> list[str]:
-    """Say which names columns cannot have, as tables do not tell capitals apart.
+    """Return a line for each name that a column cannot have; tables do not tell capitals apart.
 
     Args:
-        names: Of the columns of a team.
-        own_names: Of columns of ours in the same table.
+        names: Names of a team's columns.
+        own_names: Names of Gyre's columns in the same table.
 
     """
     problems = []
     former_names = {name.lower(): f"Gyre's own {name}" for name in own_names}
     for name in names:
-        small_name = name.lower()
+        lower_name = name.lower()
         problem = ""
         if not name.strip():
             problem = "it has no name"
         elif re.search(UNREADABLE, name):
             problem = "its name has control characters"
-        elif small_name.startswith(OWN_PREFIX):
+        elif lower_name.startswith(OWN_PREFIX):
             problem = f"names that begin with {OWN_PREFIX} are Gyre's own"
-        elif small_name in former_names:
-            problem = f"tables do not tell it from {former_names[small_name]}"
+        elif lower_name in former_names:
+            problem = f"tables do not tell it from {former_names[lower_name]}"
         if problem:
             problems.append(f"column {name!r}: {problem}: rename it or leave it out")
-        former_names.setdefault(small_name, repr(name))
+        former_names.setdefault(lower_name, repr(name))
     return problems
 
 
 def raw_schema(dataset: Dataset) -> pa.Schema:
-    """Return the columns of the dataset's raw table, see `feature_engine.offline.raw.raw_table`."""
-    arrival = ("ingested_at", TIMESTAMP)
-    return pa.schema([*dataset.schema, arrival, ("superseded", pa.string())])
+    """Return the columns of the dataset's raw table: see `feature_engine.offline.raw.raw_table`."""
+    own_columns = [("ingested_at", TIMESTAMP), ("superseded", pa.string())]
+    return pa.schema([*dataset.schema, *own_columns])
 
 
 def table_versions(tags: Mapping[str, str]) -> dict[str, int]:
     """Return the table version of each dataset that tags of a run or version name."""
-    names = (tag.removeprefix(TABLE_TAG) for tag in tags if tag.startswith(TABLE_TAG))
-    return {
-        name: int(tags[TABLE_TAG + name]) for name in sorted(names) if "." not in name
-    }
+    versions = {}
+    for tag in sorted(tags):
+        dataset = tag.removeprefix(TABLE_TAG)
+        if dataset != tag and "." not in dataset:
+            versions[dataset] = int(tags[tag])
+    return versions

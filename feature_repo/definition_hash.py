@@ -1,4 +1,4 @@
-"""What features mean, as hashes: the SQL of views, the code of on-demand functions.
+"""Hashes of definitions: the SQL of feature views, and the code of on-demand functions.
 
 Comments, the order of columns, names inside a query and redundant subqueries do not count. A Python
 function that an expression calls (`ibis.udf`) counts by its name.
@@ -46,7 +46,7 @@ def _sql_hash(
     )
     for select in query.find_all(sqlglot.exp.Select):
         is_operand = isinstance(select.parent, sqlglot.exp.SetOperation)
-        if not is_operand:  # its columns count by their position
+        if not is_operand:  # the columns of an operand count by their position
             select.expressions.sort(key=lambda column: column.alias_or_name)
     plain_query = sqlglot.parse_one(query.sql(comments=False))
     texts = [canonicalize_internal_names(plain_query).sql()]

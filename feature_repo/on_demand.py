@@ -1,4 +1,4 @@
-"""On-demand functions as source, which a worker runs without their module: that imports Feast."""
+"""On-demand functions as source: a worker runs them without their module, which imports Feast."""
 
 import __future__
 
@@ -16,7 +16,7 @@ from core.user_code import parse
 def function_source(text: str, name: str) -> str:
     """Return function `name` of a Python source, without comments, decorators and docstring.
 
-    It is empty where the source has no plain function of that name.
+    Return an empty text where the source has no plain function of that name.
     """
     try:
         statements = parse(textwrap.dedent(text)).body
@@ -38,6 +38,7 @@ def module_source(module: str, name: str) -> str:
 
 
 def digest(source: str) -> str:
+    """Return the SHA-256 of a text in hexadecimal."""
     return hashlib.sha256(source.encode()).hexdigest()
 
 
@@ -49,16 +50,16 @@ def load_function(
     """Return function `name` of `module`, compiled without the module.
 
     Raises:
-        DataError: It is gone, or its digest is not `sha256`.
+        DataError: The function is gone, or its digest is not `sha256`.
 
     """
     source = module_source(module, name)
     if digest(source) != sha256:
         raise DataError(
             f"{module}.{name} is not the function that this version was trained with: restore it "
-            "(a changed one needs a new name), or train again"
+            "(a changed function needs a new name), or train again"
         )
-    # Annotations name what only the module knows.
+    # Annotations may name objects that only the module has.
     flags = __future__.annotations.compiler_flag
     code = compile(source, f"{module}.{name}", "exec", flags)
     names: dict[str, Callable[..., Any]] = {}

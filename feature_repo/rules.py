@@ -1,10 +1,10 @@
-"""Great Expectations: do rows hold to the suite of their dataset?
+"""Great Expectations: whether rows keep the rules in the suite of their dataset.
 
-The suite is GX's own JSON in `expectations/<dataset>.json`. Its rules are of three kinds:
+The suite is GX's own JSON in `expectations/<dataset>.json`. It has rules of three kinds:
 
 - A rule of single rows sets each row aside that breaks it, whether an ingest or an event brings
   the row. With `mostly`, a delivery of an ingest stops where a larger share of its rows breaks the
-  rule. Without, it stops at the first.
+  rule. Without `mostly`, a delivery stops at the first such row.
 - A rule over many rows judges deliveries of an ingest alone.
 - A rule of severity `warning` is reported. It stops nothing and sets nothing aside.
 """
@@ -25,7 +25,7 @@ from feature_repo.definition import Dataset
 
 EXPECTATIONS = PROJECT / "feature_repo" / "expectations"
 SINGLE_ROWS = 20
-"""Fewer rows than these never stop a delivery by a rule with `mostly`, whatever their share."""
+"""A rule with `mostly` stops no delivery in which fewer rows break it, whatever their share."""
 NOT_NULL = "expect_column_values_to_not_be_null"
 ROW_RULES = (
     NOT_NULL,
@@ -37,23 +37,26 @@ ROW_RULES = (
     "expect_column_value_lengths_",
     "expect_column_pair_values_",
 )
-"""GX's rules that a row keeps or breaks by itself, whatever rows are beside it."""
+"""Rules of GX that a row keeps or breaks by itself, whatever the other rows are."""
 NULLABLE_TYPES: dict[pa.DataType, Any] = {
     pa.int64(): pd.Int64Dtype(),
     pa.float64(): pd.Float64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
-"""pandas' types that keep the nulls of an Arrow column; the suites name these."""
+"""Types of pandas that keep the nulls of an Arrow column; suites may name them."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a suite says of rows.
+    """Results of a suite for some rows.
 
-    rejections: rules that failed as a whole, in words; a delivery must stop.
-    warnings: rules of severity `warning` that failed as a whole.
-    bad_rows: position of each row to set aside → the names of the rules that it broke.
-    report: GX's own results.
+    Attributes:
+        rejections: Lines for the rules that failed as a whole; a delivery must stop.
+        warnings: Lines for the rules of severity `warning` that failed as a whole.
+        bad_rows: Names of the rules that a row broke, by the position of the row; such rows are
+            set aside.
+        report: Results of GX.
+
     """
 
     rejections: list[str]
@@ -62,7 +65,7 @@ class Validation:
     report: dict[str, Any]
 
     def page(self) -> str:
-        """Return GX's Data Docs of the rows."""
+        """Return the page of GX's Data Docs about the rows."""
         from great_expectations.core import expectation_validation_result  # noqa: PLC0415
         from great_expectations.render.renderer import ValidationResultsPageRenderer  # noqa: PLC0415
         from great_expectations.render.view import DefaultJinjaPageView  # noqa: PLC0415
@@ -77,9 +80,9 @@ class DatasetRules:
     """The suite of a dataset, open in Great Expectations.
 
     Args:
-        dataset: Whose suite it is.
-        for_events: Open only the rules that events pass.
-        unique_key: Expect each key once, too.
+        dataset: Dataset of the suite.
+        for_events: Open only the rules that events have to keep.
+        unique_key: Add the rule that each key occurs once.
 
     Raises:
         DataError: The suite cannot be read, or GX cannot build a rule of it.
@@ -100,7 +103,7 @@ class DatasetRules:
         if unique_key:
             rules.append(_unique(dataset.key))
         self.count = len(rules)
-        """How many rules there are."""
+        """Number of rules."""
         self.never_null = {
             rule["kwargs"]["column"]
             for rule in rules
@@ -108,7 +111,9 @@ class DatasetRules:
         }
         """Columns in which a null breaks a rule."""
         time = dataset.event_time
-        if time not in self.never_null:  # such a row is of no window, and of no ingest
+        if (
+            time not in self.never_null
+        ):  # a row without time is in no window and in no ingest
             rules.append({"type": NOT_NULL, "kwargs": {"column": time, "mostly": 0.0}})
         self._dataset = dataset
         self._suite = gx.ExpectationSuite(dataset.source_name, rules)
@@ -121,14 +126,14 @@ class DatasetRules:
         self._batch = asset.add_batch_definition_whole_dataframe("batch")
 
     def validate(self, rows: pa.Table, as_of: datetime) -> Validation:
-        """Hold rows against the rules.
+        """Compare rows with the rules.
 
         Args:
-            rows: With the columns of the dataset.
-            as_of: The newest event time that a row may have.
+            rows: Rows with the columns of the dataset.
+            as_of: Newest event time that a row may have, aware UTC.
 
         Raises:
-            BatchRejectedError: GX cannot evaluate a rule, such as one of an unknown column.
+            BatchRejectedError: GX cannot evaluate a rule, such as a rule of an unknown column.
 
         """
         from great_expectations.exceptions import SuiteParameterError  # noqa: PLC0415
@@ -178,7 +183,7 @@ def suite_rules(dataset: Dataset) -> list[Any]:
 
 
 def suite_problems(dataset: Dataset) -> list[str]:
-    """Return a line for each rule that GX cannot build; GX itself would leave it out.
+    """Return a line for each rule that GX cannot build; GX itself would leave the rule out.
 
     Raises:
         DataError: See `suite_rules`.
@@ -200,12 +205,12 @@ def suite_problems(dataset: Dataset) -> list[str]:
 
 
 def delivery_rules(dataset: Dataset) -> list[str]:
-    """Return the names of the rules that judge deliveries alone: events do not pass them."""
+    """Return the names of the rules that judge deliveries alone, and no events."""
     return [_rule_name(rule) for rule in suite_rules(dataset) if not _sets_aside(rule)]
 
 
 def _unique(key: Sequence[str]) -> dict[str, Any]:
-    """Return the rule that a key is there once."""
+    """Return the rule that each key occurs once."""
     if len(key) == 1:
         return {
             "type": "expect_column_values_to_be_unique",
@@ -229,7 +234,7 @@ def _rule_name(rule: dict[str, Any]) -> str:
 
 
 def _evaluation_problem(info: dict[str, Any]) -> str:
-    """Return the first line of what kept GX from evaluating a rule; empty if nothing did."""
+    """Return the first line of the error that kept GX from evaluating a rule; "" without error."""
     # GX nests an exception below the metric that raised it.
     for part in (info, *info.values()):
         if isinstance(part, dict) and part.get("exception_message"):
@@ -238,7 +243,7 @@ def _evaluation_problem(info: dict[str, Any]) -> str:
 
 
 def _add_outcome(validation: Validation, outcome: dict[str, Any]) -> None:
-    """Add what GX says of one rule to a validation."""
+    """Add the result of one rule to a validation."""
     rule = outcome["expectation_config"]
     details = outcome["result"]
     name = _rule_name(rule)
@@ -256,7 +261,7 @@ def _add_outcome(validation: Validation, outcome: dict[str, Any]) -> None:
     text = f"expected {rule['kwargs']}, found {details.get('observed_value')}"
     if positions:
         text = f"{len(positions)} rows, such as {examples}"
-    elif unexpected_values:  # distinct ones, beside an observed value of None
+    elif unexpected_values:  # distinct values, beside an observed value of None
         text = f"expected {rule['kwargs']}, found values such as {examples}"
     failures = validation.warnings if _is_warning(rule) else validation.rejections
     failures.append(f"{name}: {text}")

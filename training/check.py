@@ -26,7 +26,7 @@ from feature_engine.ingest.source import place, require_source
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.published.service import TYPES, PublishedService
+from feature_repo.published.service import FEATURE_TYPES, PublishedService
 from feature_repo.published.store import defined, publish_beside
 from feature_repo.rules import suite_file, suite_problems, suite_rules
 from mlflow_server.api.registry import Registry
@@ -199,7 +199,7 @@ def _view(dataset: Dataset, view: Any) -> Iterator[str]:
         view.batch_source.created_timestamp_column,
     )
     declared = {name: None for name in times if name}
-    declared |= {field.name: TYPES.get(str(field.dtype)) for field in fields}
+    declared |= {field.name: FEATURE_TYPES.get(str(field.dtype)) for field in fields}
     yield from _missing_columns(dataset.views[view.name](_raw(dataset)), declared)
 
 

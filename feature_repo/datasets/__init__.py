@@ -1,4 +1,4 @@
-"""One module per dataset: its Feast objects, feature and label expressions."""
+"""The datasets: a module for each, with Feast's objects and the expressions of views and labels."""
 
 from importlib import import_module
 
@@ -13,7 +13,7 @@ def load_dataset(name: str) -> Dataset:
     """Return the `Dataset` that `feature_repo/datasets/<name>.py` defines.
 
     Raises:
-        DataError: There is no such module, it cannot be imported, or it defines no such dataset.
+        DataError: The module is missing, cannot be imported, or does not define the dataset.
 
     """
     if not (DATASETS / f"{name}.py").exists():
@@ -34,7 +34,7 @@ def load_dataset(name: str) -> Dataset:
 
 
 def dataset_of(view: str) -> Dataset | None:
-    """Return the dataset that has the expression of feature view `view`; None if none has."""
+    """Return the dataset that has the expression of a feature view; None for a view of plain Feast."""
     datasets, _ = load_datasets()
     return next((dataset for dataset in datasets if view in dataset.views), None)
 

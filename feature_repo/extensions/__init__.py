@@ -8,7 +8,7 @@ from core.user_code import in_one_line
 
 
 def _say_problem(kind: Any, exc: BaseException, traceback: Any) -> None:
-    """Say in one line which dataset module cannot be imported: Feast imports them all first."""
+    """Name in one line the dataset module that cannot be imported: Feast imports all of them first."""
     line = in_one_line(exc)
     if not line.startswith("feature_repo/"):
         sys.__excepthook__(kind, exc, traceback)

@@ -1,4 +1,4 @@
-"""Rows of a feature view, and the newest of them at or before each row of a frame.
+"""The ASOF join: the newest row of a feature view at or before each row of a frame.
 
 Feast's own join pairs every earlier feature row with every entity row and keeps the newest pair,
 which is quadratic in rows per entity.
@@ -26,10 +26,10 @@ def dated_rows(
     """Return keys and features of a view's rows, with TIME and ORDER.
 
     Args:
-        rows: All columns of the view's source.
+        rows: Rows with all columns of the view's source.
         view: Feast's view.
-        names: Of features.
-        prefix: Comes before these names.
+        names: Names of the features to return.
+        prefix: Prefix for these names.
 
     """
     source = view.batch_source
@@ -62,9 +62,9 @@ def asof_join(
     the view has no row, or one older than its time to live.
 
     Args:
-        entities: Keys and the column `event_time`; other columns stay.
-        event_time: See `entities`.
-        rows: Of `dated_rows`.
+        entities: Rows with keys and a time; their other columns stay.
+        event_time: Name of the column with the time of an entity row.
+        rows: Rows that `dated_rows` returned.
         view: Feast's view.
 
     """

@@ -1,11 +1,9 @@
 """Offline store: Feast's DuckDB store, with an ASOF join for feature views that are Delta tables.
 
-With `spark_master`, Spark's executors join instead of DuckDB.
-
-Feast's own join, which is quadratic in rows per entity, still joins views with an alias, a join key
-map or a field mapping, and frames cut by created time. The list of a table's files is read at every
-call.
-Where no view is a Delta table, Feast does it all.
+With `spark_master`, Spark's executors join instead of DuckDB. Feast's own join, which is quadratic
+in rows per entity, still joins views with an alias, a join key map or a field mapping, frames cut
+by created time, and all views of a service without a Delta table. The list of a table's files is
+read at every call.
 """
 
 import copy
@@ -47,15 +45,15 @@ NUMBER = ibis.util.gen_name("number")
 ROW = ibis.util.gen_name("row")
 """Columns of the join; no column of a team has a name of 26 random letters."""
 ROWS_PER_ENTITY_ROW = 10
-"""A view with more rows is cut to the asked entities first. With fewer, that takes longer."""
+"""Rows for each row of the frame, from which on a view is first cut to the entities of the frame."""
 
 
 class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[misc]
-    """`offline_store` in feature_store.yaml; the stock store's other options stand.
+    """`offline_store` in feature_store.yaml: the options of Feast's DuckDB store, and three more.
 
     Args:
         cache: Folder for copies of files on S3.
-        spark_master: Address of Spark's master; empty: DuckDB joins.
+        spark_master: Address of Spark's master; DuckDB joins if it is empty.
         scratch: Folder that Spark's executors see.
 
     """
@@ -67,7 +65,7 @@ class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[m
 
 
 class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
-    """Gives what the stock store gives; ties of event and created time are arbitrary in both."""
+    """Gives the rows that Feast's own store gives; ties of event and created time are arbitrary."""
 
     @classmethod
     def get_historical_features(
@@ -115,7 +113,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         return job
 
     def validate_data_source(self, config: RepoConfig, data_source: Any) -> None:
-        """Validate a source of `feast apply`; say what the next ingest will refuse."""
+        """Validate a source of `feast apply`; print the changes that the next ingest will refuse."""
         from feature_repo.published.definition_check import announce_changes  # noqa: PLC0415  (seldom)
 
         super().validate_data_source(config, data_source)
@@ -156,7 +154,7 @@ def _is_table(source: Any) -> bool:
 
 
 def _is_large(rows: ir.Table, entity_count: int) -> bool:
-    """Whether rows of other entities are to be left out: the join holds all rows in memory."""
+    """Whether rows of other entities are left out: the join holds all rows in memory."""
     row_count = int(rows.count().to_pyarrow().as_py())
     return row_count > ROWS_PER_ENTITY_ROW * entity_count
 
@@ -175,7 +173,7 @@ def _is_plain(feature_views: Sequence[Any], options: Mapping[str, Any]) -> bool:
 
 
 def _read(config: RepoConfig, source: FileSource, _repository: str = "") -> ir.Table:
-    """Read a Delta table, or parquet files, as they are now.
+    """Return the current rows of a Delta table, or of parquet files.
 
     Raises:
         DataError: The table has no rows yet, or cannot be reached.
@@ -191,7 +189,7 @@ def _read(config: RepoConfig, source: FileSource, _repository: str = "") -> ir.T
 
 
 def _read_on_spark(config: RepoConfig, source: FileSource) -> ir.Table:
-    """Read a Delta table as it is now; executors do it. See `_read`."""
+    """Return the current rows of a Delta table, which executors read: see `_read`."""
     names, columns = names_at(source.path)
     if not names:
         raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
@@ -217,10 +215,10 @@ def _join_on_spark(
     rows: ir.Table,
     view: Any,
 ) -> ir.Table:
-    """Do what `asof_join` does, on Spark's executors.
+    """Join as `asof_join` does, on Spark's executors.
 
-    The entity rows stay here. Their keys and times go to Spark with a number, by which the
-    features come back.
+    The entity rows stay in this process. Their keys and times go to Spark with a number, by which
+    the features come back.
     """
     keys = view.join_keys
     entity_rows = entities.to_pyarrow()
@@ -241,7 +239,7 @@ def _last_features(
     rows: ir.Table,
     view: Any,
 ) -> ir.Table:
-    """Return the features of `asof_join` and each question's NUMBER.
+    """Return the features that `asof_join` returns, with the NUMBER of each question.
 
     Spark has no ASOF join: questions and rows of the view are put into one order of time.
     """

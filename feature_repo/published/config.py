@@ -1,4 +1,4 @@
-"""feature_repo/feature_store.yaml for one stack: its registry and its stores."""
+"""feature_store.yaml of an installation: its registry, its stores, the places of its views."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ COMMAND_TIMEOUT_SECONDS = 5.0
 
 
 def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
-    """Return the file's content for this stack.
+    """Return the content of the file for an installation.
 
     Args:
         settings: Settings of the installation.
-        timeout: Seconds that a call of Redis may take.
+        timeout: Seconds that Redis may take for a call.
 
     """
     content = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
@@ -47,7 +47,7 @@ def feast_connection(settings: Settings, timeout: float) -> str:
 
     Args:
         settings: Settings of the installation.
-        timeout: Seconds that a call may take.
+        timeout: Seconds that Redis may take for a call.
 
     """
     options: dict[str, Any] = parse_url(settings.redis_address)  # type: ignore[no-untyped-call]
@@ -74,12 +74,12 @@ def view_address(settings: Settings, view: str) -> str:
 
 
 def registry_path(settings: Settings) -> Path:
-    """Return the file of Feast's registry, where no PostgreSQL holds it."""
+    """Return the file of Feast's registry; without a PostgreSQL it holds the registry."""
     return settings.home / "feast" / "registry.db"
 
 
 def feast_config_path(settings: Settings) -> Path:
-    """Return the file that FEAST_FS_YAML_FILE_PATH names."""
+    """Return the path of the file, which FEAST_FS_YAML_FILE_PATH names for Feast's commands."""
     return settings.home / "feature_store.yaml"
 
 

@@ -1,4 +1,4 @@
-"""Refuses to change the meaning of features that a version in a role is served."""
+"""The check of definitions: an ingest may not change the features of a version in a role."""
 
 import getpass
 import logging
@@ -20,7 +20,7 @@ from mlflow_server.api.registry import Registry, Version
 
 log = logging.getLogger(__name__)
 ACCEPTED_TAG = "accepted_definition."
-"""Beginning of the tags of a version that say which change an explicit word let in."""
+"""Prefix of the tags of a version for changes that GYRE_CHANGE_LIVE_FEATURES accepted."""
 REMEDY = (
     "Publish the change under new names (view and feature service) and train with them, or take "
     "the version out of its role. To change its served values: "
@@ -39,22 +39,22 @@ def check_definitions(
     store: FeatureStore,
     redefined_views: Callable[[], Sequence[str]],
 ) -> None:
-    """Compare what is published with what the versions in a role were trained with.
+    """Compare the published definitions with those that the versions in a role were trained with.
 
-    Those that read `dataset` count. With GYRE_CHANGE_LIVE_FEATURES, a change is accepted: a tag of
-    the version notes it, so that it is accepted from then on.
+    Versions count that read `dataset`. With GYRE_CHANGE_LIVE_FEATURES a change is accepted: a tag
+    of the version notes it, so that it is accepted from then on.
 
     Args:
         settings: Settings of the installation.
         dataset: Dataset whose views are to be computed.
         as_of: Time of the ingest, aware UTC.
         store: Feast's store of the installation.
-        redefined_views: Returns the views that the code computes in another way than their rows
-            were; it is called where MLflow does not answer.
+        redefined_views: Returns the views whose rows are of another expression than the code's;
+            it is called if MLflow does not answer.
 
     Raises:
         DefinitionChangedError: A version would be served other values.
-        RegistryError: MLflow does not answer, and the code computes a view in another way.
+        RegistryError: MLflow does not answer, and the expression of a view has changed.
 
     """
     try:
@@ -82,9 +82,9 @@ def check_definitions(
 
 @cache
 def announce_changes() -> None:
-    """Write to stderr, once a process, which versions the next ingest will refuse to change.
+    """Print to stderr, once in a process, the versions that the next ingest will refuse to change.
 
-    `feast apply` calls it, and never fails for it.
+    `feast apply` calls this, and succeeds whatever it finds.
     """
     try:
         settings = load_settings()
@@ -97,7 +97,7 @@ def announce_changes() -> None:
         lines = [
             f"{message}: gyre ingest will refuse that. {REMEDY}" for message in messages
         ]
-    except Exception as exc:  # noqa: BLE001  (what is applied is right all the same)
+    except Exception as exc:  # noqa: BLE001  (the published definitions are right all the same)
         lines = [f"the definitions of versions in a role are not known: {exc}"]
     for line in lines:
         print(f"gyre: {line}", file=sys.stderr)  # noqa: T201
@@ -111,7 +111,7 @@ def _versions(settings: Settings) -> list[tuple[str, Version]]:
 def _messages(
     settings: Settings, versions: list[tuple[str, Version]], store: FeatureStore
 ) -> list[str]:
-    """Say of each version which definitions are not those that it was trained with."""
+    """Return a line for each version whose definitions are not those of its training."""
     messages = []
     for role, version in versions:
         service = _service(settings, version, store)
@@ -133,7 +133,7 @@ def _messages(
 def _service(
     settings: Settings, version: Version, store: FeatureStore
 ) -> PublishedService | None:
-    """Return the feature service of a version; None: it is not published any more."""
+    """Return the feature service of a version; None if it is not published any more."""
     try:
         name = version.tags.get("feature_service", "")
         return PublishedService(settings, name, store)
@@ -144,7 +144,7 @@ def _service(
 def _changed_definitions(
     service: PublishedService | None, version: Version
 ) -> dict[str, str]:
-    """Return the definitions of now that are not those of a version's training."""
+    """Return the current definitions that differ from those of a version's training."""
     definitions = service.definitions() if service else {}
     changed_definitions = {}
     for tag, trained in version.tags.items():

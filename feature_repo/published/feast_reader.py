@@ -1,4 +1,4 @@
-"""Feast's own reading of online features, for stores that serving cannot read by itself."""
+"""Online features as Feast reads them, for stores that serving cannot read by itself."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ READ_TIMEOUT_SECONDS = 0.05
 
 
 class OnlineFeatures:
-    """Reads one feature service, for one thread. What the store raises passes.
+    """Reads one feature service, for one thread. Errors of the store pass through.
 
     Args:
-        settings: Of the installation.
+        settings: Settings of the installation.
         service: Name of a published feature service.
-        features: What a row holds.
-        store: In place of the one that `feature_store.yaml` names.
+        features: Names of the features of a row.
+        store: Feast's store; by default that of `feature_store.yaml`.
 
     """
 
@@ -47,15 +47,14 @@ class OnlineFeatures:
         keys: Sequence[Entity],
         as_of: datetime,
     ) -> list[dict[str, Any] | None]:
-        """Read the features of each entity as known now.
+        """Read the current features of entities.
 
         Args:
             keys: Join keys and request data of each entity.
-            as_of: The moment (UTC) of features that depend on the clock, and of times to live.
+            as_of: Time (aware UTC) for features that depend on the clock, and for times to live.
 
         Returns:
-            A row of each entity. It is None of one of which no view has a row, or none that is
-            young enough.
+            A row for each entity; None if no view has a row of it that is young enough.
 
         """
         self._online.as_of = as_of
@@ -76,7 +75,7 @@ class OnlineFeatures:
         return rows
 
     def _is_known(self, key: Entity) -> bool:
-        """Whether one of the views that were read last has a row of an entity."""
+        """Whether a view had a row of an entity when the views were last read."""
         if not self._service.stored:
             return True
         for view in self._service.stored:
@@ -87,7 +86,10 @@ class OnlineFeatures:
         return False
 
     def probe(self) -> datetime | None:
-        """Read an unknown entity of each view; return the time (UTC) up to which views are online."""
+        """Read an unknown entity of each view; return the time (UTC) that all views are online to.
+
+        The time is None if one of them never came online.
+        """
         self._store.refresh_registry()
         times = []
         for view in self._service.stored:
@@ -101,13 +103,13 @@ class OnlineFeatures:
 
 
 class _ValuesInTime(OnlineStore):  # type: ignore[misc]
-    """Reads another store, and nothing older at `as_of` than its view's time to live.
+    """Reads another store, without values that are older at `as_of` than their view's time to live.
 
-    A value is read until it is exactly that old, as in the offline join.
+    A value of exactly that age is read, as in the offline join.
 
     Attributes:
-        as_of: Aware UTC.
-        present: Of each row that there was its view and the values of its sorted join keys.
+        as_of: Time of the read, aware UTC.
+        present: View and values of the sorted join keys for each row that was read.
 
     """
 
@@ -137,10 +139,10 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
 
 
 def has_row(time: datetime | None, values: Mapping[str, Any]) -> bool:
-    """Whether what Feast read of a key is a row.
+    """Whether the values that Feast read for a key are a row.
 
-    Of a key without one, Feast's Redis store reads nulls of BEGINNING. In a store of which Feast
-    cannot delete, `OnlineValues` writes them.
+    For a key without a row, Feast's Redis store returns nulls of BEGINNING. `OnlineValues` writes
+    such nulls to a store from which Feast cannot delete.
     """
     if time is None or time > BEGINNING:
         return time is not None

@@ -1,4 +1,4 @@
-"""Names of Redis keys and fields as Feast's Redis store has them, and the key of a view's state.
+"""Names of keys and fields in Redis, as Feast's Redis store has them, and of a view's state.
 
 The values of an entity are one hash. Its name is the serialised entity key and the project; the
 name of a field is a hash of view and feature, and the event time of a view is one more field.
@@ -21,7 +21,7 @@ KeyValues = tuple[int | str, ...]
 def hash_names(
     config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]
 ) -> list[bytes]:
-    """Return the names of the hashes of entities."""
+    """Return the name of the hash of each entity."""
     names = sorted(view.join_keys)
     entity = EntityKey_pb2.EntityKey(
         join_keys=names, entity_values=[Value_pb2.Value() for _ in names]
@@ -42,7 +42,7 @@ def hash_names(
 def hash_fields(
     config: RepoConfig, view: FeatureView, names: Sequence[str]
 ) -> list[bytes]:
-    """Return the fields of a hash: that of the view's event time, then that of each feature."""
+    """Return the fields of a view in a hash: first its event time, then its features."""
     # `_mmh3` is private, needed until Feast has a public function for the names of fields.
     versioned = compute_versioned_name(
         view, config.registry.enable_online_feature_view_versioning

@@ -26,7 +26,7 @@ from feature_repo.definition_hash import function_definition, view_definition
 from feature_repo.on_demand import digest
 from feature_repo.published.store import open_store
 
-TYPES: dict[str, FeatureType] = {
+FEATURE_TYPES: dict[str, FeatureType] = {
     "Int32": "int32",
     "Int64": "int64",
     "Float32": "float32",
@@ -35,28 +35,28 @@ TYPES: dict[str, FeatureType] = {
     "UnixTimestamp": "timestamp",
     "String": "string",
 }
-"""Feast's types of features, and their names in a spec."""
+"""Names of Feast's types in a spec."""
 ARROW: dict[str, pa.DataType] = {
     kind: TIMESTAMP if kind == "timestamp" else pa.type_for_alias(kind)
-    for kind in TYPES.values()
+    for kind in FEATURE_TYPES.values()
 }
 RELATIVE_TOLERANCE = 1e-9
 """How far floats may differ that are one value; whole numbers and strings may not."""
 AS_OF = "as_of"
-"""Request data that Gyre brings by itself."""
+"""Request data that Gyre adds to each request."""
 
 
 class PublishedService:
     """A feature service in Feast's registry, with the views that it reads.
 
     Attributes:
-        settings: Of the installation.
-        feast_service: The service as Feast has it.
-        stored: Views that it or one of its on-demand views reads. The projection of each holds
-            every feature that is read of it.
-        on_demand: Its on-demand views.
-        features: Types of what it gives, in its order.
-        feature_views: Name of the view that gives each feature.
+        settings: Settings of the installation.
+        feast_service: Feast's object of the service.
+        stored: Views that the service or one of its on-demand views reads. The projection of each
+            view holds all features that are read.
+        on_demand: On-demand views of the service.
+        features: Types of the features of the service, in its order.
+        feature_views: Name of the view of each feature.
         join_keys: Join keys of each stored view.
         key_types: Types of all join keys.
 
@@ -71,9 +71,9 @@ class PublishedService:
         """Resolve the views of a service.
 
         Args:
-            settings: Of the installation.
-            name: Of the service.
-            store: In place of the installation's.
+            settings: Settings of the installation.
+            name: Name of the service.
+            store: Feast's store; by default that of the installation.
 
         Raises:
             DataError: The service, or one of its views, is not published.
@@ -106,10 +106,10 @@ class PublishedService:
 
     @cached_property
     def request_data(self) -> dict[str, FeatureType]:
-        """Types of what a request brings beside keys and `as_of`.
+        """Types of the values that a request brings beside keys and `as_of`.
 
         Raises:
-            DataError: A type is none of TYPES, or something else has the name.
+            DataError: A type is none of FEATURE_TYPES, or a key, a feature or Gyre has the name.
 
         """
         reserved = {"features", *FRAME_COLUMNS, *self.key_types}
@@ -127,8 +127,9 @@ class PublishedService:
                 if name in reserved:
                     reason = "a key, a feature or Gyre has that name: rename it"
                     raise DataError(f"{place}: {reason}")
-                if kind not in ARROW or types.setdefault(name, kind) != kind:
-                    expected = f"expected one type of {', '.join(TYPES)}"
+                known_kind = types.setdefault(name, kind)
+                if kind not in ARROW or kind != known_kind:
+                    expected = f"expected one type of {', '.join(FEATURE_TYPES)}"
                     raise DataError(f"{place}: {expected}, found {kind}")
         return types
 
@@ -148,7 +149,7 @@ class PublishedService:
                 such as `as_of` (int64 microseconds).
 
         Returns:
-            The rows in an order of Feast's choosing.
+            The rows with their features, in any order.
 
         """
         job = self.store.get_historical_features(
@@ -162,9 +163,9 @@ class PublishedService:
         return rows
 
     def definitions(self) -> dict[str, str]:
-        """Return a hash of what each view means, and of the schema, by name.
+        """Return a hash of the definition of each view, and of the schema, by name.
 
-        Of a view, only the features count that are read.
+        Features of a view that the service does not read do not count.
         """
         hashes: dict[str, str] = {}
         schema: dict[str, Any] = {}
@@ -201,7 +202,7 @@ def service_names(
 
 
 def as_stored(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
-    """Cast a column to the type that Feast stores: an on-demand function may give another."""
+    """Cast a column to the type that Feast stores: an on-demand function may return another type."""
     if kind == "timestamp" and pa.types.is_timestamp(column.type):
         column = pc.floor_temporal(column, unit="second")
     return column.cast(ARROW[kind])
@@ -217,7 +218,8 @@ def is_same_value(offline: Any, online: Any) -> bool:
 
 
 def field_types(fields: Iterable[feast.Field]) -> dict[str, str]:
-    """Return names and types of fields; Feast's own name of a type where we have none."""
+    """Return the types of fields by name; a type that no spec has keeps Feast's name."""
     return {
-        field.name: TYPES.get(str(field.dtype), str(field.dtype)) for field in fields
+        field.name: FEATURE_TYPES.get(str(field.dtype), str(field.dtype))
+        for field in fields
     }

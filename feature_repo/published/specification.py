@@ -1,4 +1,4 @@
-"""Writes look-up specifications: how Feast, as published and installed now, reads a service."""
+"""Look-up specifications: how a worker reads a published feature service as Feast reads it."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,7 +14,7 @@ from core.settings import Settings
 from feature_repo import datasets
 from feature_repo.on_demand import digest, function_source, module_source
 from feature_repo.published.redis_names import hash_fields, state_key
-from feature_repo.published.service import TYPES, PublishedService, field_types
+from feature_repo.published.service import FEATURE_TYPES, PublishedService, field_types
 from mlflow_server.manifest import (
     LookupSpecification,
     OnDemandFunction,
@@ -26,7 +26,7 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 class UnsupportedError(Exception):
-    """What only Feast's own reader can do."""
+    """Only Feast's own reader can read a service."""
 
 
 def look_up_specification(
@@ -37,12 +37,12 @@ def look_up_specification(
     """Return how a published feature service is read, or why only Feast can read it.
 
     Args:
-        settings: Of the installation.
-        service_name: Of the feature service.
-        modules: Where on-demand functions are defined. Default: the datasets of the project.
+        settings: Settings of the installation.
+        service_name: Name of the feature service.
+        modules: Modules that define on-demand functions; by default those of the datasets.
 
     Raises:
-        DataError: The service is not published, or a request cannot bring its request data.
+        DataError: The service is not published, or its request data has a wrong type or name.
 
     """
     service = PublishedService(settings, service_name)
@@ -72,8 +72,8 @@ def _check_store_and_types(service: PublishedService) -> None:
         )
     for view in (*service.stored, *service.on_demand):
         for field in view.projection.features:
-            if str(field.dtype) not in TYPES:
-                expected = ", ".join(TYPES)
+            if str(field.dtype) not in FEATURE_TYPES:
+                expected = ", ".join(FEATURE_TYPES)
                 raise UnsupportedError(
                     f"{field.name} is {field.dtype}, not one of {expected}"
                 )
@@ -89,7 +89,7 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
     time, *hash_names = hash_fields(config, view, [field.name for field in fields])
     features = []
     for field, hash_name in zip(fields, hash_names, strict=True):
-        kind = TYPES[str(field.dtype)]
+        kind = FEATURE_TYPES[str(field.dtype)]
         features.append(StoredFeature(name=field.name, kind=kind, field=hash_name))
     time_to_live = view.ttl or timedelta()
     return StoredView(
@@ -107,9 +107,10 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
 
 
 def _function(view: Any, modules: Sequence[str]) -> OnDemandFunction:
-    """Return the function of an on-demand view as the project has it."""
+    """Return the function of an on-demand view in the project's code."""
     outputs = {
-        field.name: TYPES[str(field.dtype)] for field in view.projection.features
+        field.name: FEATURE_TYPES[str(field.dtype)]
+        for field in view.projection.features
     }
     function = view.feature_transformation
     name = function.udf.__name__

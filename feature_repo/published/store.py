@@ -1,4 +1,4 @@
-"""Feast's store of this installation, and what a dataset's module publishes there."""
+"""Feast's store of an installation, and how the definitions of datasets are published there."""
 
 import copy
 import warnings
@@ -14,7 +14,7 @@ from core.user_code import DATASETS, dataset_modules
 from feature_repo.definition import Dataset
 from feature_repo.published.config import feast_config, registry_path, view_address
 
-# Feast, once imported, shows the deprecations of all libraries, which are not a user's.
+# After its import, Feast shows the deprecations of all libraries, which no user can mend.
 warnings.simplefilter("ignore", DeprecationWarning)
 KINDS = ("Entity", "FeatureView", "OnDemandFeatureView", "FeatureService")
 """Classes of Feast's objects that a dataset module defines."""
@@ -28,11 +28,11 @@ def open_store(
     """Open Feast as `feature_store.yaml` says, with this installation's paths and addresses.
 
     Args:
-        settings: Of the installation.
+        settings: Settings of the installation.
         deadline: Seconds that Redis may take for a command.
 
     Raises:
-        DataError: Nothing was ever published here.
+        DataError: No definitions were published here.
 
     """
     if not settings.database_url and not registry_path(settings).exists():
@@ -46,14 +46,14 @@ def open_store(
 
 
 def defined(dataset: str, kind: str) -> list[Any]:
-    """Return Feast's objects of one of KINDS in the module of a dataset, or of a helper."""
+    """Return Feast's objects of one of KINDS in a module of the folder of datasets."""
     module = import_module(f"feature_repo.datasets.{dataset}")
     feast_class = getattr(feast, kind)
     return [value for value in vars(module).values() if isinstance(value, feast_class)]
 
 
 def publish_beside(settings: Settings, *datasets: Dataset) -> None:
-    """Publish the definitions of datasets, and of those that they import, as `feast apply` does."""
+    """Publish datasets and the modules that they import, as `feast apply` does."""
     names = [dataset.name for dataset in datasets]
     for module in dataset_modules(*names):
         path = module.relative_to(DATASETS).with_suffix("")
@@ -72,6 +72,6 @@ def publish_beside(settings: Settings, *datasets: Dataset) -> None:
     config = RepoConfig(**feast_config(settings, WRITE_DEADLINE))
     store = feast.FeatureStore(config=config)
     with warnings.catch_warnings():
-        # That on-demand views are experimental.
+        # Feast warns that on-demand views are experimental.
         warnings.simplefilter("ignore", RuntimeWarning)
         store.apply(objects)
