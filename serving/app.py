@@ -1,7 +1,13 @@
-"""A worker's application: every route behind the middleware, and what runs beside them."""
+"""A worker's application: every route behind the middleware, and what runs beside them.
+
+A module of routes that core/additions.py lists may have both of these:
+    SCORING: a list of ScoringRoute, routes that score rows;
+    routes(settings, repository): a function that returns a list of its other routes.
+"""
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 
@@ -11,7 +17,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from core.additions import ADDITIONS, present
 from core.errors import GyreError
@@ -24,9 +30,9 @@ from serving.log.prediction_log import AppendLog
 from serving.protocols import plain
 from serving.protocols.endpoint import ScoringEndpoint, ScoringRoute
 from serving.repository import ModelRepository
-from serving.routes import feedback, status
+from serving.routes import status
 from serving.routes.documentation import OpenApiDocument
-from serving.routes.route_set import RouteSet
+from serving.routes.feedback import FeedbackRoute
 from serving.watcher import RegistryWatcher
 
 ERRORS = (HTTPException, GyreError, ValidationError, ClientDisconnect, Exception)
@@ -41,29 +47,29 @@ def create_app(settings: Settings) -> RequestMiddleware:
     feedback_log = AppendLog(folder, "feedback")
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
-    route_sets = [
-        feedback.routes(feedback_log),
-        status.routes(repository, log, watcher, settings.link("console")),
+    routes = [
+        FeedbackRoute(feedback_log),
+        *status.routes(repository, log, watcher, settings.link("console")),
     ]
     scoring = list(plain.SCORING)
     for module in added_modules():
         scoring += getattr(module, "SCORING", ())
         if hasattr(module, "routes"):
-            route_sets.append(module.routes(settings, repository))
+            routes += module.routes(settings, repository)
     app = FastAPIOffline(
         title="Gyre",
         version="1",
         redoc_url=None,
-        lifespan=lambda _app: keep_up(
+        lifespan=partial(
+            keep_up,
             logs=(log, feedback_log),
             inbox=inbox,
             repository=repository,
             watcher=watcher,
-            route_sets=route_sets,
         ),
         redirect_slashes=False,
     )
-    return add_routes(app, settings, repository, scoring, route_sets)
+    return add_routes(app, settings, repository, scoring, routes)
 
 
 def added_modules() -> list[ModuleType]:
@@ -86,24 +92,22 @@ def add_routes(
     settings: Settings,
     repository: ModelRepository,
     scoring: Sequence[ScoringRoute],
-    route_sets: Sequence[RouteSet],
+    routes: Sequence[BaseRoute],
 ) -> RequestMiddleware:
     """Add routes and the documentation to an application; put the middleware in front."""
     tokens_file = settings.serving_tokens_file
-    document = OpenApiDocument(
-        app, repository, scoring, route_sets, guarded=tokens_file is not None
-    )
     endpoints = {
         path: ScoringEndpoint(repository, route)
         for route in scoring
         for path in route.paths
     }
+    guarded = tokens_file is not None
+    document = OpenApiDocument(app, repository, endpoints, guarded=guarded)
     app.router.routes[:0] = [
         Route("/openapi.json", document.respond),
         *(Route(path, endpoint) for path, endpoint in endpoints.items()),
     ]
-    for route_set in route_sets:
-        app.router.routes += route_set.routes
+    app.router.routes += routes
     for error in ERRORS:
         app.add_exception_handler(error, _refuse)
     unnamed = {path: route for path, route in endpoints.items() if "{" not in path}

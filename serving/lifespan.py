@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from fastapi import FastAPI
+
+from serving.http.openapi import DescribedRoute
 from serving.log.inbox import Inbox
 from serving.log.prediction_log import AppendLog
 from serving.memory import exempt_from_collection
 from serving.metrics import WATERMARK_AGE, hand_over
 from serving.repository import ModelRepository
-from serving.routes.route_set import RouteSet
 from serving.watcher import RegistryWatcher
 
 logger = logging.getLogger(__name__)
@@ -24,20 +26,21 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def keep_up(
+    app: FastAPI,
+    *,
     logs: Sequence[AppendLog],
     inbox: Inbox | None,
     repository: ModelRepository,
     watcher: RegistryWatcher,
-    route_sets: Sequence[RouteSet],
 ) -> AsyncIterator[None]:
     """Open logs and models, keep them up to date, and close all connections.
 
     Args:
+        app: The application, whose routes may have opened connections.
         logs: Logs of the worker.
         inbox: Where closed files of the logs go; None: they stay in their folder.
         repository: Models of the worker.
         watcher: Brings the models.
-        route_sets: Routes, which may have opened connections.
 
     """
     look_after = partial(_look_after, repository)
@@ -67,9 +70,9 @@ async def keep_up(
         if inbox:
             await inbox.send_last()
         await watcher.close()
-        for route_set in route_sets:
-            if route_set.close is not None:
-                await route_set.close()
+        for route in app.routes:
+            if isinstance(route, DescribedRoute):
+                await route.close()
         await repository.close()
 
 

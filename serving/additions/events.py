@@ -7,7 +7,7 @@ answer.
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Annotated, Any
 
 from annotated_types import Len
@@ -16,17 +16,15 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from core.errors import BrokerUnavailableError
 from core.settings import Settings
 from feature_engine.events.broker import EventSchema, Intake
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.http.edge import json_response, read_body, run_by_size
-from serving.http.openapi import Document, Operation
+from serving.http.openapi import DescribedRoute, Document, Operation
 from serving.metrics import EVENTS
 from serving.repository import ModelRepository
-from serving.routes.route_set import RouteSet
 
 PATH = "/events/{dataset}"
 MAX_EVENTS = 1_000
@@ -46,20 +44,41 @@ NOBODY = -1
 """Example of an integer: nobody's key, so that it changes nobody's features."""
 
 
-def routes(settings: Settings, _repository: ModelRepository) -> RouteSet:
-    """Return the route that puts events on the stream."""
-    intake = Intake(settings)
+class EventsRoute(DescribedRoute):
+    """The route that puts events on the stream."""
 
-    async def answer(request: Request) -> Response:
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(PATH, self.take, methods=["POST"])
+        self._intake = Intake(settings)
+
+    async def take(self, request: Request) -> Response:
+        """Answer a request."""
         dataset = request.path_params["dataset"]
         body = await read_body(request.scope, request.receive, MAX_BYTES)
-        return json_response(await send_events(intake, dataset, body), 202)
+        return json_response(await send_events(self._intake, dataset, body), 202)
 
-    return RouteSet(
-        routes=[Route(PATH, answer, methods=["POST"])],
-        describe=partial(describe_events, intake),
-        close=intake.close,
-    )
+    async def describe(self) -> Operation:
+        """Describe the route, with an example of one dataset where some take events."""
+        schemas: dict[str, bytes] = {}
+        with suppress(BrokerUnavailableError):
+            schemas = await self._intake.schemas()
+        datasets = sorted(schemas)
+        example = {}
+        if datasets:
+            schema = EventSchema.model_validate_json(schemas[datasets[0]])
+            for name, kind in schema.columns.items():
+                example[name] = COLUMN_EXAMPLES.get(kind, NOBODY)
+        return Operation(
+            path=PATH,
+            names=datasets,
+            tag="Events",
+            function=send_events,
+            document=Document(BODY, example),
+            status=202,
+        )
+
+    async def close(self) -> None:
+        await self._intake.close()
 
 
 async def send_events(intake: Intake, dataset: str, body: bytes) -> dict[str, Any]:
@@ -74,27 +93,6 @@ async def send_events(intake: Intake, dataset: str, body: bytes) -> dict[str, An
     entry_id = await intake.put(dataset, content)
     EVENTS.labels(dataset).inc(len(events))
     return {"accepted": len(events), "id": entry_id}
-
-
-async def describe_events(intake: Intake) -> Operation:
-    """Describe the route, with an example of one dataset where some take events."""
-    schemas: dict[str, bytes] = {}
-    with suppress(BrokerUnavailableError):
-        schemas = await intake.schemas()
-    datasets = sorted(schemas)
-    example = {}
-    if datasets:
-        schema = EventSchema.model_validate_json(schemas[datasets[0]])
-        for name, kind in schema.columns.items():
-            example[name] = COLUMN_EXAMPLES.get(kind, NOBODY)
-    return Operation(
-        path=PATH,
-        names=datasets,
-        tag="Events",
-        function=send_events,
-        document=Document(BODY, example),
-        status=202,
-    )
 
 
 def checked_events(schema: bytes, body: bytes) -> list[Any]:
@@ -134,3 +132,8 @@ def _event_types(schema: bytes) -> tuple[str, TypeAdapter[Any], TypeAdapter[Any]
     event = event_schema.row_type()
     event_list: Any = Annotated[list[event], Len(1), FailFast()]  # type: ignore[valid-type]
     return event_schema.event_time, TypeAdapter(event), TypeAdapter(event_list)
+
+
+def routes(settings: Settings, _repository: ModelRepository) -> list[DescribedRoute]:
+    """Return the route of events."""
+    return [EventsRoute(settings)]

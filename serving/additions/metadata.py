@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
+from starlette.routing import BaseRoute
 
 from core.packages import package_version
 from core.settings import Settings
@@ -11,12 +12,11 @@ from serving.additions import kserve_v1, mlflow_scoring, open_inference
 from serving.http.edge import ERROR_RESPONSES
 from serving.protocols.endpoint import answering_version, check_version
 from serving.repository import ModelRepository
-from serving.routes.route_set import RouteSet
 
 MLFLOW_VERSION = package_version("mlflow")
 
 
-def routes(_settings: Settings, repository: ModelRepository) -> RouteSet:
+def routes(_settings: Settings, repository: ModelRepository) -> list[BaseRoute]:
     """Return the routes of all protocols."""
     router = APIRouter()
     kserve: Any = {"tags": [kserve_v1.TAG], "responses": ERROR_RESPONSES}
@@ -68,4 +68,4 @@ def routes(_settings: Settings, repository: ModelRepository) -> RouteSet:
         """Name the version of MLflow, as its own scoring server does."""
         return MLFLOW_VERSION
 
-    return RouteSet(routes=router.routes)
+    return router.routes

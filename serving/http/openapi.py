@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
+from starlette.routing import Route
 
 from core.spec import FeatureType
 from serving.versions.loaded import LoadedVersions
@@ -57,6 +58,17 @@ class Operation:
     function: Callable[..., Any]
     document: Document
     status: int = 200
+
+
+class DescribedRoute(Route):
+    """A route that FastAPI does not describe, as it reads its body itself."""
+
+    async def describe(self) -> Operation:
+        """Return what the documentation says of the route."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Close what the route has opened."""
 
 
 def example_features(model: LoadedVersions) -> dict[str, Any]:

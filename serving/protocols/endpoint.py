@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidRequestError, NoModelError, NotFoundError
 from serving.http.edge import read_body, run_by_size, send_json
-from serving.http.openapi import Document
+from serving.http.openapi import Document, Operation
 from serving.repository import Deployment, ModelRepository
 from serving.scoring.rows import Answer, Row
 from serving.scoring.scorer import Scorer
@@ -50,18 +50,22 @@ class ScoringRoute:
     limit: int = BATCH_LIMIT
     answer: Callable[[Scorer, Rows, datetime], Awaitable[Answers]] = Scorer.predict
 
+    def describe(self, path: str, names: Sequence[str], model: Deployment) -> Operation:
+        """Describe one of the paths by a model; names: values of its parameter."""
+        return Operation(path, names, self.tag, self.document, self.document(model))
+
 
 class ScoringEndpoint:
     """Answers a scoring route. The middleware answers its errors."""
 
     def __init__(self, repository: ModelRepository, route: ScoringRoute) -> None:
         self._repository = repository
-        self._route = route
+        self.route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
-        route = self._route
+        route = self.route
         parameters = scope.get("path_params", {})
         model = self._repository.find(parameters.get("name"))
         scope["model"] = model.name

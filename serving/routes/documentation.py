@@ -15,10 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.http.edge import ERROR_RESPONSES, JSON, json_bytes
-from serving.http.openapi import Operation
-from serving.protocols.endpoint import ScoringRoute
+from serving.http.openapi import DescribedRoute, Operation
+from serving.protocols.endpoint import ScoringEndpoint
 from serving.repository import ModelRepository
-from serving.routes.route_set import RouteSet
 from serving.versions.loaded import LoadedVersions
 
 PARAMETER = re.compile(r"{(\w+)}")
@@ -31,25 +30,22 @@ class OpenApiDocument:
         self,
         app: FastAPI,
         repository: ModelRepository,
-        scoring: Sequence[ScoringRoute],
-        route_sets: Sequence[RouteSet],
+        endpoints: Mapping[str, ScoringEndpoint],
         *,
         guarded: bool,
     ) -> None:
         """Prepare to write the document.
 
         Args:
-            app: The application, which describes its own routes.
+            app: The application.
             repository: Models that are served.
-            scoring: Routes that score rows.
-            route_sets: Other routes, with what describes those that the application does not.
+            endpoints: Endpoints that score rows, by path.
             guarded: Whether a client needs a token.
 
         """
         self._app = app
         self._repository = repository
-        self._scoring = scoring
-        self._route_sets = route_sets
+        self._endpoints = endpoints
         self._guarded = guarded
         self._content = b""
         self._written_of: object = None
@@ -57,9 +53,9 @@ class OpenApiDocument:
     async def respond(self, _request: Request) -> Response:
         """Answer with the document."""
         operations = [
-            await route_set.describe()
-            for route_set in self._route_sets
-            if route_set.describe is not None
+            await route.describe()
+            for route in self._app.routes
+            if isinstance(route, DescribedRoute)
         ]
         models = [model.versions for model in self._repository]
         parts = [(model.spec, model.current, model.signature) for model in models]
@@ -78,9 +74,8 @@ class OpenApiDocument:
         model = self._repository.first()
         names = sorted(models, key=lambda name: name != model.name)
         return [
-            Operation(path, names, route.tag, route.document, route.document(model))
-            for route in self._scoring
-            for path in route.paths
+            endpoint.route.describe(path, names, model)
+            for path, endpoint in self._endpoints.items()
             if "{version}" not in path
         ]
 

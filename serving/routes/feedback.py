@@ -10,14 +10,12 @@ from annotated_types import Len
 from pydantic import Field, TypeAdapter, with_config
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from serving.http.edge import json_response, read_body, run_by_size
-from serving.http.openapi import Document, Operation
+from serving.http.openapi import DescribedRoute, Document, Operation
 from serving.log.prediction_log import AppendLog
 from serving.protocols.endpoint import BATCH_LIMIT
-from serving.routes.route_set import RouteSet
 from serving.scoring.schemas import FORBID, MAX_ROWS, Number, Text, rows_reader
 
 PATH = "/feedback"
@@ -39,18 +37,22 @@ OUTCOME = TypeAdapter(Outcome)
 OUTCOMES = rows_reader(Outcome)
 
 
-def routes(log: AppendLog) -> RouteSet:
-    """Return the route that writes outcomes into the log."""
+class FeedbackRoute(DescribedRoute):
+    """The route that writes outcomes into a log."""
 
-    async def record(request: Request) -> Response:
+    def __init__(self, log: AppendLog) -> None:
+        super().__init__(PATH, self.record, methods=["POST"])
+        self._log = log
+
+    async def record(self, request: Request) -> Response:
+        """Answer a request."""
         body = await read_body(request.scope, request.receive, BATCH_LIMIT)
-        return json_response(await run_by_size(len(body), record_outcomes, log, body))
+        content = await run_by_size(len(body), record_outcomes, self._log, body)
+        return json_response(content)
 
-    async def describe() -> Operation:
+    async def describe(self) -> Operation:
+        """Describe a body with one outcome, or with a list of them."""
         return OPERATION
-
-    route = Route(PATH, record, methods=["POST"])
-    return RouteSet(routes=[route], describe=describe)
 
 
 def record_outcomes(log: AppendLog, body: bytes) -> dict[str, Any]:

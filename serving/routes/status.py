@@ -11,12 +11,12 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from serving.http.edge import json_response
 from serving.log.prediction_log import AppendLog
 from serving.metrics import hand_over
 from serving.repository import ModelRepository
-from serving.routes.route_set import RouteSet
 from serving.versions.loaded import LoadedVersions
 from serving.watcher import RegistryWatcher
 
@@ -30,7 +30,7 @@ def routes(
     log: AppendLog,
     watcher: RegistryWatcher,
     console: str,
-) -> RouteSet:
+) -> list[BaseRoute]:
     """Return the routes. `/` and `/status` need a token where tokens are set.
 
     Args:
@@ -43,7 +43,7 @@ def routes(
     router = APIRouter()
     _add_server(router, console)
     _add_health(router, repository, log, watcher)
-    return RouteSet(routes=router.routes)
+    return router.routes
 
 
 def _add_server(router: APIRouter, console: str) -> None:

@@ -169,8 +169,8 @@ def application(settings, repository):
     scoring = list(plain.SCORING)
     for module in (explanation, kserve_v1, open_inference, mlflow_scoring):
         scoring += module.SCORING
-    route_sets = [metadata.routes(settings, repository)]
-    return add_routes(FastAPI(), settings, repository, scoring, route_sets)
+    routes = metadata.routes(settings, repository)
+    return add_routes(FastAPI(), settings, repository, scoring, routes)
 
 
 def client_of(app):
