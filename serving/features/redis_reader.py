@@ -70,7 +70,7 @@ class RedisReader:
             # Null until all is online.
             time = json.loads(state)["time"] if state else None
             if time is None:
-                text = "Redis holds no features (any more): gyre ingest"
+                text = "Redis holds no features (any more): run gyre ingest"
                 raise FeaturesUnavailableError(text)
             times.append(datetime.fromisoformat(time))
         return min(times)

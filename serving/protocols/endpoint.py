@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidRequestError, NoModelError, NotFoundError
 from serving.http.edge import read_body, run_by_size, send_json
-from serving.http.openapi import Document, Operation
+from serving.http.openapi import Document
 from serving.repository import Deployment, ModelRepository
 from serving.scoring.rows import Answer, Row
 from serving.scoring.scorer import Scorer
@@ -49,10 +49,6 @@ class ScoringRoute:
     document: Callable[[Deployment], Document]
     limit: int = BATCH_LIMIT
     answer: Callable[[Scorer, Rows, datetime], Awaitable[Answers]] = Scorer.predict
-
-    def describe(self, path: str, names: Sequence[str], model: Deployment) -> Operation:
-        """Describe one of the paths by a model; names: values of its parameter."""
-        return Operation(path, names, self.tag, self.document, self.document(model))
 
 
 class ScoringEndpoint:

@@ -73,11 +73,16 @@ class OpenApiDocument:
             return []
         model = self._repository.first()
         names = sorted(models, key=lambda name: name != model.name)
-        return [
-            endpoint.route.describe(path, names, model)
-            for path, endpoint in self._endpoints.items()
-            if "{version}" not in path
-        ]
+        operations = []
+        for path, endpoint in self._endpoints.items():
+            if "{version}" not in path:
+                document = endpoint.route.document
+                operations.append(
+                    Operation(
+                        path, names, endpoint.route.tag, document, document(model)
+                    )
+                )
+        return operations
 
     def _write(
         self, models: Sequence[LoadedVersions], operations: Sequence[Operation]

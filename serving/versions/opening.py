@@ -46,7 +46,7 @@ def open_version(
     store_type = (online_store or {}).get("type")
     problem = _look_up_problem(contract, store_type)
     if contract.model != spec.name:
-        problem = f"it is of model {contract.model}, not of {spec.name}"
+        problem = f"expected model {spec.name}, found {contract.model}"
     if problem:
         raise ModelRefusedError(f"{CONTRACT_FILE}: {problem}")
     session = _open_session(folder, contract, digests, spec)

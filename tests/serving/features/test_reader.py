@@ -120,7 +120,7 @@ def test_an_emptied_redis_is_reported_and_the_last_known_features_are_used(
             await online(source, people(-2))
             stocked.redis.flushdb()
             await source.probe()
-            assert "holds no features (any more): gyre ingest" in source.problem
+            assert "holds no features (any more): run gyre ingest" in source.problem
             return await source.read(people(-2, -1), [NOON] * 2)
 
     rows, origin = uvloop.run(read())

@@ -48,7 +48,12 @@ def test_a_version_may_have_no_population_and_no_probability_for_some_features(
     [
         (contract(), "Identity", SPEC, r"the defaults score \[-88\.\d+\], not a prob"),
         (NUMBER, "Log", NUMBERS, r"the defaults score \[nan\], not a finite number"),
-        (contract(), "Sigmoid", OTHER, "it is of model customer_churn_model, not of m"),
+        (
+            contract(),
+            "Sigmoid",
+            OTHER,
+            "expected model m, found customer_churn_model",
+        ),
     ],
 )
 def test_a_version_whose_scores_do_not_fit_or_of_another_model_is_refused(
