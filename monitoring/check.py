@@ -12,7 +12,7 @@ could not be measured, and an alert goes out."""
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """The result of a check: a figure, and what follows from it.
+    """The result of a check: a figure and its consequence.
 
     Attributes:
         name: Name of the figure: a group, a slash, and a subject, such as `psi/total_spend_30d`.

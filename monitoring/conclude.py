@@ -1,4 +1,4 @@
-"""The end of a monitoring run: verdict, decision, and what is done about them."""
+"""The end of a monitoring run: verdict, decision, alerts and rollback."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -322,7 +322,7 @@ def _roll_back(settings: Settings, report: MonitorReport, previous: str) -> None
     """Put the previous version into production.
 
     Raises:
-        RegistryError: Its files differ from those that were registered, or MLflow does not answer.
+        RegistryError: The files of the version are damaged, or MLflow does not answer.
         PromotionRefusedError: Another version has come into production since.
 
     """

@@ -22,7 +22,7 @@ from monitoring.checks.check_list import run_checks
 from monitoring.conclude import MonitorReport, conclude
 from monitoring.decisions.decision import STALE, Decision
 from monitoring.log.collect import collect
-from monitoring.run import prepare
+from monitoring.run import prepare_run
 
 log = logging.getLogger(__name__)
 ABOUT_EXPERIMENT = (
@@ -64,7 +64,7 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         )
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         folder = Path(name)
-        run, reference = prepare(settings, spec, version, as_of, folder)
+        run, reference = prepare_run(settings, spec, version, as_of, folder)
         report = conclude(run, run_checks(run, reference), collected.malformed)
         if report.decision.rule != STALE:
             _publish_or_alert(settings, spec, report, folder)

@@ -66,7 +66,7 @@ class MonitoringRun:
         as_of: Moment of the run, aware UTC.
         past: Ledger and decisions before the run.
         window: The last prediction of each entity in 24 hours.
-        outcomes: Outcomes that feedback told.
+        outcomes: Outcomes that are known from feedback.
         serving: Counts of each replica of serving; None where one does not answer.
         folder: Folder for Evidently's reports.
         judged: Rows whose outcome is known, backfilled and online, with the metrics on them.
@@ -89,14 +89,14 @@ class MonitoringRun:
     unmeasured: Sequence[str]
 
 
-def prepare(
+def prepare_run(
     settings: Settings,
     newest_spec: ModelSpec,
     version: str,
     as_of: datetime,
     folder: Path,
 ) -> tuple[MonitoringRun, Reference | str]:
-    """Read what the checks need.
+    """Read everything that the checks need.
 
     Args:
         settings: Settings of the installation.
@@ -121,10 +121,9 @@ def prepare(
     unmeasured: list[str] = []
     if isinstance(reference, Reference):
         features = reference.features
-        evaluated_on = reference.snapshot
         with _collecting(unmeasured):
             backfilled = backfilled_outcomes(
-                settings, spec, version, evaluated_on, as_of
+                settings, spec, version, reference.snapshot, as_of
             )
             judged += _judge(spec, backfilled, reference)
         with _collecting(unmeasured):
@@ -222,7 +221,7 @@ def load_past(
 def previous_version(
     rows: Sequence[LedgerRow], registered: Collection[str]
 ) -> str | None:
-    """Return the newest registered version that was in production before that of today.
+    """Return the newest registered version that was in production before today's version.
 
     A version that a monitoring run rolled back is left out.
     """

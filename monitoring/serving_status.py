@@ -51,8 +51,10 @@ def replicas_of(settings: Settings) -> dict[str, str]:
 
 def read_statuses(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the status of each replica by its name; raises as `read_status`."""
-    replicas = replicas_of(settings).items()
-    return {replica: read_status(settings, address) for replica, address in replicas}
+    return {
+        replica: read_status(settings, address)
+        for replica, address in replicas_of(settings).items()
+    }
 
 
 def read_status(settings: Settings, address: str) -> dict[str, Any]:

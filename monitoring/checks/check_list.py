@@ -96,14 +96,15 @@ def run_checks(
     if known_reference:
         chosen_checks += [*comparisons, *limits.checks]
     else:
-        missing = CheckResult(
-            name=REFERENCE,
-            kind=REFERENCE,
-            status="unknown",
-            words=f"there is no reference: {reference}",
-            remedy=f"gyre train {run.spec.name} --force",
+        results.append(
+            CheckResult(
+                name=REFERENCE,
+                kind=REFERENCE,
+                status="unknown",
+                words=f"there is no reference: {reference}",
+                remedy=f"gyre train {run.spec.name} --force",
+            )
         )
-        results.append(missing)
     for check in chosen_checks:
         results += _results(check, run, known_reference)
     named_results = name_performance(results, limits.monitor_only)
@@ -173,11 +174,12 @@ def _results(
         # The message of another library may quote a feature value.
         is_plain = isinstance(exc, GyreError | ImportError)
         reason = str(exc) if is_plain else type(exc).__name__
-        unknown = CheckResult(
-            name=name,
-            kind=name,
-            status="unknown",
-            words=f"{name} was not measured: {reason}",
-            remedy="the log of the monitoring run has the traceback",
-        )
-        return [unknown]
+        return [
+            CheckResult(
+                name=name,
+                kind=name,
+                status="unknown",
+                words=f"{name} was not measured: {reason}",
+                remedy="the log of the monitoring run has the traceback",
+            )
+        ]

@@ -99,14 +99,15 @@ def report_results(
             snapshot.save_json(str(folder / "report.json"))
         except Exception as exc:
             log.exception("Evidently's report")
-            problem = CheckResult(
-                name="report",
-                kind="report",
-                status="alert",
-                words=f"Evidently's report was not written: {type(exc).__name__}",
-                remedy=SEE_LOG,
+            results.append(
+                CheckResult(
+                    name="report",
+                    kind="report",
+                    status="alert",
+                    words=f"Evidently's report was not written: {type(exc).__name__}",
+                    remedy=SEE_LOG,
+                )
             )
-            results.append(problem)
     return results
 
 

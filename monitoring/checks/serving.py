@@ -9,8 +9,9 @@ from datetime import timedelta
 import pandas as pd
 from scipy.stats import ttest_rel
 
+from core.spec import ModelSpec
 from core.spec.monitoring import Monitoring
-from core.spec.training import LOWER_IS_BETTER, Costs, Metric
+from core.spec.training import LOWER_IS_BETTER
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult, Status
 from monitoring.harm import (
@@ -22,37 +23,38 @@ from monitoring.harm import (
     latency_harm,
     measure_variants,
 )
-from monitoring.log.window import LENGTH
+from monitoring.log.outcomes import Outcomes
+from monitoring.log.window import WINDOW_LENGTH
 from monitoring.measurements.performance import PERFORMANCE
 from monitoring.run import MonitoringRun
 from monitoring.serving_status import ServingCounts
-from training.evaluation.metrics import Labels, Scored, all_metrics, losses
+from training.evaluation.metrics import Scored, all_metrics, losses
 from training.evaluation.psi import SCORE
 from training.evaluation.reference import PREDICTED_CLASS, Reference
 from training.model.scoring import version_scores
 
-SPAN = timedelta(hours=1)
+JUDGED_SPAN = timedelta(hours=1)
 """Time whose rows are judged, or the time since the promotion if that is shorter."""
-FEWEST = 100
+FEWEST_SERVED = 100
 """Number of rows below which failures, and of requests below which latency is not judged."""
 SLOWER = 3.0
 """Factor of the previous version's latency; the latency is longer by SLOWER_SECONDS, too."""
 SLOWER_SECONDS = 0.02
 REFUSED_REQUESTS = 100
 """Number of requests refused since the last run from which an alert goes out."""
-SIGNIFICANCE = 0.01
+BETTER_SIGNIFICANCE = 0.01
 """The largest p at which the previous version counts as better."""
 
 
 def serving(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
-    """Judge failures and latency of the version in production by those of the previous version."""
-    start = run.as_of - SPAN
+    """Compare failures and latency of the version in production with the previous version."""
+    start = run.as_of - JUDGED_SPAN
     previous = Variant()
     promotion = run.past.promotion
     if promotion:
         start = max(start, promotion.time)
         # A day: large requests, which take longer, may come at certain hours alone.
-        day_before = promotion.time - LENGTH
+        day_before = promotion.time - WINDOW_LENGTH
         before = measure_variants(run.settings, run.model, day_before, promotion.time)
         previous = before[PRODUCTION, run.past.previous or ""]
     measured = measure_variants(run.settings, run.model, start, run.as_of)
@@ -87,7 +89,7 @@ def judge_serving(
         # Both: a few large requests slow down the tail alone.
         quantiles=("p50", "p95"),
         distance=None,
-        fewest=FEWEST,
+        fewest=FEWEST_SERVED,
     )
     share = current.failed_rows / current.rows if current.rows else None
     failures = failure_harm(current, previous, limits)
@@ -156,14 +158,8 @@ def previous_is_better(
         ]
         if outcomes.kind != "backfilled" or not previous or not bad_metrics:
             continue
-        better = surely_better(
-            y=outcomes.labels,
-            other=version_scores(run.settings, run.spec, previous, outcomes.rows),
-            current=outcomes.scored,
-            metrics=bad_metrics,
-            costs=run.spec.costs,
-            loss=run.spec.loss,
-        )
+        other = version_scores(run.settings, run.spec, previous, outcomes.rows)
+        better = surely_better(run.spec, outcomes, other, bad_metrics)
         problem = f"version {previous} is better on {outcomes.about}: {better}"
         yield _harm_result(
             "serving/previous_is_better",
@@ -173,31 +169,28 @@ def previous_is_better(
 
 
 def surely_better(
-    y: Labels,
-    other: Scored,
-    current: Scored,
-    metrics: Sequence[str],
-    costs: Costs | None,
-    loss: Metric,
+    spec: ModelSpec, outcomes: Outcomes, other: Scored, metrics: Sequence[str]
 ) -> str | None:
-    """Return how much better another version is, if it is better by its loss and all metrics.
+    """Return how much better another version is by all metrics; None if it is not.
+
+    By the loss of the spec its advantage must be significant, too.
 
     Args:
-        y: Actual values.
-        other: Scores of the other version.
-        current: Scores of the version in production for the same rows.
+        spec: Spec of the model.
+        outcomes: Known outcomes with the scores of the version in production.
+        other: Scores of the other version for the same rows.
         metrics: Names of metrics.
-        costs: Costs of the spec.
-        loss: Loss of the spec, by which the difference must be significant.
 
     """
+    y = outcomes.labels
+    current = outcomes.scored
     test = ttest_rel(
-        losses(y, other, loss), losses(y, current, loss), alternative="less"
+        losses(y, other, spec.loss), losses(y, current, spec.loss), alternative="less"
     )
-    if not test.pvalue < SIGNIFICANCE:
+    if not test.pvalue < BETTER_SIGNIFICANCE:
         return None
-    current_metrics = all_metrics(y, current, costs)
-    other_metrics = all_metrics(y, other, costs)
+    current_metrics = all_metrics(y, current, spec.costs)
+    other_metrics = all_metrics(y, other, spec.costs)
     sentences = []
     for name in metrics:
         gain = other_metrics[name] - current_metrics[name]

@@ -30,18 +30,18 @@ from mlflow_server.model.pyfunc import read_version
 from mlflow_server.roles import RoleAssignment
 from monitoring.check import CheckResult
 from monitoring.log.tables import query_log
-from monitoring.log.window import LENGTH
+from monitoring.log.window import WINDOW_LENGTH
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
 
 SAMPLE_VECTORS = 1_000
 WINDOW_END_DELAY = timedelta(seconds=2)
 """Delay that the online value of a window may have after its end (docs/monitoring.md)."""
-LIMIT = 0.01
+LARGEST_SHARE = 0.01
 """Share of vectors with another value: the rows of an ingest may come in several steps."""
-SIGNIFICANCE = 0.001
+SKEW_SIGNIFICANCE = 0.001
 """The largest p at which a share counts as beyond the limit."""
-SAMPLE = f"""
+SAMPLE_QUERY = f"""
 SELECT entity, request_data, as_of, features FROM logged
 WHERE error IS NULL AND version = $1 AND features_from IN ('online', 'partly')
 ORDER BY hash(request_id) LIMIT {SAMPLE_VECTORS}"""  # noqa: S608  (ours)
@@ -62,9 +62,12 @@ def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResu
     """Compare a sample of the vectors that the version received in the 24 hours of the window."""
     rows = sample_rows(run.settings, run.model, run.version, run.as_of)
     if not rows:
-        words = "no answer of the last 24 hours was from stored features"
         yield CheckResult(
-            name="skew/vectors", kind="skew", status="note", value=0.0, words=words
+            name="skew/vectors",
+            kind="skew",
+            status="note",
+            value=0.0,
+            words="no answer of the last 24 hours was from stored features",
         )
         return
     registry = Registry(run.settings)
@@ -81,15 +84,15 @@ def sample_rows(
     settings: Settings, model: RoleAssignment, version: str, until: datetime
 ) -> list[dict[str, Any]]:
     """Return up to SAMPLE_VECTORS rows of 24 hours whose features were looked up."""
-    with query_log(settings, model, until - LENGTH, until) as connection:
-        sample = connection.execute(SAMPLE, [version]).to_arrow_table()
+    with query_log(settings, model, until - WINDOW_LENGTH, until) as connection:
+        sample = connection.execute(SAMPLE_QUERY, [version]).to_arrow_table()
     return list(sample.to_pylist())
 
 
 def read_vectors(
     rows: Sequence[Mapping[str, Any]], contract: ModelManifest
 ) -> list[Vector]:
-    """Return the vectors of those rows that have the keys and features of a version."""
+    """Return the vectors of all rows that have the keys and features of a version."""
     fields = contract.lookup.request_data
     vectors: list[Vector] = []
     for row in rows:
@@ -111,8 +114,8 @@ def read_vectors(
 def online_delays(settings: Settings) -> list[timedelta]:
     """Return delays that online values may have after a row has arrived or a window has ended.
 
-    Until an ingest has ended, online values are those of the previous ingest: one period late, or
-    two if an ingest takes longer than its period.
+    Until an ingest has ended, online values come from the previous ingest: they are one period
+    late, or two if an ingest takes longer than its period.
     """
     period = shortest_period(settings.ingest_schedule)
     return [timedelta(0), period, 2 * period, WINDOW_END_DELAY]
@@ -126,8 +129,8 @@ def compare_offline(
 ) -> list[set[str]]:
     """Return the features of each vector that equal no offline value of the moment less a delay.
 
-    A value is compared with that of all rows that are known today and, if it differs, with that of
-    the rows that had arrived by then.
+    A logged value is compared with the value of all rows that are known today. If it differs, it is
+    compared with the value of the rows that had arrived by its moment.
 
     Raises:
         DataError: The offline values cannot be read.
@@ -170,7 +173,7 @@ def _remove_equal(
     vectors: Sequence[Vector],
     offline: pa.Table,
 ) -> None:
-    """Remove the features whose offline value was logged. `position` is that of the vector."""
+    """Remove the features whose offline value was logged. `position` names the vector."""
     names = sorted(set().union(*differing_features))
     # In the form in which serving logs them.
     rows = to_jsonable_python(
@@ -203,15 +206,15 @@ def judge_skew(
     yield CheckResult(
         name="skew/share",
         kind="skew",
-        status="note" if share > LIMIT else "ok",
+        status="note" if share > LARGEST_SHARE else "ok",
         value=share,
-        limit=LIMIT,
+        limit=LARGEST_SHARE,
         words=f"{share:.1%} of {vector_count} vectors had another value online than offline",
     )
     counts = Counter(name for names in differing_features for name in names)
     for name, count in sorted(counts.items()):
-        test = binomtest(count, vector_count, LIMIT, alternative="greater")
-        if test.pvalue >= SIGNIFICANCE:
+        test = binomtest(count, vector_count, LARGEST_SHARE, alternative="greater")
+        if test.pvalue >= SKEW_SIGNIFICANCE:
             continue
         feature_share = count / vector_count
         yield CheckResult(
@@ -219,7 +222,7 @@ def judge_skew(
             kind="skew",
             status="alert",
             value=feature_share,
-            limit=LIMIT,
+            limit=LARGEST_SHARE,
             words=(
                 f"{name}: {feature_share:.1%} of {vector_count} vectors had another value online "
                 "than offline"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from feature_engine.ingest.record import service_records
 from monitoring.check import CheckResult
 from monitoring.decisions.decision import ENTITIES
-from monitoring.log.window import LENGTH
+from monitoring.log.window import WINDOW_LENGTH
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
 
@@ -34,7 +34,7 @@ def entity_count(
 
 def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
     """Alert of far fewer entities than usual."""
-    until = run.as_of - LENGTH  # windows that do not overlap with this one
+    until = run.as_of - WINDOW_LENGTH  # windows that do not overlap with this one
     earlier = [row.entities for row in run.past.decisions if row.as_of <= until]
     usual = usual_entities(earlier)
     if usual is None:

@@ -38,8 +38,8 @@ def training_cause(
 ) -> TrainingCause:
     """Return the cause of a training that started at `start`.
 
-    The moment of the training is `wanted_moment`, else that of the newest decision without an
-    answer, else `start`. Unless somebody asked for it, it is never before the newest promotion: an
+    The moment of the training is `wanted_moment`, else the moment of the newest decision without
+    an answer, else `start`. Unless somebody asked for it, it is never before the newest promotion: an
     older training does not promote.
 
     Args:

@@ -10,9 +10,9 @@ The first rule that fits decides, from top to bottom:
     first_bad_window     fewer than 2 bad of the last 5 windows *        nothing
     cooldown             a retraining was decided too short a time ago   nothing
     nothing_new          no rows matured since the newest training       nothing
-    drift                none of these                                   retrain
+    drift                no other rule fits                              retrain
 
-(* the numbers are those of the spec's [monitoring])
+(* numbers of the spec's [monitoring])
 
 An alert goes out with every action but nothing, and for each unknown result, once per incident. A
 stale run is not stored.
@@ -60,7 +60,8 @@ class Inputs:
             0.31`.
         harm: Why the version does harm; None if it does none.
         previous: The version to go back to.
-        last_retraining: Moment of the last decision to retrain that made a version, or still may.
+        last_retraining: Moment of the last decision to retrain that made a version, or still may;
+            None with harm, too.
         last_promotion: Moment at which the version came into production.
         cooldown: The least time between two retrainings.
         windows: Number of newest windows that count.
@@ -122,8 +123,9 @@ def has_too_few_entities(results: Sequence[CheckResult]) -> bool:
 
 def find_reasons(verdict: Verdict, results: Sequence[CheckResult]) -> list[str]:
     """Return the words of the results from which a verdict follows."""
-    statuses = {"bad": "bad", "unknown": "unknown", "insufficient_data": "unknown"}
-    status = statuses.get(verdict)
+    if verdict == "ok":
+        return []
+    status = "bad" if verdict == "bad" else "unknown"
     return [result.words for result in _judged(results) if result.status == status]
 
 

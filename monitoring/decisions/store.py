@@ -16,8 +16,8 @@ from core.tables.query import query_table
 from monitoring.check import CheckResult
 from monitoring.decisions.decision import Verdict
 
-DECISIONS = "decisions"
-CHECKS = "checks"
+DECISIONS_TABLE = "decisions"
+CHECKS_TABLE = "checks"
 RESULTS = TypeAdapter(list[CheckResult])
 MAX_FILES = 50
 """A table of more files is compacted: each run of a model adds a file."""
@@ -126,31 +126,33 @@ def notable_decisions(
 
 
 def _queried_decisions(settings: Settings, query: str) -> list[DecisionRow]:
-    decisions = [DecisionRow(**row) for row in query_table(settings, DECISIONS, query)]
+    decisions = [
+        DecisionRow(**row) for row in query_table(settings, DECISIONS_TABLE, query)
+    ]
     return sorted(decisions, key=lambda decision: decision.as_of)
 
 
 def store_decision(settings: Settings, row: DecisionRow) -> None:
-    """Store a decision in place of the decision of an earlier try as of the same moment.
+    """Store a decision in place of an earlier try as of the same moment.
 
     Raises:
         DataError: The table cannot be written.
 
     """
-    _store(settings, DECISIONS, asdict(row))
+    _store(settings, DECISIONS_TABLE, asdict(row))
 
 
 def store_checks(
     settings: Settings, model: str, as_of: datetime, results: Sequence[CheckResult]
 ) -> None:
-    """Store the results of a run in place of those of an earlier try as of the same moment.
+    """Store the results of a run in place of an earlier try as of the same moment.
 
     Raises:
         DataError: The table cannot be written.
 
     """
     text = RESULTS.dump_json([*results]).decode()
-    _store(settings, CHECKS, {"model": model, "as_of": as_of, "results": text})
+    _store(settings, CHECKS_TABLE, {"model": model, "as_of": as_of, "results": text})
 
 
 def stored_checks(
@@ -167,7 +169,7 @@ def stored_checks(
         return {}
     rows = query_table(
         settings,
-        CHECKS,
+        CHECKS_TABLE,
         "SELECT as_of, results FROM here "  # noqa: S608  (ours)
         f"WHERE model = '{model}' AND as_of IN ({literals})",
     )

@@ -102,7 +102,7 @@ def _row_labels(
         )
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
-        known_until = newest_known(spec, as_of).as_py()
+        known_until = newest_known(spec, as_of)
         rows = labels(raw, label, [BEGINNING, known_until], own_rows=True)
         require_outcome_key(spec, rows)
         entities = keyed_answers[[*spec.entity_key]].drop_duplicates()
@@ -130,7 +130,7 @@ def _matured_labels(
     """
     known_answers = answers.select(["entity", "as_of"]).to_pandas()
     known_answers["place"] = range(answers.num_rows)
-    is_matured = known_answers["as_of"] <= newest_known(spec, as_of).as_py()
+    is_matured = known_answers["as_of"] <= newest_known(spec, as_of)
     keyed_answers = _with_entity_keys(spec, known_answers[is_matured])
     if keyed_answers.empty:
         return keyed_answers.assign(label=np.nan)
@@ -169,10 +169,10 @@ def _day_labels(
     return labelled_days.merge(first_events, on=[owner, DAY], how="left")
 
 
-def newest_known(spec: ModelSpec, as_of: datetime) -> pa.Scalar:
+def newest_known(spec: ModelSpec, as_of: datetime) -> datetime:
     """Return the last moment whose label is known at `as_of`."""
     label = load_dataset(spec.dataset).labels[spec.label]
-    return pa.scalar(as_of - label.horizon - label.lateness, TIME_TYPE)
+    return as_of - label.horizon - label.lateness
 
 
 def _with_entity_keys(spec: ModelSpec, answers: pd.DataFrame) -> pd.DataFrame:

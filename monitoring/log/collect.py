@@ -29,10 +29,10 @@ from monitoring.log.tables import outcomes, predictions
 
 BYTES_AT_ONCE = 64 * 1024 * 1024
 """Size of the files that are in memory together: a million rows in ten files took 4 GB."""
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+LoggedInteger = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """A larger integer is read as a float; one that is too large for a float is malformed."""
 JsonText = Annotated[
-    dict[str, bool | Int64 | float | str | None], AfterValidator(json.dumps)
+    dict[str, bool | LoggedInteger | float | str | None], AfterValidator(json.dumps)
 ]
 
 
@@ -65,7 +65,7 @@ class PredictionLine(LogLine):
 
     model: str
     version: str
-    created: Int64
+    created: LoggedInteger
     role: str
     as_of: AwareDatetime
     entity: Annotated[str, Field(coerce_numbers_to_str=True)] | None

@@ -1,7 +1,7 @@
 """Rows whose outcome is known by now, with the scores of a version.
 
-online: logged predictions of the version. backfilled: the newest snapshots that matured after
-those of the version's evaluation, as many of them, which the version scores now.
+online: logged predictions of the version. backfilled: the newest snapshots that matured after the
+version's evaluation, at most as many as it was evaluated on; the version scores them now.
 """
 
 import json
@@ -18,7 +18,7 @@ from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
 from mlflow_server.roles import RoleAssignment
 from monitoring.log.actuals import newest_known, read_actuals, units
-from monitoring.log.tables import ANSWERS, answered_rows, logged_scores
+from monitoring.log.tables import ANSWERS, answered_rows, is_of_model, logged_scores
 from training.data.frame import build_frame
 from training.data.snapshots import dates, matured
 from training.evaluation.metrics import Labels, Scored
@@ -58,8 +58,7 @@ def backfilled_outcomes(
 ) -> Outcomes | None:
     """Score the newest snapshots that matured after `evaluated_on`; None if there are none."""
     dataset = load_dataset(spec.dataset)
-    label = dataset.labels[spec.label]
-    known_until = as_of - label.horizon - label.lateness
+    known_until = newest_known(spec, as_of)
     newest = matured(spec.snapshots, evaluated_on, known_until)[-spec.snapshots.test :]
     if not newest:
         return None
@@ -96,7 +95,7 @@ def online_outcomes(
 
     """
     is_usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
-    is_own = (pc.field("version") == version) & (pc.field("created") == model.created)
+    is_own = is_of_model(model) & (pc.field("version") == version)
     is_chosen = is_usual & is_own & _is_judgeable(spec, feedback, as_of)
     segments = [name for name in spec.segment if name in spec.features]
     columns = [*ANSWERS, "request_data", *(["features"] if segments else [])]
@@ -122,13 +121,12 @@ def online_outcomes(
 def _is_judgeable(
     spec: ModelSpec, feedback: Mapping[str, float], as_of: datetime
 ) -> pc.Expression:
-    """Return the condition that the label of a model's row has matured or that feedback names it."""
-    is_own = pc.field("model") == spec.name
+    """Return the condition that the label of a row has matured or that feedback names the row."""
     is_matured = pc.field("as_of") <= newest_known(spec, as_of)
     if not feedback:  # then young files need not be opened
-        return is_own & is_matured
+        return is_matured
     is_named = pc.field("request_id").isin(pa.array([*feedback], pa.string()))
-    return is_own & (is_matured | is_named)
+    return is_matured | is_named
 
 
 def _is_telling(spec: ModelSpec, rows: pa.Table) -> bool:

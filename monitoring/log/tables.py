@@ -1,7 +1,7 @@
 """The tables `predictions` and `outcomes`, and the queries on them.
 
 The table `predictions` has rows that a version answered and rows that it failed. `answered_rows`
-reads answered rows alone: use it for scores, features and outcomes.
+reads only answered rows: use it for scores, features and outcomes.
 """
 
 import re
@@ -82,7 +82,7 @@ OUTCOMES = pa.schema(
 
 @dataclass(frozen=True)
 class KnownOutcomes:
-    """Outcomes that feedback told.
+    """Outcomes that are known from feedback.
 
     Attributes:
         known: Actual value by request. If several lines name a request, the line that was received
@@ -102,6 +102,11 @@ def predictions(settings: Settings) -> Table:
 
 def outcomes(settings: Settings) -> Table:
     return Table(settings, "outcomes", OUTCOMES)
+
+
+def is_of_model(model: RoleAssignment) -> pc.Expression:
+    """Return the condition that a row of `predictions` is one of a registered model."""
+    return (pc.field("model") == model.name) & (pc.field("created") == model.created)
 
 
 def answered_rows(

@@ -16,7 +16,7 @@ from monitoring.log.tables import query_log
 from training.evaluation.psi import SCORE
 from training.evaluation.reference import PREDICTED_CLASS
 
-LENGTH = timedelta(hours=24)
+WINDOW_LENGTH = timedelta(hours=24)
 TEXTS = {"string", "timestamp"}
 """Types of features whose values are texts in the log."""
 BATCH_ROWS = 100_000
@@ -28,7 +28,7 @@ SELECT *, CASE
     WHEN entity IS NULL THEN 'without an entity'
     WHEN features_from = 'defaults' THEN 'answered from defaults' END AS reason
 FROM logged WHERE error IS NULL"""
-LAST = """
+LAST_ANSWERS = """
 SELECT given.*, score, TRY_CAST(prediction AS INTEGER) AS position, given IS NOT NULL AS fits
 FROM (
   SELECT *, coalesce(probability, prediction) AS score,
@@ -81,7 +81,7 @@ def read_window(
         name: "VARCHAR" if kind in TEXTS else "DOUBLE"
         for name, kind in features.items()
     }
-    with query_log(settings, model, until - LENGTH, until) as connection:
+    with query_log(settings, model, until - WINDOW_LENGTH, until) as connection:
         connection.execute("SET VARIABLE version = $1", [version])
         connection.execute("SET VARIABLE types = $1", [json.dumps(kinds)])
         connection.execute(REASONS)
@@ -102,7 +102,7 @@ def read_window(
 
 def _last_answers(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, int]:
     """Return the last answer to each entity, and the number of answers with other features."""
-    reader = connection.execute(LAST).to_arrow_reader(BATCH_ROWS)
+    reader = connection.execute(LAST_ANSWERS).to_arrow_reader(BATCH_ROWS)
     misfit_count = 0
     batches: list[pa.RecordBatch] = []
     for batch in reader:

@@ -1,4 +1,4 @@
-"""Label drift: the distance of known outcomes from those of a version's evaluation."""
+"""Label drift: the distance of known outcomes from a version's evaluation."""
 
 import math
 from collections.abc import Iterator

@@ -116,14 +116,7 @@ def measure(
             words=f"{metric} {value:.3f} [{low:.3f}, {high:.3f}] ({outcomes.about}), "
             f"was {old_value:.3f}",
         )
-    for name, value in _shown_figures(outcomes, values).items():
-        yield MeasuredMetric(
-            name=f"{outcomes.kind}/{name}",
-            metric=name,
-            value=value,
-            rows=len(y),
-            words=f"{name} {value:.3f} ({outcomes.about})",
-        )
+    yield from _shown_figures(outcomes, values)
 
 
 def bad_from(
@@ -152,8 +145,10 @@ def bad_from(
     return min(relative, absolute) if is_low_good else max(relative, absolute)
 
 
-def _shown_figures(outcomes: Outcomes, values: Mapping[str, float]) -> dict[str, float]:
-    """Return the calibration error, and the shares of actual and predicted positives."""
+def _shown_figures(
+    outcomes: Outcomes, values: Mapping[str, float]
+) -> Iterator[MeasuredMetric]:
+    """Measure the calibration error, and the shares of actual and predicted positives."""
     figures: dict[str, float] = {}
     row_count = len(outcomes.labels)
     if outcomes.scored.task != "regression":
@@ -162,7 +157,14 @@ def _shown_figures(outcomes: Outcomes, values: Mapping[str, float]) -> dict[str,
     if outcomes.scored.task == "classification":
         figures["label_rate"] = (values["tp"] + values["fn"]) / row_count
         figures["positive_rate"] = (values["tp"] + values["fp"]) / row_count
-    return figures
+    for name, value in figures.items():
+        yield MeasuredMetric(
+            name=f"{outcomes.kind}/{name}",
+            metric=name,
+            value=value,
+            rows=row_count,
+            words=f"{name} {value:.3f} ({outcomes.about})",
+        )
 
 
 def _standard_errors(y: Labels, scored: Scored, spec: ModelSpec) -> dict[str, float]:

@@ -155,7 +155,7 @@ def _gap(
 ) -> Iterator[MeasuredMetric]:
     """Measure the largest difference between two shares of a group.
 
-    Its limit is three standard errors above that of the spec. Shares of fewer rows than `fewest` do
+    Its limit is three standard errors above the spec's limit. Shares of fewer rows than `fewest` do
     not count. Nothing is measured if fewer than two shares of each group count.
     """
     gaps: list[tuple[float, float]] = []

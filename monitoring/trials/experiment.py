@@ -27,7 +27,13 @@ from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, RoleAssignment
 from monitoring.harm import find_harm, measure_variants, rollout_limits
 from monitoring.log.actuals import read_actuals, units
 from monitoring.log.collect import collect
-from monitoring.log.tables import ANSWERS, answered_rows, join_outcomes, logged_scores
+from monitoring.log.tables import (
+    ANSWERS,
+    answered_rows,
+    is_of_model,
+    join_outcomes,
+    logged_scores,
+)
 from training.evaluation.metrics import Scored, losses
 from training.evaluation.reference import spec_of_version
 
@@ -145,10 +151,24 @@ def read_report(
             f"gyre promote {spec.name} VERSION --role challenger --percent 10 --reason …"
         )
     spec = spec_of_version(settings, spec, experiment.production)
-    collect(settings)
-    known_outcomes = join_outcomes(settings, spec, as_of).known
     model = RoleAssignment(spec.name, rows[-1].created)
-    return evaluate(settings, spec, model, experiment, known_outcomes, as_of)
+    until = min(as_of, experiment.end or as_of)
+    collect(settings)
+    feedback = join_outcomes(settings, spec, as_of).known
+    answers = _first_answers(settings, spec, model, experiment, until)
+    labels, _ = read_actuals(settings, spec, answers, feedback, as_of)
+    scores = logged_scores(spec, answers).tolist()
+    entities = answers.select(["role", "prediction"]).to_pandas()
+    entities = entities.assign(label=labels, score=scores).dropna(subset="label")
+    variants = measure_variants(settings, model, experiment.start, until)
+    return replace(
+        compare_groups(spec, experiment, entities, as_of),
+        harm=find_harm(
+            variants[CHALLENGER, experiment.challenger],
+            variants[PRODUCTION, experiment.production],
+            rollout_limits(spec.rollout),
+        ),
+    )
 
 
 def newest_experiment(rows: Sequence[LedgerRow]) -> Experiment | None:
@@ -173,36 +193,21 @@ def newest_experiment(rows: Sequence[LedgerRow]) -> Experiment | None:
     return experiment
 
 
-def evaluate(
+def _first_answers(
     settings: Settings,
     spec: ModelSpec,
     model: RoleAssignment,
     experiment: Experiment,
-    known_outcomes: Mapping[str, float],
-    as_of: datetime,
-) -> ExperimentReport:
-    """Compare the versions of one experiment.
-
-    Args:
-        settings: Settings of the installation.
-        spec: Spec of the model.
-        model: The model as it is registered.
-        experiment: The experiment.
-        known_outcomes: Actual values by request. A value of raw data is preferred.
-        as_of: The moment up to which log and outcomes are read.
-
-    """
-    until = min(as_of, experiment.end or as_of)
+    until: datetime,
+) -> pa.Table:
+    """Return the first answer to each entity in an experiment, or for each row of the label."""
     received = pc.field("received")
     role = pc.field("role")
     version = pc.field("version")
     is_challengers = (role == CHALLENGER) & (version == experiment.challenger)
     is_productions = (role == PRODUCTION) & (version == experiment.production)
     is_within = (received >= experiment.start) & (received <= until)
-    is_of_model = (pc.field("model") == model.name) & (
-        pc.field("created") == model.created
-    )
-    is_own = is_of_model & (is_challengers | is_productions)
+    is_own = is_of_model(model) & (is_challengers | is_productions)
     is_counted = pc.field("in_population") & pc.field("entity").is_valid()
     columns = [*ANSWERS, "request_data"]
     answers = answered_rows(settings, is_own & is_within & is_counted, columns)
@@ -211,31 +216,16 @@ def evaluate(
     if spec.snapshots.rows != "label":
         keys = keys[["entity"]]
     is_first = keys["entity"].isna() | ~keys.duplicated()
-    table = answers.filter(pa.array(is_first, pa.bool_()))
-    labels, _ = read_actuals(settings, spec, table, known_outcomes, as_of)
-    scores = logged_scores(spec, table).tolist()
-    entities = table.select(["role", "prediction"]).to_pandas()
-    entities = entities.assign(label=labels, score=scores)
-    report = compare(spec, experiment, entities.dropna(subset="label"), as_of)
-    variants = measure_variants(settings, model, experiment.start, until)
-    return replace(
-        report,
-        harm=find_harm(
-            variants[CHALLENGER, experiment.challenger],
-            variants[PRODUCTION, experiment.production],
-            rollout_limits(spec.rollout),
-        ),
-    )
+    return answers.filter(pa.array(is_first, pa.bool_()))
 
 
-def compare(
+def compare_groups(
     spec: ModelSpec, experiment: Experiment, entities: pd.DataFrame, as_of: datetime
 ) -> ExperimentReport:
     """Judge by the cost if the spec has costs, else by the loss.
 
-    The cost is that of the action for each prediction of 1, and of the loss for each actual 1. It
-    is observed and uses no assumption (`averted`), provided that each prediction of 1 led to the
-    action.
+    Each prediction of 1 costs the action, and each actual 1 costs the loss. The cost is observed and
+    uses no assumption (`averted`), provided that each prediction of 1 led to the action.
 
     Args:
         spec: Spec of the model.

@@ -1,8 +1,7 @@
 """`rollout_<MODEL>`: a run judges the version in a rollout and takes one step.
 
-The ledger is the only state: its rows say which version is in which role since when, and what was
-measured in the previous step. So a run that was killed can be repeated, and a second run changes
-nothing.
+The ledger is the only state: its rows have the roles with their times, and the figures of the
+previous step. So a run that was killed can be repeated, and a second run changes nothing.
 """
 
 from collections.abc import Sequence
@@ -33,11 +32,11 @@ from monitoring.harm import (
 )
 from monitoring.log.collect import collect
 
-Action = Literal["hold", "advance", "abort", "done"]
+RolloutAction = Literal["hold", "advance", "abort", "done"]
 AUTHOR = "rollout"
 """Author of the ledger rows that a rollout writes."""
 STEP: LedgerAction = "rollout"
-"""Action of the ledger rows that a rollout writes. In a row with another action, a person put the
+"""LedgerAction of the ledger rows that a rollout writes. In a row with another action, a person put the
 version into its role; a rollout does not move that version."""
 EFFECTS = {
     "hold": "holds",
@@ -75,7 +74,7 @@ EVIDENCE = TypeAdapter(Evidence)
 class RolloutStep:
     """An action, the percent that the challenger answers from then on, and the reason in words."""
 
-    action: Action
+    action: RolloutAction
     percent: int
     reason: str
 
@@ -86,7 +85,7 @@ class RolloutReport:
 
     Attributes:
         version: The version in the rollout; None: no rollout is in progress.
-        action: Action of the step, or `nothing`.
+        action: LedgerAction of the step, or `nothing`.
         summary: Version, action and reason in one line.
         evidence: Everything that the step depends on; None: nothing was measured.
 
@@ -156,7 +155,7 @@ def judge_step(policy: Rollout, evidence: Evidence) -> RolloutStep:
 def _missing_evidence(
     policy: Rollout, minutes: float, challenger: Variant, production: Variant
 ) -> str | None:
-    """Return what is not known yet; None if everything is known.
+    """Return which evidence is still missing; None if none is.
 
     Rows and requests are counted apart: a request may have many rows.
     """

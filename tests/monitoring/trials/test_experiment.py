@@ -16,7 +16,7 @@ from core.spec.training import BetterThanBaseline
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.trials.experiment import (
     Experiment,
-    compare,
+    compare_groups,
     newest_experiment,
     read_report,
 )
@@ -44,7 +44,7 @@ def compared(random, size, share, rates, spec=SPEC):
             "prediction": (score >= 0.5).astype(float),
         }
     )
-    return compare(spec, Experiment("1", "2", 50, START, None), entities, START)
+    return compare_groups(spec, Experiment("1", "2", 50, START, None), entities, START)
 
 
 @pytest.mark.parametrize(
