@@ -35,7 +35,7 @@ from mlflow_server.model.pyfunc import ModelFile
 from monitoring.decisions.decision import Inputs, Verdict, decide
 from monitoring.log.outcomes import Outcomes
 from monitoring.measurements.performance import measure
-from training.data.frame import build_frame, feature_columns, rows_at
+from training.data.frame import build_frame, feature_columns, snapshot_rows
 from training.data.snapshots import Snapshot, dates, matured, plan_snapshots
 from training.evaluation.metrics import (
     Scored,
@@ -50,7 +50,7 @@ from training.evaluation.reference import PREDICTED_CLASS, measure_spread, with_
 from training.model.onnx_export import exported
 from training.model.scoring import score
 from training.stages.dataset import unlearnable
-from training.stages.evaluate import compare
+from training.stages.evaluate import measure_models
 from training.stages.gate import apply_gates
 from training.stages.train import choose, train_model, with_usable_folds
 
@@ -133,13 +133,13 @@ class History:
 
     def rows(self, *names: datetime) -> pa.Table:
         """Return the rows of snapshots with their labels."""
-        return rows_at(
+        return snapshot_rows(
             self.frame, [each for each in self.snapshots if each.start in names]
         )
 
     def tested(self, name: datetime) -> pa.Table:
         """Return the rows that a model is evaluated on."""
-        return rows_at(self.frame, self.plan(self.known_at[name]).test)
+        return snapshot_rows(self.frame, self.plan(self.known_at[name]).test)
 
     def score(self, name: datetime, rows: pa.Table) -> Scored:
         model = self.model(name)
@@ -153,7 +153,7 @@ class History:
 
     def passes_gates(self, challenger: datetime, champion: datetime) -> bool:
         rows = self.tested(challenger)
-        evaluation = compare(
+        evaluation = measure_models(
             spec=self.spec,
             y=rows["label"].to_numpy(),
             challenger=self.score(challenger, rows),
@@ -167,7 +167,7 @@ class History:
     def drift(self, name: datetime, week: datetime) -> Finding:
         """Compare the week's window with what the model was evaluated on."""
         limits = self.spec.monitoring
-        rows = rows_at(self.windows, [self.window[week]])
+        rows = snapshot_rows(self.windows, [self.window[week]])
         if rows.num_rows < limits.fewest:
             return "insufficient_data", []
         reference, spread = self._reference(name)
@@ -191,7 +191,11 @@ class History:
         return self.performance(name, tuple(newer[-self.spec.snapshots.test :]))
 
     def _performance(self, name: datetime, snapshots: tuple[Snapshot, ...]) -> Finding:
-        rows = rows_at(self.frame, snapshots) if snapshots else self.frame.slice(0, 0)
+        rows = (
+            snapshot_rows(self.frame, snapshots)
+            if snapshots
+            else self.frame.slice(0, 0)
+        )
         y = rows["label"].to_numpy()
         if len(y) < self.spec.monitoring.fewest:
             return "insufficient_data", []
@@ -218,7 +222,7 @@ class History:
         rows = self.tested(name)
         scored = with_scores(self.spec, rows, self.score(name, rows))
         planned = self.plan(self.known_at[name]).snapshots
-        spread = measure_spread(self.spec, scored, rows_at(self.frame, planned))
+        spread = measure_spread(self.spec, scored, snapshot_rows(self.frame, planned))
         return self._compared(scored), spread.psi
 
     def _compared(self, rows: pa.Table) -> pd.DataFrame:
@@ -239,9 +243,11 @@ class History:
     def _train(self, name: datetime) -> TrainedModel:
         spec = self.spec
         planned = self.plan(self.known_at[name])
-        frame = rows_at(self.frame, planned.snapshots)
+        frame = snapshot_rows(self.frame, planned.snapshots)
         problems = unlearnable(
-            spec, rows_at(frame, planned.train), rows_at(frame, planned.test)
+            spec,
+            snapshot_rows(frame, planned.train),
+            snapshot_rows(frame, planned.test),
         )
         if problems:
             raise TrainingError(f"{spec.name}: {'; '.join(problems)}")

@@ -31,7 +31,7 @@ from core.spec import load_spec
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import SCORE
-from training.data.frame import feature_columns, rows_at
+from training.data.frame import feature_columns, snapshot_rows
 from training.model.onnx_export import exported
 from training.model.scoring import open_session, session_inputs
 from training.stages.dataset import load_frame
@@ -68,10 +68,10 @@ def compare(home: Path) -> None:
     spec = load_spec(MODEL)
     (version,) = Registry(settings).versions(MODEL)
     frame, plan = load_frame(Tracking(settings), version.run_id)
-    forest = fit_pipeline(spec, spec.estimators[0], rows_at(frame, plan.train))
+    forest = fit_pipeline(spec, spec.estimators[0], snapshot_rows(frame, plan.train))
     forest[-1].set_params(n_jobs=1)
     session = open_session(exported(forest, spec))
-    test_rows = feature_columns(spec, rows_at(frame, plan.test))
+    test_rows = feature_columns(spec, snapshot_rows(frame, plan.test))
     for count, calls in CALLS.items():
         rows = test_rows.head(count)
         by_sklearn = partial(forest.predict_proba, rows)

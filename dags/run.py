@@ -202,14 +202,14 @@ def put_into_production(
 
     """
     from mlflow_server.api.tracking import Tracking  # noqa: PLC0415  (heavy)
-    from training.stages.register import promote  # noqa: PLC0415
+    from training.stages.register import promote_challenger  # noqa: PLC0415
 
     settings, spec = task_inputs()
     tracking = Tracking(settings)
     tags = tracking.run(mlflow_run).tags
     reason = tags["reason"]
     with tracking.on_record(mlflow_run):
-        outcome = promote(
+        outcome = promote_challenger(
             settings,
             spec,
             mlflow_run,

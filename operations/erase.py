@@ -39,7 +39,7 @@ from mlflow_server.tags import FORGOTTEN_TAG
 from monitoring.log.collect import collect, is_closed
 from monitoring.log.tables import outcomes, predictions, request_of_row
 from operations.search import EntityKey, EntitySearch, json_text_pattern
-from training.artifacts import EXPECTATIONS, FRAME, fetched_artifact
+from training.artifacts import EXPECTATION_PAGES, FRAME, fetched_artifact
 
 WAIT_SECONDS = 12
 """Time for the consumer to drop requests, and for serving to end a file of its log, which it does
@@ -265,9 +265,9 @@ def erase_data_docs_of_trainings(search: EntitySearch) -> int:
     tracking = Tracking(search.settings)
     for experiment in {spec.experiment for spec in load_specs()}:
         for run in tracking.runs(experiment, deleted=True):
-            pages = tracking.list_artifacts(run.run_id, EXPECTATIONS)
+            pages = tracking.list_artifacts(run.run_id, EXPECTATION_PAGES)
             if pages and search.erase:
-                tracking.delete_artifacts(run.run_id, EXPECTATIONS)
+                tracking.delete_artifacts(run.run_id, EXPECTATION_PAGES)
     return 0
 
 

@@ -22,7 +22,7 @@ SPEC = "spec.json"
 """The model spec as it was for this run."""
 ESTIMATOR = "estimator.json"
 """Type and parameters of the fitted estimator."""
-EXPECTATIONS = "expectations"
+EXPECTATION_PAGES = "expectations"
 """Folder of Great Expectations' pages on raw rows that ended a training."""
 PROOF = "proof.json"
 EVALUATION = "evaluation.json"
@@ -37,7 +37,7 @@ def fetched_artifact(tracking: Tracking, run_id: str, path: str) -> Iterator[Pat
         yield Path(tracking.download_artifacts(run_id, path, folder))
 
 
-def read_artifact(tracking: Tracking, run_id: str, path: str) -> bytes:
+def artifact_bytes(tracking: Tracking, run_id: str, path: str) -> bytes:
     with fetched_artifact(tracking, run_id, path) as file:
         return file.read_bytes()
 

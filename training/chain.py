@@ -8,7 +8,7 @@ from core.spec import ModelSpec
 from mlflow_server.api.tracking import Tracking
 from training.runs import NOTHING_NEW, open_run
 from training.stages import STAGES
-from training.stages.register import promote, wait_in_shell
+from training.stages.register import promote_challenger, wait_in_shell
 
 
 @dataclass(frozen=True)
@@ -57,5 +57,7 @@ def train(
         if spec.promotion.approval:
             outcome = wait_in_shell(settings, spec, run_id, version)
         else:
-            outcome = promote(settings, spec, run_id, version, who=who, reason=reason)
+            outcome = promote_challenger(
+                settings, spec, run_id, version, who=who, reason=reason
+            )
     return TrainReport(spec.name, as_of, run_id, version, outcome)

@@ -36,14 +36,14 @@ from training.data.frame import (
     build_frame,
     extent,
     feature_columns,
-    rows_at,
     snapshot_labels,
+    snapshot_rows,
 )
 from training.data.leaks import leak_remarks
 from training.data.snapshots import Snapshot, plan_snapshots
 from training.evaluation.results import load_evaluation
 from training.model.estimators import category_remarks, estimator_problems
-from training.model.onnx_export import REMEDY, exported, prove
+from training.model.onnx_export import EXPORT_REMEDY, exported, prove
 from training.planning import first_known_event
 from training.stages.dataset import FEWEST_ROWS, coverage, unlearnable, without_label
 from training.stages.gate import UNPROVED
@@ -301,9 +301,11 @@ def _rows(
         used_snapshots = (*plan.train, *plan.test)
         frame = build_frame(history, spec, dataset, used_snapshots, until, version)
         log.info(extent(spec, plan, frame, sample.step))
-        test = rows_at(frame, plan.test)
+        test = snapshot_rows(frame, plan.test)
         fewest_rows = FEWEST_ROWS if sample.step == 1 else 1
-        yield from _learning(spec, frame, rows_at(frame, plan.train), test, fewest_rows)
+        yield from _learning(
+            spec, frame, snapshot_rows(frame, plan.train), test, fewest_rows
+        )
         unlabelled = without_label(history, spec, plan, test).num_rows
         # An error of it is one more finding.
         coverage(spec, unlabelled, test.num_rows + unlabelled, label.unlabelled)
@@ -366,4 +368,4 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
         rows = feature_columns(spec, frame)
         proof = prove(model, served, rows, spec, spec.threshold)
         for reason in proof.reasons[:1]:
-            yield f"{place}: {estimator.name}: {UNPROVED}: {reason}; {REMEDY}"
+            yield f"{place}: {estimator.name}: {UNPROVED}: {reason}; {EXPORT_REMEDY}"

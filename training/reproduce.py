@@ -25,8 +25,8 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
 from mlflow_server.model.pyfunc import ModelFile, read_files, read_version
 from mlflow_server.tags import FORGOTTEN_TAG
-from training.artifacts import ESTIMATOR, SPEC, read_artifact
-from training.data.frame import content_hash, feature_columns, rows_at
+from training.artifacts import ESTIMATOR, SPEC, artifact_bytes
+from training.data.frame import content_hash, feature_columns, snapshot_rows
 from training.data.snapshots import Plan, dates
 from training.evaluation.metrics import rounded
 from training.inputs import input_tags
@@ -96,9 +96,11 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     registered = registry.version(model, version)
     spec = _stored_spec(tracking, registered)
     frame, plan = load_frame(tracking, registered.run_id)
-    inputs = _changed_inputs(settings, spec, registered, rows_at(frame, plan.train))
+    inputs = _changed_inputs(
+        settings, spec, registered, snapshot_rows(frame, plan.train)
+    )
     estimator = Estimator.model_validate_json(
-        read_artifact(tracking, registered.run_id, ESTIMATOR)
+        artifact_bytes(tracking, registered.run_id, ESTIMATOR)
     )
     log.info("%s on %s", estimator.name, dates(plan.train))
     as_of = registered.tags["as_of"]
@@ -106,7 +108,7 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     trusted = spec.serving.trusted_types
     manifest, registered_model = read_version(registry, registered, trusted)
 
-    test_inputs = feature_columns(spec, rows_at(frame, plan.test))
+    test_inputs = feature_columns(spec, snapshot_rows(frame, plan.test))
     scores = score(registered_model, spec.inputs, test_inputs)
     new_scores = score(rebuilt_model, spec.inputs, test_inputs)
     largest = float(np.abs(scores - new_scores).max())
@@ -133,7 +135,7 @@ def _stored_spec(tracking: Tracking, registered: Version) -> ModelSpec:
         raise RegistryError(
             f"{place} cannot be reproduced: rows of an entity were forgotten on {day}"
         )
-    text = read_artifact(tracking, registered.run_id, SPEC)
+    text = artifact_bytes(tracking, registered.run_id, SPEC)
     try:
         return ModelSpec.model_validate_json(text)
     except ValidationError as exc:
@@ -167,7 +169,7 @@ def _rebuild(
     """Fit and export again; return the model that would be served, and its files' digests."""
     usable_plan = with_usable_folds(frame, plan)
     fitted, threshold, _ = train_model(spec, estimator, frame, usable_plan)
-    train_rows = rows_at(frame, plan.train)
+    train_rows = snapshot_rows(frame, plan.train)
     with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
         folder = Path(name)
         write_model(settings, spec, fitted, train_rows, threshold, as_of, folder)

@@ -12,12 +12,14 @@ from core.spec import ModelSpec
 from core.spec.training import LOWER_IS_BETTER
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.tags import tag_equals
-from training.artifacts import GATES, read_artifact
+from training.artifacts import GATES, artifact_bytes
 from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
 TEMPLATE = Path(__file__).with_name("summary.md").read_text("utf-8")
-PAGE: jinja2.Template = jinja2.Template(TEMPLATE, trim_blocks=True, lstrip_blocks=True)
-OUTCOMES = TypeAdapter(dict[str, tuple[GateOutcome, ...]])
+SUMMARY_PAGE: jinja2.Template = jinja2.Template(
+    TEMPLATE, trim_blocks=True, lstrip_blocks=True
+)
+GATE_OUTCOMES = TypeAdapter(dict[str, tuple[GateOutcome, ...]])
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Summary:
     gates: tuple[GateOutcome, ...]
 
     def markdown(self) -> str:
-        return PAGE.render(vars(self), lower_is_better=LOWER_IS_BETTER)
+        return SUMMARY_PAGE.render(vars(self), lower_is_better=LOWER_IS_BETTER)
 
 
 def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> Summary:
@@ -53,7 +55,9 @@ def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> 
         )
         raise RegistryError(f"{name}: MLflow has no {which}: gyre train {name}")
     newest = runs[0]
-    outcomes = OUTCOMES.validate_json(read_artifact(tracking, newest.run_id, GATES))
+    outcomes = GATE_OUTCOMES.validate_json(
+        artifact_bytes(tracking, newest.run_id, GATES)
+    )
     return Summary(
         model=name,
         run_id=newest.run_id,

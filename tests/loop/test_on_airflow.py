@@ -54,7 +54,7 @@ from tests.support.training.chains import store
 from training.artifacts import EVALUATION
 from training.evaluation.metrics import Scored
 from training.evaluation.results import EVALUATIONS
-from training.stages.evaluate import compare
+from training.stages.evaluate import measure_models
 
 MODEL = "customer_churn_model"
 TRAIN = f"train_{MODEL}"
@@ -294,7 +294,7 @@ def start_at_approval(airflow, settings, model):
     y = np.arange(200) % 2
     better = Scored(np.where(y, 0.8, 0.2), 0.5)
     worse = Scored(np.where(y, 0.7, 0.3), 0.5)
-    evaluations = compare(load_spec(MODEL), y, better, worse, "1")
+    evaluations = measure_models(load_spec(MODEL), y, better, worse, "1")
     content = EVALUATIONS.dump_python(evaluations, mode="json")
     tracking.log_dict(run_id, content, EVALUATION)
     add_versions(settings, model, run_id)

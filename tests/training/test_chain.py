@@ -25,14 +25,14 @@ from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
-from training.artifacts import GATES, PLOTS, fetched_artifact, read_artifact
-from training.data.frame import content_hash, feature_columns, rows_at
+from training.artifacts import GATES, PLOTS, artifact_bytes, fetched_artifact
+from training.data.frame import content_hash, feature_columns, snapshot_rows
 from training.evaluation.metrics import Scored, all_metrics
 from training.evaluation.results import load_evaluation
 from training.model.scoring import version_scores
 from training.stages.dataset import load_frame, unlearnable
 from training.stages.gate import model_card
-from training.stages.register import ask, promote, settled, wait_in_shell
+from training.stages.register import ask, promote_challenger, settled, wait_in_shell
 from training.stages.train import THRESHOLDS, fold_scores
 from training.summary import summary
 
@@ -95,7 +95,7 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     plots = {item.path for item in api.list_artifacts(second.run_id, "plots")}
     assert {"plots/confusion_matrix.png", "plots/calibration.png"} < plots
     frame, plan = load_frame(tracking, second.run_id)
-    digest = content_hash(rows_at(frame, plan.train))
+    digest = content_hash(snapshot_rows(frame, plan.train))
     dataset = api.get_run(second.run_id).inputs.dataset_inputs[0].dataset
     assert dataset.digest == digest[:36]
     tags = Registry(tracked).version(SPEC.name, second.version).tags
@@ -107,7 +107,7 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     assert lineage <= set(tags)
     mlflow.set_tracking_uri(tracked.mlflow_address)
     model = mlflow.pyfunc.load_model(f"models:/{SPEC.name}@production")
-    tested = rows_at(frame, plan.test)
+    tested = snapshot_rows(frame, plan.test)
     scores = np.asarray(model.predict(feature_columns(SPEC, tested))["score"])
     expected = version_scores(tracked, SPEC, "2", tested).scores
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -133,7 +133,7 @@ def test_the_threshold_is_the_cheapest_on_the_newest_fold_and_is_served(
 def test_the_model_card_has_gates_figures_lineage_and_contributions(
     tracking, run, evaluation
 ):
-    card = read_artifact(tracking, run.run_id, CARD).decode()
+    card = artifact_bytes(tracking, run.run_id, CARD).decode()
     assert {*evaluation.contributions} == {*SPEC.features}
     name, contribution = next(iter(evaluation.contributions.items()))
     expected = (
@@ -169,7 +169,7 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
         train(tracked, changed(), OLD, "no champion")
     run = failed_run(tracked, "no champion", f"{SPEC.name}: refused: ")
     assert "version 2 cannot be compared with: RegistryError" in run.tags["gate"]
-    gates = json.loads(read_artifact(tracking, run.run_id, GATES))["gates"]
+    gates = json.loads(artifact_bytes(tracking, run.run_id, GATES))["gates"]
     passed = {gate["rule"]: gate["passed"] for gate in gates}
     assert not passed["not_worse_than_champion"]
     assert passed["onnx_proof"]
@@ -274,7 +274,7 @@ def test_a_version_older_than_the_newest_promotion_is_not_promoted(
     candidate = (tracked, spec, report.run_id, report.version)
     tracking.log(report.run_id, tags={"as_of": "2026-01-01T00:00:00+00:00"})
     try:
-        outcome = promote(*candidate, who="t", reason="r")
+        outcome = promote_challenger(*candidate, who="t", reason="r")
         assert settled(*candidate) == outcome
     finally:
         tags = {"as_of": OLD.isoformat(), "outcome": report.outcome}
@@ -292,7 +292,7 @@ def test_a_canary_starts_as_shadow(tracked, approval):
     subject = f"Begin the rollout of version {version} of {SPEC.name} beside 2?"
     assert ask(*candidate)[0] == subject
     for _ in range(2):
-        outcome = promote(*candidate, who="ann", reason="good")
+        outcome = promote_challenger(*candidate, who="ann", reason="good")
         assert outcome.startswith(f"version {version} is the shadow, the first step")
     registry = Registry(tracked)
     roles = {"production": "2", "shadow": version}

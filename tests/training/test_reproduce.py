@@ -7,14 +7,14 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from tests.mlflow_server.conftest import client
 from tests.training.conftest import SPEC, other_hashes
-from training.artifacts import ESTIMATOR, read_artifact
+from training.artifacts import ESTIMATOR, artifact_bytes
 from training.reproduce import reproduce
 
 
 def reproduced_from(settings, trained, file, changes):
     """Build a version again while a JSON file of its run has other values."""
     api = client(settings)
-    stored = read_artifact(Tracking(settings), trained.run_id, file).decode()
+    stored = artifact_bytes(Tracking(settings), trained.run_id, file).decode()
     other = json.dumps(json.loads(stored) | changes)
     api.log_text(trained.run_id, other, file)
     try:

@@ -89,7 +89,7 @@ def labelled_rows(
     label_rows = snapshot_labels(spec, dataset, snapshots, raw)
     require_outcome_key(spec, label_rows)
     label_table = sampled(spec, label_rows).to_pyarrow()
-    rows = with_typed_labels(spec, rows_at(label_table, snapshots))
+    rows = with_typed_labels(spec, snapshot_rows(label_table, snapshots))
     key = [*spec.entity_key, "event_timestamp"]
     keys = rows.select(key).to_pandas()
     repeated_keys = keys[keys.duplicated()]
@@ -192,7 +192,7 @@ def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, step: int = 1) -> st
 def _extent_of(
     spec: ModelSpec, snapshots: Sequence[Snapshot], labelled: pa.Table, step: int
 ) -> str:
-    row_count = step * rows_at(labelled, snapshots).num_rows
+    row_count = step * snapshot_rows(labelled, snapshots).num_rows
     period = f"by the {spec.snapshots.every}: {len(snapshots)}, {dates(snapshots)}"
     return f"about {row_count:,} rows (snapshots {period})"
 
@@ -378,7 +378,7 @@ def canonical(
     return pa.table(columns, schema=pa.schema(types)).sort_by(order)
 
 
-def rows_at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
+def snapshot_rows(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
     """Return the rows of these snapshots, which do not overlap."""
     time = pc.field("event_timestamp")
     is_inside = pc.scalar(value=False)

@@ -16,7 +16,7 @@ from core.settings import Settings
 from core.spec import FeatureType, ModelSpec
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
-from training.artifacts import PLAN, REFERENCE, SPEC, load_table, read_artifact
+from training.artifacts import PLAN, REFERENCE, SPEC, artifact_bytes, load_table
 from training.data.frame import feature_columns
 from training.data.snapshots import PLANS
 from training.evaluation.metrics import Scored, predict
@@ -97,8 +97,8 @@ def load_reference(settings: Settings, version: Version) -> Reference:
     tracking = Tracking(settings)
     run_id = version.run_id
     table = load_table(tracking, run_id, REFERENCE)
-    spec = ModelSpec.model_validate_json(read_artifact(tracking, run_id, SPEC))
-    plan = PLANS.validate_json(read_artifact(tracking, run_id, PLAN))
+    spec = ModelSpec.model_validate_json(artifact_bytes(tracking, run_id, SPEC))
+    plan = PLANS.validate_json(artifact_bytes(tracking, run_id, PLAN))
     evaluation = load_evaluation(tracking, run_id)
     return Reference(
         rows=_compared_columns(spec, table, [SCORE, PREDICTED_CLASS, LABEL]),
@@ -117,7 +117,7 @@ def spec_of_version(settings: Settings, spec: ModelSpec, version: str) -> ModelS
     """
     try:
         run_id = Registry(settings).version(spec.name, version).run_id
-        text = read_artifact(Tracking(settings), run_id, SPEC)
+        text = artifact_bytes(Tracking(settings), run_id, SPEC)
     except RegistryError:
         return spec
     trained = ModelSpec.model_validate_json(text)

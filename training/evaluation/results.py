@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pydantic import TypeAdapter
 
 from mlflow_server.api.tracking import Tracking
-from training.artifacts import EVALUATION, read_artifact
+from training.artifacts import EVALUATION, artifact_bytes
 from training.evaluation.metrics import Interval, Segment
 from training.evaluation.psi import UsualSpread
 
@@ -69,4 +69,4 @@ EVALUATIONS = TypeAdapter(Evaluation)
 
 def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:
     """Return the evaluation that a run stored."""
-    return EVALUATIONS.validate_json(read_artifact(tracking, run_id, EVALUATION))
+    return EVALUATIONS.validate_json(artifact_bytes(tracking, run_id, EVALUATION))

@@ -26,8 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
-from core.spec import MISSING as FILLED
-from core.spec import InputType, ModelSpec
+from core.spec import MISSING, InputType, ModelSpec
 from core.user_code import in_one_line
 from mlflow_server.manifest import SCORE
 from mlflow_server.model.pyfunc import ModelFile
@@ -36,7 +35,7 @@ from training.model.estimators import error_line
 from training.model.scoring import score
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
-TYPES: dict[str, Any] = {
+ONNX_TYPES: dict[str, Any] = {
     "int64": (Int64TensorType, TensorProto.INT64),
     "double": (DoubleTensorType, TensorProto.DOUBLE),
     "string": (StringTensorType, TensorProto.STRING),
@@ -46,12 +45,14 @@ BOOSTING = {
     "lightgbm": ("LightGbm", "convert_lightgbm", "LGBMClassifier", "LGBMRegressor"),
 }
 """Library → module and function of onnxmltools' converter; the library's two classes."""
-REMEDY = "exact conversions, and [serving] format = 'native': docs/how-to/own-model.md"
+EXPORT_REMEDY = (
+    "exact conversions, and [serving] format = 'native': docs/how-to/own-model.md"
+)
 NULL_TEXTS = ("None", "nan", "<NA>")
 """Texts that ONNX Runtime reads instead of a null in a frame of MLflow's pyfunc."""
 PERMUTED_ROWS = 50_000
 MISSING_SHARE = 0.01
-MISSING: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
+UNSEEN_VALUES: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
 LARGEST_DIFFERENCE = 1e-5
 """Difference of two probabilities. That of two numbers is a share of the fitted model's number, or
 of the mean size of its scores of the real rows if this is larger. A float32 is exact to 6e-8."""
@@ -114,7 +115,7 @@ def export(
         return _with_columns(graph, spec, rows)
     except Exception as exc:
         step = f"ONNX export of {type(_last(model)).__name__}"
-        raise TrainingError(f"{step}: {error_line(exc)}; {REMEDY}") from exc
+        raise TrainingError(f"{step}: {error_line(exc)}; {EXPORT_REMEDY}") from exc
 
 
 def _check_classes(model: Any, spec: ModelSpec) -> None:
@@ -140,7 +141,9 @@ def _converted(model: Any, spec: ModelSpec) -> onnx.ModelProto:
     options: dict[Any, Any] = {id(scaler): {"div": "div"} for scaler in scalers}
     if hasattr(model, "predict_proba"):
         options[type(_last(model))] = {"zipmap": False}
-    inputs = [(name, TYPES[kind][0]([None, 1])) for name, kind in spec.inputs.items()]
+    inputs = [
+        (name, ONNX_TYPES[kind][0]([None, 1])) for name, kind in spec.inputs.items()
+    ]
     with warnings.catch_warnings():
         # skl2onnx hands numpy's integers to protobuf, which will refuse them from 7 on.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -228,7 +231,7 @@ def _with_columns(
         [*input_nodes, *model.graph.node, *output_nodes],
         "gyre",
         [
-            helper.make_tensor_value_info(name, TYPES[kind][1], ["N"])
+            helper.make_tensor_value_info(name, ONNX_TYPES[kind][1], ["N"])
             for name, kind in spec.inputs.items()
         ],
         [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, shape)],
@@ -253,7 +256,7 @@ def _input_nodes(
         values = name
         if kind == "string" and rows is not None:
             values = f"{name}/filled"
-            constants["/missing"] = np.array(FILLED, dtype=object)
+            constants["/missing"] = np.array(MISSING, dtype=object)
             nodes += _filled(name, values, {*NULL_TEXTS}.difference(rows[name]))
         column = f"{name}/column"
         nodes.append(helper.make_node("Reshape", [values, "/shape"], [column]))
@@ -291,7 +294,7 @@ def _filled(name: str, filled: str, null_texts: set[str]) -> list[onnx.NodeProto
         [name],
         [codes],
         domain="ai.onnx.ml",
-        keys_strings=[FILLED, *sorted(null_texts)],
+        keys_strings=[MISSING, *sorted(null_texts)],
         values_int64s=[1] * (1 + len(null_texts)),
         default_int64=0,
     )
@@ -374,8 +377,8 @@ def permuted_rows(frame: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
     permuted = {}
     for name, kind in spec.inputs.items():
         values = pd.Series(random.choice(frame[name].to_numpy(), PERMUTED_ROWS))
-        if kind in MISSING:
+        if kind in UNSEEN_VALUES:
             is_missing = random.random(PERMUTED_ROWS) < MISSING_SHARE
-            values = values.mask(is_missing, MISSING[kind])
+            values = values.mask(is_missing, UNSEEN_VALUES[kind])
         permuted[name] = values
     return pd.DataFrame(permuted)

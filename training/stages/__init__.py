@@ -1,7 +1,7 @@
 """The stages of a training between its start and its promotion, in order.
 
-`training.chain` runs them in one process, dags/train.py as tasks. What comes before them is
-`training.runs.open_run`, what comes after them approval and `training.stages.register.promote`.
+`training.chain` runs them in one process, dags/train.py as tasks. `training.runs.open_run` comes
+before them; approval and `training.stages.register.promote_challenger` follow.
 """
 
 from dataclasses import dataclass

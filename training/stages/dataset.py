@@ -21,11 +21,17 @@ from training.artifacts import (
     FRAME,
     PLAN,
     UNLABELLED,
+    artifact_bytes,
     load_table,
-    read_artifact,
     store_table,
 )
-from training.data.frame import build_frame, content_hash, extent, population, rows_at
+from training.data.frame import (
+    build_frame,
+    content_hash,
+    extent,
+    population,
+    snapshot_rows,
+)
 from training.data.lineage import FIRST_EVENT_TAG, PLANNED_TAG
 from training.data.snapshots import PLANS, Plan, dates, plan_snapshots
 
@@ -54,8 +60,8 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     planned = plan_snapshots(first_event, planned_until, label, spec.snapshots)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
     log.info(extent(spec, planned, frame))
-    train = rows_at(frame, planned.train)
-    test = rows_at(frame, planned.test)
+    train = snapshot_rows(frame, planned.train)
+    test = snapshot_rows(frame, planned.test)
     unlabelled = without_label(settings, spec, planned, test)
     member_count = test.num_rows + unlabelled.num_rows
     remark = coverage(spec, unlabelled.num_rows, member_count, label.unlabelled)
@@ -206,4 +212,4 @@ def _has_two_values(values: pa.ChunkedArray) -> bool:
 def load_frame(tracking: Tracking, run_id: str) -> tuple[pa.Table, Plan]:
     """Return the frame and plan that `dataset` stored."""
     frame = load_table(tracking, run_id, FRAME)
-    return frame, PLANS.validate_json(read_artifact(tracking, run_id, PLAN))
+    return frame, PLANS.validate_json(artifact_bytes(tracking, run_id, PLAN))

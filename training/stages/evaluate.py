@@ -32,12 +32,12 @@ from training.artifacts import (
     PROOF,
     REFERENCE,
     UNLABELLED,
+    artifact_bytes,
     fetched_artifact,
     load_table,
-    read_artifact,
     store_table,
 )
-from training.data.frame import feature_columns, rows_at
+from training.data.frame import feature_columns, snapshot_rows
 from training.data.leaks import leak_remarks
 from training.data.snapshots import dates
 from training.evaluation.metrics import (
@@ -59,12 +59,12 @@ from training.evaluation.psi import NEWEST_SNAPSHOTS
 from training.evaluation.reference import evaluated_members, measure_spread, with_scores
 from training.evaluation.results import EVALUATIONS, Evaluation
 from training.model.estimators import category_remarks
-from training.model.onnx_export import REMEDY
+from training.model.onnx_export import EXPORT_REMEDY
 from training.model.scoring import open_session, score, session_inputs, version_scores
 from training.stages.dataset import load_frame
 
 EXPLAINED_ROWS = 200
-COALITIONS = 128
+EXPLAINING_COALITIONS = 128
 """Coalitions that are scored to explain a row: a picture does not need all."""
 
 
@@ -72,7 +72,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     """Store metrics, plots, the scored reference and `evaluation.json` in the run."""
     tracking = Tracking(settings)
     frame, plan = load_frame(tracking, run_id)
-    rows = rows_at(frame, plan.test)
+    rows = snapshot_rows(frame, plan.test)
     y = rows["label"].to_numpy()
     with fetched_artifact(tracking, run_id, CANDIDATE) as candidate:
         manifest, model = read_files(candidate, spec.serving.trusted_types)
@@ -85,19 +85,23 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
 
     version = Registry(settings).production(spec.name)
     champion, problems = _champion(settings, spec, version, rows)
-    evaluation = compare(spec, y, challenger, champion, version)
+    evaluation = measure_models(spec, y, challenger, champion, version)
     segments = _segments(spec, rows, challenger)
-    proof = json.loads(read_artifact(tracking, run_id, PROOF))
-    newest_snapshots = rows_at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
+    proof = json.loads(artifact_bytes(tracking, run_id, PROOF))
+    newest_snapshots = snapshot_rows(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     evaluation = replace(
         evaluation,
         **problems,
         segments=segments,
         figures=evaluation.figures | _figures(spec, proof, segments),
         contributions=contributions(spec, manifest, model, feature_columns(spec, rows)),
-        unproved="; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else "",
+        unproved="; ".join([*proof["reasons"], EXPORT_REMEDY])
+        if proof["reasons"]
+        else "",
         spread=measure_spread(spec, reference, newest_snapshots),
-        remarks=_remarks(spec, rows_at(frame, plan.train), rows, evaluation.challenger),
+        remarks=_remarks(
+            spec, snapshot_rows(frame, plan.train), rows, evaluation.challenger
+        ),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))
     stored = EVALUATIONS.dump_python(evaluation, mode="json")
@@ -157,7 +161,7 @@ def contributions(
     sizes = []
     for position in range(len(rows)):
         row = session_inputs(spec.inputs, rows[position : position + 1])
-        mean, effects = shapley_values(run, row, background, COALITIONS)
+        mean, effects = shapley_values(run, row, background, EXPLAINING_COALITIONS)
         answer = np.argmax(mean + effects.sum(axis=0))
         sizes.append(np.abs(effects[:, answer]))
     mean_sizes = dict(zip(spec.features, np.mean(sizes, axis=0).tolist(), strict=True))
@@ -179,7 +183,7 @@ def _champion(
         return None, {"unavailable": f"{type(exc).__name__}: {text}"}
 
 
-def compare(
+def measure_models(
     spec: ModelSpec,
     y: Labels,
     challenger: Scored,

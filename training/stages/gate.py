@@ -29,7 +29,7 @@ from training.data.lineage import lineage
 from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
 log = logging.getLogger(__name__)
-PAGE: jinja2.Template = jinja2.Template(
+MODEL_CARD: jinja2.Template = jinja2.Template(
     Path(__file__).with_name(CARD).read_text("utf-8"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -180,7 +180,7 @@ def model_card(
     pictures = {}
     for file in plots.iterdir():
         pictures[file.stem] = b64encode(file.read_bytes()).decode()
-    return PAGE.render(
+    return MODEL_CARD.render(
         spec=spec,
         run=run,
         evaluation=evaluation,

@@ -86,7 +86,7 @@ def _description(run: Run) -> str:
     )
 
 
-def promote(
+def promote_challenger(
     settings: Settings,
     spec: ModelSpec,
     run_id: str,

@@ -29,7 +29,7 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import CONTRACT_FILE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile
 from training.artifacts import CANDIDATE, ESTIMATOR, PROOF
-from training.data.frame import feature_columns, rows_at
+from training.data.frame import feature_columns, snapshot_rows
 from training.data.snapshots import Fold, Plan, Snapshot
 from training.evaluation.metrics import (
     Labels,
@@ -73,7 +73,7 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     log.info("chosen: %s", "; ".join([chosen.name, chosen_by, *mean_losses]))
     model, threshold, figures = train_model(spec, chosen, frame, plan)
     with tempfile.TemporaryDirectory() as name:
-        train_rows = rows_at(frame, plan.train)
+        train_rows = snapshot_rows(frame, plan.train)
         as_of = run.tags["as_of"]
         folder = Path(name)
         served = write_model(
@@ -100,14 +100,19 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
 
 def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
     """Leave out folds without rows to judge by, or without a class that the training rows have."""
-    labels = rows_at(frame, plan.train)["label"]
+    labels = snapshot_rows(frame, plan.train)["label"]
     fewest_labels = 2
     if labels.type == "int64":  # each class
         fewest_labels = max(2, pc.count_distinct(labels).as_py())
     folds = []
     for fold in plan.folds:
-        label_count = pc.count_distinct(rows_at(frame, fold.train)["label"]).as_py()
-        if rows_at(frame, fold.validation).num_rows and label_count >= fewest_labels:
+        label_count = pc.count_distinct(
+            snapshot_rows(frame, fold.train)["label"]
+        ).as_py()
+        if (
+            snapshot_rows(frame, fold.validation).num_rows
+            and label_count >= fewest_labels
+        ):
             folds.append(fold)
     return replace(plan, folds=tuple(folds))
 
@@ -162,8 +167,8 @@ def fold_scores(
     spec: ModelSpec, estimator: Estimator, frame: pa.Table, fold: Fold
 ) -> tuple[Labels, Scores]:
     """Return labels and scores of the fold's validation rows, fitted on its training rows."""
-    pipeline = fit_pipeline(spec, estimator, rows_at(frame, fold.train))
-    rows = rows_at(frame, fold.validation)
+    pipeline = fit_pipeline(spec, estimator, snapshot_rows(frame, fold.train))
+    rows = snapshot_rows(frame, fold.validation)
     return rows["label"].to_numpy(), pipeline_scores(
         pipeline, feature_columns(spec, rows)
     )
@@ -185,7 +190,11 @@ def train_model(
     """
     if not spec.training:
         threshold = choose_threshold(spec, chosen, frame, plan)
-        return fit_pipeline(spec, chosen, rows_at(frame, plan.train)), threshold, {}
+        return (
+            fit_pipeline(spec, chosen, snapshot_rows(frame, plan.train)),
+            threshold,
+            {},
+        )
     train_rows = _labelled_features(spec, frame, plan.train)
     folds = []
     for fold in plan.folds:
@@ -208,7 +217,7 @@ def train_model(
 def _labelled_features(
     spec: ModelSpec, frame: pa.Table, snapshots: Sequence[Snapshot]
 ) -> pd.DataFrame:
-    rows = rows_at(frame, snapshots)
+    rows = snapshot_rows(frame, snapshots)
     keys = rows.select([*spec.entity_key, "event_timestamp"]).to_pandas()
     labelled = feature_columns(spec, rows).assign(label=rows["label"].to_numpy())
     return labelled.set_index([keys[name] for name in keys])

@@ -12,7 +12,7 @@ from feature_repo.published.service import PublishedService
 from feature_repo.rules import suite_file
 from mlflow_server.api.pages import Pages
 from mlflow_server.api.tracking import Tracking
-from training.artifacts import EXPECTATIONS
+from training.artifacts import EXPECTATION_PAGES
 from training.stages.expectations import validate_rows
 
 EXPECTATIONS_TAG = "gyre.expectations."
@@ -69,7 +69,7 @@ def validate(settings: Settings, run_id: str, datasets: Mapping[str, Dataset]) -
     for name, version in table_versions(tags).items():
         result = validate_rows(settings, datasets[name], version, as_of)
         if result.rejections:
-            page = f"{EXPECTATIONS}/{name}.html"
+            page = f"{EXPECTATION_PAGES}/{name}.html"
             tracking.log_text(run_id, result.page, page)
             link = f"{Pages(settings).run(run_id)}/artifacts/{page}"
             raise TrainingError(

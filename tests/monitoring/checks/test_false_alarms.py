@@ -22,7 +22,7 @@ from monitoring.log.outcomes import Outcomes
 from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, history  # noqa: F401  (a fixture)
-from training.data.frame import build_frame, feature_columns, rows_at
+from training.data.frame import build_frame, feature_columns, snapshot_rows
 from training.data.snapshots import plan_snapshots
 from training.evaluation.metrics import Scored
 from training.evaluation.psi import NEWEST_SNAPSHOTS, SCORE, UsualSpread, psi
@@ -45,12 +45,12 @@ def reference(history):
     label = ORDERS.labels[SPEC.label]
     plan = plan_snapshots(first_event, AS_OF, label, SPEC.snapshots)
     frame = build_frame(history, SPEC, ORDERS, plan.snapshots, AS_OF, 0)
-    pipeline = fit_pipeline(SPEC, SPEC.estimators[0], rows_at(frame, plan.train))
-    tested = rows_at(frame, plan.test)
+    pipeline = fit_pipeline(SPEC, SPEC.estimators[0], snapshot_rows(frame, plan.train))
+    tested = snapshot_rows(frame, plan.test)
     rows = feature_columns(SPEC, tested)
     scores = score(exported(pipeline, SPEC), SPEC.features, rows)
     scored = with_scores(SPEC, tested, Scored(scores, SPEC.threshold))
-    newest = rows_at(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
+    newest = snapshot_rows(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     return Reference(
         rows=rows.assign(**{SCORE: scored[SCORE].to_numpy()}),
         features=SPEC.features,

@@ -22,8 +22,8 @@ from stack.environment import process_environment
 from tests.conftest import AS_OF, answers, new_settings, running, wait_until
 from tests.support.tools.clone import finished, outer_environment
 from training import chain
-from training.artifacts import PROOF, read_artifact
-from training.data.frame import feature_columns, rows_at
+from training.artifacts import PROOF, artifact_bytes
+from training.data.frame import feature_columns, snapshot_rows
 from training.reproduce import reproduce
 from training.stages.dataset import load_frame
 
@@ -83,11 +83,11 @@ def learn(settings, spec, weak_spec, weak_as_of):
     report = reproduce(settings, spec.name, new.version)
     assert report.reproduced, report.summary()
     tracking = Tracking(settings)
-    assert json.loads(read_artifact(tracking, new.run_id, PROOF))["reasons"] == []
+    assert json.loads(artifact_bytes(tracking, new.run_id, PROOF))["reasons"] == []
     run = tracking.run(new.run_id)
     results["params"] = run.params
     results["metrics"] = run.metrics
-    results["card"] = read_artifact(tracking, new.run_id, CARD).decode()
+    results["card"] = artifact_bytes(tracking, new.run_id, CARD).decode()
     return new.run_id
 
 
@@ -106,7 +106,7 @@ def client(settings, spec):
 def ask(http, settings, spec, run_id):
     """Ask for each row of the test snapshots; return the labels, as feedback about them."""
     frame, plan = load_frame(Tracking(settings), run_id)
-    rows = rows_at(frame, plan.test)
+    rows = snapshot_rows(frame, plan.test)
     instances = feature_columns(spec, rows).to_dict("records")
     pairs = zip(rows.select([*spec.entity_key]).to_pylist(), instances, strict=True)
     body = [key | {"features": instance} for key, instance in pairs]

@@ -11,7 +11,12 @@ from core.errors import TrainingError
 from feature_engine.ingest.pipeline import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, installation
-from training.data.frame import build_frame, content_hash, rows_at, with_typed_labels
+from training.data.frame import (
+    build_frame,
+    content_hash,
+    snapshot_rows,
+    with_typed_labels,
+)
 from training.data.snapshots import plan_snapshots
 from training.planning import first_known_event
 from training.stages.dataset import without_label
@@ -73,16 +78,18 @@ def test_opposite_labels_in_the_test_horizon_change_no_byte_of_the_training_fram
     orders = raw_table(sample, ORDERS).read().select(ORDERS.schema.names)
     opposite = with_opposite_labels(orders, planned.test[0].start)
     other = frame_of(installation(tmp_path, opposite), planned)
-    test = rows_at(frame, planned.test)
-    other_test = rows_at(other, planned.test)
+    test = snapshot_rows(frame, planned.test)
+    other_test = snapshot_rows(other, planned.test)
     assert pc.all(pc.not_equal(test["label"], other_test["label"])).as_py()
     assert test.drop_columns("label").equals(other_test.drop_columns("label"))
     assert content_hash(test) != content_hash(other_test)
-    digest = content_hash(rows_at(frame, planned.train))
-    assert content_hash(rows_at(other, planned.train)) == digest
+    digest = content_hash(snapshot_rows(frame, planned.train))
+    assert content_hash(snapshot_rows(other, planned.train)) == digest
     folds = {part for fold in planned.folds for part in (*fold.train, *fold.validation)}
     assert folds
-    assert rows_at(frame, sorted(folds)).equals(rows_at(other, sorted(folds)))
+    assert snapshot_rows(frame, sorted(folds)).equals(
+        snapshot_rows(other, sorted(folds))
+    )
 
 
 def test_a_frame_has_one_row_for_each_member_and_snapshot_in_one_order(
@@ -107,7 +114,7 @@ def test_a_sample_has_the_same_entities_in_each_snapshot(sample, planned, frame)
     assert part.equals(frame.filter(pc.is_in(frame["customer_id"], entities)))
     share = len(entities) / len(frame["customer_id"].unique())
     assert 0.15 < share < 0.35
-    unlabelled = without_label(sample, spec, planned, rows_at(part, planned.test))
+    unlabelled = without_label(sample, spec, planned, snapshot_rows(part, planned.test))
     assert unlabelled.num_rows == 0
 
 

@@ -21,7 +21,7 @@ from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, changed, train
 from training.batch import score_population
-from training.data.frame import TIME_TYPE, rows_at
+from training.data.frame import TIME_TYPE, snapshot_rows
 from training.evaluation.reference import load_reference
 from training.evaluation.results import load_evaluation
 from training.stages.dataset import load_frame
@@ -78,9 +78,9 @@ def test_rows_of_a_label_get_the_features_of_their_time(settings, tracking, agai
     end = week.start + WEEK
     is_in_week = orders["order_ts"].between(week.start, end, inclusive="left")
     expected = orders[is_in_week].drop_duplicates(["customer_id", "order_ts"])
-    assert rows_at(frame, [week]).num_rows == len(expected) > 20
-    last_trained = pc.max(rows_at(frame, plan.train)["event_timestamp"]).as_py()
-    tested = rows_at(frame, plan.test)
+    assert snapshot_rows(frame, [week]).num_rows == len(expected) > 20
+    last_trained = pc.max(snapshot_rows(frame, plan.train)["event_timestamp"]).as_py()
+    tested = snapshot_rows(frame, plan.test)
     assert last_trained + LABEL.horizon <= pc.min(tested["event_timestamp"]).as_py()
     by_customer = orders.groupby("customer_id")["order_ts"].apply(list)
     for row in tested.slice(0, 300).to_pylist():
@@ -133,7 +133,7 @@ def test_outcomes_arrive_with_the_rows_of_the_label_that_answers_name(
     frame, plan = load_frame(tracking, again.run_id)
     orders = raw_table(settings, ORDERS).read().to_pandas()
     refs = orders.groupby(["customer_id", "order_ts"])["order_id"].min()
-    tested = rows_at(frame, plan.test).slice(0, 40).to_pylist()
+    tested = snapshot_rows(frame, plan.test).slice(0, 40).to_pylist()
     asked = [
         (str(row["customer_id"]), int(refs[row["customer_id"], row["event_timestamp"]]))
         for row in tested

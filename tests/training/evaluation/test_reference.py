@@ -6,9 +6,9 @@ import pytest
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.registry import Registry
 from tests.training.conftest import SPEC
-from training.artifacts import read_artifact
+from training.artifacts import artifact_bytes
 from training.check import wide_features
-from training.data.frame import feature_columns, rows_at
+from training.data.frame import feature_columns, snapshot_rows
 from training.evaluation.metrics import all_metrics
 from training.evaluation.reference import load_reference
 from training.model.scoring import version_scores
@@ -24,7 +24,7 @@ def test_a_reference_has_the_evaluated_rows_with_the_scores_of_training(
     tracked, tracking, second, reference, evaluation
 ):
     frame, plan = load_frame(tracking, second.run_id)
-    tested = rows_at(frame, plan.test)
+    tested = snapshot_rows(frame, plan.test)
     scored = version_scores(tracked, SPEC, second.version, tested).rounded()
     rows = reference.rows
     assert list(rows) == [*SPEC.features, "score", "label"]
@@ -43,7 +43,7 @@ def test_check_names_features_that_vary_much_between_snapshots(
     spread = reference.spread
     assert spread.basis == "snapshots"
     assert spread.psi.keys() == SPEC.features.keys()
-    card = read_artifact(tracking, second.run_id, CARD).decode()
+    card = artifact_bytes(tracking, second.run_id, CARD).decode()
     assert "newest snapshots of the training frame" in card
     monitoring = SPEC.monitoring.model_copy(update={"monitor_only": ()})
     lines = wide_features(tracked, SPEC.model_copy(update={"monitoring": monitoring}))

@@ -13,8 +13,8 @@ from tests.conftest import AS_OF
 from tests.support.training import factories
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, train
-from training.artifacts import PROOF, read_artifact
-from training.data.frame import feature_columns, rows_at
+from training.artifacts import PROOF, artifact_bytes
+from training.data.frame import feature_columns, snapshot_rows
 from training.model.estimators import estimator_problems
 from training.model.scoring import version_scores
 from training.reproduce import reproduce
@@ -85,7 +85,7 @@ def test_a_model_of_training_code_is_registered_with_its_figures_and_reproduced(
     assert run.metrics["training/leaves"] in {3, 15}
     assert run.metrics["test/log_loss"] < run.metrics["baseline/log_loss"]
     frame, plan = load_frame(tracking, trained.run_id)
-    rows = rows_at(frame, plan.test)
+    rows = snapshot_rows(frame, plan.test)
     served = version_scores(tracked, SPEC, trained.version, rows)
     model, _ = factories.train(*factories.calls[0])
     expected = model.predict_proba(feature_columns(SPEC, rows))[:, 1]
@@ -115,7 +115,7 @@ def test_a_model_in_the_format_of_its_library_is_registered_and_reproduced(
     registry = Registry(tracked)
     served, _ = read_version(registry, registry.version(NAME, report.version))
     assert served.loader == "mlflow.sklearn"
-    proof = json.loads(read_artifact(tracking, report.run_id, PROOF))
+    proof = json.loads(artifact_bytes(tracking, report.run_id, PROOF))
     assert (proof["reasons"], proof["largest_difference"]) == ([], 0.0)
     rebuilt = reproduce(tracked, NAME, report.version)
     assert rebuilt.reproduced, rebuilt.summary()

@@ -18,7 +18,7 @@ from tests.support.feature_engine.shop import order
 from tests.support.feature_engine.suites import RULES_OF_DELIVERIES, RULES_OF_ROWS
 from tests.support.training.chains import open_run
 from tests.training.conftest import ORDERS, SPEC
-from training.artifacts import read_artifact
+from training.artifacts import artifact_bytes
 from training.stages.expectations import validate_rows
 
 BETWEEN = "expect_column_values_to_be_between"
@@ -147,7 +147,7 @@ def test_a_failing_rule_ends_the_training_with_a_page_in_mlflow(tracked, suites)
     page = "expectations/orders.html"
     link = f"/runs/{runs[0].run_id}/artifacts/{page}"
     assert link in str(raised.value)
-    assert b"dollar_value" in read_artifact(tracking, runs[0].run_id, page)
+    assert b"dollar_value" in artifact_bytes(tracking, runs[0].run_id, page)
 
 
 def test_another_try_judges_the_rows_that_the_first_one_pinned(tracked, suites):

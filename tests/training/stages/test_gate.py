@@ -10,7 +10,7 @@ from tests.support.training.scored_rows import some_rows
 from tests.training.conftest import SHIPPED
 from training.evaluation.metrics import Interval, Scored, all_metrics
 from training.evaluation.results import Evaluation
-from training.stages.evaluate import compare
+from training.stages.evaluate import measure_models
 from training.stages.gate import apply_gates
 
 DELIVERY = load_spec("delivery", PROJECT / "tests/training/deliveries/models")
@@ -114,7 +114,7 @@ def test_both_rules_pass_without_a_champion_and_fail_with_an_unavailable_champio
 
 def test_the_champion_is_measured_at_its_own_threshold():
     y, p = some_rows(200)
-    measured = compare(SHIPPED, y, Scored(p, 0.99), Scored(p, 0.5), "3")
+    measured = measure_models(SHIPPED, y, Scored(p, 0.99), Scored(p, 0.5), "3")
     expected = all_metrics(y, Scored(p, 0.5), SHIPPED.costs)
     assert measured.champion == pytest.approx(expected)
     assert measured.differences["log_loss"] == Interval(0, 0, 0)
@@ -136,7 +136,7 @@ def test_a_test_set_with_few_rows_of_a_class_is_refused_with_its_figures(spec, y
     y = np.array(y)
     shares = np.eye(max(len(spec.classes), 2))[y] * 0.5 + 0.25
     model = Scored(shares if spec.classes else shares[:, 1], spec.threshold)
-    measured = compare(spec, y, model, None, None)
+    measured = measure_models(spec, y, model, None, None)
     outcomes = apply_gates([], measured, spec.least_class_rows)
     refused = [outcome.text for outcome in outcomes if not outcome.passed]
     assert len(refused) == len(few)
