@@ -24,8 +24,8 @@ PERCENTILES = [number / 100 for number in range(101)]
 COLLAPSE_CHANCE = 0.001
 """Scores that are all alike are harm if that is less likely among usual scores."""
 DISTANCE_BY_CHANCE = 1.63
-"""Factor of the two-sample Kolmogorov-Smirnov distance at 1 % (Smirnov 1948, Ann. Math. Statist.
-19)."""
+"""Factor of sqrt(1/n + 1/m) in the Kolmogorov-Smirnov distance that chance exceeds in 1 % of samples
+(Smirnov 1948, Ann. Math. Statist. 19)."""
 JITTER_SECONDS = 0.005
 """Seconds that do not count as slower in a rollout, whatever the ratio."""
 IS_SCORED = "error IS NULL AND in_population"
@@ -177,8 +177,8 @@ def score_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | No
     if score_distance - chance <= limits.distance:
         return None
     return (
-        f"its scores are {score_distance:.2f} from those of production, "
-        f"{limits.distance:g} is allowed"
+        f"its scores are {score_distance:.2f} away from production's, "
+        f"at most {limits.distance:g} is allowed"
     )
 
 

@@ -1,4 +1,7 @@
-"""Causes of a training. A run reads them when it starts: events may be merged or never come."""
+"""Causes of a training: decisions to retrain that no training has answered.
+
+A run reads its causes when it starts, as events may be merged or never come.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -147,7 +147,7 @@ def read_report(
     experiment = newest_experiment([row for row in rows if row.time <= as_of])
     if experiment is None:
         raise MonitoringError(
-            f"{spec.name}: no version was ever a challenger, so there is nothing to compare; run: "
+            f"{spec.name}: no version was ever a challenger, so nothing can be compared; run: "
             f"gyre promote {spec.name} VERSION --role challenger --percent 10 --reason …"
         )
     spec = spec_of_version(settings, spec, experiment.production)

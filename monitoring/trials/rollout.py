@@ -136,8 +136,8 @@ def judge_step(policy: Rollout, evidence: Evidence) -> RolloutStep:
     score_distance = distance(challenger.scores, production.scores)
     if score_distance > policy.scores:
         reason = (
-            f"scores {score_distance:.2f} from those of production, {policy.scores:g} is "
-            "allowed: too few to say"
+            f"its scores are {score_distance:.2f} away from production's, at most "
+            f"{policy.scores:g} is allowed: too few scores to be sure"
         )
         return RolloutStep("hold", evidence.percent, reason)
     reason = (

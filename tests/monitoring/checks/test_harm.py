@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from shutil import rmtree
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import LedgerRow
 from mlflow_server.roles import RoleAssignment
 from monitoring.checks.serving import judge_refusals, judge_serving, log_gap
-from monitoring.conclude import MonitorReport, act
+from monitoring.conclude import MonitorReport, _lock_if_free, act
 from monitoring.decisions.decision import Decision
 from monitoring.harm import Variant, collapse, collapsed_classes, measure_variants
 from monitoring.log.collect import collect
@@ -159,6 +160,17 @@ def test_a_rollback_skips_versions_that_were_rolled_back_before(
         rows.append(row)
         before = version
     assert previous_version(rows, registered) == expected
+
+
+def test_a_lock_that_cannot_be_taken_is_handed_to_the_block(settings):
+    """So that a harmful version is rolled back without it."""
+    with _lock_if_free(settings, "monitor_m") as error:
+        assert error is None
+    data = settings.home / "data"
+    rmtree(data)
+    data.write_text("")
+    with _lock_if_free(settings, "monitor_m") as error:
+        assert "monitor_m.lock: no lock: " in str(error)
 
 
 def test_a_failed_rollback_raises_one_alert_and_an_error_each_time(settings):

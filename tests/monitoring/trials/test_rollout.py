@@ -219,8 +219,8 @@ def production(seconds=0.010, **change):
         (challenger(0.021), "abort", 0, "requests within 21.0 ms, at most 20.0 ms"),
         # Scores.
         (challenger(scores=moved(0.405)), "advance", 25, "scores 0.41 apart"),
-        (challenger(scores=moved(0.605)), "abort", 0, "0.60 from those of production"),
-        (challenger(scores=moved(0.605), scored_rows=100), "hold", 5, "too few to say"),
+        (challenger(scores=moved(0.605)), "abort", 0, "0.60 away from production's"),
+        (challenger(scores=moved(0.605), scored_rows=100), "hold", 5, "too few scores"),
         (challenger(scores=SAME), "abort", 0, "every one of 1000 scores is 0.7"),
     ],
 )
