@@ -54,10 +54,10 @@ def status(*, as_json: AsJson = False) -> None:
     """Show problems, models and processes; exit code 1 unless all runs and serving is ready."""
     settings = load_settings()
     with progress("status"):
-        from cli.status import read_status, shown  # noqa: PLC0415
+        from cli.status import read_status, status_tables  # noqa: PLC0415
 
         document = read_status(settings)
-    say(shown(document), document, as_json=as_json)
+    say(status_tables(document), document, as_json=as_json)
     if not as_json and is_present(CONSOLE):
         typer.echo(f"console: {settings.link('console')}/")
     raise typer.Exit(0 if document["up"] else 1)

@@ -98,7 +98,7 @@ def _memory(settings: Settings) -> int:
     return round(total / 2**20)
 
 
-def shown(status: dict[str, Any]) -> Group:
+def status_tables(status: dict[str, Any]) -> Group:
     """Return the status for a person: problems, models, processes."""
     parts: list[Any] = []
     lines = [

@@ -23,7 +23,7 @@ from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
 from stack.processes import READY_SECONDS
-from stack.programs import started
+from stack.programs import start_stack
 
 FRESH = timedelta(hours=1)
 """Age of the newest ingest up to which no other one is started."""
@@ -58,7 +58,7 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
         if warning:
             tell(warning)
         tell("processes and features …")
-        with started(settings, tell), _airflow(settings) as airflow:
+        with start_stack(settings, tell), _airflow(settings) as airflow:
             tell(f"  processes and features: {time.monotonic() - began:.1f} s")
             airflow.pool(WRITE_POOL, 1)
             with _step("ingest"):

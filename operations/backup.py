@@ -64,16 +64,16 @@ def backup(settings: Settings, target: Path) -> Backup:
     with (
         one_writer(settings, "backup", LOCK_SECONDS),
         reached(str(target)),
-        _part(target) as part,
+        _partial_folder(target) as part,
     ):
-        with _part(home / "run" / "backup") as staged:
-            with _writers_held(settings):
+        with _partial_folder(home / "run" / "backup") as staged:
+            with _hold_writers(settings):
                 _stage(settings, staged)
             shutil.copytree(staged, part, dirs_exist_ok=True)
         sums = _run(part, "find", ".", "-type", "f", "-exec", "sha256sum", "{}", "+")
         (part / SUMS).write_text(sums)
         part.rename(target)
-    return _described(target)
+    return _describe(target)
 
 
 def restore(settings: Settings, source: Path) -> Backup:
@@ -89,8 +89,8 @@ def restore(settings: Settings, source: Path) -> Backup:
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise StackError(f"{home} is not empty: set GYRE_HOME to a new folder")
     with reached(str(source)):
-        check(settings, source)
-        with _part(home) as part:
+        verify_backup(settings, source)
+        with _partial_folder(home) as part:
             shutil.copytree(source, part, dirs_exist_ok=True)
             if settings.database_url:
                 _postgres(
@@ -102,10 +102,10 @@ def restore(settings: Settings, source: Path) -> Backup:
             for name in (SUMS, POSTGRES):
                 (part / name).unlink(missing_ok=True)
             part.rename(home)
-    return _described(source)
+    return _describe(source)
 
 
-def check(settings: Settings, source: Path) -> None:
+def verify_backup(settings: Settings, source: Path) -> None:
     """Read all of a backup.
 
     Raises:
@@ -136,7 +136,7 @@ def check(settings: Settings, source: Path) -> None:
 
 
 @contextmanager
-def _part(path: Path) -> Iterator[Path]:
+def _partial_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside `path`, for its owner alone; it is deleted in the end, unless renamed."""
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # a killed process left it
@@ -148,7 +148,7 @@ def _part(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writers_held(settings: Settings) -> Iterator[None]:
+def _hold_writers(settings: Settings) -> Iterator[None]:
     """Hold the locks of all writers, the outermost first."""
     tables = table_names(settings)
     datasets = [name.removeprefix("raw/") for name in tables if name.startswith("raw/")]
@@ -271,7 +271,7 @@ def _run(folder: Path | None, *command: str, **environment: str) -> str:
     return result.stdout
 
 
-def _described(folder: Path) -> Backup:
+def _describe(folder: Path) -> Backup:
     names = _names(folder)
     size = sum((folder / name).stat().st_size for name in names)
     return Backup(folder, len(names), size)

@@ -94,7 +94,7 @@ def forget(
         raise DataError(f"no row has {key.column} {key.value}: nothing was changed")
     if dry_run:
         if search.problems:
-            raise DataError(_left("counted", search.problems, rows))
+            raise DataError(_unfinished_message("counted", search.problems, rows))
         return rows
     with one_writer(settings, "backup"), one_writer(settings, "maintain"):
         keep_out(settings, key.column, key.value)
@@ -109,11 +109,11 @@ def forget(
                 problems.append(f"{name}: {in_one_line(exc)}")
     rows_left = {} if problems else count_rows(settings, key)
     if problems or rows_left:
-        raise DataError(_left("forgotten", problems, rows_left))
+        raise DataError(_unfinished_message("forgotten", problems, rows_left))
     return rows
 
 
-def _left(done: str, problems: list[str], rows: dict[str, int]) -> str:
+def _unfinished_message(done: str, problems: list[str], rows: dict[str, int]) -> str:
     """Return the message that rows or problems are left."""
     counts = [f"{name}: {count} rows" for name, count in rows.items()]
     lines = "; ".join(dict.fromkeys([*counts, *problems]))

@@ -96,7 +96,7 @@ ADDED = tuple(load(path) for addition in present() for path in addition.programs
 PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *ADDED)
 
 
-def own(settings: Settings, programs: Sequence[Program]) -> list[Program]:
+def local_programs(settings: Settings, programs: Sequence[Program]) -> list[Program]:
     """Return the programs to start: all but those of parts that run elsewhere."""
     return [
         program
@@ -106,7 +106,7 @@ def own(settings: Settings, programs: Sequence[Program]) -> list[Program]:
 
 
 @contextmanager
-def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
+def start_stack(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     """Start all programs with today's configuration, and publish the feature definitions.
 
     In the block an ingest can run, while MLflow and programs of additions may still start. After
@@ -120,10 +120,10 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
         StackError: A program or a tool failed. Processes that this call started are ended again.
 
     """
-    of_ingest = own(settings, NEEDED_BY_INGEST)
+    needed_by_ingest = local_programs(settings, NEEDED_BY_INGEST)
     file = settings.home / "run" / "started"
-    configured = _configured(settings)
-    was_up = states(settings) is not None and _text(file) == configured
+    digest = _configuration_digest(settings)
+    was_up = states(settings) is not None and _content(file) == digest
     try:
         if was_up:
             _stop_outdated(settings)
@@ -132,19 +132,19 @@ def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
             for line in end_stack(settings):
                 say(f"  ended left-over {line}")
             environment = supervised_environment(settings)
-            start_supervisor(settings, own(settings, PROGRAMS), environment)
-            file.write_text(configured)
-        start(settings, own(settings, SLOWEST))
+            start_supervisor(settings, local_programs(settings, PROGRAMS), environment)
+            file.write_text(digest)
+        start(settings, local_programs(settings, SLOWEST))
         with ThreadPoolExecutor() as pool:
             publication = pool.submit(_publish, settings, say)
             if not settings.airflow_url:
                 _migrate(settings, say)
-            start(settings, of_ingest)
+            start(settings, needed_by_ingest)
             publication.result()
-        wait_ready(settings, of_ingest, say)
-        start(settings, own(settings, ADDED))
+        wait_ready(settings, needed_by_ingest, say)
+        start(settings, local_programs(settings, ADDED))
         yield
-        wait_ready(settings, own(settings, (*SLOWEST, *ADDED)), say)
+        wait_ready(settings, local_programs(settings, (*SLOWEST, *ADDED)), say)
     except BaseException:  # also Ctrl-C: no half-started stack stays
         if not was_up:
             end_stack(settings)
@@ -164,7 +164,7 @@ def supervised_environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
-def _configured(settings: Settings) -> str:
+def _configuration_digest(settings: Settings) -> str:
     """Return a digest of the configuration that programs read when they start."""
     airflow_variables = [
         variable
@@ -181,7 +181,7 @@ def _configured(settings: Settings) -> str:
     return sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _text(file: Path) -> str:
+def _content(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
@@ -190,7 +190,7 @@ def _stop_outdated(settings: Settings) -> None:
     files = (MODELS, *MODELS.glob("*.toml"))
     changed = max(path.stat().st_mtime for path in files)
     readers = [program for program in PROGRAMS if program.reads_project]
-    stop_older(settings, own(settings, readers), changed)
+    stop_older(settings, local_programs(settings, readers), changed)
 
 
 def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
@@ -234,7 +234,7 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
     file = settings.home / "airflow" / "migrated"
     database = sha256(str(settings.database_url).encode()).hexdigest()
     state = f"{version('apache-airflow')} {database}"
-    if _text(file) != state:
+    if _content(file) != state:
         began = time.monotonic()
         _run_tool(settings, "airflow", "db", "migrate")
         file.write_text(state)

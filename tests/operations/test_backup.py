@@ -23,7 +23,7 @@ from core.tables.table import Table
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.log.collect import collect
-from operations.backup import SUMS, backup, check, restore
+from operations.backup import SUMS, backup, restore, verify_backup
 from stack.machine import prepare
 from tests.conftest import (
     at_most,
@@ -191,7 +191,7 @@ def test_a_backup_waits_for_a_writer(name, settings, tmp_path):
         thread.join(0.5)
         assert thread.is_alive()
     thread.join()
-    check(settings, tmp_path / "backup")
+    verify_backup(settings, tmp_path / "backup")
 
 
 def test_a_backup_during_writes_has_the_state_of_one_moment(settings, tmp_path):

@@ -19,7 +19,7 @@ from stack.environment import (
     load_secrets,
     make_secrets,
 )
-from stack.programs import PROGRAMS, own
+from stack.programs import PROGRAMS, local_programs
 from tests.conftest import (
     BIN,
     answers,
@@ -96,7 +96,7 @@ def test_programs_that_run_elsewhere_are_not_started_here(tmp_path):
         links={"mlflow": "https://m"},
     )
     make_secrets(settings)
-    names = [program.name for program in own(settings, PROGRAMS)]
+    names = [program.name for program in local_programs(settings, PROGRAMS)]
     assert names == ["consumer", "console"]
     # Links of pages and mails.
     assert settings.link("mlflow") == "https://m"
