@@ -29,7 +29,6 @@ LOGGING_PACKAGES = (
     "feature_repo",
     "mlflow_server",
     "monitoring",
-    "operations",
     "training",
 )
 """Packages whose progress a verb prints on stderr."""

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import pytest
 
 from cli.use_case import new
-from cli.verbs import say
+from cli.verbs import LOGGING_PACKAGES, say
 from core.errors import SettingsError
+from core.settings import CLONE
 from tests.conftest import wait_until
 from tests.support.tools.clone import outer_environment, run
 from tests.support.tools.preloaded import commands_folder
@@ -21,6 +22,18 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("GYRE_HOME", str(tmp_path))
     return tmp_path
+
+
+def test_verbs_print_the_log_of_every_package_that_they_call():
+    packages = [path.parent for path in CLONE.glob("*/__init__.py")]
+    logging_packages = {
+        package.name
+        for package in packages
+        if any(
+            "getLogger(__name__)" in file.read_text() for file in package.rglob("*.py")
+        )
+    }
+    assert {*LOGGING_PACKAGES} == logging_packages - {"dags", "serving"}
 
 
 def test_the_open_command_uses_the_configured_link(tmp_path):
