@@ -1,6 +1,7 @@
-"""Parity: what is online at a moment is what Feast gives historically for that moment.
+"""Parity: compares the features online at a moment with Feast's historical features of that moment.
 
-A Redis of its own is brought to each moment as ingest does it, and read by Feast's own client.
+A Redis beside that of the installation is refreshed for each moment as an ingest does, and read by
+Feast's own client.
 """
 
 import logging
@@ -34,14 +35,14 @@ log = logging.getLogger(__name__)
 ENTITIES_AT_ONCE = 1_000
 SHOWN_DIFFERENCES = 10
 REDIS_SECONDS = 60.0
-"""What one read or write may take; nobody waits for this Redis."""
+"""Time that a read or a write may take; nobody waits for this Redis."""
 REQUEST_VALUE = pa.scalar(1_000_000)
-"""Request data, as no request is at hand, in the type of each field; of a time a second."""
+"""Value of all request data, cast to the type of each field; for a time it is one second."""
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared, and the values that differ, each in words."""
+    """The compared values, with a line for each that differs."""
 
     service: str
     entities: int
@@ -65,15 +66,15 @@ def parity(
 ) -> ParityReport:
     """Compare every feature of a service for every entity of its views at some moments.
 
-    The installation's own stores are only read. Request data is made up, the same for both sides.
+    The stores of the installation are only read. Request data is made up, the same for both sides.
 
     Args:
-        settings: Of the installation.
-        service_name: Of the feature service.
-        moments: Aware UTC.
+        settings: Settings of the installation.
+        service_name: Name of the feature service.
+        moments: Times to compare at, aware UTC.
 
     Raises:
-        DataError: There are no rows yet.
+        DataError: A view has no rows yet, or lacks the rows of its expression.
 
     """
     service = PublishedService(settings, service_name)
@@ -126,9 +127,9 @@ def _differences(
     names: Sequence[str],
     stored_names: Collection[str],
 ) -> list[str]:
-    """Return a line for each value of `rows` that is another one online.
+    """Return a line for each value of `rows` that differs online.
 
-    An entity without a row online has no stored feature offline.
+    An entity without a row online must have no stored feature offline.
     """
     lines = []
     for batch in rows.to_batches(max_chunksize=ENTITIES_AT_ONCE):
@@ -139,7 +140,7 @@ def _differences(
         ):
             for name in names:
                 if online_row is None and name not in stored_names:
-                    continue  # offline, request data alone give it a value
+                    continue  # offline, its value is made of request data alone
                 online_value = online_row[name] if online_row else None
                 if not is_same_value(row[name], online_value):
                     values = f"offline {row[name]!r}, online {online_value!r}"
@@ -149,10 +150,10 @@ def _differences(
 
 @contextmanager
 def _redis_beside(settings: Settings) -> Iterator[Settings]:
-    """Give settings of the same installation with an empty Redis of its own."""
+    """Give settings of the same installation with another Redis, which is empty."""
     port = free_ports()["redis_port"]
     password = secrets.token_urlsafe(32)
-    # "-" stands for stdin: everybody can see a process's arguments.
+    # "-" stands for stdin: everybody can see the arguments of a process.
     options = ["-", "--bind", LOOPBACK, "--port", str(port), "--save", ""]
     with TemporaryFile() as config:
         config.write(f"requirepass {password}\n".encode())

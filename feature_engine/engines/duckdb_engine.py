@@ -36,9 +36,9 @@ def duckdb_connection(**config: Any) -> Iterator[Any]:
 
 @contextmanager
 def row_connection() -> Iterator[Any]:
-    """Connect to a DuckDB of one thread that lasts as long as the process, for a few rows.
+    """Connect to a database of one thread for a few rows; it lasts as long as the process.
 
-    To open a database takes longer than such a query. What a connection makes ends with it.
+    A database takes longer to open than such a query takes. Tables end with their connection.
     """
     connection = ibis.duckdb.from_connection(_row_database().cursor())
     try:
@@ -49,7 +49,7 @@ def row_connection() -> Iterator[Any]:
 
 @cache
 def _row_database() -> Any:
-    # A cache of files would grow, as the database does not end.
+    # A cache of files would grow as long as the process lasts.
     return duckdb.connect(config={"threads": 1, "enable_external_file_cache": False})
 
 
@@ -85,10 +85,7 @@ def write_duckdb_files(
 
 
 def typed_columns(rows: ir.Table) -> str:
-    """Return the columns of rows in DuckDB's SQL, in the types that Ibis promises.
-
-    DuckDB sums to wider ones.
-    """
+    """Return the columns of rows in DuckDB's SQL, cast to Ibis's types: DuckDB's sums are wider."""
     columns = []
     for name, column_type in rows.schema().items():
         type_name = DuckDBType.to_string(column_type)

@@ -57,7 +57,7 @@ def write_files(
         rows: Feature rows.
         table: The table of the view, within `writing`.
         first_period: Earliest period to write; None writes all of them.
-        folder: Where DuckDB writes them first; it is not there yet.
+        folder: Folder that DuckDB writes the files to first; it must not exist yet.
 
     """
     if connection.name == "pyspark":
@@ -78,9 +78,8 @@ def engine_connection(settings: Settings, spill: Path | None = None) -> Iterator
     """Connect to the engine that `settings` name.
 
     Args:
-        settings: Of the installation.
-        spill: An empty folder for what exceeds DuckDB's memory, to write a view. Default: none, to
-            read tables.
+        settings: Settings of the installation.
+        spill: Empty folder that DuckDB spills to while it computes a view; None to read tables.
 
     Raises:
         DataError: PySpark or Java is missing, or Spark does not start.
@@ -104,7 +103,7 @@ def engine_connection(settings: Settings, spill: Path | None = None) -> Iterator
 
 
 def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:
-    """Open some files of a table, one at least, with DuckDB or with Spark."""
+    """Open files of a table, at least one, with either engine."""
     if connection.name == "pyspark":
         rows: ir.Table = connection.read_files(table, names)
     else:
@@ -113,6 +112,6 @@ def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:
 
 
 def value_error(exc: Exception) -> str:
-    """Return what an expression raised, in one line."""
+    """Return the message of one of VALUE_ERRORS in one line."""
     message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
     return " ".join(message.split())

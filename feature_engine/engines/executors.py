@@ -1,8 +1,8 @@
-"""What Spark's executors run: they read and write the parquet files of Delta tables.
+"""Functions that Spark's executors run: they read and write the parquet files of Delta tables.
 
-All of this travels to the executors by value. There it needs PySpark, PyArrow and deltalake and
-nothing of Gyre, so it imports nothing of Gyre. Each worker's own environment says how S3 is reached
-(`AWS_*`): no credentials are part of a job. Delta's log is the business of the driver.
+This module travels to the executors by value. There it needs PySpark, PyArrow and deltalake alone,
+so it imports nothing of Gyre. Each worker's own environment has the access to S3 (`AWS_*`): no
+credentials are part of a job. The driver alone reads and writes Delta's log.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,23 +19,23 @@ from pyarrow.fs import PyFileSystem
 from pyspark.sql.pandas.types import from_arrow_schema
 
 BATCH_ROWS = 131_072
-"""Rows of an Arrow batch, of a row group and of a file of rows that are on their way: what an
-executor's Python holds at a time."""
+"""Rows that an executor's Python holds at a time: those of an Arrow batch, of a row group, and of a
+file of rows on their way."""
 ADDED_FILE = """path string, size long, period long, rows long,
     earliest timestamp, latest timestamp"""
-"""What `write_frame` returns of a file: the arguments of `core.tables.commits.added_file`."""
+"""Fields of a file that `write_frame` wrote: arguments of `core.tables.commits.added_file`."""
 
 
 def frame_of_files(
     session: Any, folder: PyFileSystem, files: Sequence[str], schema: pa.Schema
 ) -> Any:
-    """Return the rows of some files as Spark's DataFrame; executors read each by a task of its own.
+    """Return the rows of files as Spark's DataFrame; executors read each file in a task of its own.
 
     Args:
         session: Spark's session.
-        folder: Of a Delta table: see `files_below`.
-        files: Paths of its parquet files.
-        schema: The columns to read; those that a file lacks are null.
+        folder: Folder of a Delta table: see `core.tables.addresses.files_below`.
+        files: Paths of parquet files in the folder.
+        schema: The columns to read; columns that a file lacks are null.
 
     """
 
@@ -56,13 +56,11 @@ def write_frame(frame: Any, folder: PyFileSystem) -> list[dict[str, Any]]:
     """Write a DataFrame's rows as files of a Delta table; executors do it. Nothing is committed.
 
     Args:
-        frame: Rows with the columns `event_timestamp` and `period`, an integer; the files lack the
-            latter.
-        folder: Of the table: see `files_below`.
+        frame: Rows with `event_timestamp`, and with `period`, an integer that the files lack.
+        folder: Folder of the table: see `core.tables.addresses.files_below`.
 
     Returns:
-        The arguments of `core.tables.commits.added_file` of each file. Files of a task that was lost
-        and done again are not among them.
+        Fields of ADDED_FILE for each file, without the files of a task that was lost and run again.
 
     """
     # Without the hint, each task writes a file of its own into each period.
@@ -83,10 +81,10 @@ def write_rows(frame: Any, folder: PyFileSystem) -> list[str]:
 
     Args:
         frame: Any rows.
-        folder: See `core.tables.addresses.files_below`.
+        folder: Folder for the files: see `core.tables.addresses.files_below`.
 
     Returns:
-        Paths of the files, in the order of rows.
+        Paths of the files, in the order of the rows.
 
     """
 
@@ -100,7 +98,7 @@ def write_rows(frame: Any, folder: PyFileSystem) -> list[str]:
 
 
 def save_rows(rows: pa.RecordBatch, folder: PyFileSystem) -> str:
-    """Write rows of this process as a file; return its path."""
+    """Write rows of this process to a file; return the path of the file."""
     path = f"{uuid4()}.parquet"
     with folder.open_output_stream(path) as stream:
         pq.write_table(pa.Table.from_batches([rows]), stream)
@@ -118,7 +116,7 @@ def use_rows(frame: Any, use: Callable[[pa.Table], str]) -> list[str]:
 
     Args:
         frame: Any rows.
-        use: Returns a problem, after which a task uses no more rows; empty if there is none.
+        use: Uses rows and returns a problem, or an empty text; a task stops at a problem.
 
     Returns:
         The problems.

@@ -1,4 +1,4 @@
-"""Why a job of Spark failed, in one line."""
+"""Errors of Spark's jobs, each in one line."""
 
 import re
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from pyspark.errors import PySparkException, PythonException
 from core.errors import DataError, UncomputableError
 
 WORKER = re.compile(r"\((\S+) executor \S+\)")
-"""How Spark names the host of a task that failed."""
+"""Host of a failed task in an error of Spark."""
 OF_A_VALUE = re.compile("SQLSTATE: 22")
-"""Class 22 of the SQL standard: an error of the data, such as a number beyond its type."""
+"""Class 22 of the SQL standard has errors of the data, such as a number beyond its type."""
 PACKAGE = re.compile(r"No module named '?([\w.]+)")
 LONGEST = 300
 
@@ -38,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _line(exc: PySparkException | Py4JJavaError) -> str:
-    # What PySpark raises lacks the host; the error of the JVM, which it replaces, names it.
+    # PySpark's error lacks the host; the error of the JVM, which it replaces, names the host.
     java_error = exc.__context__ if isinstance(exc.__context__, Py4JJavaError) else exc
     worker = WORKER.search(str(java_error))
     place = f"Spark's worker {worker[1]}" if worker else "Spark"
@@ -49,6 +49,6 @@ def _line(exc: PySparkException | Py4JJavaError) -> str:
         )
         return f"{place} has no Python package {package[1]}: {remedy}"
     lines = str(exc).strip().splitlines()
-    # Its traceback's end.
+    # A Python error has its reason in the last line of the traceback.
     reason = lines[-1] if isinstance(exc, PythonException) else lines[0]
     return f"{place}: {reason[:LONGEST]}"

@@ -1,7 +1,8 @@
-"""Spark: computes feature views on its executors. No other module of the driver imports PySpark.
+"""Spark as a compute engine: its executors compute feature views.
 
-Everything else is set in `spark-defaults.conf` of SPARK_CONF_DIR. Each worker's own environment
-says how S3 is reached (`AWS_*`). The executors read and write the tables' files, see `executors`.
+Only modules of this package import PySpark. Options that are not set here come from
+`spark-defaults.conf` of SPARK_CONF_DIR. Each worker's own environment has the access to S3
+(`AWS_*`). The executors read and write the files of tables: see `executors`.
 """
 
 import os
@@ -40,7 +41,7 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 OPTIONS = {
-    # Without, what Java has no memory for is waited for.
+    # Without this option, a driver that lacks memory hangs.
     "spark.driver.defaultJavaOptions": "-XX:+ExitOnOutOfMemoryError",
     "spark.log.level": "ERROR",
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(executors.BATCH_ROWS),
@@ -55,7 +56,7 @@ LOCAL_OPTIONS = {
 }
 """Further options of a master on this machine."""
 WORKER_SECONDS = 300
-"""How long a first job waits for a worker."""
+"""How long the first job waits for a worker."""
 
 
 def connect(master: str, scratch: UPath) -> "_Connection":
@@ -64,9 +65,9 @@ def connect(master: str, scratch: UPath) -> "_Connection":
     A process has one session, and so one JVM, which ends with the process.
 
     Args:
-        master: Address of the master, as Spark has it.
-        scratch: Folder that this process and the executors see, for rows on their way from
-            these to that.
+        master: Address of Spark's master.
+        scratch: Folder that this process and the executors see, for rows on their way between
+            them.
 
     Raises:
         DataError: Spark does not start, or no worker of the master is free.
@@ -84,7 +85,7 @@ def connect(master: str, scratch: UPath) -> "_Connection":
     except (PySparkException, Py4JJavaError) as exc:
         remedy = "it needs Java 17 or 21 (make spark) and a master that answers"
         raise DataError(
-            f"Spark did not start at {master}; {remedy}; Spark's lines say more"
+            f"Spark did not start at {master}; {remedy}; Spark's own lines have the details"
         ) from exc
     if is_first:
         _wait_for_worker(session, master)
@@ -97,17 +98,17 @@ def connect(master: str, scratch: UPath) -> "_Connection":
 
 
 class _Connection(Backend):  # type: ignore[misc]
-    """Ibis's backend, whose executors read the files of tables.
+    """Ibis's backend for Spark; its executors read the files of tables.
 
     Attributes:
-        scratch: See `connect`.
+        scratch: Folder of `connect`.
 
     """
 
     scratch: UPath
 
     def close(self) -> None:
-        """Drop temporary tables; leave the session to the next connection."""
+        """Drop temporary tables; the session stays for the next connection."""
         self._session.catalog.clearCache()
 
     def write_files(
@@ -124,13 +125,13 @@ class _Connection(Backend):  # type: ignore[misc]
         return [added_file(**file) for file in files]
 
     def read_files(self, table: Table, names: Sequence[str]) -> ir.Table:
-        """Open some files of a table; times are instants."""
+        """Open files of a table; times are instants."""
         return self.read_table(str(table.path), names, table.stored_schema())
 
     def read_table(
         self, address: str, names: Sequence[str], schema: pa.Schema
     ) -> ir.Table:
-        """Open some files of the table at an address, with columns of a schema."""
+        """Open files of the table at an address, with the columns of a schema."""
         frame = executors.frame_of_files(
             SparkSession.active(), files_below(address), names, schema
         )
@@ -139,7 +140,7 @@ class _Connection(Backend):  # type: ignore[misc]
         return self._view(view, ibis.Schema.from_pyarrow(schema))
 
     def create_table(self, name: str, /, obj: ir.Table, **_options: Any) -> ir.Table:
-        """Have the executors keep rows, once computed, until the connection is closed."""
+        """Have the executors keep computed rows until the connection is closed."""
         self.create_view(name, obj)
         self._session.catalog.cacheTable(name)
         return self._view(name, obj.schema())
@@ -162,7 +163,7 @@ class _Connection(Backend):  # type: ignore[misc]
     ) -> Iterator[pa.RecordBatch]:
         """Compute rows on the executors.
 
-        They write files, which this process reads one by one and removes: what passes through
+        They write files, which this process reads one by one and removes: rows that pass through
         Spark's driver would have to fit into its Java memory.
         """
         columns = expr.schema().to_pyarrow()
@@ -193,9 +194,9 @@ class _Connection(Backend):  # type: ignore[misc]
 
     @contextmanager
     def opened(self, rows: pa.Table) -> Iterator[ir.Table]:
-        """Give rows of this process to the executors, as files, until the block ends.
+        """Give rows of this process to the executors as files, until the block ends.
 
-        `ibis.memtable` holds rows in the Java memory of Spark's driver.
+        `ibis.memtable` would hold the rows in the Java memory of Spark's driver.
         """
         with self.scratchfiles_below(str(uuid4())) as address:
             folder = files_below(address)
@@ -207,7 +208,7 @@ class _Connection(Backend):  # type: ignore[misc]
 
     @contextmanager
     def scratchfiles_below(self, name: str) -> Iterator[str]:
-        """Give the address of an empty folder, which goes in the end."""
+        """Give the address of an empty folder, which is removed in the end."""
         folder = self.scratch / name
         _remove(folder)
         folder.mkdir(parents=True)
@@ -219,7 +220,7 @@ class _Connection(Backend):  # type: ignore[misc]
     def _view(self, name: str, schema: ibis.Schema) -> ir.Table:
         return DatabaseTable(name=name, schema=schema, source=self).to_expr()
 
-    # Private: Ibis goes through pandas, where whole numbers beside nulls become nulls.
+    # Private, as Ibis goes through pandas, where whole numbers in a column with nulls become nulls.
     def _register_in_memory_table(self, op: Any) -> None:
         rows = op.data.to_pyarrow(op.schema)
         frame = SparkSession.active().createDataFrame(rows)
@@ -227,16 +228,16 @@ class _Connection(Backend):  # type: ignore[misc]
 
 
 def _remove(folder: UPath) -> None:
-    """Remove a folder, if there is one."""
+    """Remove a folder if it exists."""
     with suppress(FileNotFoundError):
         folder.fs.rm(folder.path, recursive=True)
 
 
 def _wait_for_worker(session: SparkSession, master: str) -> None:
-    """Run a first job, which waits until a worker takes it; cancel it after a while.
+    """Run a first job until a worker takes it; cancel it after WORKER_SECONDS.
 
     Raises:
-        DataError: No worker took it.
+        DataError: No worker took the job.
 
     """
     timer = threading.Timer(WORKER_SECONDS, session.sparkContext.cancelAllJobs)
@@ -244,7 +245,9 @@ def _wait_for_worker(session: SparkSession, master: str) -> None:
     try:
         session.range(1).count()
     except (PySparkException, Py4JJavaError) as exc:
-        remedy = "start workers, or see on its page which applications hold them"
+        remedy = (
+            "start workers, or see on the master's page which applications hold them"
+        )
         raise DataError(
             f"no worker of {master} was free for {WORKER_SECONDS} s: {remedy}"
         ) from exc

@@ -1,7 +1,7 @@
-"""Features of the rows that had arrived by a moment: what could be known online then.
+"""Features of the rows that had arrived by a moment, as they could be known online then.
 
-A view's table knows every row that has come since, also those of an earlier event time. Here the
-views' expressions are computed again, for some entities, from the raw rows that had arrived.
+A view's table has every row that has come since, also rows of an earlier event time. Here the
+expressions of views are computed again, for some entities, from the raw rows that had arrived.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 
+from core.errors import DataError
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.engines.engine import temporary_table
 from feature_engine.offline.raw import open_raw, raw_table
@@ -30,9 +31,9 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
     A row that was corrected since counts from its correction on, as its former content is gone.
 
     Args:
-        service: Its features are computed. Each of its views is of a dataset.
-        questions: Join keys and request data; KNOWN_AT, by when rows had arrived;
-            event_timestamp, at or before which a view's row is dated; both aware UTC.
+        service: A service whose views are all of datasets.
+        questions: Join keys and request data, with two times (aware UTC): rows count that had
+            arrived by KNOWN_AT, and rows of a view that are dated at or before event_timestamp.
 
     Returns:
         `questions` with the features, in their order.
@@ -57,26 +58,34 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
 def _answers(
     service: PublishedService, view: FeatureView, questions: pa.Table
 ) -> Iterator[pa.Table]:
-    """Yield questions, some rows of the dataset had arrived by, with a view's features."""
+    """Yield the questions before which a row of the dataset had arrived, with a view's features.
+
+    Raises:
+        DataError: No dataset has the view.
+
+    """
     dataset = dataset_of(view.name)
-    assert dataset is not None  # noqa: S101  (see above)
+    if dataset is None:
+        raise DataError(f"{view.name}: no dataset of the project has this view")
     expression = dataset.views[view.name]
     names = [feature.name for feature in view.projection.features]
     raw = raw_table(service.settings, dataset)
     with duckdb_connection() as connection:
-        # Ibis makes no table of an Arrow table itself, only of an expression.
+        # Ibis makes a temporary table from an expression, and not from an Arrow table.
         rows = ibis.memtable(questions)
-        asked = temporary_table(connection, rows.select(rows.columns))
+        question_rows = temporary_table(connection, rows.select(rows.columns))
         raw_rows = open_raw(raw, connection=connection)
-        raw_rows = raw_rows.semi_join(asked, dataset.entity)
+        raw_rows = raw_rows.semi_join(question_rows, dataset.entity)
         raw_rows = temporary_table(connection, raw_rows)
         arrivals = raw_rows.select({ARRIVAL: "ingested_at"}).distinct()
-        asked = asked.asof_join(arrivals, asked[KNOWN_AT] >= arrivals[ARRIVAL])
-        asked = temporary_table(connection, asked)
-        moments = connection.to_pyarrow(asked.select(ARRIVAL).distinct())
+        question_rows = question_rows.asof_join(
+            arrivals, question_rows[KNOWN_AT] >= arrivals[ARRIVAL]
+        )
+        question_rows = temporary_table(connection, question_rows)
+        moments = connection.to_pyarrow(question_rows.select(ARRIVAL).distinct())
         for moment in moments[ARRIVAL].to_pylist():
-            part = asked.filter(asked[ARRIVAL] == moment)
+            moment_rows = question_rows.filter(question_rows[ARRIVAL] == moment)
             arrived_rows = raw_rows.filter(raw_rows.ingested_at <= moment)
             view_rows = dated_rows(expression(arrived_rows), view, names)
-            answers = asof_join(part, "event_timestamp", view_rows, view)
+            answers = asof_join(moment_rows, "event_timestamp", view_rows, view)
             yield connection.to_pyarrow(answers)

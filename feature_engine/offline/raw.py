@@ -1,4 +1,4 @@
-"""Raw rows: the table of a dataset, what changed between two versions, and labels made of it."""
+"""Raw rows: the table of a dataset, its changes between two versions, and labels made of it."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,11 +16,11 @@ from feature_repo.definition import TIMESTAMP, Dataset, Label, raw_schema
 
 
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
-    """Return the rows of a dataset as they became known.
+    """Return the table with the rows of a dataset as they became known.
 
-    Columns are those of the source, `ingested_at`, and `superseded`: of an event that corrected a
-    row that row as JSON. The source may still deliver it, and then it is not new. It is "" for
-    another event, and null for a row of the source.
+    It has the columns of the source, `ingested_at` and `superseded`. For an event that corrected a
+    row, `superseded` is that row as JSON: the source may still deliver the row, which is not new
+    then. For any other event it is "", for a row of the source null.
     """
     return Table(settings, f"raw/{dataset.name}", raw_schema(dataset))
 
@@ -31,7 +31,7 @@ def open_raw(
     as_of: datetime | None = None,
     connection: Any = None,
 ) -> ir.Table:
-    """Open a version of a raw table; `as_of` hides rows that became known only later."""
+    """Open a version of a raw table; `as_of` hides rows that became known later."""
     connection = connection or ibis.duckdb.connect()
     rows = read_files(connection, raw, raw.names(version))
     if as_of is None:
@@ -45,7 +45,7 @@ def changed_rows(
     old_version: int,
     new_version: int,
 ) -> ir.Table | None:
-    """Return raw rows that came or went between two versions; None if that is no longer known."""
+    """Return the raw rows that came or went between two versions; None if they are unknown by now."""
     files = raw.changed_files(old_version, new_version)
     if files is None:
         return None
@@ -70,19 +70,19 @@ def labels(
     *,
     own_rows: bool = False,
 ) -> ir.Table:
-    """Compute a label at some snapshots.
+    """Compute a label at snapshots.
 
     Args:
         raw: Raw rows of the label's dataset.
-        label: What is computed.
-        snapshots: Times, aware UTC.
-        own_rows: Take the label's own rows, from the first of `snapshots` to the last.
+        label: Label to compute.
+        snapshots: Times of the snapshots, aware UTC.
+        own_rows: Take the label's own rows from the first of `snapshots` to the last.
 
     Returns:
-        Join keys, event_timestamp and label of every snapshot, sorted by time and keys.
+        Join keys, event_timestamp and label at every snapshot, sorted by time and keys.
 
     Raises:
-        DataError: The label's expression gives no such columns.
+        DataError: The label's expression lacks one of these columns.
 
     """
     if own_rows:

@@ -1,8 +1,9 @@
-"""Feature views: Ibis expressions over a raw table, each view a Delta table of its own.
+"""Feature views: Ibis expressions over a raw table, each with a Delta table for its rows.
 
-The commit of a view's rows says what they stand on: the definition, and the version of the raw
+The commit of a view's rows holds the state of the view: the definition, and the version of the raw
 table. Rows are cut into periods of event time. A refresh computes the rows of changed entities anew
-from the period of the earliest change on, and copies all others; files of earlier periods stay.
+from the period of the earliest change on, and copies the rows of all others; files of earlier
+periods stay.
 """
 
 import hashlib
@@ -37,16 +38,18 @@ from feature_repo.published.config import VIEWS_FOLDER
 from feature_repo.published.service import PublishedService, field_types
 
 DEFINITION_DIGITS = 15
-"""Of a hash in hexadecimal: 60 bits, what a Delta table can note."""
+"""Digits of a hash in hexadecimal: a Delta table can note 60 bits."""
 LAST_PERIOD = 2**31
-"""A period after every row that there is."""
+"""A period later than every row."""
 
 
 class ViewState(NamedTuple):
-    """What the rows of a view stand on.
+    """State of a view: the definition and the raw rows that its rows were computed from.
 
-    definition: hash of the view's SQL and of which raw table it is.
-    raw: the version of the raw table.
+    Attributes:
+        definition: Hash of the view's SQL and of the identity of the raw table.
+        raw: Version of the raw table.
+
     """
 
     definition: int
@@ -57,9 +60,9 @@ class ViewTable:
     """The Delta table of one feature view.
 
     Args:
-        settings: Of the installation.
-        dataset: The dataset whose raw rows the view is made of.
-        raw: The raw table of the dataset.
+        settings: Settings of the installation.
+        dataset: Dataset of the view.
+        raw: Raw table of the dataset.
         name: Name of the view, a key of `dataset.views`.
 
     """
@@ -75,12 +78,12 @@ class ViewTable:
         self._expression = dataset.views[name]
 
     def state(self, version: int | None = None) -> ViewState | None:
-        """Return what the rows of a version (default: the newest) stand on; None: not known."""
+        """Return the state of a version, by default of the newest one; None if it is not known."""
         notes = self.table.noted(ViewState._fields, version)
         return ViewState(**notes) if notes else None
 
     def state_in_code(self) -> ViewState:
-        """Return what the rows would stand on if they were computed now."""
+        """Return the state that rows would have if they were computed now."""
         definition = view_definition(self.dataset, self.name)
         text = f"{definition} {self.raw.identity} {PERIOD}"
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -89,13 +92,15 @@ class ViewTable:
         )
 
     def is_redefined(self) -> bool:
-        """Whether the rows, if there are any, are not of the expression in the code."""
+        """Whether the rows, if there are any, are of another expression than the code's."""
         state = self.state()
         return state is None or state.definition != self.state_in_code().definition
 
     def refresh(self) -> None:
         """Bring the rows to the newest version of the raw table, in one commit."""
-        with self.table.writing():  # a refresh that waited may find nothing to do
+        with (
+            self.table.writing()
+        ):  # a refresh that waited for another may find no change
             old_state = self.state()
             new_state = self.state_in_code()
             if old_state != new_state:
@@ -149,7 +154,7 @@ class ViewTable:
     def _updated_rows(
         self, connection: Any, raw_rows: ir.Table, changes: ir.Table, first_period: int
     ) -> ir.Table:
-        """Rows of changed entities computed anew, and those of all others from `first_period`."""
+        """Compute the rows of changed entities, and add the others' rows from `first_period` on."""
         entity = self.dataset.entity
         computed = self._expression(raw_rows.semi_join(changes, entity))
         old_files = self.table.names(within=f"period >= {first_period}")
@@ -192,7 +197,7 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
 
 
 def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
-    """Return the names of the views whose rows are not of the expression in the code."""
+    """Return the names of the views whose rows are of another expression than the code's."""
     if not raw.exists:
         return []
     views = view_tables(settings, dataset, raw)
@@ -231,7 +236,7 @@ def require_built(service: PublishedService) -> None:
 def _unbuilt(settings: Settings, dataset: Dataset, view: FeatureView) -> str | None:
     """Return why a published view lacks the rows of its expression; None if it has them.
 
-    Rows that came since are no reason: that the features are late is another figure.
+    Raw rows that came since are no reason: then the features are late, which others measure.
     """
     remedy = f"run: gyre ingest {dataset.name}"
     unbuilt = f"{view.name}: applied, not built"
@@ -255,18 +260,18 @@ def entities(
     until: datetime | None = None,
     limit: int | None = None,
 ) -> pa.Table:
-    """Return entities with a row in one of some views, those with the newest row first.
+    """Return entities that have a row in one of some views; entities with the newest rows are first.
 
     Args:
-        settings: Of the installation.
+        settings: Settings of the installation.
         views: Join keys of each view, by the name of the view.
         key: Join keys of the entities. Where the views have different keys, the first entity of
-            one view is put together with the first of the others, and so on.
-        until: Only rows at or before this time count.
-        limit: At most so many entities of each set of keys.
+            one view is put together with the first entity of each other view, and so on.
+        until: Time up to which rows count, aware UTC; None counts all rows.
+        limit: Largest number of entities for each set of keys.
 
     Returns:
-        The columns `key`; no rows where one of them is in no view's key.
+        The columns `key`; no rows if no view has one of these keys.
 
     """
     columns = [*key]
@@ -294,7 +299,7 @@ def entities(
 
 
 def _put_together(parts: list[pa.Table], columns: list[str]) -> pa.Table:
-    """Complete the entities of each part by columns of the other parts."""
+    """Complete the entities of each part with columns of the other parts."""
     filled_parts = [part for part in parts if part.num_rows]
     # Keys of several columns stay whole.
     filled_parts.sort(key=lambda part: part.num_columns)
