@@ -48,8 +48,15 @@ FREE_PORTS = range(15_000, 32_768)
 Page = Literal["serving", "console", "mlflow", "airflow"]
 """A program that people look at."""
 SHARED = (
-    *("database_url", "ledger_url", "data_url", "artifacts_url"),
-    *("redis_url", "mlflow_url", "airflow_url", "serving_url", "online_store"),
+    "database_url",
+    "ledger_url",
+    "data_url",
+    "artifacts_url",
+    "redis_url",
+    "mlflow_url",
+    "airflow_url",
+    "serving_url",
+    "online_store",
 )
 """Settings that a temporary installation does not share with the one that makes it."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import sqlalchemy as sql
 from pydantic import TypeAdapter
 
-from core.locks import one_writer
 from core.settings import Settings
-from mlflow_server.database import Store, database_errors, lock_tables
+from mlflow_server.database import Store, lock_tables
 from mlflow_server.tables import ALERTS
 
 log = logging.getLogger(__name__)
@@ -128,11 +127,7 @@ class Alerts(Store):
         if not self.rows(subject, delivered=False):
             return count
         send = _send if self._settings.alert_urls else _write
-        address = self._settings.ledger_url
-        with (
-            database_errors(self.subject),
-            one_writer(self._settings, "alerts", address=address),
-        ):
+        with self._lock("alerts"):
             for row in self.rows(subject, delivered=False):
                 if send(self._settings, row, at):
                     same = sql.update(ALERTS).filter_by(sequence=row["sequence"])

@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateSchema
 
 from core.errors import DataError, RegistryError
+from core.locks import LOCK_SECONDS, one_writer
 from core.settings import SCHEMAS, Settings
 from mlflow_server.tables import make_tables
 
@@ -46,6 +47,16 @@ class Store:
         """Yield a connection within a transaction."""
         with database_errors(self.subject), self._engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _lock(self, name: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+        """Hold a lock for longer than a transaction: see `one_writer`."""
+        address = self._settings.ledger_url
+        with (
+            database_errors(self.subject),
+            one_writer(self._settings, name, seconds, address),
+        ):
+            yield
 
 
 def open_database(settings: Settings) -> sql.Engine:

@@ -240,8 +240,7 @@ class Tracking:
     @translated("list artifacts")
     def list_artifacts(self, run_id: str, path: str) -> list[FileInfo]:
         """Return the artifacts in a folder; none where there is no such folder."""
-        files: list[FileInfo] = self._client.list_artifacts(run_id, path)
-        return files
+        return list(self._client.list_artifacts(run_id, path))
 
     @translated("download artifacts")
     def download_artifacts(self, run_id: str, path: str, dst_path: str) -> str:

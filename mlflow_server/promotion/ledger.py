@@ -10,8 +10,7 @@ import sqlalchemy as sql
 from pydantic import TypeAdapter
 from pydantic_core import ArgsKwargs
 
-from core.locks import one_writer
-from mlflow_server.database import WAIT_SECONDS, Store, database_errors
+from mlflow_server.database import WAIT_SECONDS, Store
 from mlflow_server.tables import LEDGER
 
 LedgerAction = Literal[
@@ -121,11 +120,7 @@ class Ledger(Store):
     @contextmanager
     def exclusive(self, model: str) -> Iterator[None]:
         """Hold the model's lock until the block ends: MLflow cannot compare and swap an alias."""
-        address = self._settings.ledger_url
-        with (
-            database_errors(self.subject),
-            one_writer(self._settings, f"ledger.{model}", WAIT_SECONDS, address),
-        ):
+        with self._lock(f"ledger.{model}", WAIT_SECONDS):
             yield
 
 
