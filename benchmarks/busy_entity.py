@@ -23,8 +23,8 @@ from typing import Any
 
 from redis import Redis
 
-from benchmarks import measure
-from benchmarks.measure import ROUNDS, child, median, promised
+from benchmarks.support import measure
+from benchmarks.support.measure import ROUNDS, child, median, promised
 from core.settings import load_settings
 
 FEW_ROWS = 1_000

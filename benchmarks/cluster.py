@@ -27,9 +27,9 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from benchmarks.measure import print_peer, promised
 from benchmarks.scale import frame_values, land_orders, view_sizes
-from benchmarks.watch import LIMIT_MB, watched
+from benchmarks.support.measure import print_peer, promised
+from benchmarks.support.watch import LIMIT_MB, watched
 from benchmarks.window_ends import load_page_views
 from core.settings import Settings, load_settings
 from tests.cluster.conftest import HOST, running_cluster

@@ -25,7 +25,15 @@ import numpy as np
 import pandas as pd
 from deltalake import write_deltalake
 
-from benchmarks.measure import child, median, promised, ratio, rounds_of, start, title
+from benchmarks.support.measure import (
+    child,
+    median,
+    promised,
+    ratio,
+    rounds_of,
+    start,
+    title,
+)
 from core.settings import load_settings
 from core.spec.monitoring import Monitoring
 from training.evaluation.psi import UsualSpread

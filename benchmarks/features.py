@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from redis import Redis
 
-from benchmarks import measure
-from benchmarks.measure import child, median, promised, ratio, rounds_of
+from benchmarks.support import measure
+from benchmarks.support.measure import child, median, promised, ratio, rounds_of
 from core.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from benchmarks import measure
-from benchmarks.measure import ROUNDS, child, median, promised, ratio, rounds_of
+from benchmarks.support import measure
+from benchmarks.support.measure import ROUNDS, child, median, promised, ratio, rounds_of
 from core.settings import PROJECT, Settings, load_settings
 
 NEW, SHIPPED = 10_000, PROJECT / "data" / "cdnow_orders.parquet"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks.measure import child, title
+from benchmarks.support.measure import child, title
 from benchmarks.training import MODEL, prepare
 from core.settings import load_settings
 from core.spec import load_spec

@@ -23,8 +23,8 @@ import duckdb
 import pyarrow.parquet as pq
 
 from benchmarks.ingest import AS_OF, HISTORY, SHIPPED, SHIPPED_ROWS
-from benchmarks.measure import print_peer
-from benchmarks.watch import LIMIT_MB, MB, watched
+from benchmarks.support.measure import print_peer
+from benchmarks.support.watch import LIMIT_MB, MB, watched
 from core.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.serving [seconds per measurement, 3 if not given]
 
-Servers and Redis on the first core, the load generator on the last (`benchmarks.servers` says how
-each runs). Rounds are interleaved, medians of three are printed. `cpu us` is the processor time of
-the whole server (of ours: worker and Redis) per answer: the column to trust where others use the
-core too. `load core` is the share of its core that the generator used.
+Servers and Redis on the first core, the load generator on the last (`benchmarks.support.servers`
+says how each runs). Rounds are interleaved, medians of three are printed. `cpu us` is the
+processor time of the whole server (of ours: worker and Redis) per answer: the column to trust
+where others use the core too. `load core` is the share of its core that the generator used.
 
 What is unfair, in MLServer's favour: the features come with the request, it looks nothing up and
 writes nothing down, while Redis shares our worker's core and each of our answers is on file before
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
-from benchmarks import servers
-from benchmarks.measure import ROUNDS, promised, title
+from benchmarks.support import servers
+from benchmarks.support.measure import ROUNDS, promised, title
 from core.spec.training import Estimator, Limit
 from tests.serving.conftest import SPEC, Rig
 from tests.support.serving import flood
@@ -43,7 +43,7 @@ from tests.support.serving.flood import load, post
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from benchmarks.servers import Server
+    from benchmarks.support.servers import Server
 
 # What has to be reached, and the aim.
 TIMES = {

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure
-from benchmarks.measure import ROUNDS, promised, ratio
+from benchmarks.support import measure
+from benchmarks.support.measure import ROUNDS, promised, ratio
 from core.settings import PROJECT
 from stack.environment import process_environment
 from tests.conftest import feast_apply, mlflow_server, new_settings, redis_server

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.ingest import AS_OF, SHIPPED_ROWS, land
-from benchmarks.measure import child, median, promised, rounds_of, start, title
+from benchmarks.support.measure import child, median, promised, rounds_of, start, title
 from core.settings import load_settings
 from tests.conftest import feast_apply, mlflow_server, unused_port
 

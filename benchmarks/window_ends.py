@@ -21,8 +21,8 @@ from typing import Any
 
 from redis import Redis
 
-from benchmarks import measure
-from benchmarks.measure import ROUNDS, child, median, promised
+from benchmarks.support import measure
+from benchmarks.support.measure import ROUNDS, child, median, promised
 from core.settings import load_settings
 
 FIVE_MINUTES = timedelta(minutes=5)

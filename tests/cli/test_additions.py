@@ -10,8 +10,8 @@ import pytest
 
 from core.additions import ADDITIONS
 from tests.conftest import BIN, new_settings
-from tests.dags.test_parse import read
 from tests.support.tools.clone import Copy
+from tests.support.tools.dag_reader import read
 
 LEFT_OUT = (
     "monitoring.console",

@@ -1,17 +1,13 @@
 """The shipped DAG files, read as Airflow reads them, in a process of their own."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from core.spec import load_specs
-from tests.support.tools.dag_reader import READ
+from tests.support.tools.dag_reader import read
 from training.runs import LONGEST_RUN
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -25,20 +21,6 @@ with DAG("own"):
 """
 KINDS = ("train", "monitor", "score")
 HEAVY = "pandas numpy pyarrow mlflow feast evidently sklearn training.runs monitoring"
-
-
-def read(home, project):
-    dags = str(project / "dags")
-    env = os.environ | {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DAGS_FOLDER": dags,
-        "PYTHONPATH": str(project),
-        "GYRE_INGEST_SCHEDULE": "7-59/20 * * * *",
-    }
-    command = [sys.executable, "-c", READ, dags]
-    output = subprocess.check_output(command, cwd=project, env=env)
-    return json.loads(output.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

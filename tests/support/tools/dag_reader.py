@@ -1,5 +1,10 @@
 """A program that reads the DAGs as Airflow does."""
 
+import json
+import os
+import subprocess
+import sys
+
 READ = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
@@ -33,3 +38,17 @@ for name, dag in bag.dags.items():
     }
 print(json.dumps(found))
 """
+
+
+def read(home, project):
+    dags = str(project / "dags")
+    env = os.environ | {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": dags,
+        "PYTHONPATH": str(project),
+        "GYRE_INGEST_SCHEDULE": "7-59/20 * * * *",
+    }
+    command = [sys.executable, "-c", READ, dags]
+    output = subprocess.check_output(command, cwd=project, env=env)
+    return json.loads(output.splitlines()[-1])

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.measure import peak_mb
+from benchmarks.support.measure import peak_mb
 from core.settings import PROJECT
 
 SECONDS_BETWEEN = 1

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 CORES = sorted(os.sched_getaffinity(0))
 PEERS = PROJECT / "benchmarks" / "peers"
 V2_TYPES = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
-EMPTY = "uvicorn benchmarks.empty:create_app --factory --http httptools --loop uvloop"
+EMPTY = "uvicorn benchmarks.support.empty:create_app --factory --http httptools --loop uvloop"
 
 
 @dataclass(frozen=True)
