@@ -253,16 +253,13 @@ class Windows:
         instant = points[AT]
         history = ibis.range_window(group_by=self.entity, order_by=AT, following=0)
         created = points["ingested_at"].max()
-        features = {}
-        for window in self.windows:
-            features[window.name] = window.feature(points, self.entity)
         # Rows of one instant see the same window, so any of them is the value at that instant.
         is_last = instant != instant.lead().over(history)
         columns = {
             self.entity: points[self.entity],
             "event_timestamp": self._known_from(instant),
             "created": created.over(history),
-            **features,
+            **self._features(points),
             IS_LAST: is_last.fill_null(True),  # noqa: FBT003
         }
         view = points.select(columns)
@@ -289,14 +286,19 @@ class Windows:
         following = is_due.ifelse(None, points[AT]).min()
         created = is_due.ifelse(points["ingested_at"], None).max()
         due_points = points.mutate({AGE: is_due.ifelse(points[AGE], None)})
-        features = {}
-        for window in self.windows:
-            features[window.name] = window.feature(due_points, self.entity, moment)
+        features = self._features(due_points, moment)
         columns = {"created": created, AT: ibis.array([last, following]), **features}
         view = due_points.group_by(self.entity).agg(columns)
         view = view.mutate(event_timestamp=self._known_from(view[AT].unnest()))
         view = view.filter(view.event_timestamp.notnull()).drop(AT)
         return view.mutate(dict(self.derived))
+
+    def _features(self, points: ir.Table, moment: int | None = None) -> dict[str, Any]:
+        """Return the feature of each window: see `Window.feature`."""
+        return {
+            window.name: window.feature(points, self.entity, moment)
+            for window in self.windows
+        }
 
     def _known_from(self, instants: Any) -> Any:
         """Return the times from which on the values of instants are known."""
@@ -349,18 +351,17 @@ def feature_view(
     view_tags = dict(tags or {})
     if isinstance(expression, Windows):
         view_tags |= {window.name: str(window) for window in expression.windows}
-    source = FileSource(
-        name=name,
-        path=view_address(load_settings(), name),
-        file_format=DeltaFormat(),
-        timestamp_field="event_timestamp",
-        created_timestamp_column="created",
-    )
     return FeatureView(
         name=name,
         entities=list(entities),
         schema=_feature_fields(dataset, name, keys),
-        source=source,
+        source=FileSource(
+            name=name,
+            path=view_address(load_settings(), name),
+            file_format=DeltaFormat(),
+            timestamp_field="event_timestamp",
+            created_timestamp_column="created",
+        ),
         tags=view_tags,
         **options,
     )
@@ -369,14 +370,14 @@ def feature_view(
 def _feature_fields(dataset: Dataset, view: str, keys: set[str]) -> list[Field]:
     """Return Feast's fields of the features of a view; see `feature_view`."""
     raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema(dataset)), name="raw")
-    columns = dict(dataset.views[view](raw_rows).schema())
-    for name in (*keys, *VIEW_COLUMNS[:2]):
-        columns.pop(name, None)
-    problems = name_problems(columns, {*keys, *VIEW_COLUMNS})
+    columns = dataset.views[view](raw_rows).schema()
+    names = [name for name in columns if name not in {*keys, *VIEW_COLUMNS[:2]}]
+    problems = name_problems(names, {*keys, *VIEW_COLUMNS})
     if problems:
         raise ValueError(f"view {view}: {'; '.join(problems)}")
     fields = []
-    for name, column_type in columns.items():
+    for name in names:
+        column_type = columns[name]
         feast_type = FEAST_TYPES.get(str(column_type))
         if feast_type is None:
             raise ValueError(
