@@ -167,7 +167,7 @@ class _Connection(Backend):  # type: ignore[misc]
         Spark's driver would have to fit into its Java memory.
         """
         columns = expr.schema().to_pyarrow()
-        with self.scratchfiles_below(str(uuid4())) as address, one_line_errors():
+        with self.scratch_folder() as address, one_line_errors():
             folder = files_below(address)
             for path in executors.write_rows(self.frame(expr), folder):
                 rows = executors.read_rows(path, folder)
@@ -198,7 +198,7 @@ class _Connection(Backend):  # type: ignore[misc]
 
         `ibis.memtable` would hold the rows in the Java memory of Spark's driver.
         """
-        with self.scratchfiles_below(str(uuid4())) as address:
+        with self.scratch_folder() as address:
             folder = files_below(address)
             names = [
                 executors.save_rows(batch, folder)
@@ -207,15 +207,17 @@ class _Connection(Backend):  # type: ignore[misc]
             yield self.read_table(address, names, rows.schema)
 
     @contextmanager
-    def scratchfiles_below(self, name: str) -> Iterator[str]:
+    def scratch_folder(self) -> Iterator[str]:
         """Give the address of an empty folder, which is removed in the end."""
-        folder = self.scratch / name
-        _remove(folder)
+        folder = self.scratch / str(uuid4())
         folder.mkdir(parents=True)
         try:
             yield str(folder)
         finally:
-            _remove(folder)
+            with suppress(
+                FileNotFoundError
+            ):  # on S3, a folder without files does not exist
+                folder.fs.rm(folder.path, recursive=True)
 
     def _view(self, name: str, schema: ibis.Schema) -> ir.Table:
         return DatabaseTable(name=name, schema=schema, source=self).to_expr()
@@ -225,12 +227,6 @@ class _Connection(Backend):  # type: ignore[misc]
         rows = op.data.to_pyarrow(op.schema)
         frame = SparkSession.active().createDataFrame(rows)
         frame.createOrReplaceTempView(op.name)
-
-
-def _remove(folder: UPath) -> None:
-    """Remove a folder if it exists."""
-    with suppress(FileNotFoundError):
-        folder.fs.rm(folder.path, recursive=True)
 
 
 def _wait_for_worker(session: SparkSession, master: str) -> None:
