@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.timestamps import EARLIEST_TIME, LATEST_TIME
-from feature_repo.definition import Dataset
+from feature_repo.definition import TIMESTAMP, Dataset
 
-UTC_TIME = pa.timestamp("us", "UTC")
 TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
 YEARS = "a year from 2 to 9998"
 WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
@@ -52,7 +51,7 @@ def type_of(source_type: Any) -> pa.DataType | None:
     if kind.is_string():
         return pa.string()
     is_time = kind.is_date() or (kind.is_timestamp() and kind.timezone)
-    return UTC_TIME if is_time else None
+    return TIMESTAMP if is_time else None
 
 
 def exact_values(
@@ -121,7 +120,7 @@ def inferred(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     is_code = pc.match_substring_regex(texts, CODE)
     is_whole = pc.match_substring_regex(texts, WHOLE_NUMBER)
     number = pa.int64() if pc.all(is_whole).as_py() else pa.float64()
-    for kind in (number, pa.bool_(), UTC_TIME):
+    for kind in (number, pa.bool_(), TIMESTAMP):
         try:
             values = _with_offsets(texts, kind).cast(kind)
         except pa.ArrowInvalid:
@@ -143,7 +142,7 @@ def _with_offsets(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def type_problem(field: pa.Field, source_type: pa.DataType) -> str:
     """Return the message that a column of the source has another type than the dataset's."""
-    expected = TIME_WORDS if field.type == UTC_TIME else field.type
+    expected = TIME_WORDS if field.type == TIMESTAMP else field.type
     return f"column {field.name}: expected {expected}, found {source_type}"
 
 
@@ -176,7 +175,7 @@ def in_schema(
             text = str(value)  # of any year
             problem = f"{type_problem(field, column.type)}: {text!r}"
             if typed_values[position].is_valid:
-                limit = YEARS if field.type == UTC_TIME else "a finite number"
+                limit = YEARS if field.type == TIMESTAMP else "a finite number"
                 problem += f", which is not {limit}"
             elif not (
                 pa.types.is_string(column.type) and re.fullmatch(ODD_VALUE, text)

@@ -26,7 +26,6 @@ from core.settings import ENV_FILE, Settings
 from core.tables.addresses import rows_at
 from feature_engine.engines.engine import value_error
 from feature_engine.ingest.exact_types import (
-    UTC_TIME,
     in_schema,
     inferred,
     type_of,
@@ -34,7 +33,7 @@ from feature_engine.ingest.exact_types import (
 )
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.source_files import CSV_ENDINGS, files_at
-from feature_repo.definition import Dataset
+from feature_repo.definition import TIMESTAMP, Dataset
 
 DEMO_AHEAD = timedelta(days=120)
 WEEK = 7
@@ -286,7 +285,7 @@ def _open_database(
         if connection.name == "postgres":  # its client fails at years above 9999
             connection.con.execute("SET TIME ZONE 'UTC'")
             kinds = rows.schema().items()
-            times = [name for name, kind in kinds if type_of(kind) == UTC_TIME]
+            times = [name for name, kind in kinds if type_of(kind) == TIMESTAMP]
             rows = rows.mutate({name: rows[name].cast("string") for name in times})
         yield _Source(connection.to_pyarrow_batches(rows, chunk_size=BATCH_ROWS), times)
     finally:
@@ -317,7 +316,7 @@ def _open_parquet(
     if (
         since
         and can_filter
-        and type_of(kind) == UTC_TIME
+        and type_of(kind) == TIMESTAMP
         and pa.types.is_timestamp(kind)
     ):
         earlier = pa.scalar(since - timedelta(seconds=1))  # the type may be of seconds
