@@ -104,16 +104,21 @@ def redis_problem(settings: Settings) -> str | None:
     Redis has to answer, which it does not while it reads its file, has to know every command that
     Gyre sends, and may evict nothing.
     """
-    address = _address_without_password(settings)
+    problem: str | None
     try:
         with redis_client(settings) as redis:
             redis.ping()
-        problem = _version_problem(settings) or eviction_problem(settings)
+        version = _redis_version(settings)
+        if version < LEAST_COMMANDS:
+            expected = f"Redis {_dotted(LEAST_COMMANDS)} or newer"
+            problem = f"expected {expected}, found {_dotted(version)}; upgrade it"
+        else:
+            problem = eviction_problem(settings)
     except BrokerUnavailableError:
         return None  # it answers: monitoring shows that it does not tell its state
     except (RedisError, ValueError) as exc:
         problem = str(exc)
-    return f"{address}: {problem}" if problem else None
+    return f"{_address_without_password(settings)}: {problem}" if problem else None
 
 
 def redis_warning(settings: Settings) -> str | None:
@@ -172,20 +177,6 @@ def redis_errors() -> Iterator[None]:
         yield
     except RedisError as exc:
         raise BrokerUnavailableError(f"Redis: {exc}") from exc
-
-
-def _version_problem(settings: Settings) -> str | None:
-    """Return why the version of Redis is too old; None if it has every command that Gyre sends.
-
-    Raises:
-        BrokerUnavailableError: See `_redis_version`.
-
-    """
-    version = _redis_version(settings)
-    if version >= LEAST_COMMANDS:
-        return None
-    expected = _dotted(LEAST_COMMANDS)
-    return f"expected Redis {expected} or newer, found {_dotted(version)}; upgrade it"
 
 
 def _redis_version(settings: Settings) -> tuple[int, int]:

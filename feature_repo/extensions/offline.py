@@ -181,8 +181,7 @@ def _read(config: RepoConfig, source: FileSource, _repository: str = "") -> ir.T
     """
     if not _is_table(source):
         return ibis.read_parquet(source.path)
-    cache = Path(config.offline_store.cache)
-    files = files_at(source.path, cache)
+    files = files_at(source.path, Path(config.offline_store.cache))
     if not files:
         raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
     return ibis.read_parquet(files)

@@ -217,7 +217,7 @@ def is_same_value(offline: Any, online: Any) -> bool:
     return bool(offline == online)
 
 
-def field_types(fields: Iterable[feast.Field]) -> dict[str, str]:
+def field_types(fields: Iterable[feast.Field]) -> dict[str, Any]:
     """Return the types of fields by name; a type that no spec has keeps Feast's name."""
     return {
         field.name: FEATURE_TYPES.get(str(field.dtype), str(field.dtype))

@@ -14,7 +14,12 @@ from core.settings import Settings
 from feature_repo import datasets
 from feature_repo.on_demand import digest, function_source, module_source
 from feature_repo.published.redis_names import hash_fields, state_key
-from feature_repo.published.service import FEATURE_TYPES, PublishedService, field_types
+from feature_repo.published.service import (
+    ARROW,
+    FEATURE_TYPES,
+    PublishedService,
+    field_types,
+)
 from mlflow_server.manifest import (
     LookupSpecification,
     OnDemandFunction,
@@ -71,12 +76,10 @@ def _check_store_and_types(service: PublishedService) -> None:
             f"the online store is {online_store.type}, not one Redis"
         )
     for view in (*service.stored, *service.on_demand):
-        for field in view.projection.features:
-            if str(field.dtype) not in FEATURE_TYPES:
+        for name, kind in field_types(view.projection.features).items():
+            if kind not in ARROW:
                 expected = ", ".join(FEATURE_TYPES)
-                raise UnsupportedError(
-                    f"{field.name} is {field.dtype}, not one of {expected}"
-                )
+                raise UnsupportedError(f"{name} is {kind}, not one of {expected}")
 
 
 def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
@@ -85,12 +88,11 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
     config = store.config
     key_types = field_types(view.entity_columns)
     keys = sorted(key_types)
-    fields = sorted(view.projection.features)
-    time, *hash_names = hash_fields(config, view, [field.name for field in fields])
+    types = field_types(sorted(view.projection.features))
+    time, *hash_names = hash_fields(config, view, list(types))
     features = []
-    for field, hash_name in zip(fields, hash_names, strict=True):
-        kind = FEATURE_TYPES[str(field.dtype)]
-        features.append(StoredFeature(name=field.name, kind=kind, field=hash_name))
+    for name, field in zip(types, hash_names, strict=True):
+        features.append(StoredFeature(name=name, kind=types[name], field=field))
     time_to_live = view.ttl or timedelta()
     return StoredView(
         name=view.name,
@@ -108,10 +110,6 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
 
 def _function(view: Any, modules: Sequence[str]) -> OnDemandFunction:
     """Return the function of an on-demand view in the project's code."""
-    outputs = {
-        field.name: FEATURE_TYPES[str(field.dtype)]
-        for field in view.projection.features
-    }
     function = view.feature_transformation
     name = function.udf.__name__
     source = function_source(function.udf_string, name)
@@ -123,7 +121,7 @@ def _function(view: Any, modules: Sequence[str]) -> OnDemandFunction:
                     module=module,
                     function=name,
                     sha256=digest(source),
-                    outputs=outputs,
+                    outputs=field_types(view.projection.features),
                 )
     raise UnsupportedError(
         f"on-demand view {view.name} is no plain function of a dataset's module"
