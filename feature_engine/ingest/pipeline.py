@@ -15,7 +15,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import BatchRejectedError, UncomputableError
+from core.errors import BatchRejectedError, RegistryError, UncomputableError
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -27,7 +27,7 @@ from feature_engine.ingest.record import DatasetRecord, read_record
 from feature_engine.ingest.record_writer import write_record
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
-from feature_engine.offline.views import redefined, write_views
+from feature_engine.offline.views import redefined_views, write_views
 from feature_engine.online.intervals import (
     notice_materialization_by_hand,
     record_intervals,
@@ -144,10 +144,12 @@ def catch_up(online: OnlineValues, as_of: datetime, *, full: bool = False) -> No
             served; the values of the views and the values online stay.
 
     """
-    redefined_views = partial(redefined, online.settings, online.dataset, online.raw)
-    check_definitions(
-        online.settings, online.dataset, as_of, online.store, redefined_views
-    )
+    try:
+        check_definitions(online.settings, online.dataset, as_of, online.store)
+    except RegistryError as exc:
+        if redefined_views(online.settings, online.dataset, online.raw):
+            raise
+        logger.warning("%s: definitions are not compared: %s", online.dataset.name, exc)
     write_views(online.settings, online.dataset, online.raw)
     notice_materialization_by_hand(online)
     refresh_online(online, clock=lambda: max(as_of, datetime.now(UTC)), full=full)

@@ -60,7 +60,7 @@ def write_record(
     record = DatasetRecord(
         dataset=dataset.name,
         as_of=as_of,
-        faults=unbuilt_views(settings, dataset, store),
+        faults=[*unbuilt_views(settings, dataset, store.list_feature_views())],
         watermark=watermark,
         newest=raw.newest(dataset.event_time),
         silence=dataset.silence,

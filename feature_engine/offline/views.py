@@ -8,7 +8,7 @@ periods stay.
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
-from feast import FeatureStore, FeatureView
+from feast import FeatureView
 
 from core.errors import DataError, UncomputableError
 from core.settings import Settings
@@ -31,7 +31,6 @@ from feature_engine.engines.engine import (
 )
 from feature_engine.engines.periods import PERIOD, period_of
 from feature_engine.offline.raw import changed_rows, open_raw, raw_table
-from feature_repo.datasets import dataset_of
 from feature_repo.definition import Dataset
 from feature_repo.definition_hash import view_definition
 from feature_repo.published.config import VIEWS_FOLDER
@@ -196,25 +195,12 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
             ) from exc
 
 
-def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
+def redefined_views(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     """Return the names of the views whose rows are of another expression than the code's."""
     if not raw.exists:
         return []
     views = view_tables(settings, dataset, raw)
     return [view.name for view in views if view.is_redefined()]
-
-
-def unbuilt_views(
-    settings: Settings, dataset: Dataset, store: FeatureStore
-) -> list[str]:
-    """Return a line for each published view of a dataset that lacks the rows of its expression."""
-    views = store.list_feature_views()
-    problems = [
-        _unbuilt(settings, dataset, view)
-        for view in views
-        if view.name in dataset.views
-    ]
-    return [problem for problem in problems if problem]
 
 
 def require_built(service: PublishedService) -> None:
@@ -224,33 +210,38 @@ def require_built(service: PublishedService) -> None:
         DataError: A view was published, but not computed since.
 
     """
-    for view in service.stored:
-        dataset = dataset_of(view.name)
-        if dataset is None:  # a view of plain Feast
-            continue
-        problem = _unbuilt(service.settings, dataset, view)
-        if problem:
+    for dataset in service.datasets().values():
+        for problem in unbuilt_views(service.settings, dataset, service.stored):
             raise DataError(problem)
 
 
-def _unbuilt(settings: Settings, dataset: Dataset, view: FeatureView) -> str | None:
-    """Return why a published view lacks the rows of its expression; None if it has them.
+def unbuilt_views(
+    settings: Settings, dataset: Dataset, views: Iterable[FeatureView]
+) -> Iterator[str]:
+    """Yield a line for each published view of a dataset that lacks the rows of its expression.
 
     Raw rows that came since are no reason: then the features are late, which others measure.
     """
-    remedy = f"run: gyre ingest {dataset.name}"
-    unbuilt = f"{view.name}: applied, not built"
-    table = ViewTable(settings, dataset, raw_table(settings, dataset), view.name)
-    if not table.table.names() or not table.raw.exists:
-        return f"{unbuilt} (no rows yet); {remedy}"
-    if table.is_redefined():
-        return f"{unbuilt} (its rows are of another expression); {remedy}"
-    columns = table.table.stored_schema().names
-    missing_fields = sorted(field_types(view.features).keys() - set(columns))
-    if missing_fields:
-        reason = f"its expression gives no {', '.join(missing_fields)}"
-        return f"{unbuilt} ({reason}); add it to the expression, then {remedy}"
-    return None
+    raw = raw_table(settings, dataset)
+    for view in views:
+        if view.name not in dataset.views:
+            continue
+        view_table = ViewTable(settings, dataset, raw, view.name)
+        table = view_table.table
+        reason = ""
+        remedy = f"run: gyre ingest {dataset.name}"
+        if not table.names() or not raw.exists:
+            reason = "no rows yet"
+        elif view_table.is_redefined():
+            reason = "its rows are of another expression"
+        else:
+            columns = table.stored_schema().names
+            missing_fields = sorted(field_types(view.features).keys() - columns)
+            if missing_fields:
+                reason = f"its expression gives no {', '.join(missing_fields)}"
+                remedy = f"add it to the expression, then {remedy}"
+        if reason:
+            yield f"{view.name}: applied, not built ({reason}); {remedy}"
 
 
 def entities(
@@ -293,8 +284,8 @@ def entities(
             times = {"event_timestamp": rows.event_timestamp.max()}
             newest = rows.group_by(view_key).agg(times)
             newest = newest.order_by(ibis.desc("event_timestamp"), *view_key)
-            ordered = newest.select(view_key)
-            keys.append(connection.to_pyarrow(ordered.limit(limit)))
+            newest = newest.select(view_key).limit(limit)
+            keys.append(connection.to_pyarrow(newest))
     return _put_together(keys, columns)
 
 

@@ -22,7 +22,12 @@ from core.locks import ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
 from core.timestamps import BEGINNING
-from feature_engine.offline.views import ViewState, ViewTable, redefined, view_tables
+from feature_engine.offline.views import (
+    ViewState,
+    ViewTable,
+    redefined_views,
+    view_tables,
+)
 from feature_engine.online.entity_values import ViewValues, compute_view, raw_rows
 from feature_engine.online.redis_rows import (
     connect_redis,
@@ -119,7 +124,7 @@ class OnlineValues:
             self.views  # noqa: B018  (whether they are published)
         except FeastObjectNotFoundException as exc:
             return f"{exc}; run: cd feature_repo && feast apply"
-        changed_views = redefined(self.settings, self.dataset, self.raw)
+        changed_views = redefined_views(self.settings, self.dataset, self.raw)
         if not changed_views:
             return None
         names = ", ".join(changed_views)

@@ -1,15 +1,13 @@
 """The check of definitions: an ingest may not change the features of a version in a role."""
 
 import getpass
-import logging
 import sys
-from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache
 
 from feast import FeatureStore
 
-from core.errors import DataError, RegistryError
+from core.errors import DataError
 from core.settings import Settings, load_settings
 from core.temporary import temporary_installation
 from feature_repo.datasets import load_datasets
@@ -18,7 +16,6 @@ from feature_repo.published.service import PublishedService
 from feature_repo.published.store import open_store, publish_beside
 from mlflow_server.api.registry import Registry, Version
 
-log = logging.getLogger(__name__)
 ACCEPTED_TAG = "accepted_definition."
 """Prefix of the tags of a version for changes that GYRE_CHANGE_LIVE_FEATURES accepted."""
 REMEDY = (
@@ -37,7 +34,6 @@ def check_definitions(
     dataset: Dataset,
     as_of: datetime,
     store: FeatureStore,
-    redefined_views: Callable[[], Sequence[str]],
 ) -> None:
     """Compare the published definitions with those that the versions in a role were trained with.
 
@@ -49,28 +45,20 @@ def check_definitions(
         dataset: Dataset whose views are to be computed.
         as_of: Time of the ingest, aware UTC.
         store: Feast's store of the installation.
-        redefined_views: Returns the views whose rows are of another expression than the code's;
-            it is called if MLflow does not answer.
 
     Raises:
         DefinitionChangedError: A version would be served other values.
-        RegistryError: MLflow does not answer, and the expression of a view has changed.
+        RegistryError: MLflow does not answer.
 
     """
-    try:
-        versions = [
-            (role, version)
-            for role, version in _versions(settings)
-            if dataset.name in table_versions(version.tags)
-        ]
-        if settings.change_live_features:
-            for _, version in versions:
-                _accept_changes(settings, version, as_of, store)
-            return
-    except RegistryError as exc:
-        if redefined_views():
-            raise
-        log.warning("%s: definitions are not compared: %s", dataset.name, exc)
+    versions = [
+        (role, version)
+        for role, version in _versions(settings)
+        if dataset.name in table_versions(version.tags)
+    ]
+    if settings.change_live_features:
+        for _, version in versions:
+            _accept_changes(settings, version, as_of, store)
         return
     messages = _messages(settings, versions, store)
     if messages:

@@ -6,7 +6,6 @@ from core.errors import DataError
 from feature_engine.offline.views import require_built, unbuilt_views
 from feature_repo.datasets.orders import FEATURES
 from feature_repo.published.service import PublishedService
-from feature_repo.published.store import open_store
 from tests.conftest import AS_OF
 from tests.support.feature_engine.shop import DAY, ORDERS, SPEC, VIEW, order
 
@@ -25,7 +24,7 @@ def test_a_service_is_refused_while_a_view_lacks_the_rows_of_its_expression(
     reason = "its rows are of another expression"
     with pytest.raises(DataError, match=unbuilt.format(reason)):
         require_built(service)
-    (problem,) = unbuilt_views(shop.settings, ORDERS, open_store(shop.settings))
+    (problem,) = unbuilt_views(shop.settings, ORDERS, service.stored)
     assert reason in problem
 
 
