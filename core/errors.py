@@ -2,7 +2,8 @@
 
 Errors that several packages raise or catch are here. An error of one package alone stands in that
 package, below one of these: `serving/errors.py`, `feature_repo/published/definition_check.py`,
-`stack/airflow_api.py`.
+`stack/airflow_api.py`. Outside the tree is only `UnsupportedError` of
+`feature_repo/published/specification.py`, which that module catches itself.
 
 A message names the thing, what was expected, what was found, and the remedy. The command line
 prints the message alone and leaves with `exit_code`; any other error that reaches it is a defect.
