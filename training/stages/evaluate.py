@@ -39,7 +39,7 @@ from training.artifacts import (
 )
 from training.data.frame import feature_columns, snapshot_rows
 from training.data.leaks import leak_remarks
-from training.data.snapshots import dates
+from training.data.snapshots import Plan, dates
 from training.evaluation.metrics import (
     CELLS,
     Labels,
@@ -88,6 +88,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     evaluation = measure_models(spec, y, challenger, champion, version)
     segments = _segments(spec, rows, challenger)
     proof = json.loads(artifact_bytes(tracking, run_id, PROOF))
+    reasons = proof["reasons"]
     newest_snapshots = snapshot_rows(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     evaluation = replace(
         evaluation,
@@ -95,13 +96,9 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         segments=segments,
         figures=evaluation.figures | _figures(spec, proof, segments),
         contributions=contributions(spec, manifest, model, feature_columns(spec, rows)),
-        unproved="; ".join([*proof["reasons"], EXPORT_REMEDY])
-        if proof["reasons"]
-        else "",
+        unproved="; ".join([*reasons, EXPORT_REMEDY]) if reasons else "",
         spread=measure_spread(spec, reference, newest_snapshots),
-        remarks=_remarks(
-            spec, snapshot_rows(frame, plan.train), rows, evaluation.challenger
-        ),
+        remarks=_remarks(spec, frame, plan, evaluation.challenger),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))
     stored = EVALUATIONS.dump_python(evaluation, mode="json")
@@ -138,12 +135,13 @@ def _figures(
 
 
 def _remarks(
-    spec: ModelSpec, train: pa.Table, test: pa.Table, metrics: dict[str, float]
+    spec: ModelSpec, frame: pa.Table, plan: Plan, metrics: dict[str, float]
 ) -> tuple[str, ...]:
     """Return remarks on features that may know the label, and on texts with many values."""
-    train_inputs = feature_columns(spec, train)
+    train_inputs = feature_columns(spec, snapshot_rows(frame, plan.train))
     many_values = category_remarks(spec.inputs, train_inputs)
-    return (*leak_remarks(spec, test, metrics), *many_values)
+    test_rows = snapshot_rows(frame, plan.test)
+    return (*leak_remarks(spec, test_rows, metrics), *many_values)
 
 
 def contributions(
