@@ -31,11 +31,10 @@ WITHOUT_EFFECT = (
     "core.spec.monitoring",
     # Clients of MLflow: they carry files and change none.
     "mlflow_server.api",
-    # Feature definitions count by hashes of their own, and online values are made of the offline ones.
-    "feature_engine.windows",
-    "feature_engine.online",
+    # Feature definitions count by hashes of their own; registry and online values hold the same.
     "feature_repo.datasets",
     "feature_repo.definition_hash",
+    "feature_repo.published.config",
     "feature_repo.published.definition_check",
     "feature_repo.published.redis_names",
     "feature_repo.published.store",
