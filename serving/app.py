@@ -73,7 +73,10 @@ def create_app(settings: Settings) -> RequestMiddleware:
 
 
 def added_modules() -> list[ModuleType]:
-    """Import the modules of routes of all additions that are there, with what these need."""
+    """Import the modules of routes of the additions that are there.
+
+    A module is left out where it needs an addition that is not there.
+    """
     absent = {addition.package for addition in ADDITIONS if not addition.is_present}
     modules = []
     for addition in present():

@@ -1,4 +1,4 @@
-"""What runs beside the routes of a worker, from its start to its end."""
+"""The work beside the routes of a worker, from its start to its end."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ async def keep_up(
     Args:
         app: The application, whose routes may have opened connections.
         logs: Logs of the worker.
-        inbox: Where closed files of the logs go; None: they stay in their folder.
+        inbox: Takes closed files of the logs; None: they stay in their folder.
         repository: Models of the worker.
         watcher: Brings the models.
 

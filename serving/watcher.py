@@ -57,7 +57,6 @@ class RegistryWatcher:
     def __init__(self, settings: Settings, repository: ModelRepository) -> None:
         self.problem: str | None = "not asked yet"
         self.server_start = _server_start()
-        self._settings = settings
         self._registry = Registry(settings)
         self._repository = repository
         self._fetch: asyncio.Task[None] | None = None
@@ -121,7 +120,7 @@ class RegistryWatcher:
         """Begin to fetch the first missing version whose refusal, if any, is over."""
         for version in missing:
             origin = await asyncio.to_thread(
-                read_origin, self._settings, versions.spec.name, version, created
+                read_origin, self._registry, versions.spec.name, version, created
             )
             refusal = versions.copies.refusal(version)
             now = datetime.now(UTC)

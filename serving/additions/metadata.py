@@ -14,38 +14,45 @@ from serving.protocols.endpoint import answering_version, check_version
 from serving.repository import ModelRepository
 
 MLFLOW_VERSION = package_version("mlflow")
+KSERVE: Any = {"tags": [kserve_v1.TAG], "responses": ERROR_RESPONSES}
+INFERENCE: Any = {"tags": [open_inference.TAG], "responses": ERROR_RESPONSES}
 
 
 def routes(_settings: Settings, repository: ModelRepository) -> list[BaseRoute]:
     """Return the routes of all protocols."""
     router = APIRouter()
-    kserve: Any = {"tags": [kserve_v1.TAG], "responses": ERROR_RESPONSES}
-    inference: Any = {"tags": [open_inference.TAG], "responses": ERROR_RESPONSES}
+    _add_readiness(router, repository)
+    _add_metadata(router, repository)
+    return router.routes
 
-    @router.get("/v1/models", **kserve)
+
+def _add_readiness(router: APIRouter, repository: ModelRepository) -> None:
+    @router.get("/v1/models", **KSERVE)
     async def list_models() -> dict[str, list[str]]:
         """Name every model."""
         return {"models": [*repository.models]}
 
-    @router.get("/v1/models/{name}", **kserve)
-    @router.get("/v2/models/{name}/ready", **inference)
+    @router.get("/v1/models/{name}", **KSERVE)
+    @router.get("/v2/models/{name}/ready", **INFERENCE)
     async def model_ready(name: str) -> dict[str, Any]:
         """Say that a version of the model answers; 503 until one does."""
         answering_version(repository.find(name))
         return {"name": name, "ready": True}
 
-    @router.get("/v2/models/{name}/versions/{version}/ready", **inference)
+    @router.get("/v2/models/{name}/versions/{version}/ready", **INFERENCE)
     async def version_ready(name: str, version: str) -> dict[str, Any]:
         """Say that a version of the model answers; 404 for any but that in production."""
         check_version(repository.find(name), version)
         return {"name": name, "ready": True}
 
-    @router.get("/v2", **inference)
+
+def _add_metadata(router: APIRouter, repository: ModelRepository) -> None:
+    @router.get("/v2", **INFERENCE)
     async def server() -> dict[str, Any]:
         """Name this server; it has no extensions."""
         return {"name": "gyre", "version": "1", "extensions": []}
 
-    @router.get("/v2/models/{name}", **inference)
+    @router.get("/v2/models/{name}", **INFERENCE)
     async def metadata(name: str) -> dict[str, Any]:
         """Name the tensors that the model takes and gives."""
         model = repository.find(name)
@@ -57,7 +64,7 @@ def routes(_settings: Settings, repository: ModelRepository) -> list[BaseRoute]:
             **open_inference.tensors(model),
         }
 
-    @router.get("/v2/models/{name}/versions/{version}", **inference)
+    @router.get("/v2/models/{name}/versions/{version}", **INFERENCE)
     async def version_metadata(name: str, version: str) -> dict[str, Any]:
         """Name the tensors of a version."""
         check_version(repository.find(name), version)
@@ -67,5 +74,3 @@ def routes(_settings: Settings, repository: ModelRepository) -> list[BaseRoute]:
     async def mlflow_version() -> str:
         """Name the version of MLflow, as its own scoring server does."""
         return MLFLOW_VERSION
-
-    return router.routes

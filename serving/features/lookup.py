@@ -28,7 +28,7 @@ class StoredRow(NamedTuple):
     """Values of one key in the online store.
 
     Attributes:
-        features: By name; empty: what is stored cannot be read.
+        features: Features by name; empty: the stored values cannot be read.
         absent_views: Views that have no row of the key, or none that is young enough.
 
     """
@@ -195,7 +195,7 @@ class RowReader:
             self._functions.append((function, call))
 
     def commands(self, keys: Keys) -> list[tuple[bytes, ...]]:
-        """Return the commands that read all views: those of a view follow one another."""
+        """Return the commands that read all views; commands of one view follow one another."""
         return [view.command(key) for view in self._views for key in keys]
 
     def rows(

@@ -44,7 +44,7 @@ class FeatureSource:
         """Prepare to read; `probe` opens the connection.
 
         Args:
-            settings: Where the store is.
+            settings: Settings of the installation.
             contract: Contract of the version; None: there is no version yet, the store is only probed.
             cache_seconds: Age up to which a row that was read is used while the store fails.
 

@@ -96,7 +96,7 @@ async def send_json(send: Send, body: bytes) -> None:
 
 
 def refusal(exc: Exception, path: str) -> Response:
-    """Return the answer to a request of a path that failed; it names what is wrong."""
+    """Return the answer to a request of a path that failed; the answer names the error."""
     status = STATUSES.get(type(exc), 500)
     detail: Any = str(exc) if isinstance(exc, GyreError) else "internal error"
     headers = {"retry-after": "1"} if status in {429, 503} else None

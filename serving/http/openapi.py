@@ -64,11 +64,11 @@ class DescribedRoute(Route):
     """A route that FastAPI does not describe, as it reads its body itself."""
 
     async def describe(self) -> Operation:
-        """Return what the documentation says of the route."""
+        """Return the description of the route."""
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Close what the route has opened."""
+        """Close the connections of the route."""
 
 
 def example_features(model: LoadedVersions) -> dict[str, Any]:

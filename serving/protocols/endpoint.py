@@ -35,7 +35,7 @@ class ScoringRoute:
 
     Attributes:
         tag: The protocol's name in the documentation.
-        paths: Its paths; one without `{name}` is of the default model.
+        paths: Paths of the route; one without `{name}` is of the default model.
         read: Reads a body. It raises ValidationError or InvalidRequestError.
         document: Returns the bodies of a model; its name and docstring are the documentation's.
         limit: Most bytes of a body.

@@ -107,7 +107,7 @@ class OpenApiDocument:
 
 
 def _description(model: LoadedVersions) -> str:
-    """Say what a model is."""
+    """Describe a model."""
     spec = model.spec
     signature = model.signature
     key = _typed_names(signature.entity_key)

@@ -130,12 +130,12 @@ def _stored_features(
 def _filled(
     model: LoadedModel, values: Values, origin: str, *, refuse: bool, reason: str = ""
 ) -> Completed:
-    """Fill what is null: a double and a text as in training, anything else by its default.
+    """Fill nulls: a double and a text as in training, another type by its default.
 
     Args:
         model: The version that takes the features.
         values: Features by name, null or not; none where nothing could be read.
-        origin: Where they are from; "defaults" replaces it where a default is filled in.
+        origin: Source of the values; "defaults" replaces it where a default is filled in.
         refuse: Whether to refuse rather than to fill in a default.
         reason: Why stored features are null.
 

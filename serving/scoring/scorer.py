@@ -131,7 +131,7 @@ class Scorer:
         return roles.by_name()[result.line["role"]], result.line
 
     async def wait_for_answers(self) -> None:
-        """Wait until what was begun is done."""
+        """Wait until all tasks that have begun are done."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -155,7 +155,7 @@ class Scorer:
         return outcome
 
     async def _work_off(self) -> None:
-        """Answer what waits, a micro-batch at a time."""
+        """Answer the requests that wait, a micro-batch at a time."""
         while self._waiting:
             batch = self._waiting[:MICRO_BATCH]
             del self._waiting[:MICRO_BATCH]

@@ -35,14 +35,14 @@ class Origin(Frozen):
     digests: dict[str, str]
 
 
-def read_origin(settings: Settings, model: str, version: str, created: int) -> Origin:
+def read_origin(registry: Registry, model: str, version: str, created: int) -> Origin:
     """Return the identity of a version of the model that was registered at `created`.
 
     Raises:
         RegistryError: MLflow does not answer.
 
     """
-    tags = Registry(settings).version(model, version).tags
+    tags = registry.version(model, version).tags
     names = [name for name in tags if name.startswith(DIGEST_TAG)]
     return Origin(created=created, digests={name: tags[name] for name in names})
 

@@ -29,10 +29,11 @@ def main(model: str, version: str) -> None:
     start = datetime.now(UTC)
     settings = load_settings()
     copies = LocalCopies(settings, model)
+    registry = Registry(settings)
     with FileLock(settings.home / "serving" / "fetch.lock"):  # SIGKILL releases it
-        assignment = Registry(settings).models()[model]
+        assignment = registry.models()[model]
         copies.keep_only(assignment.versions.values())
-        origin = read_origin(settings, model, version, assignment.created)
+        origin = read_origin(registry, model, version, assignment.created)
         # The process of another worker may have tried it, while this one waited.
         refusal = copies.refusal(version)
         was_refused = refusal is not None and refusal.time >= start

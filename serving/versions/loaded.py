@@ -151,7 +151,7 @@ class LoadedVersions:
         """Load the copy of a version, if there is a good one.
 
         Args:
-            version: Its number.
+            version: Number of the version.
             created: When the model was registered.
 
         """

@@ -35,7 +35,7 @@ def open_version(
 
     Raises:
         ModelRefusedError: The version does not fit its digests, this project or this image.
-        DataError: Its features cannot be looked up.
+        DataError: The features of the version cannot be looked up.
         Exception: onnxruntime or pydantic cannot read a file.
 
     """
