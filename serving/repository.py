@@ -103,17 +103,12 @@ class ModelRepository:
             f"no model is the default one (GYRE_DEFAULT_MODEL): {remedy}"
         )
 
-    def first(self) -> Deployment:
-        """Return the default model; without a default, any model, if possible one with a version.
-
-        Raises:
-            NotFoundError: There is no such model.
-
-        """
+    def first(self) -> Deployment | None:
+        """Return the default model; without a default, any model, if possible one with a version."""
         models = sorted(self, key=lambda model: model.versions.current is None)
-        if self.default is None and models:
-            return models[0]
-        return self.find(None)
+        if self.default is not None or not models:
+            return self.default
+        return models[0]
 
     async def wait_for_answers(self) -> None:
         """Wait for the answers that are under way."""

@@ -68,11 +68,10 @@ class OpenApiDocument:
 
     def _scoring_operations(self) -> list[Operation]:
         """Describe the scoring routes by the default model; without one, by any model."""
-        models = self._repository.models
-        if not models:
-            return []
         model = self._repository.first()
-        names = sorted(models, key=lambda name: name != model.name)
+        if model is None:
+            return []
+        names = sorted(self._repository.models, key=lambda name: name != model.name)
         operations = []
         for path, endpoint in self._endpoints.items():
             if "{version}" not in path:

@@ -105,9 +105,10 @@ def _add_health(
 
 def _is_ready(repository: ModelRepository) -> bool:
     """Whether the default model, or without one any, has a version that answers, and its store."""
-    if not repository.models:
+    model = repository.first()
+    if model is None:
         return False
-    versions = repository.first().versions
+    versions = model.versions
     return versions.problem is None and versions.features.down is None
 
 
@@ -120,8 +121,9 @@ def _resources(
         versions = model.versions
         resources[f"model {name}"] = _resource(versions.problem, versions.state)
     store_problem: str | None = "unknown"
-    if repository.models:
-        store_problem = repository.first().versions.features.down
+    first_model = repository.first()
+    if first_model is not None:
+        store_problem = first_model.versions.features.down
     resources["redis"] = _resource(store_problem, "answers")
     resources["mlflow"] = _resource(watcher.problem, "answers")
     resources["predictions log"] = _resource(log.problem, "is written")
