@@ -76,7 +76,9 @@ def additions_in(package, names_of):
 
 @pytest.mark.parametrize("package", LOOP)
 def test_no_module_of_the_loop_but_the_table_names_an_addition_in_a_text(package):
-    assert additions_in(package, texts_of).keys() <= {"core/additions.py"}
+    # code_hash lists modules that change no model, and imports none of them.
+    allowed_modules = {"core/additions.py", "training/code_hash.py"}
+    assert additions_in(package, texts_of).keys() <= allowed_modules
 
 
 @pytest.mark.parametrize("package", ["cli", "dags"])
