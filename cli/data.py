@@ -143,8 +143,8 @@ def forget(
     log_to_stderr()
     option = KEY.fullmatch("\0".join(context.args))
     if context.args and option is None:
-        found = " ".join(context.args)
-        raise SettingsError(f"expected one key, --COLUMN VALUE, found {found}")
+        words = " ".join(context.args)
+        raise SettingsError(f"expected one key, --COLUMN VALUE, found {words}")
     column, value = option.groups() if option else ("", "")
     settings = load_settings()
     with progress(f"forget {name}"):

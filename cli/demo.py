@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 TRIALS = "monitoring.trials"
 """The addition that judges a canary."""
 EXAMPLE = "customer_churn_model"
-MONITOR = f"monitor_{EXAMPLE}"
-TRAIN = f"train_{EXAMPLE}"
-ROLLOUT = f"rollout_{EXAMPLE}"
+MONITOR_DAG = f"monitor_{EXAMPLE}"
+TRAIN_DAG = f"train_{EXAMPLE}"
+ROLLOUT_DAG = f"rollout_{EXAMPLE}"
 SPEC = f"models/{EXAMPLE}.toml"
 ROLLOUT_LINES = re.compile(r"^\[rollout\].*?(?=^\[|\Z)", re.DOTALL | re.MULTILINE)
 """Lines of a spec that has a canary already: the demo replaces them."""
@@ -206,7 +206,7 @@ class DemoRun:
 
     def _signalled_training(self) -> dict[str, Any] | None:
         """Return the newest training that a drift has started; None before it runs."""
-        runs = self._airflow.last_runs(TRAIN, run_type="asset_triggered")
+        runs = self._airflow.last_runs(TRAIN_DAG, run_type="asset_triggered")
         return next((run for run in runs if run["start_date"]), None)
 
     def _monitor_until_retraining(self) -> DecisionRow:
@@ -222,7 +222,7 @@ class DemoRun:
 
     def _monitor(self) -> DecisionRow:
         """Run the monitor in Airflow and return its decision."""
-        run = self._run_dag(MONITOR)
+        run = self._run_dag(MONITOR_DAG)
         as_of = datetime.fromisoformat(run["start_date"])
         decisions = newest_decisions(self._settings, EXAMPLE)
         return next(row for row in decisions if row.as_of == as_of)
@@ -236,9 +236,9 @@ class DemoRun:
 
     def _time_of(self, decision: DecisionRow) -> datetime:
         """Return the end of the task that took a decision."""
-        for run in self._airflow.last_runs(MONITOR, 10):
+        for run in self._airflow.last_runs(MONITOR_DAG, 10):
             if datetime.fromisoformat(run["start_date"]) == decision.as_of:
-                for task in self._airflow.tasks(MONITOR, run["dag_run_id"]):
+                for task in self._airflow.tasks(MONITOR_DAG, run["dag_run_id"]):
                     if task["task_id"] == "monitor":
                         return datetime.fromisoformat(task["end_date"])
         return decision.as_of
@@ -249,7 +249,7 @@ class DemoRun:
         training = _wait_for("a training", self._signalled_training)
         run_id = training["dag_run_id"]
         self._say(f"training {run_id}, its cause: {cause}")
-        outcome = self._airflow.follow(TRAIN, run_id, tell)["note"]
+        outcome = self._airflow.follow(TRAIN_DAG, run_id, tell)["note"]
         self._say(f"training ended: {outcome}")
         row = self._ledger_rows()[-1]
         self._say(
@@ -278,7 +278,7 @@ class DemoRun:
             self._say(f"{place}: {counts.total()} answers, {', '.join(shares)}")
             # The clock starts the DAG too, and may have been quicker.
             if find_candidate(self._ledger_rows()) == candidate:
-                self._run_dag(ROLLOUT)
+                self._run_dag(ROLLOUT_DAG)
         raise MonitoringError(f"{place}: still after {JUDGEMENTS} judgements")
 
     def _is_served(self, candidate: Candidate) -> bool:

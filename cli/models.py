@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from mlflow_server.api.registry import Registry
     from mlflow_server.promotion.ledger import Ledger, LedgerRow
 
-REPLACES = "The version expected in the role now; `none` for none."
-ROLLOUT = (
+REPLACES_HELP = "The version expected in the role now; `none` for none."
+ROLLOUT_HELP = (
     "Begin a rollout: the version is the shadow, and the DAG rollout_MODEL moves it on."
 )
-PERCENT = "How many of a hundred entities a challenger answers."
+PERCENT_HELP = "How many of a hundred entities a challenger answers."
 
 
 def train(
@@ -107,13 +107,15 @@ def promote(
     model: str,
     version: str,
     reason: Reason,
-    replaces: Annotated[str | None, typer.Option(help=REPLACES)] = None,
+    replaces: Annotated[str | None, typer.Option(help=REPLACES_HELP)] = None,
     role: Annotated[
         str, typer.Option(help="production, challenger or shadow")
     ] = "production",
-    percent: Annotated[int | None, typer.Option(min=1, max=100, help=PERCENT)] = None,
+    percent: Annotated[
+        int | None, typer.Option(min=1, max=100, help=PERCENT_HELP)
+    ] = None,
     *,
-    rollout: Annotated[bool, typer.Option("--rollout", help=ROLLOUT)] = False,
+    rollout: Annotated[bool, typer.Option("--rollout", help=ROLLOUT_HELP)] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a version into a role: one ledger row, or a refusal that says who won.

@@ -26,9 +26,9 @@ def up(as_of: AsOf = None) -> None:
     """Start the stack, ingest, train the first version (as of --as-of), predict."""
     settings = load_settings()
     first_as_of = None if as_of is None else moment(as_of)
-    from stack.machine import problems  # noqa: PLC0415
+    from stack.machine import machine_problems  # noqa: PLC0415
 
-    lines = problems(settings)
+    lines = machine_problems(settings)
     if lines:
         raise StackError("\n".join(lines))
     from cli.up import up as bring_up  # noqa: PLC0415  (seconds)

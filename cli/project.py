@@ -16,7 +16,7 @@ from core.settings import CLONE
 
 STORE = "feature_repo/feature_store.yaml"
 ROWS = "data/orders.parquet"
-NEXT = """wrote a project to {folder}; next:
+NEXT_STEPS = """wrote a project to {folder}; next:
   cd {folder}
   git init && git add . && git commit -m "Begin"  # lineage names the commit
   export GYRE_PROJECT="$PWD"  # in each shell; state is in .gyre of it, or GYRE_HOME
@@ -62,4 +62,4 @@ def init(
         shutil.copy(CLONE / STORE, part / STORE)
         for path in part.iterdir():
             path.rename(folder / path.name)
-    typer.echo(NEXT.format(folder=shlex.quote(str(folder))))
+    typer.echo(NEXT_STEPS.format(folder=shlex.quote(str(folder))))

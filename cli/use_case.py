@@ -42,7 +42,7 @@ EXAMPLE_ROWS = {
 """Rows of a use case whose source is not there yet."""
 LabelKind = Literal["silence", "event"]
 """The kind of label: silence of an entity, or an outcome of each event."""
-NEXT = """next:
+NEXT_STEPS = """next:
   gyre check {name}
   (eval "$(gyre env)"; cd {project}/feature_repo && feast apply)
   gyre ingest {name}
@@ -117,7 +117,7 @@ def _next_steps(name: str, source: str | None, last: datetime) -> str:
     as_of = ""
     if source and datetime.now(UTC) - last > OLD:
         as_of = f" --as-of {last:%Y-%m-%dT%H:%MZ}  # the newest row"
-    return NEXT.format(name=name, project=shlex.quote(str(PROJECT)), as_of=as_of)
+    return NEXT_STEPS.format(name=name, project=shlex.quote(str(PROJECT)), as_of=as_of)
 
 
 def _example_columns(days: int) -> dict[str, Any]:

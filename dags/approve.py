@@ -29,7 +29,7 @@ from stack.airflow_api import promotion_asset
 log = logging.getLogger(__name__)
 QUESTIONS = 16
 """Questions about a model that wait at once; further ones are asked after these."""
-FORM = {
+QUESTION_FORM = {
     "mlflow_run": Param(
         type="string", description="Id of the MLflow run that trained the version."
     )
@@ -48,7 +48,7 @@ def approve_dag(spec: ModelSpec) -> None:
         spec,
         __doc__,
         None,
-        params=FORM,
+        params=QUESTION_FORM,
         max_active_runs=QUESTIONS,
     )
     with dag:

@@ -8,7 +8,7 @@ from core.files import replace_file
 from core.settings import CLONE, Settings
 from stack.environment import LOGIN, load_secrets
 
-HEAD = """\
+CONFIG_HEAD = """\
 # Written by Gyre whenever the stack starts: edits are lost. To change an option, set
 # AIRFLOW__SECTION__KEY before `gyre up`. The file holds secrets.
 
@@ -89,7 +89,7 @@ def airflow_config(settings: Settings) -> str:
         config.read_dict({section: escaped})
     text = StringIO()
     config.write(text)
-    return HEAD + text.getvalue()
+    return CONFIG_HEAD + text.getvalue()
 
 
 def write_airflow_config(settings: Settings) -> None:

@@ -34,7 +34,7 @@ EXTRAS = {
 """Setting → the module that it needs."""
 
 
-def problems(settings: Settings) -> list[str]:
+def machine_problems(settings: Settings) -> list[str]:
     """Return the problems and their remedies, one line each.
 
     Nothing is changed, except that a database gets its tables and a bucket an object `gyre`.

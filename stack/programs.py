@@ -54,7 +54,7 @@ REDIS = (
 )
 
 
-_airflow = partial(answers, "airflow", "/api/v2/monitor/health")
+_airflow_health = partial(answers, "airflow", "/api/v2/monitor/health")
 MLFLOW_SERVER = Program(
     "mlflow",
     "python -m mlflow_server.server.command",
@@ -65,19 +65,19 @@ REDIS_SERVER = Program("redis", REDIS, problem=redis_problem, part="redis")
 AIRFLOW_API = Program(
     "airflow-api",
     "airflow api-server",
-    problem=_airflow("metadatabase"),
+    problem=_airflow_health("metadatabase"),
     part="airflow",
 )
 SCHEDULER = Program(
     "scheduler",
     "python -m stack.scheduler",
-    problem=_airflow("scheduler"),
+    problem=_airflow_health("scheduler"),
     part="airflow",
 )
 DAG_PROCESSOR = Program(
     "dag-processor",
     "airflow dag-processor",
-    problem=_airflow("dag_processor"),
+    problem=_airflow_health("dag_processor"),
     part="airflow",
     reads_project=True,
 )

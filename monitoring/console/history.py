@@ -97,8 +97,10 @@ def read_history(settings: Settings, model: str) -> list[Series]:
     return sorted(series.values(), key=Series.badness)
 
 
-def panels_of(series: Iterable[Series], wanted: str | None) -> dict[str, list[Series]]:
-    """Return the series to draw by heading, the worst first; with `wanted` the one of that check."""
+def panels_of(
+    series: Iterable[Series], check_name: str | None
+) -> dict[str, list[Series]]:
+    """Return the series to draw by heading, the worst first; or the one of a check."""
     panels: dict[str, list[Series]] = {heading: [] for heading in HEADINGS}
     for one in series:
         result = one.newest
@@ -109,7 +111,7 @@ def panels_of(series: Iterable[Series], wanted: str | None) -> dict[str, list[Se
         elif is_ok and result.name.startswith(TRAFFIC_NAMES):
             heading = TRAFFIC
         is_drawn = not is_ok or result.limit is not None or heading == TRAFFIC
-        if result.name == wanted if wanted else is_drawn:
+        if result.name == check_name if check_name else is_drawn:
             panels[heading].append(one)
     del panels[ACTING][MAX_DRAWN:]
     return panels

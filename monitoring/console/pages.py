@@ -94,7 +94,7 @@ class Console:
             card=loop.cards[name],
             pages=readers.pages.reading,
             history=readers.history.reading,
-            wanted=request.query_params.get("check"),
+            check_name=request.query_params.get("check"),
             states={name: loop.states[name]},
         )
 

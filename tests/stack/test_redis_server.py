@@ -22,7 +22,7 @@ from feature_repo.online_store import (
 )
 from stack import audit
 from stack.environment import child_environment
-from stack.machine import connection_problems, prepare, problems
+from stack.machine import connection_problems, machine_problems, prepare
 from stack.processes import end_stack, start, start_supervisor, states, wait_ready
 from stack.programs import REDIS_SERVER, supervised_environment
 from tests.conftest import new_settings, redis_server, unused_port
@@ -147,13 +147,13 @@ def test_the_server_is_that_of_the_package_else_a_newer_one_in_path(
         find_server()
     add_server(path, "valkey-server", "7.1.9")
     add_server(path, "redis-server", "7.0.15")
-    (line,) = problems(settings)
+    (line,) = machine_problems(settings)
     expected = "from 7.2 on in PATH; found Redis 7.1.9 ("
     assert expected in line
     assert f" and Redis 7.0.15 ({path}/redis-server): install one of them" in line
     server = add_server(path, "redis-server", "7.2.0")
     assert find_server() == server
-    assert list(problems(settings)) == []
+    assert list(machine_problems(settings)) == []
     monkeypatch.undo()
     assert server_version(find_server()) >= ServerVersion("Valkey", (9, 1))
 
