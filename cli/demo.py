@@ -25,14 +25,13 @@ import httpx
 from cli.models import ledger_table
 from cli.project import STORE
 from cli.terminal import OUT, progress, show, tell
-from cli.up import ask_model
+from cli.up import ask_model, newest_entities
 from core.additions import is_present
 from core.errors import MonitoringError, SettingsError
 from core.settings import PROJECT, Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
 from core.tokens import serving_headers
-from feature_repo.published.service import PublishedService
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.decisions.store import DecisionRow, newest_decisions
@@ -138,12 +137,7 @@ class DemoRun:
     def __init__(self, settings: Settings, airflow: AirflowApi) -> None:
         self._settings = settings
         self._airflow = airflow
-        from feature_engine.offline.views import entities  # noqa: PLC0415  (seconds)
-
-        spec = load_spec(EXAMPLE)
-        views = PublishedService(settings, spec.feature_service).join_keys
-        rows = entities(settings, views, spec.entity_key, datetime.now(UTC))
-        self._entities = rows.to_pylist()
+        self._entities = newest_entities(settings, load_spec(EXAMPLE))
         self._began = time.monotonic()
 
     def run(self, *, canary: bool) -> bool:

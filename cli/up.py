@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 from filelock import FileLock
@@ -240,12 +241,7 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
 
     Stored entities have no request data: a version that needs some names it in its answer.
     """
-    from feature_engine.offline.views import entities  # noqa: PLC0415
-    from feature_repo.published.service import PublishedService  # noqa: PLC0415  (seconds)
-
-    views = PublishedService(settings, spec.feature_service).join_keys
-    now = datetime.now(UTC)
-    newest = entities(settings, views, spec.entity_key, now, CANDIDATES).to_pylist()
+    newest = newest_entities(settings, spec, CANDIDATES)
     problem = "no answer"
     deadline = time.monotonic() + LOAD_SECONDS
     while time.monotonic() < deadline:
@@ -264,6 +260,26 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
         "no member of the population got a prediction among "
         f"the {len(newest)} entities with the newest features: {problem}"
     )
+
+
+def newest_entities(
+    settings: Settings, spec: ModelSpec, count: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the keys of stored entities, those with the newest features first.
+
+    Args:
+        settings: Settings of the stack.
+        spec: Model whose entities they are.
+        count: Number of entities at most; all by default.
+
+    """
+    from feature_engine.offline.views import entities  # noqa: PLC0415
+    from feature_repo.published.service import PublishedService  # noqa: PLC0415  (seconds)
+
+    views = PublishedService(settings, spec.feature_service).join_keys
+    now = datetime.now(UTC)
+    rows = entities(settings, views, spec.entity_key, now, count)
+    return list[dict[str, Any]](rows.to_pylist())
 
 
 def ask_model(
