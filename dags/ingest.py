@@ -1,6 +1,6 @@
-"""`ingest`: every 20 minutes, new rows of each dataset become tables and features.
+"""`ingest`: new rows of each dataset become tables and features.
 
-`GYRE_INGEST_SCHEDULE` is its schedule.
+`GYRE_INGEST_SCHEDULE` is its schedule: every 20 minutes by default.
 """
 
 from airflow.sdk import Asset, task

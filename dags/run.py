@@ -81,11 +81,14 @@ def new_dag(
     Args:
         dag_id: Its id.
         doc: Text of its page; the first line is its description.
-        schedule: Its schedule.
+        schedule: A cron expression (UTC), or another schedule of Airflow.
         subject: Name in alerts about its tasks, and its tag; the DAG's id by default.
         options: Further arguments of the DAG.
 
     """
+    if isinstance(schedule, str):
+        # Of a string Airflow takes its own default time zone.
+        schedule = CronTriggerTimetable(schedule, timezone="UTC")
     kind, _, model = dag_id.partition("_")
     first_line = doc.partition("\n")[0]
     values: dict[str, Any] = {"params": FORM, "max_active_runs": 1} | options

@@ -46,6 +46,7 @@ def read(home, project):
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": dags,
+        "AIRFLOW__CORE__DEFAULT_TIMEZONE": "Asia/Kolkata",
         "PYTHONPATH": str(project),
         "GYRE_INGEST_SCHEDULE": "7-59/20 * * * *",
     }
