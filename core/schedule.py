@@ -1,6 +1,6 @@
 """Schedules: a cron expression (UTC), or one of Airflow's names."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Annotated
 
@@ -12,7 +12,9 @@ CRON_FIELDS = ("minute", "hour", "day of the month", "month", "day of the week")
 AIRFLOWS_OWN = {"@quarterly": "0 0 1 */3 *"}
 """Names that Airflow knows and croniter does not."""
 COMPARED_RUNS = 100
-"""Runs whose distances are compared: a schedule may pause at night, or on Sundays."""
+COMPARED_TIME = timedelta(days=8)
+"""Runs whose distances are compared, and the least time that they cover: a schedule may pause at
+night, or on Sundays."""
 
 
 def checked_schedule(schedule: str) -> str:
@@ -45,9 +47,20 @@ Schedule = Annotated[str, AfterValidator(checked_schedule)]
 
 def shortest_period(schedule: str) -> timedelta:
     """Return the shortest time between two runs: of `*/20 8-18 * * *`, 20 minutes."""
+    return min(_periods(schedule))
+
+
+def longest_period(schedule: str) -> timedelta:
+    """Return the longest time between two runs: of `0 8-18 * * *`, 14 hours."""
+    return max(_periods(schedule))
+
+
+def _periods(schedule: str) -> list[timedelta]:
     from croniter import croniter  # noqa: PLC0415
 
     dates = croniter(AIRFLOWS_OWN.get(schedule, schedule), BEGINNING)
-    seconds = [dates.get_next() for _ in range(COMPARED_RUNS)]
-    periods = [later - earlier for earlier, later in pairwise(seconds)]
-    return timedelta(seconds=min(periods))
+    moments = [dates.get_next(datetime)]
+    end = BEGINNING + COMPARED_TIME
+    while len(moments) < COMPARED_RUNS or moments[-1] < end:
+        moments.append(dates.get_next(datetime))
+    return [later - earlier for earlier, later in pairwise(moments)]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import DataError, RegistryError, TrainingError
-from core.schedule import shortest_period
+from core.schedule import longest_period
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names, in_one_line
@@ -111,12 +111,13 @@ def _module(dataset: Dataset) -> str:
 def late_features(settings: Settings, spec: ModelSpec) -> Iterator[str]:
     """Yield a finding if features reach their age limit before the next ingest."""
     schedule = settings.ingest_schedule
-    period = shortest_period(schedule)
+    period = longest_period(schedule)
     if period >= spec.monitoring.feature_age_limit:
         yield (
             f"{spec.name}.toml: monitoring.freshness_hours: expected more than the "
-            f"{period / timedelta(hours=1):g} h from one ingest to the next (GYRE_INGEST_SCHEDULE is "
-            f"{schedule!r}), found {spec.monitoring.freshness_hours:g}: each ingest would be late"
+            f"{period / timedelta(hours=1):g} h that may lie between two ingests "
+            f"(GYRE_INGEST_SCHEDULE is {schedule!r}), found {spec.monitoring.freshness_hours:g}: "
+            "features would be too old before the second"
         )
 
 

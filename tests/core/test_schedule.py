@@ -29,6 +29,31 @@ def test_the_period_of_a_schedule_is_the_shortest_time_between_two_runs(
     assert shortest_period(schedule) == minutes * MINUTE
 
 
+@pytest.mark.parametrize(
+    ("schedule", "hours"),
+    [
+        ("*/20 * * * *", 1 / 3),
+        ("* 8-18 * * *", 13 + 1 / 60),
+        ("* * * * 1-6", 24 + 1 / 60),
+        ("0 6 * * 1-5", 72),
+    ],
+)
+def test_check_finds_a_pause_of_the_ingests_that_the_freshness_does_not_bear(
+    tmp_path, schedule, hours
+):
+    spec = load_spec("customer_churn_model")
+    settings = new_settings(tmp_path, ingest_schedule=schedule)
+
+    def findings(freshness):
+        limits = spec.monitoring.model_copy(update={"freshness_hours": freshness})
+        patient = spec.model_copy(update={"monitoring": limits})
+        return [*late_features(settings, patient)]
+
+    (finding,) = findings(hours - 0.01)
+    assert f"more than the {hours:g} h" in finding
+    assert findings(hours + 0.01) == []
+
+
 def test_an_ingest_comes_every_20_minutes_and_a_schedule_of_no_meaning_is_refused(
     tmp_path, monkeypatch
 ):
@@ -45,7 +70,7 @@ def test_check_finds_an_ingest_that_comes_too_rarely_for_the_freshness(tmp_path)
     daily = settings.model_copy(update={"ingest_schedule": "0 6 * * *"})
     (finding,) = late_features(daily, spec)
     assert finding.startswith("customer_churn_model.toml: monitoring.freshness_hours: ")
-    assert "more than the 24 h from one ingest to the next" in finding
+    assert "more than the 24 h that may lie between two ingests" in finding
     patient = spec.monitoring.model_copy(update={"freshness_hours": 25})
     assert [
         *late_features(daily, spec.model_copy(update={"monitoring": patient}))
