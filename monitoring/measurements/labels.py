@@ -43,6 +43,8 @@ def label_change(
         words = f"{name} {value:.3f} ({outcomes.about}), was {old_value:.3f}"
         changes.append((abs(value - old_value), limit, words))
     change, limit, words = max(changes, key=lambda each: each[0] - each[1])
+    if not math.isfinite(limit):  # a label is infinite, or too large for a variance
+        return
     yield MeasuredMetric(
         name=f"{outcomes.kind}/label_change",
         metric="label_change",
@@ -59,7 +61,8 @@ def _figures(
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
     """Yield a name and two columns, of now and of the evaluation, whose means are compared."""
     if spec.task == "regression":
-        deviation = old_labels.std(ddof=0) or 1.0
+        is_constant = old_labels.nunique() == 1
+        deviation = 1.0 if is_constant else old_labels.std(ddof=0)
         name = f"mean of {spec.label} in standard deviations"
         yield name, labels / deviation, old_labels / deviation
         return

@@ -76,6 +76,16 @@ def test_of_numbers_the_mean_is_compared_in_standard_deviations():
     assert (constant.value, constant.is_bad) == (0, False)
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in s:RuntimeWarning")
+def test_a_number_that_was_constant_is_compared_by_itself_and_an_infinite_one_not():
+    then = [0.3] * 1000  # of which a standard deviation is not quite 0
+    moved = change(NUMBERS, [0.3] * 200 + [0.9] * 200, then)
+    assert moved.value == pytest.approx(0.3)
+    for value in (np.inf, 1e300):  # neither has a variance
+        labels = of_labels([1.0, 2.0, value] * 100)
+        assert [*label_change(NUMBERS, labels, evaluated_on([1.0, 2.0]))] == []
+
+
 def test_without_a_label_of_the_evaluation_nothing_is_compared():
     measured = label_change(SPEC, of_labels([1, 0]), evaluated_on([np.nan, np.nan]))
     assert [*measured] == []
