@@ -172,9 +172,10 @@ def _judge(
 ) -> Iterator[Judged]:
     """Measure outcomes, if there are any."""
     if outcomes:
-        metrics = [*measure(spec, outcomes, reference.evaluated)]
-        metrics += label_change(spec, outcomes, reference)
-        metrics += segments_of_outcomes(spec, outcomes)
+        metrics = [*label_change(spec, outcomes, reference)]
+        if outcomes.differ:
+            metrics += measure(spec, outcomes, reference.evaluated)
+            metrics += segments_of_outcomes(spec, outcomes)
         yield Judged(outcomes, metrics)
 
 

@@ -35,13 +35,14 @@ def performance(run: MonitoringRun, _reference: Reference) -> Iterator[CheckResu
             status="unknown",
             words=f"performance was not measured: {reason}",
         )
-    if not run.judged and not run.unmeasured:
+    is_known = any(judged.outcomes.differ for judged in run.judged)
+    if not is_known and not run.unmeasured:
         yield CheckResult(
             name="performance",
             kind=PERFORMANCE,
             status="note",
             words="performance is not known yet: no snapshot has matured since the "
-            "evaluation, and too few outcomes of predictions are known",
+            "evaluation, and too few outcomes of predictions are known, or all are the same",
         )
 
 

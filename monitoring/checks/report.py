@@ -47,7 +47,8 @@ REMEDIES = {
     "new_categories": "If the categories are right, train on rows that have them.",
     "out_of_range": "If the unit is unchanged, train on rows that have such values.",
     "performance_drift": "Train on the newer outcomes.",
-    "label_drift": "Outcomes are not as common as they were. See whether performance has fallen.",
+    "label_drift": "See whether performance has fallen. If the change is expected, or outcomes of "
+    "one class are known first, name label_drift in [monitoring.monitor_only].",
     "bias": "Compare the segments in the report. A gate on the same figure refuses such a version.",
 }
 

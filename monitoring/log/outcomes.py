@@ -48,6 +48,11 @@ class Outcomes:
         values: Labels = self.rows["label"].to_numpy()
         return values
 
+    @property
+    def differ(self) -> bool:
+        """Whether the outcomes differ: no metric can be computed from equal ones."""
+        return bool(pc.count_distinct(self.rows["label"]).as_py() > 1)
+
 
 def backfilled_outcomes(
     settings: Settings,
@@ -56,7 +61,7 @@ def backfilled_outcomes(
     evaluated_on: datetime,
     as_of: datetime,
 ) -> Outcomes | None:
-    """Score the newest snapshots that matured after `evaluated_on`; None if there are none."""
+    """Score the newest snapshots that matured after `evaluated_on`; None if there are too few."""
     dataset = load_dataset(spec.dataset)
     known_until = newest_known(spec, as_of)
     newest = matured(spec.snapshots, evaluated_on, known_until)[-spec.snapshots.test :]
@@ -64,7 +69,7 @@ def backfilled_outcomes(
         return None
     table_version = raw_table(settings, dataset).version
     rows = build_frame(settings, spec, dataset, newest, as_of, table_version)
-    if not _is_telling(spec, rows):
+    if rows.num_rows < spec.monitoring.fewest:
         return None
     scored = version_scores(settings, spec, version, rows)
     return Outcomes("backfilled", dates(newest), rows, scored)
@@ -106,7 +111,7 @@ def online_outcomes(
     keys = units(spec, rows)
     is_last = keys["entity"].isna() | ~keys.duplicated(keep="last")
     rows = rows.filter(pa.array(is_last, pa.bool_()))
-    if not _is_telling(spec, rows):
+    if rows.num_rows < spec.monitoring.fewest:
         return None
     for name in segments:
         texts = [json.loads(text).get(name) for text in rows["features"].to_pylist()]
@@ -127,9 +132,3 @@ def _is_judgeable(
         return is_matured
     is_named = pc.field("request_id").isin(pa.array([*feedback], pa.string()))
     return is_matured | is_named
-
-
-def _is_telling(spec: ModelSpec, rows: pa.Table) -> bool:
-    """Say whether there are enough rows, and more than one outcome."""
-    is_enough = rows.num_rows >= spec.monitoring.fewest
-    return is_enough and bool(pc.count_distinct(rows["label"]).as_py() > 1)

@@ -61,7 +61,7 @@ def _figures(
 ) -> Iterator[tuple[str, pd.Series, pd.Series]]:
     """Yield a name and two columns, of now and of the evaluation, whose means are compared."""
     if spec.task == "regression":
-        is_constant = old_labels.nunique() == 1
+        is_constant = old_labels.min() == old_labels.max()
         deviation = 1.0 if is_constant else old_labels.std(ddof=0)
         name = f"mean of {spec.label} in standard deviations"
         yield name, labels / deviation, old_labels / deviation

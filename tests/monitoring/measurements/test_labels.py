@@ -1,6 +1,7 @@
 """Label drift: outcomes beside those of the evaluation."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,12 @@ import pytest
 
 from core.spec import load_spec
 from core.spec.monitoring import Monitoring
+from monitoring.checks.check_list import performance
 from monitoring.checks.report import report_results
 from monitoring.decisions.decision import judge
 from monitoring.log.outcomes import Outcomes
 from monitoring.measurements.labels import label_change
+from monitoring.run import _judge
 from training.evaluation.metrics import Scored
 from training.evaluation.psi import UsualSpread
 from training.evaluation.reference import Reference
@@ -91,6 +94,19 @@ def test_without_a_label_of_the_evaluation_nothing_is_compared():
     assert [*measured] == []
 
 
+def test_outcomes_that_are_all_the_same_are_a_change_and_say_nothing_of_performance():
+    then = evaluated_on([1] * 300 + [0] * 700)
+    judged = _judge(SPEC, of_labels([0] * 400), then)
+    (moved,) = judged.metrics
+    assert (moved.metric, moved.is_bad) == ("label_change", True)
+    run = SimpleNamespace(judged=[judged], unmeasured=[])
+    (known,) = performance(run, then)
+    assert (known.status, known.value) == ("note", None)
+    both = _judge(SPEC, of_labels([0] * 300 + [1] * 100), then)
+    assert "f1" in {measured.metric for measured in both.metrics}
+    assert [*performance(SimpleNamespace(judged=[both], unmeasured=[]), then)] == []
+
+
 def test_label_drift_alerts_and_makes_no_window_bad(tmp_path):
     then = [1] * 300 + [0] * 700
     moved = change(SPEC, [1] * 600 + [0] * 400, then)
@@ -98,5 +114,5 @@ def test_label_drift_alerts_and_makes_no_window_bad(tmp_path):
     window = pd.DataFrame({"score": []})
     (result,) = report_results(Monitoring(), reference, window, [moved], tmp_path)
     assert (result.kind, result.status) == ("label_drift", "alert")
-    assert result.remedy
+    assert "name label_drift in [monitoring.monitor_only]" in result.remedy
     assert judge([result]) == "ok"

@@ -66,6 +66,9 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(settin
     assert {*outcomes.rows["request_id"].to_pylist()} == last
     deleted = replace(model, created=1)
     assert online_outcomes(settings, spec, deleted, "1", feedback, 0.5, AS_OF) is None
+    assert (
+        online_outcomes(settings, SPEC, model, "1", feedback, 0.5, AS_OF) is None
+    )  # few
 
 
 @pytest.mark.parametrize(
