@@ -318,10 +318,9 @@ def report_lines(
 def performance_line(measured: MeasuredMetric) -> ReportLine:
     better = lte if measured.lower_is_better else gte
     tests = [] if measured.limit is None else [better(measured.limit)]
-    title = (
-        f"{measured.name} of {measured.rows:,} rows, "
-        f"95 % interval {measured.low:.3f} to {measured.high:.3f}"
-    )
+    title = f"{measured.name} of {measured.rows:,} rows"
+    if math.isfinite(measured.low):
+        title += f", 95 % interval {measured.low:.3f} to {measured.high:.3f}"
     return ReportLine(
         name=measured.name,
         kind=measured.kind,

@@ -132,6 +132,14 @@ def test_each_column_has_every_comparison_of_its_type(results):
     assert by_name["psi/orders"].words == "orders: PSI 0.00, drift from 0.25"
 
 
+def test_a_figure_without_an_interval_has_none_in_its_title(results, tmp_path):
+    alone = replace(F1, name="a/b", low=np.nan, high=np.nan)
+    results(FULL[:0], FULL[:0], metrics=[F1, alone])
+    page = (tmp_path / "report.json").read_text()
+    assert "online/f1 of 500 rows, 95 % interval 0.660 to 0.760" in page
+    assert '"a/b of 500 rows"' in page
+
+
 def test_mean_and_quantiles_of_numbers_are_shown_beside_the_references(results):
     window = FULL.assign(orders=FULL["orders"] * 2, score=FULL["score"] / 2)
     by_name = results(FULL, window)
