@@ -417,8 +417,9 @@ def _problem(exc: ValidationError) -> str:
     error = exc.errors()[0]
     field = "__".join(str(part) for part in error["loc"]).upper()
     name = f"GYRE_{field.removeprefix('GYRE_')}"
-    value = "" if "URL" in name else f" (found {error['input']!r})"
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"
+    text = f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    value = repr(error["input"])
+    return text if "URL" in name or text.endswith(value) else f"{text} (found {value})"
 
 
 def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:

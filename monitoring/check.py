@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 Status = Literal["ok", "note", "alert", "bad", "harmful", "unknown"]
@@ -53,7 +54,8 @@ class CheckResult:
         """
         if self.value is None or self.limit is None:
             return None
-        return abs(self.value - self.limit) / (abs(self.limit) or 1)
+        distance = abs(self.value - self.limit) / (abs(self.limit) or 1)
+        return None if isnan(distance) else distance
 
 
 def farthest_from_limit(results: Iterable[CheckResult]) -> CheckResult | None:

@@ -1,13 +1,14 @@
 """Which checks a run makes: none keeps another from it, a team's own stand in the spec."""
 
 from dataclasses import replace
+from math import nan
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from core.spec.monitoring import Monitoring
-from monitoring.check import CheckResult
+from monitoring.check import CheckResult, farthest_from_limit
 from monitoring.checks.check_list import name_performance, run_checks
 from training.evaluation.reference import Reference, UsualSpread
 
@@ -80,6 +81,14 @@ def test_a_failed_check_is_unknown_and_the_others_still_run(path, why):
 def test_a_monitor_only_result_keeps_its_status_and_does_not_act(name):
     (result,) = results(LATE, monitor_only={name: "a strike"})
     assert result == replace(BAD, acts=False, reason="a strike")
+
+
+def test_a_figure_that_is_no_number_is_not_the_farthest_from_its_limit():
+    far = replace(BAD, value=9.0, limit=1.0)
+    near = replace(BAD, value=2.0, limit=1.0)
+    unknown = replace(BAD, value=nan, limit=1.0)
+    assert farthest_from_limit([unknown, near, far]) == far
+    assert farthest_from_limit([unknown]) == unknown
 
 
 def test_performance_that_falls_without_drift_is_concept_drift():
