@@ -31,6 +31,7 @@ from tests.support.tools.alert_receivers import (
     ROUTING_KEY,
     SEVERITIES,
     SLACK_PATH,
+    certificate,  # noqa: F401  (a fixture)
     encrypt,
     serving,
 )

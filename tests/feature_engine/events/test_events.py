@@ -24,6 +24,8 @@ from tests.support.feature_engine.event_shop import (
     MINUTE,
     SECOND,
     EventShop,
+    ingested,  # noqa: F401  (a fixture)
+    shop,  # noqa: F401  (a fixture)
 )
 from tests.support.feature_engine.rebuilt_views import rows_of
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, VIEW, order

@@ -7,7 +7,14 @@ from feature_engine.offline.views import require_built, unbuilt_views
 from feature_repo.datasets.orders import FEATURES
 from feature_repo.published.service import PublishedService
 from tests.conftest import AS_OF
-from tests.support.feature_engine.shop import DAY, ORDERS, SPEC, VIEW, order
+from tests.support.feature_engine.shop import (
+    DAY,
+    ORDERS,
+    SPEC,
+    VIEW,
+    order,
+    shop,  # noqa: F401  (a fixture)
+)
 
 
 def test_a_service_is_refused_while_a_view_lacks_the_rows_of_its_expression(

@@ -42,6 +42,7 @@ from tests.support.monitoring.online_customers import (
     MINUTE,
     Serving,
     customers,
+    serving,  # noqa: F401  (a fixture)
 )
 
 

@@ -8,7 +8,12 @@ import pytest
 
 from core.settings import ENV_FILE
 from tests.conftest import at_most, wait_until
-from tests.support.monitoring.year_pages import PAGES, SPEC, console
+from tests.support.monitoring.year_pages import (
+    PAGES,
+    SPEC,
+    console,
+    year,  # noqa: F401  (a fixture)
+)
 
 MEMORY_MIB = 160
 """What the console allocates; the pages of libraries (100 MiB) are shared with other processes."""

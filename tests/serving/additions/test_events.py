@@ -12,7 +12,14 @@ from redis import Redis
 from feature_engine.events.broker import MAX_ENTRIES
 from feature_engine.ingest.pipeline import ingest
 from tests.conftest import at_most
-from tests.support.serving.event_requests import NEW, URL, accepts, order, soon
+from tests.support.serving.event_requests import (
+    NEW,
+    URL,
+    accepts,
+    features,  # noqa: F401  (a fixture)
+    order,
+    soon,
+)
 
 
 def seconds_until_counted(served, features, number, customer):

@@ -18,7 +18,7 @@ from tests.serving.conftest import (
     opened_version,
     tiny_onnx,
 )
-from tests.support.serving.numbers import NUMBER, NUMBERS
+from tests.support.serving.number_rows import NUMBER, NUMBERS
 
 BACKGROUND = tuple(
     FEATURES | {"days_since_last_order": days, "avg_order_value": value}

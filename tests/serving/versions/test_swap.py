@@ -9,7 +9,7 @@ from serving.errors import ModelRefusedError
 from tests.conftest import at_most
 from tests.serving.conftest import SPEC, body_of, contract, opened_version, tiny_onnx
 from tests.support.serving.load import under_load
-from tests.support.serving.numbers import NUMBER, NUMBERS
+from tests.support.serving.number_rows import NUMBER, NUMBERS
 
 OTHER = SPEC.model_copy(update={"name": "m"})
 
