@@ -1,6 +1,7 @@
 """The endpoint of all protocols. A protocol is a module that reads rows, and writes answers.
 
-Its list SCORING is served by itself for `plain`, for others once core/additions.py lists the module.
+Its list SCORING has its routes. `plain` is always served; another module is served where
+core/additions.py lists it.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
