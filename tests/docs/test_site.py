@@ -39,7 +39,7 @@ def test_the_site_has_every_page_and_the_code_that_pages_name(site):
     ]
     code = html / "source" / "serving"
     assert "RegistryWatcher" in (code / "watcher.py.html").read_text()
-    assert "kserve_v1.py.html" in (code / "protocols" / "index.html").read_text()
+    assert "kserve_v1.py.html" in (code / "additions" / "index.html").read_text()
 
 
 @pytest.mark.skipif(

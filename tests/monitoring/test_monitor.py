@@ -97,7 +97,8 @@ class Watched:
     def __init__(self, settings, frame, name):
         self.settings = settings
         self.frame = frame
-        self.spec = SPEC.model_copy(update={"name": name})
+        own = {"name": name, "experiment": f"{name}_training"}
+        self.spec = SPEC.model_copy(update=own)
         self.ledger = Ledger(settings)
         self.roles = Roles(settings, Registry(settings), self.ledger, name)
 
@@ -161,7 +162,7 @@ class Watched:
 
 @pytest.fixture
 def watched(settings, frame, request):
-    name = f"m{hash(request.node.name) % 10**8}"
+    name = request.node.name.removeprefix("test_")[:40]
     model = Watched(settings, frame, name)
     with closing(model.ledger):
         yield model
