@@ -16,6 +16,11 @@ FOLDER = "feature_repo.datasets."
 LONGEST_MESSAGE = 400
 LIBRARIES = ("sklearn", "xgboost", "lightgbm")
 """Libraries whose classes a spec may name."""
+FORMER_MODULES = {
+    "feature_repo.windows": "DECIMAL, Window, Windows, feature_view",
+    "training.estimators": "columns",
+}
+"""Modules that files of teams imported once, and the names that `gyre` has of each."""
 PARSING = Lock()
 """Python 3.11 counts the depth of a tree for all threads together: one parses at a time."""
 
@@ -39,7 +44,7 @@ def load_object(path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except Exception as exc:  # whatever a person's module raises
-        line = " ".join(f"{path}: {type(exc).__name__}: {exc}".split())
+        line = " ".join(f"{path}: {type(exc).__name__}: {exc}{_remedy(exc)}".split())
         extra = "; it comes with: make extras" if library in LIBRARIES[1:] else ""
         raise SettingsError(line + extra) from exc
 
@@ -169,4 +174,13 @@ def in_one_line(exc: BaseException) -> str:
     for file, line in places:
         if DATASETS in file.parents and file != DATASETS / "__init__.py":
             prefix = f"{file.relative_to(PROJECT)}:{line}: "  # the innermost one
-    return prefix + " ".join(messages[0].split())[:LONGEST_MESSAGE]
+    message = " ".join(messages[0].split())[:LONGEST_MESSAGE]
+    return prefix + message + _remedy(exc)
+
+
+def _remedy(exc: BaseException) -> str:
+    """Return the import of today for an import of a module that is gone; else no text."""
+    name = exc.name if isinstance(exc, ModuleNotFoundError) else None
+    if name not in FORMER_MODULES:
+        return ""
+    return f": from gyre import {FORMER_MODULES[name]}"

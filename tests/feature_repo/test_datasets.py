@@ -102,8 +102,8 @@ BROKEN = {
             "WINDOW = Dataset(views=Window())\n"
         ),
         (
-            ".py:2: ImportError: feature_repo.windows is no more: from gyre import "
-            "DECIMAL, Window, Windows, feature_view (dataset 'an_old_path' cannot"
+            ".py:2: ModuleNotFoundError: No module named 'feature_repo.windows': from gyre "
+            "import DECIMAL, Window, Windows, feature_view (dataset 'an_old_path' cannot"
         ),
     ),
     "an_unfinished": (
