@@ -180,7 +180,7 @@ def redis_errors() -> Iterator[None]:
 
 
 def _redis_version(settings: Settings) -> tuple[int, int]:
-    """Return the version of Redis, such as (7, 2); Valkey names the one that it is compatible to.
+    """Return the version of Redis, such as (7, 2); Valkey names the Redis that it replaces.
 
     Raises:
         BrokerUnavailableError: Redis does not answer, or does not tell its version.

@@ -6,7 +6,7 @@ from core.errors import DataError
 from core.user_code import DATASETS, in_one_line, makes_dataset
 from feature_repo.definition import Dataset
 
-__path__ = [str(DATASETS)]  # the project's modules, not those beside this file
+__path__ = [str(DATASETS)]  # the project's modules, not the modules beside this file
 
 
 def load_dataset(name: str) -> Dataset:

@@ -58,7 +58,7 @@ def asof_join(
 ) -> ir.Table:
     """Give each entity row the newest row of a view at or before it.
 
-    Of rows of the same event time, the one that was created last counts. Features are null where
+    Among rows of the same event time, the row that was created last counts. Features are null where
     the view has no row, or one older than its time to live.
 
     Args:

@@ -35,7 +35,7 @@ def check_definitions(
     as_of: datetime,
     store: FeatureStore,
 ) -> None:
-    """Compare the published definitions with those that the versions in a role were trained with.
+    """Compare the published definitions with the definitions that versions in a role were trained on.
 
     Versions count that read `dataset`. With GYRE_CHANGE_LIVE_FEATURES a change is accepted: a tag
     of the version notes it, so that it is accepted from then on.
@@ -99,7 +99,7 @@ def _versions(settings: Settings) -> list[tuple[str, Version]]:
 def _messages(
     settings: Settings, versions: list[tuple[str, Version]], store: FeatureStore
 ) -> list[str]:
-    """Return a line for each version whose definitions are not those of its training."""
+    """Return a line for each version whose definitions have changed since its training."""
     messages = []
     for role, version in versions:
         service = _service(settings, version, store)
@@ -132,7 +132,7 @@ def _service(
 def _changed_definitions(
     service: PublishedService | None, version: Version
 ) -> dict[str, str]:
-    """Return the current definitions that differ from those of a version's training."""
+    """Return the current definitions that have changed since a version's training."""
     definitions = service.definitions() if service else {}
     changed_definitions = {}
     for tag, trained in version.tags.items():

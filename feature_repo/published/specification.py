@@ -44,7 +44,7 @@ def look_up_specification(
     Args:
         settings: Settings of the installation.
         service_name: Name of the feature service.
-        modules: Modules that define on-demand functions; by default those of the datasets.
+        modules: Modules that define on-demand functions; by default the modules of datasets.
 
     Raises:
         DataError: The service is not published, or its request data has a wrong type or name.
