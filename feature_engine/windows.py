@@ -57,9 +57,9 @@ class Window:
 
     A sum of whole numbers is int64; every other sum is float64 and is added as decimals of six
     places. A time is int64 microseconds since 1970 UTC. Over no rows, count and sum are 0 and
-    every other function is null. Of rows at the same time, the last is the one that arrived last,
-    then the one with the greatest value. The mode is the most frequent value; of several, the
-    smallest. Its cost grows with the number of distinct values in a window.
+    every other function is null. Among rows at the same time, the last row is the one that arrived
+    last, then the one with the greatest value. The mode is the most frequent value; among several
+    such values, the smallest. Its cost grows with the number of distinct values in a window.
 
     Args:
         column: A raw column, or an expression of columns, such as `_.price * _.pieces`; None counts

@@ -50,7 +50,7 @@ def write_files(
 ) -> list[AddedFile]:
     """Write feature rows as parquet files of a table, which is to commit them.
 
-    Column types are those that Ibis promises, and times are microseconds UTC.
+    Columns have the types that Ibis promises, and times are microseconds UTC.
 
     Args:
         connection: Connection to either engine.

@@ -19,8 +19,8 @@ from pyarrow.fs import PyFileSystem
 from pyspark.sql.pandas.types import from_arrow_schema
 
 BATCH_ROWS = 131_072
-"""Rows that an executor's Python holds at a time: those of an Arrow batch, of a row group, and of a
-file of rows on their way."""
+"""Rows that an executor's Python holds at a time. An Arrow batch, a row group, and a file of rows on
+their way have at most so many."""
 ADDED_FILE = """path string, size long, period long, rows long,
     earliest timestamp, latest timestamp"""
 """Fields of a file that `write_frame` wrote: arguments of `core.tables.commits.added_file`."""

@@ -165,7 +165,7 @@ class ViewTable:
 
 
 def view_table(settings: Settings, view: str) -> Table:
-    """Return the table of a view; its columns are those of the view's expression."""
+    """Return the table of a view; the view's expression decides its columns."""
     return Table(settings, f"{VIEWS_FOLDER}/{view}", pa.schema([]))
 
 
