@@ -39,7 +39,7 @@ DEMO_AHEAD = timedelta(days=120)
 WEEK = 7
 CSV_BLOCK_BYTES = 16 * 1024 * 1024
 """Bytes of a CSV that are read at a time: no row may be longer."""
-BATCH_ROWS = 100_000
+READ_ROWS = 100_000
 """Rows of a database or a parquet file that are read at a time."""
 UNREADABLE_ROWS = 100_000
 """Largest number of unreadable rows: memory holds them until the delivery is judged."""
@@ -287,7 +287,7 @@ def _open_database(
             kinds = rows.schema().items()
             times = [name for name, kind in kinds if type_of(kind) == TIMESTAMP]
             rows = rows.mutate({name: rows[name].cast("string") for name in times})
-        yield _Source(connection.to_pyarrow_batches(rows, chunk_size=BATCH_ROWS), times)
+        yield _Source(connection.to_pyarrow_batches(rows, chunk_size=READ_ROWS), times)
     finally:
         connection.disconnect()
 
@@ -322,7 +322,7 @@ def _open_parquet(
         earlier = pa.scalar(since - timedelta(seconds=1))  # the type may be of seconds
         time = pc.field(event_time)
         condition = (time > earlier.cast(kind, safe=False)) | time.is_null()
-    return fragment.scanner(filter=condition, batch_size=BATCH_ROWS).to_reader()
+    return fragment.scanner(filter=condition, batch_size=READ_ROWS).to_reader()
 
 
 def _open_csv(path: str, names: Collection[str]) -> pa.RecordBatchReader:

@@ -47,7 +47,7 @@ NO_TIME = -(2**63)
 """Number that Feast stores for a timestamp that is null."""
 SCAN_COUNT = 10_000
 """Keys that Redis looks at in one step of a scan."""
-BATCH_ROWS = 1_000
+PIPELINE_ROWS = 1_000
 """Rows of one pipeline, or transaction, of a refresh."""
 
 
@@ -115,8 +115,8 @@ def write_behind(
     """
     try:
         with closing(connect_redis(address, timeout_seconds)) as redis:
-            for start in range(0, rows.num_rows, BATCH_ROWS):
-                batch = rows.slice(start, BATCH_ROWS)
+            for start in range(0, rows.num_rows, PIPELINE_ROWS):
+                batch = rows.slice(start, PIPELINE_ROWS)
                 keys = [key_text(key) for key in key_values(view, batch)]
                 values = list(_hash_values(config, view, batch))
                 redis.transaction(partial(_write_new, ahead, keys, values), ahead)

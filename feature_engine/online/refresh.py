@@ -26,7 +26,7 @@ from feature_engine.online import redis_rows
 from feature_engine.online.difference import ViewDifference
 from feature_engine.online.entity_values import ViewValues
 from feature_engine.online.redis_rows import (
-    BATCH_ROWS,
+    PIPELINE_ROWS,
     format_config,
     key_values,
     write_behind,
@@ -212,10 +212,10 @@ class ViewRefresh:
 
 def _batches(connection: Any, rows: ir.Table) -> Iterator[pa.Table]:
     """Compute rows, and yield at most 1,000 at a time."""
-    for batch in connection.to_pyarrow_batches(rows, chunk_size=BATCH_ROWS):
+    for batch in connection.to_pyarrow_batches(rows, chunk_size=PIPELINE_ROWS):
         table = pa.Table.from_batches([batch])
-        for start in range(0, table.num_rows, BATCH_ROWS):
-            yield table.slice(start, BATCH_ROWS)
+        for start in range(0, table.num_rows, PIPELINE_ROWS):
+            yield table.slice(start, PIPELINE_ROWS)
 
 
 def _begun(old: OnlineState | None, version: int, *, is_whole: bool) -> OnlineState:
