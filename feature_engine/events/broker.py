@@ -45,7 +45,7 @@ READ_COUNT = 100
 """Entries that one call reads: each may hold 1,000 rows."""
 IDLE_AFTER = 3_000
 DEAD_AFTER = 60_000
-"""Milliseconds without a call: a consumer at work has fewer; of a dead one entries are claimed."""
+"""Milliseconds without a call: a working consumer has fewer; entries of a dead one are claimed."""
 ARROW_TYPES: dict[str, Any] = {
     "bool": bool,
     "int8": Int64,

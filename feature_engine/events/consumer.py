@@ -1,7 +1,7 @@
 """`gyre consume`: events from the broker into raw table, features and online store.
 
-A micro-batch has the events that wait, at most 1,000, and begins no sooner than 200 ms after the
-last one. Its rows are validated by the rules of single rows, merged by key, brought online and
+A micro-batch has the events that wait, at most 1,000. It begins 200 ms after the last one began, or
+later. Its rows are validated by the rules of single rows, merged by key, brought online and
 acknowledged last: a consumer that dies on the way gets the same entries again, and they change
 nothing.
 
@@ -350,7 +350,7 @@ class EventConsumer:
         return None
 
     def _supersedes(self, row: Row, old: Row | None) -> bool:
-        """Whether a row is new; one that corrects an old row notes it as superseded."""
+        """Whether a row is new; a row that corrects an old row notes it as superseded."""
         if old is None:
             return True
         is_same = all(row[name] == old[name] for name in self._dataset.schema.names)

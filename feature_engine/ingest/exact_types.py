@@ -20,7 +20,7 @@ YEARS = "a year from 2 to 9998"
 WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
 WHOLE_NUMBER = r"^(0|-?[1-9]\d*)$"
 CODE = r"^[+-]?0\d|^\+"
-"""Begins a text whose number has another text, too: 007 and 7."""
+"""Beginning of a text that is the same number as another text, such as 007 and 7."""
 ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
 EXACT_DOUBLE = 2.0**53
@@ -30,8 +30,8 @@ UNREADABLE = pa.field(
 )
 """The last column of a batch; null in most rows.
 
-row: JSON of a row with a value that the type of its column does not hold; such values are texts of
-what the source has.
+row: JSON of a row with a value that the type of its column does not hold; such values are texts, as
+the source has them.
 problem: the columns, each with the expected type and the value found.
 """
 

@@ -148,8 +148,8 @@ def in_batches(
 ) -> Iterator[pa.Table]:
     """Cut rows by a hash of their key into batches of about BATCH_ROWS.
 
-    A batch is a sample of all rows, and rows of one key are together: a rule over many rows means
-    for a batch what it means for all.
+    A batch is a sample of all rows, and rows of one key are together: a rule over many rows has
+    the same meaning for a batch as for all rows.
 
     Args:
         rows: Rows to cut.

@@ -188,5 +188,5 @@ def _read_from(
     watermark = last_record.watermark
     if newest is None or watermark is None or watermark.date() < as_of.date():
         return None
-    # An event may be newer than what the source held, and was not due, at the last ingest.
+    # An event may be newer than rows that the source did not hold, or that were not due, then.
     return min(newest, as_of, watermark) - dataset.look_back

@@ -110,7 +110,7 @@ def read_record(settings: Settings, name: str) -> DatasetRecord:
 
 
 def service_records(settings: Settings, name: str, service: str) -> list[DatasetRecord]:
-    """Read the records of dataset `name` and of those it imports whose views `service` reads.
+    """Read the records of dataset `name`, and of datasets that it imports and `service` reads.
 
     A record without an ingest has no services, and is among them.
     """

@@ -63,7 +63,7 @@ def pull(
     since: datetime | None = None,
     unreadable: dict[str, str] | None = None,
 ) -> pa.RecordBatchReader:
-    """Read the rows that the source holds at `as_of`, without those of forgotten entities.
+    """Read the rows that the source holds at `as_of`, without rows of forgotten entities.
 
     Args:
         settings: Settings of the installation. They name the source; its home keeps how far the
@@ -149,7 +149,7 @@ def _readable_batches(
     since: datetime | None,
     unreadable: dict[str, str] | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Leave out rows up to `since`, and those of forgotten entities; set the unreadable aside.
+    """Leave out rows up to `since`, and rows of forgotten entities; set unreadable rows aside.
 
     A row without a time stays: rules judge it.
     """
@@ -172,7 +172,7 @@ def _readable_batches(
 def _batches(
     files: Sequence[str], dataset: Dataset, since: datetime | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Read rows in the dataset's types and UNREADABLE; files may leave out those up to `since`.
+    """Read rows in the dataset's types and UNREADABLE; files may leave out rows up to `since`.
 
     Raises:
         DataError: A column holds nothing but values of another type.

@@ -1,4 +1,4 @@
-"""The rows of a view that are to be written online: the newest ones of keys that may differ."""
+"""The rows of a view to write online: the newest row of each key whose value may differ."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -50,7 +50,7 @@ class ViewDifference:
         since: datetime,
         more_keys: Sequence[KeyValues],
     ) -> ir.Table | None:
-        """Return the keys whose newest rows may differ from those of older versions.
+        """Return the keys whose newest rows may differ from the rows of older versions.
 
         Args:
             old_versions: Versions of the view's table.
@@ -124,7 +124,7 @@ class ViewDifference:
         return rows.semi_join(changes, self._view.dataset.entity).select(self._keys)
 
     def _files_since(self, moment: datetime) -> list[str]:
-        """Return the files of the version with rows of the period of a moment, or later ones."""
+        """Return the files of the version that have rows of a moment's period, or of later ones."""
         return self._view.table.names(
             self._version, within=f"period >= {period_of(moment)}"
         )

@@ -51,7 +51,7 @@ def refresh_online(online: OnlineValues, clock: Clock, *, full: bool = False) ->
     Args:
         online: The dataset's online values. Its views are up to date: see `write_views`.
         clock: Returns the moment (aware UTC) up to which rows count.
-        full: Write every row, whatever Redis is said to hold: it may have lost some.
+        full: Write every row, also rows that Redis should hold: it may have lost some.
 
     Raises:
         DataError: Another process holds the feature lock, or the rows of a view are not computed.
@@ -145,7 +145,7 @@ class ViewRefresh:
         old: OnlineState | None,
         taken_keys: Sequence[KeyValues],
     ) -> ir.Table | None:
-        """Return the keys whose values may differ from those online; None: any may."""
+        """Return the keys whose values online may be outdated; None: any may be."""
         if self._full or old is None or old.version is None or old.time is None:
             return None
         old_versions = {old.version}

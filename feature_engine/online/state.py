@@ -1,9 +1,9 @@
 """The state of a view's values in Redis: a value and a sorted set for each view.
 
-The value has the version of the view's table that Redis holds, and the time up to which it is right,
-which serving reads. The sorted set holds the keys that the event consumer wrote since the last refresh,
-by the version of the raw table that their values stand on. Each dataset has a sorted set of keys
-whose values change by themselves, see `window_ends`.
+The value has the version of the view's table that Redis holds, and the time up to which it is
+right, which serving reads. The sorted set holds the keys that the event consumer wrote since the
+last refresh, by the version of the raw table that their values are computed from. Each dataset has
+a sorted set of keys whose values change by themselves, see `window_ends`.
 """
 
 from dataclasses import dataclass

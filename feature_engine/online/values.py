@@ -165,7 +165,7 @@ class OnlineValues:
     def write(
         self, values: Iterable[ViewValues], raw_version: int | None = None
     ) -> None:
-        """Write values, and delete those of entities without a row.
+        """Write values, and delete the values of entities without a row.
 
         Args:
             values: Values of entities, in any views.

@@ -105,7 +105,7 @@ class WindowEnds:
         self._online.redis.hset(self._loaded_key, view.name, note)
 
     def _due_members(self, now: datetime) -> Members:
-        """Return members of the sorted set that are due, with their scores, the first ones first."""
+        """Return members of the sorted set that are due, with their scores, in the order of these."""
         members: Members = self._online.redis.zrange(
             self._key,
             "-inf",
