@@ -1,6 +1,8 @@
 """Ingest end to end: a source that changes, real Delta tables, Feast and Redis."""
 
 import pytest
+from feast import FeatureStore
+from redis import Redis
 
 from core.errors import DataError
 from feature_engine.offline.views import require_built, unbuilt_views
@@ -9,6 +11,7 @@ from feature_repo.published.service import PublishedService
 from tests.conftest import AS_OF
 from tests.support.feature_engine.shop import (
     DAY,
+    HOUR,
     ORDERS,
     SPEC,
     VIEW,
@@ -62,3 +65,22 @@ def test_orders_become_rows_and_online_values_and_a_second_ingest_changes_nothin
     assert (repeated.inserted, repeated.table_version) == (0, report.table_version)
     shop.ingest(AS_OF - 20 * DAY)  # never turns the online store back
     assert shop.online(AS_OF, 1, 99) == values
+
+
+def test_an_ingest_opens_feasts_store_and_redis_once(shop, monkeypatch):
+    shop.has(order(1, 1, AS_OF - DAY))
+    shop.ingest(AS_OF)
+    stores = []
+    open_feast = FeatureStore.__init__
+
+    def note_opening(store, *arguments, **options):
+        stores.append(store)
+        open_feast(store, *arguments, **options)
+
+    monkeypatch.setattr(FeatureStore, "__init__", note_opening)
+    with Redis.from_url(shop.settings.redis_address) as redis:
+        before = redis.info("stats")["total_connections_received"]
+        shop.has(order(1, 1, AS_OF - DAY), order(2, 1, AS_OF))
+        shop.ingest(AS_OF + HOUR)
+        after = redis.info("stats")["total_connections_received"]
+    assert (len(stores), after - before) == (1, 1)
