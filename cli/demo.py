@@ -38,7 +38,7 @@ from monitoring.decisions.store import DecisionRow, newest_decisions
 from monitoring.serving_status import read_status
 from stack.airflow_api import AirflowApi
 from stack.environment import process_environment
-from stack.processes import end_stack
+from stack.supervisor import end_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable

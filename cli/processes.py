@@ -38,7 +38,7 @@ def up(as_of: AsOf = None) -> None:
 
 def down() -> None:
     """End every process of the stack, and no other process."""
-    from stack.processes import end_stack  # noqa: PLC0415
+    from stack.supervisor import end_stack  # noqa: PLC0415
 
     with progress("down"):
         processes = end_stack(load_settings())

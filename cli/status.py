@@ -14,8 +14,8 @@ from cli.verbs import CONSOLE
 from core.additions import is_present
 from core.spec import broken_specs
 from monitoring.check import CheckResult
-from stack.processes import members, states
 from stack.readiness import answers
+from stack.supervisor import members, states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -23,8 +23,8 @@ from monitoring.serving_status import read_statuses
 from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
-from stack.processes import READY_SECONDS
 from stack.programs import start_stack
+from stack.supervisor import READY_SECONDS
 
 FRESH = timedelta(hours=1)
 """Age of the newest ingest up to which no other one is started."""

@@ -24,7 +24,7 @@ class Addition(NamedTuple):
 
     Attributes:
         package: Dotted name of the package.
-        programs: `module:name` of each program of a stack (`stack.processes.Program`).
+        programs: `module:name` of each program of a stack (`stack.supervisor.Program`).
         routes: Modules of routes that serving adds.
         verbs: Verbs of the `gyre` command that need the package.
 

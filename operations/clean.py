@@ -1,11 +1,13 @@
-"""Cleaning, a function for each kind of place that grows.
+"""Cleaning: the places that grow, how long rows and files stay there, and what deletes them.
 
-Each deletes rows or files from before a time, and returns how many rows and how many files.
+Each function deletes rows or files from before a time, and returns how many rows and how many files.
 """
 
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,34 @@ CLEAN_AIRFLOW = (
 )
 """It works in batches, as SQLite has one writer. SQLite's file does not shrink; Airflow uses its free
 pages again."""
+
+
+YEAR_DAYS = 400
+"""Days that rows stay which a person may look up a year later."""
+TIME_COLUMNS = {
+    "outcomes": "received",
+    "predictions": "received",
+    "scores": "as_of",
+    "decisions": "as_of",
+    "checks": "as_of",
+}
+"""Table → its column with the time of a row. Rows of other tables stay whatever their age."""
+
+
+@dataclass(frozen=True)
+class GrowingPlace:
+    """A place where rows or files become more.
+
+    Attributes:
+        name: Name for people and for GYRE_KEEP_DAYS; a table has its own.
+        clean: Deletes rows and files from before a time; returns how many rows and files.
+        days: Days that rows and files stay, where GYRE_KEEP_DAYS does not name the place.
+
+    """
+
+    name: str
+    clean: Callable[[Settings, datetime], tuple[int, int]]
+    days: int = YEAR_DAYS
 
 
 def clean_table(
@@ -93,3 +123,22 @@ def clean_airflow(settings: Settings, before: datetime) -> tuple[int, int]:
             output = result.stderr or result.stdout
             raise StackError(" ".join(output.split())[-300:])
     return 0, 0
+
+
+GROWING_PLACES = (
+    GrowingPlace("drift reports", clean_reports, 90),
+    GrowingPlace("Data Docs", clean_data_docs, 90),
+    GrowingPlace(
+        "malformed lines set aside",
+        partial(clean_files, "serving/**/*.malformed"),
+    ),
+    GrowingPlace(
+        "malformed lines of replicas", partial(clean_files, "inbox/*/*.malformed")
+    ),
+    GrowingPlace("Airflow's task logs", partial(clean_files, "airflow/logs/**/*"), 30),
+    GrowingPlace("copies of files on S3", partial(clean_files, "cache/**/*"), 7),
+    GrowingPlace("rows that Spark left", partial(clean_files, "scratch/**/*"), 1),
+    GrowingPlace("alerts", clean_alerts),
+    GrowingPlace("Airflow's rows", clean_airflow, 30),
+)
+"""Places beside the tables."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,8 +39,10 @@ from mlflow_server.api.tracking import DATA_FOLDER, Tracking
 from mlflow_server.tags import FORGOTTEN_TAG
 from monitoring.log.collect import collect, is_closed
 from monitoring.log.tables import outcomes, predictions, request_of_row
+from operations.clean import clean_data_docs, clean_reports
 from operations.search import EntityKey, EntitySearch, json_text_pattern
 from training.artifacts import EXPECTATION_PAGES, FRAME, fetched_artifact
+from training.batch import scores
 
 WAIT_SECONDS = 12
 """Time for the consumer to drop requests, and for serving to end a file of its log, which it does
@@ -275,3 +278,21 @@ def _wait(is_done: Callable[[], bool]) -> None:
     end = time.monotonic() + WAIT_SECONDS
     while not is_done() and time.monotonic() < end:
         time.sleep(0.2)
+
+
+ENTITY_PLACES: dict[str, Callable[[EntitySearch], int]] = {
+    "raw rows": erase_raw_rows,
+    "features": erase_features,
+    "online values": erase_online_values,
+    "rows in quarantine": erase_quarantined_rows,
+    "requests of events": erase_requests_of_events,
+    "training frames": erase_rows_of_frames,
+    "prediction log": erase_log_lines,
+    "outcomes": erase_outcomes,
+    "predictions": partial(erase_answers, predictions),
+    "scores": partial(erase_answers, scores),
+    "drift reports": partial(erase_all, clean_reports),
+    "Data Docs": partial(erase_all, clean_data_docs),
+    "Data Docs of trainings": erase_data_docs_of_trainings,
+}
+"""Place → the function that counts an entity's rows there and erases them, in the order of erasing."""

@@ -14,7 +14,7 @@ from core.spec import broken_specs, load_specs
 from core.user_code import in_one_line
 from feature_engine.ingest.forgotten import forgotten, keep_out
 from feature_repo.datasets import load_datasets
-from operations.places import ENTITY_PLACES
+from operations.erase import ENTITY_PLACES
 from operations.search import EntityKey, EntitySearch
 
 OUT_OF_REACH = """out of reach:

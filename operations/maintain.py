@@ -11,8 +11,7 @@ from core.spec import broken_specs, load_specs
 from core.tables.addresses import table_names
 from core.user_code import in_one_line
 from feature_repo.datasets import load_dataset
-from operations.clean import clean_table
-from operations.places import GROWING_PLACES, TIME_COLUMNS, GrowingPlace
+from operations.clean import GROWING_PLACES, TIME_COLUMNS, GrowingPlace, clean_table
 
 LEAST_AGE_OF_JUDGED = timedelta(days=30)
 """How long a prediction stays at least once its outcome can be known."""

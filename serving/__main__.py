@@ -12,7 +12,7 @@ from core.errors import GyreError
 from core.settings import Settings, load_settings
 from core.tokens import serving_headers
 from serving.http.http1 import Http1Protocol
-from serving.logs import log_to_stdout
+from serving.program_log import log_to_stdout
 from serving.worker import worker
 
 

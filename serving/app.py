@@ -25,9 +25,9 @@ from core.settings import Settings
 from serving.http.edge import refusal
 from serving.http.middleware import Access, RequestMiddleware
 from serving.lifespan import keep_up
-from serving.log.inbox import Inbox
-from serving.log.prediction_log import AppendLog
-from serving.protocols import plain
+from serving.prediction_log.append_log import AppendLog
+from serving.prediction_log.inbox import Inbox
+from serving.protocols import predict
 from serving.protocols.endpoint import ScoringEndpoint, ScoringRoute
 from serving.repository import ModelRepository
 from serving.routes import status
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> RequestMiddleware:
         FeedbackRoute(feedback_log),
         *status.routes(repository, log, watcher, settings.link("console")),
     ]
-    scoring = list(plain.SCORING)
+    scoring = list(predict.SCORING)
     for module in added_modules():
         scoring += getattr(module, "SCORING", ())
         if hasattr(module, "routes"):

@@ -14,10 +14,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from serving.http.openapi import DescribedRoute
-from serving.log.inbox import Inbox
-from serving.log.prediction_log import AppendLog
 from serving.memory import exempt_from_collection
 from serving.metrics import WATERMARK_AGE, hand_over
+from serving.prediction_log.append_log import AppendLog
+from serving.prediction_log.inbox import Inbox
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
 

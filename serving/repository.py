@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from core.settings import Settings
 from core.spec import ModelSpec, default_spec
 from serving.errors import NotFoundError
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from serving.scoring.schemas import Schemas, build_schemas
 from serving.scoring.scorer import Scorer
 from serving.versions.loaded import LoadedVersions

@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp
 
 from core.settings import Settings
-from serving.logs import log_to_stdout
+from serving.program_log import log_to_stdout
 
 
 def worker(settings: Settings) -> ASGIApp:

@@ -19,7 +19,7 @@ from feature_repo.published.config import write_feast_config
 from mlflow_server.database import open_database
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets
-from stack.processes import members
+from stack.supervisor import members
 
 LAYOUT_FILE = "layout"
 """File of a home with the number of its layout."""

@@ -23,7 +23,8 @@ from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config
 from stack.environment import REDIS_BINARY, process_environment
 from stack.machine import connection_problems, layout_problems, prepare
-from stack.processes import (
+from stack.readiness import answers
+from stack.supervisor import (
     Program,
     configuration,
     end_stack,
@@ -34,7 +35,6 @@ from stack.processes import (
     stop_older,
     wait_ready,
 )
-from stack.readiness import answers
 
 INIT = "init"
 """Name of the program that prepares databases, pool and features once, and ends."""

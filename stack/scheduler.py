@@ -6,7 +6,7 @@ Workers of a killed scheduler live on and finish their tasks, which would then r
 import os
 from pathlib import Path
 
-from stack.processes import end, members, title
+from stack.supervisor import end, members, title
 
 
 def end_leftover_workers(home: Path) -> None:

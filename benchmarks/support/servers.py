@@ -23,7 +23,7 @@ import psutil
 from core.settings import PROJECT, load_settings
 from mlflow_server.api.registry import Registry
 from mlflow_server.model.pyfunc import read_version
-from stack.processes import members
+from stack.supervisor import members
 from tests.conftest import (
     BIN,
     answers,

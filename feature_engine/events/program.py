@@ -1,6 +1,6 @@
 """The event consumer as a program of a stack."""
 
 from feature_engine.events.broker import consumer_problem
-from stack.processes import Program
+from stack.supervisor import Program
 
 CONSUMER = Program("consumer", "gyre consume", problem=consumer_problem)

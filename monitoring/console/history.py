@@ -1,4 +1,4 @@
-"""The history of each check, and positions in its picture, which templates/words.html draws."""
+"""The history of each check, and positions in its picture, which templates/macros.html draws."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

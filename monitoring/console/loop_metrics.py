@@ -15,7 +15,7 @@ from mlflow_server.api.pages import RunPage
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.loop import LoopStatus
 from monitoring.console.status import ModelRows, ModelStatus
-from stack.processes import Usage
+from stack.supervisor import Usage
 
 Add = Callable[..., None]
 METRICS = {

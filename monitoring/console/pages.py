@@ -28,7 +28,7 @@ from monitoring.console.history import panels_of, picture_of, shown_span
 from monitoring.console.loop import Loop, LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.states import HEALTHS, LoopState, problems, worst_health
-from stack.processes import usage
+from stack.supervisor import usage
 
 T = TypeVar("T")
 PAGE_POLICY = (

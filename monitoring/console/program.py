@@ -1,7 +1,7 @@
 """The console as a program of a stack."""
 
-from stack.processes import Program
 from stack.readiness import answers
+from stack.supervisor import Program
 
 CONSOLE = Program(
     "console",

@@ -37,7 +37,7 @@ JsonText = Annotated[
 
 
 class LogLine(BaseModel):
-    """A line of a log of serving: see serving/log/prediction_log.py."""
+    """A line of a log of serving: see serving/prediction_log/append_log.py."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

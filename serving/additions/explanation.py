@@ -17,7 +17,7 @@ from mlflow_server.manifest import SCORE, rounded_one
 from serving.errors import OverloadedError
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document
-from serving.protocols import plain
+from serving.protocols import predict
 from serving.protocols.endpoint import (
     Answers,
     Reading,
@@ -37,7 +37,7 @@ _explaining = asyncio.Lock()
 
 
 def read(model: Deployment, body: bytes) -> Reading:
-    rows, _ = plain.read_row(model, body)
+    rows, _ = predict.read_row(model, body)
 
     def write(answers: Answers) -> bytes:
         content = answer_contents(model, rows, answers)[0]
@@ -62,7 +62,7 @@ async def answer(scorer: Scorer, rows: Rows, received: datetime) -> Answers:
 
 def explain(model: Deployment) -> Document:
     """Answer as /predict does, and say what each feature contributes. Nothing is logged."""
-    return Document(model.schemas.row, plain.example(model))
+    return Document(model.schemas.row, predict.example(model))
 
 
 def explain_score(
@@ -123,11 +123,11 @@ def _score_parts(model: LoadedModel, part_rows: int, rows: Columns) -> NDArray[A
 
 SCORING = [
     ScoringRoute(
-        tag=plain.TAG,
+        tag=predict.TAG,
         paths=("/explain", "/models/{name}/explain"),
         read=read,
         document=explain,
-        limit=plain.ROW_LIMIT,
+        limit=predict.ROW_LIMIT,
         answer=answer,
     )
 ]

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.tokens import read_tokens
 from serving.http.edge import HEADERS, refusal
-from serving.logs import REQUEST_ID
 from serving.metrics import REQUESTS, count
+from serving.program_log import REQUEST_ID
 
 ID_HEADER = b"x-request-id"
 PROXY_ID = re.compile(rb"[0-9A-Za-z._:/+=@-]{1,128}")

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import DescribedRoute, Document, Operation
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from serving.protocols.endpoint import BATCH_LIMIT
 from serving.scoring.schemas import FORBID, MAX_ROWS, Number, Text, rows_reader
 

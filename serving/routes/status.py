@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from serving.http.edge import json_response
-from serving.log.prediction_log import AppendLog
 from serving.metrics import hand_over
+from serving.prediction_log.append_log import AppendLog
 from serving.repository import ModelRepository
 from serving.versions.loaded import LoadedVersions
 from serving.watcher import RegistryWatcher

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from serving.log.prediction_log import AppendLog
 from serving.metrics import FAILURES, PREDICTIONS, count, observe
+from serving.prediction_log.append_log import AppendLog
 from serving.scoring.rows import (
     MICRO_BATCH,
     Answer,

@@ -10,7 +10,7 @@ MICRO_BATCH = 64
 """Requests answered together, and rows scored on the event loop at once."""
 Values = Mapping[str, Any]
 Line = dict[str, Any]
-"""A line of the prediction log, as serving/log/prediction_log.py says."""
+"""A line of the prediction log, as serving/prediction_log/append_log.py says."""
 
 
 class Row(NamedTuple):

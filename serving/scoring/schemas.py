@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from annotated_types import Len
 from pydantic import ConfigDict, FailFast, Field, TypeAdapter, with_config
@@ -28,22 +28,6 @@ TYPES: dict[FeatureType, Any] = {
     "string": Text,
 }
 FORBID = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class Prediction(TypedDict):
-    """Fields of an answer, behind the key, for the documentation.
-
-    A number has no probability. Of many classes there is the probability of each.
-    """
-
-    prediction: float | str
-    probability: NotRequired[float]
-    model_version: str
-    request_id: str
-    features_from: Literal["request", "online", "partly", "cache", "defaults"]
-    in_population: bool
-    logged: bool
-    probabilities: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)

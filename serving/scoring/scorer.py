@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serving.errors import NoModelError, OverloadedError
-from serving.log.prediction_log import AppendLog
-from serving.logs import REQUEST_ID
 from serving.metrics import OVERLOADED, SHADOW_DROPPED
+from serving.prediction_log.append_log import AppendLog
+from serving.program_log import REQUEST_ID
 from serving.scoring.completion import complete
 from serving.scoring.matrix import score_rows
 from serving.scoring.record import record

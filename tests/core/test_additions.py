@@ -9,8 +9,8 @@ import pytest
 
 from cli.main import PANELS
 from core.additions import ADDITIONS, is_present, load
-from stack.processes import Program
 from stack.programs import PROGRAMS
+from stack.supervisor import Program
 
 CLONE = Path(__file__).resolve().parents[2]
 LOOP = (

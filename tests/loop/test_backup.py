@@ -12,7 +12,7 @@ from core.settings import ENV_FILE
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
 from monitoring.decisions.store import newest_decisions
-from stack.processes import states
+from stack.supervisor import states
 from tests.conftest import at_most, new_settings, wait_until
 from tests.serving.conftest import Rig
 from tests.support.serving.load import under_load

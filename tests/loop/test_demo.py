@@ -12,7 +12,7 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW
 from monitoring.decisions.store import newest_decisions
 from monitoring.trials.rollout import AUTHOR
-from stack.processes import members
+from stack.supervisor import members
 from tests.conftest import BIN, wait_until
 from tests.support.tools.clone import outer_environment, run
 

@@ -35,8 +35,8 @@ from monitoring.trials.rollout import STEP
 from stack.airflow_api import AirflowApi
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets, process_environment
-from stack.processes import end_stack, members, start, start_supervisor, wait_ready
 from stack.programs import PROGRAMS
+from stack.supervisor import end_stack, members, start, start_supervisor, wait_ready
 from tests.conftest import (
     AS_OF,
     BIN,

@@ -38,7 +38,7 @@ from monitoring.log.tables import outcomes, predictions
 from operations.erase import line_pattern
 from operations.forget import count_rows
 from operations.search import EntityKey
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from stack.environment import process_environment
 from tests.conftest import (
     AS_OF,

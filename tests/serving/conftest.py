@@ -47,7 +47,7 @@ from serving.additions import (
     open_inference,
 )
 from serving.app import add_routes
-from serving.protocols import plain
+from serving.protocols import predict
 from serving.versions.opening import open_version
 from stack.environment import process_environment
 from tests.conftest import (
@@ -166,7 +166,7 @@ def place(view, customer, *names):
 
 def application(settings, repository):
     """An application of every protocol, without what runs beside a worker's routes."""
-    scoring = list(plain.SCORING)
+    scoring = list(predict.SCORING)
     for module in (explanation, kserve_v1, open_inference, mlflow_scoring):
         scoring += module.SCORING
     routes = metadata.routes(settings, repository)

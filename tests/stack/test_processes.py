@@ -12,7 +12,8 @@ import pytest
 from core.errors import StackError
 from core.settings import load_settings
 from stack.environment import MARK, process_environment
-from stack.processes import (
+from stack.scheduler import end_leftover_workers
+from stack.supervisor import (
     Program,
     end_stack,
     socket_path,
@@ -23,7 +24,6 @@ from stack.processes import (
     usage,
     wait_ready,
 )
-from stack.scheduler import end_leftover_workers
 from tests.conftest import BIN, running, wait_until
 
 SLEEP = "import time; print('awake', flush=True); time.sleep(6000)"

@@ -23,8 +23,8 @@ from feature_repo.online_store import (
 from stack import audit
 from stack.environment import child_environment
 from stack.machine import connection_problems, machine_problems, prepare
-from stack.processes import end_stack, start, start_supervisor, states, wait_ready
 from stack.programs import REDIS_SERVER, supervised_environment
+from stack.supervisor import end_stack, start, start_supervisor, states, wait_ready
 from tests.conftest import new_settings, redis_server, unused_port
 from tests.support.tools.redis_proxy import Proxy, written
 

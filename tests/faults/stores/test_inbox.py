@@ -8,7 +8,7 @@ import pytest
 
 from monitoring.log.collect import collect
 from monitoring.log.tables import predictions
-from serving.log.inbox import Inbox
+from serving.prediction_log.inbox import Inbox
 from tests.conftest import at_most, new_settings, wait_until
 from tests.faults.conftest import standing_still, workers
 from tests.support.serving.load import under_load

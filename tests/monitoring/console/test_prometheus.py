@@ -18,7 +18,7 @@ import yaml
 from core.settings import PROJECT
 from feature_engine.events.broker import Stream, event_schema
 from feature_repo.datasets import load_dataset
-from stack.processes import Program, end_stack, start, start_supervisor
+from stack.supervisor import Program, end_stack, start, start_supervisor
 from tests.conftest import answers, running, unused_port, wait_until
 
 SHIPPED = PROJECT / "deploy" / "prometheus"

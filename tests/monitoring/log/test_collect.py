@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from monitoring.log.collect import Collected, collect
 from monitoring.log.tables import answered_rows, predictions
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from tests.conftest import new_settings
 from tests.support.monitoring.log_lines import FAILURE, answer, write
 from tests.support.tools.s3 import s3_server

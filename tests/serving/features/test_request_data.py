@@ -14,7 +14,7 @@ from core.errors import DataError
 from core.spec import INPUTS, Population
 from feature_repo.published.specification import look_up_specification
 from serving.features.source import FeatureSource
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from serving.repository import ModelRepository
 from serving.versions.copies import Origin
 from serving.versions.model import LoadedModel

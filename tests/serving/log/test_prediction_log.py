@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from tests.serving.conftest import read_log
 
 

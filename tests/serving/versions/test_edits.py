@@ -6,7 +6,7 @@ import pytest
 
 from core.spec import ModelSpec
 from mlflow_server.api.registry import Registry
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from serving.repository import ModelRepository
 from tests.conftest import wait_until
 from tests.serving.conftest import (

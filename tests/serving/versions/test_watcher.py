@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from core.spec import MODELS
-from serving.log.prediction_log import AppendLog
+from serving.prediction_log.append_log import AppendLog
 from serving.repository import ModelRepository
 from serving.versions.copies import LocalCopies, Origin, Refusal
 from serving.watcher import RegistryWatcher

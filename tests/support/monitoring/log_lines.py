@@ -1,4 +1,4 @@
-"""Lines of serving's log, as serving/log/prediction_log.py has them."""
+"""Lines of serving's log, as serving/prediction_log/append_log.py has them."""
 
 import json
 from datetime import UTC, datetime

@@ -1,8 +1,9 @@
 """Gyre's own protocol: `{"customer_id": 1, "features": {…}}`, one or a list; features are optional."""
 
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from serving.http.edge import json_bytes
 from serving.http.openapi import EXAMPLES, Document, example_features
@@ -14,11 +15,28 @@ from serving.protocols.endpoint import (
     row_from,
 )
 from serving.repository import Deployment
-from serving.scoring.schemas import Prediction
 
 TAG = "Predictions"
 ROW_LIMIT = 1_000_000
 """Bytes of a body with one row."""
+
+
+class Prediction(TypedDict):
+    """Fields of an answer, behind the key, for the documentation.
+
+    A number has no probability. Of many classes there is the probability of each.
+    """
+
+    prediction: float | str
+    probability: NotRequired[float]
+    model_version: str
+    request_id: str
+    features_from: Literal["request", "online", "partly", "cache", "defaults"]
+    in_population: bool
+    logged: bool
+    probabilities: NotRequired[dict[str, float]]
+
+
 ANSWER = TypeAdapter(Prediction)
 ANSWERS = TypeAdapter(list[Prediction])
 
