@@ -26,7 +26,6 @@ CONSOLE = "monitoring.console"
 """The addition that judges the loop and shows it on pages."""
 LOGGING_PACKAGES = (
     "feature_engine",
-    "feature_repo",
     "mlflow_server",
     "monitoring",
     "training",

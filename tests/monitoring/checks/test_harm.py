@@ -170,7 +170,7 @@ def test_a_lock_that_cannot_be_taken_is_handed_to_the_block(settings):
     rmtree(data)
     data.write_text("")
     with _lock_if_free(settings, "monitor_m") as error:
-        assert "monitor_m.lock: no lock: " in str(error)
+        assert "monitor_m.lock: the lock cannot be made: " in str(error)
 
 
 def test_a_failed_rollback_raises_one_alert_and_an_error_each_time(settings):

@@ -96,13 +96,13 @@ def test_without_a_label_of_the_evaluation_nothing_is_compared():
 
 def test_outcomes_that_are_all_the_same_are_a_change_and_say_nothing_of_performance():
     then = evaluated_on([1] * 300 + [0] * 700)
-    judged = _judge(SPEC, of_labels([0] * 400), then)
+    (judged,) = _judge(SPEC, of_labels([0] * 400), then)
     (moved,) = judged.metrics
     assert (moved.metric, moved.is_bad) == ("label_change", True)
     run = SimpleNamespace(judged=[judged], unmeasured=[])
     (known,) = performance(run, then)
     assert (known.status, known.value) == ("note", None)
-    both = _judge(SPEC, of_labels([0] * 300 + [1] * 100), then)
+    (both,) = _judge(SPEC, of_labels([0] * 300 + [1] * 100), then)
     assert "f1" in {measured.metric for measured in both.metrics}
     assert [*performance(SimpleNamespace(judged=[both], unmeasured=[]), then)] == []
 
