@@ -18,7 +18,6 @@ from core.tables.table import Table
 from mlflow_server.api.registry import Registry
 from mlflow_server.model.pyfunc import read_version
 from training.data.frame import TIME_TYPE, population
-from training.evaluation.metrics import predict
 from training.model.scoring import as_trained, version_scores
 
 SCORES = pa.schema(
@@ -95,7 +94,7 @@ def score_population(
         "created": [registry.assignment(spec.name).created] * row_count,
         "as_of": [as_of] * row_count,
         "probability": no_values,
-        "prediction": predict(scored.scores, scored.threshold).astype(float),
+        "prediction": scored.predictions.astype(float),
         "probabilities": no_values,
         # As serving logs them: JSON has no nan.
         "features": [to_json(row, inf_nan_mode="null").decode() for row in features],

@@ -51,8 +51,7 @@ def train(
         for stage in STAGES:
             result = stage.run(settings, spec, run_id)
             if stage.is_gate and result:
-                refusal = f"refused: {result}"
-                return TrainReport(spec.name, as_of, run_id, None, refusal)
+                return TrainReport(spec.name, as_of, run_id, None, f"refused: {result}")
         version = str(result)
         if spec.promotion.approval:
             outcome = wait_in_shell(settings, spec, run_id, version)

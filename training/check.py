@@ -69,7 +69,7 @@ def check(
         findings.append(_placed(f"{spec.name}.toml: dataset", in_one_line(exc)))
         return findings, "rows: not checked"
     checks = _file_checks(settings, spec, dataset, datasets)
-    file_findings: list[str] = []
+    file_findings = []
     for place_of_file, lines in checks.items():
         file_findings += _findings(place_of_file, lines)
     if file_findings:
@@ -366,7 +366,6 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
         except TrainingError as exc:
             yield f"{place}: {exc}"
             continue
-        rows = feature_columns(spec, frame)
-        proof = prove(model, served, rows, spec, spec.threshold)
+        proof = prove(model, served, feature_columns(spec, frame), spec, spec.threshold)
         for reason in proof.reasons[:1]:
             yield f"{place}: {estimator.name}: {UNPROVED}: {reason}; {EXPORT_REMEDY}"

@@ -74,7 +74,7 @@ def product_files(root: Path) -> frozenset[Path]:
     They are the modules of the stages that make a model, and all that these import in turn, but for
     WITHOUT_EFFECT.
     """
-    files: set[Path] = set()
+    files = set()
     functions = [stage.function for stage in STAGES if stage.makes_model]
     remaining = [OFFLINE_STORE, *(path.partition(":")[0] for path in functions)]
     while remaining:

@@ -1,4 +1,4 @@
-"""The inputs of a training, as tags: code, packages, spec, feature definitions and raw tables."""
+"""The inputs of a training, as tags: code, packages, spec and feature definitions."""
 
 import hashlib
 import subprocess
@@ -10,8 +10,7 @@ from typing import Any
 
 from core.settings import CLONE, PROJECT
 from core.spec import ModelSpec
-from core.tables.table import Table
-from feature_repo.definition import DEFINITION_TAG, TABLE_TAG
+from feature_repo.definition import DEFINITION_TAG
 from training.code_hash import code_hash
 
 KEYS_WITHOUT_EFFECT: Any = {
@@ -61,12 +60,6 @@ def fingerprint(
     for name, definition in sorted(definitions.items()):
         parts.append(f"{name} {definition}")
     return _sha256("\n".join(parts))
-
-
-def table_tags(name: str, table: Table, table_version: int) -> dict[str, str]:
-    """Return the tags that pin a version of the raw table of dataset `name`."""
-    tag = TABLE_TAG + name
-    return {tag: str(table_version), f"{tag}.id": table.identity}
 
 
 def _sha256(text: str) -> str:

@@ -1,7 +1,6 @@
 """The plan of a training: its snapshots, and the versions and hashes of what it would learn from."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -29,7 +28,6 @@ class PlannedRun:
         until: Moment for which the snapshots are planned, aware UTC.
         first_event: Time of the first event that is known at `until`.
         table_version: Version of the raw table of the label's dataset.
-        definitions: Hashes of the feature service's definitions, by name.
         fingerprint: Hash that is the same for runs that would learn the same.
 
     """
@@ -38,7 +36,6 @@ class PlannedRun:
     until: datetime
     first_event: datetime
     table_version: int
-    definitions: Mapping[str, str]
     fingerprint: str
 
 
@@ -57,14 +54,12 @@ def planned_run(
     table_version = raw_table(settings, dataset).version
     first_event = first_known_event(settings, dataset, until, table_version)
     plan = plan_snapshots(first_event, until, label, spec.snapshots)
-    definitions = service.definitions()
     return PlannedRun(
         plan=plan,
         until=until,
         first_event=first_event,
         table_version=table_version,
-        definitions=definitions,
-        fingerprint=fingerprint(spec, plan.test[-1].start, definitions),
+        fingerprint=fingerprint(spec, plan.test[-1].start, service.definitions()),
     )
 
 

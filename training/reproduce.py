@@ -23,7 +23,7 @@ from feature_repo.published.service import PublishedService
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
-from mlflow_server.model.pyfunc import ModelFile, read_files, read_version
+from mlflow_server.model.pyfunc import ModelFile, read_version
 from mlflow_server.tags import FORGOTTEN_TAG
 from training.artifacts import ESTIMATOR, SPEC, artifact_bytes
 from training.data.frame import content_hash, feature_columns, snapshot_rows
@@ -172,8 +172,9 @@ def _rebuild(
     train_rows = snapshot_rows(frame, plan.train)
     with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
         folder = Path(name)
-        write_model(settings, spec, fitted, train_rows, threshold, as_of, folder)
-        _, model = read_files(folder, spec.serving.trusted_types)
+        model = write_model(
+            settings, spec, fitted, train_rows, threshold, as_of, folder
+        )
         return model, digest_tags(folder)
 
 

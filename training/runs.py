@@ -8,6 +8,7 @@ from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
+from feature_repo.definition import TABLE_TAG
 from feature_repo.published.service import PublishedService
 from mlflow_server.api.tracking import Run, Tracking
 from mlflow_server.tags import KEY_TAG, tag_equals
@@ -18,7 +19,7 @@ from training.data.lineage import (
     PLANNED_TAG,
 )
 from training.data.snapshots import next_matures
-from training.inputs import input_tags, table_tags
+from training.inputs import input_tags
 from training.model.estimators import estimator_problems
 from training.planning import planned_run
 from training.stages.validate import mismatches, validate
@@ -80,7 +81,7 @@ def open_run(
     same_runs = _finished_runs(tracking, spec, planned.fingerprint)
     if not force and any(run.key != key for run in same_runs):
         return None
-    tags = input_tags(spec, planned.definitions) | {
+    tags = input_tags(spec, service.definitions()) | {
         FINGERPRINT: planned.fingerprint,
         FIRST_EVENT_TAG: planned.first_event.isoformat(),
         PLANNED_TAG: planned.until.isoformat(),
@@ -93,8 +94,10 @@ def open_run(
     for name, read_dataset in datasets.items():
         table = raw_table(settings, read_dataset)
         is_planned = read_dataset is dataset
-        table_version = planned.table_version if is_planned else table.version
-        tags |= table_tags(name, table, table_version)
+        version = planned.table_version if is_planned else table.version
+        # They pin the version of the raw table.
+        tags[TABLE_TAG + name] = str(version)
+        tags[f"{TABLE_TAG}{name}.id"] = table.identity
     name = f"{as_of:%Y-%m-%d} {reason}"
     run_id = tracking.start_or_find_run(
         spec.experiment, key, name, tags, about=ABOUT_EXPERIMENT

@@ -15,9 +15,10 @@ from mlflow_server.tags import tag_equals
 from training.artifacts import GATES, artifact_bytes
 from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
-TEMPLATE = Path(__file__).with_name("summary.md").read_text("utf-8")
 SUMMARY_PAGE: jinja2.Template = jinja2.Template(
-    TEMPLATE, trim_blocks=True, lstrip_blocks=True
+    Path(__file__).with_name("summary.md").read_text("utf-8"),
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 GATE_OUTCOMES = TypeAdapter(dict[str, tuple[GateOutcome, ...]])
 

@@ -111,10 +111,9 @@ def require_outcome_key(spec: ModelSpec, label_rows: ir.Table) -> None:
     """
     for name in spec.outcome_key or ():
         if name not in label_rows.columns:
-            expected = f"expected a column of the rows of label {spec.label}"
-            found = ", ".join(label_rows.columns)
             raise DataError(
-                f"{spec.name}.toml: outcome_key: {name}: {expected}, found {found}"
+                f"{spec.name}.toml: outcome_key: {name}: expected a column of the rows of "
+                f"label {spec.label}, found {', '.join(label_rows.columns)}"
             )
 
 
@@ -143,11 +142,11 @@ def memory_needed(spec: ModelSpec, rows: pa.Table) -> int:
 
     Before the join the texts are not known, and so neither is the number of their columns.
     """
-    texts = {name for name, kind in spec.inputs.items() if kind == "string"}
-    counts = [
-        pc.count_distinct(rows[name]).as_py() for name in texts & {*rows.column_names}
-    ]
-    categories = sum(min(count, MOST_CATEGORIES) for count in counts)
+    categories = 0
+    for name, kind in spec.inputs.items():
+        if kind == "string" and name in rows.column_names:
+            count = pc.count_distinct(rows[name]).as_py()
+            categories += min(count, MOST_CATEGORIES)
     value_bytes = len(spec.features) * VALUE_BYTES + categories * CATEGORY_BYTES
     return int(rows.num_rows * value_bytes)
 
@@ -227,8 +226,7 @@ def population(
         moments = pa.repeat(pa.scalar(moment, TIME_TYPE), entity_count)
         rows = known_entities.append_column("event_timestamp", moments)
         without_audit = spec.model_copy(update={"audit": {}})
-        frame = with_features(settings, without_audit, rows)
-        members = in_population(spec, frame)
+        members = in_population(spec, with_features(settings, without_audit, rows))
         if members.num_rows:
             return members
     bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
@@ -248,8 +246,7 @@ def _population_views(settings: Settings, spec: ModelSpec) -> dict[str, list[str
     }
     reason = ""
     if service.request_data:
-        fields = ", ".join(service.request_data)
-        reason = f"its features need {fields} of a request"
+        reason = f"its features need {', '.join(service.request_data)} of a request"
     elif not views:
         reason = f"no view of {spec.feature_service} has all of {', '.join(key)}"
     if reason:

@@ -11,7 +11,6 @@ from training.data.frame import feature_columns
 
 SUSPICIOUS = 0.98
 """AUC, R², or the share of the most frequent class's errors that a feature corrects."""
-LEAVES = 4
 
 
 def leak_remarks(
@@ -35,7 +34,7 @@ def leak_remarks(
         if spec.inputs[str(name)] == "string":
             values = pd.Series(pd.factorize(column)[0])
         matrix = values.to_frame()
-        tree = tree_class(max_leaf_nodes=LEAVES, random_state=0)
+        tree = tree_class(max_leaf_nodes=4, random_state=0)
         decided = tree.fit(matrix, y).score(matrix, y)
         if is_classes:
             decided = 1 - (1 - decided) / share_wrong if share_wrong else 0

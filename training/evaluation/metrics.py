@@ -33,7 +33,6 @@ from mlflow_server.manifest import SCORE_DIGITS, rounded_one
 
 Labels: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 Scores: TypeAlias = NDArray[np.float64]
-RESAMPLES = 200
 SMALLEST_PROBABILITY = np.finfo(np.float32).eps
 """Log loss replaces smaller probabilities by this one, as scikit-learn does for float32."""
 CELLS = ("tn", "fp", "fn", "tp")
@@ -73,6 +72,10 @@ class Scored:
         """The scores [N]; for many classes the probability of the predicted class."""
         return self.scores.max(axis=1) if self.scores.ndim > 1 else self.scores
 
+    @property
+    def predictions(self) -> Labels:
+        return predict(self.scores, self.threshold)
+
     def of(self, rows: Any) -> Scored:
         return Scored(self.scores[rows], self.threshold)
 
@@ -105,9 +108,8 @@ class Segment:
     prevalence: float
     selected: float
     metrics: dict[str, float]
-    column: str = (
-        ""  # evaluations of earlier releases have one column, without its name
-    )
+    # Evaluations of earlier releases have one column, without its name.
+    column: str = ""
 
     @property
     def shares(self) -> dict[str, Share]:
@@ -233,7 +235,7 @@ def _metrics_of_classes(y: Labels, model: Scored, weights: Scores) -> dict[str, 
         if is_binary
         else np.sum((model.scores - np.eye(class_count)[labels]) ** 2, axis=1)
     )
-    cells = class_count * labels + predict(model.scores, model.threshold)
+    cells = class_count * labels + model.predictions
     counts = np.bincount(cells, weights=weights, minlength=class_count**2)
     matrix = counts.reshape(class_count, class_count).astype(float)
     hits = matrix.diagonal()
@@ -283,28 +285,29 @@ def resampled(
     models: Mapping[str, Scored],
     costs: Costs | None,
     seed: int,
-    count: int = RESAMPLES,
+    count: int = 200,
 ) -> dict[str, pd.DataFrame]:
     """Return for each model its metrics, by name, in bootstrap resamples of the rows.
 
     All models are measured on the same `count` resamples, so that their differences are paired.
     """
-    random = np.random.default_rng(seed)
     row_count = len(y)
-    draws: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-    # Scores that are in order are sorted again sooner.
-    orders = {name: np.argsort(model.top) for name, model in models.items()}
-    sorted_labels = {name: y[order] for name, order in orders.items()}
-    sorted_models = {name: model.of(orders[name]) for name, model in models.items()}
-    for _ in range(count):
-        rows = random.integers(0, row_count, row_count)
-        weights = np.bincount(rows, minlength=row_count).astype(float)
-        for name, order in orders.items():
-            metrics = all_metrics(
-                sorted_labels[name], sorted_models[name], costs, weights[order]
+    samples = {}
+    for name, model in models.items():
+        random = np.random.default_rng(seed)  # the same resamples for each model
+        # Scores that are in order are sorted again sooner.
+        order = np.argsort(model.top)
+        sorted_labels = y[order]
+        sorted_model = model.of(order)
+        draws = []
+        for _ in range(count):
+            rows = random.integers(0, row_count, row_count)
+            weights = np.bincount(rows, minlength=row_count).astype(float)
+            draws.append(
+                all_metrics(sorted_labels, sorted_model, costs, weights[order])
             )
-            draws[name].append(metrics)
-    return {name: pd.DataFrame(draw) for name, draw in draws.items()}
+        samples[name] = pd.DataFrame(draws)
+    return samples
 
 
 def interval(value: float, samples: pd.Series[float] | Scores) -> Interval:
@@ -322,7 +325,7 @@ def top_class(y: Labels, model: Scored) -> tuple[Labels, Scores]:
     """
     if model.task != "multiclass":
         return y, model.scores
-    return (predict(model.scores, None) == y).astype(np.int64), model.top
+    return (model.predictions == y).astype(np.int64), model.top
 
 
 def by_segment(
@@ -334,12 +337,11 @@ def by_segment(
     for value in sorted(set(column)):
         rows = (column == value).to_numpy()
         scored = model.of(rows)
-        answers = predict(scored.scores, scored.threshold)
         segment = Segment(
             value=value,
             rows=int(rows.sum()),
             prevalence=float(y[rows].mean()),
-            selected=float(answers.mean()),
+            selected=float(scored.predictions.mean()),
             metrics=all_metrics(y[rows], scored, costs),
             column=str(column.name or ""),
         )

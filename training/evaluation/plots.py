@@ -17,12 +17,11 @@ from sklearn.metrics import (
 )
 
 from core.spec import ModelSpec
-from training.evaluation.metrics import Labels, Scored, predict, top_class
+from training.evaluation.metrics import Labels, Scored, top_class
 
 draw_calibration = partial(
     CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"
 )
-DRAWN_ROWS = 2000
 
 
 def draw(
@@ -46,7 +45,7 @@ def draw(
     """
     axes_named = partial(_axes, folder, title)
     challenger = next(iter(models.values()))
-    answers = predict(challenger.scores, challenger.threshold)
+    answers = challenger.predictions
     with axes_named("feature_importance") as axes:
         axes.barh([*contributions], [*contributions.values()])
         axes.invert_yaxis()
@@ -57,7 +56,7 @@ def draw(
                 y,
                 answers,
                 kind="actual_vs_predicted",
-                subsample=DRAWN_ROWS,
+                subsample=2000,
                 random_state=0,
                 ax=axes,
             )

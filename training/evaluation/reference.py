@@ -19,7 +19,7 @@ from mlflow_server.api.tracking import Tracking
 from training.artifacts import PLAN, REFERENCE, SPEC, artifact_bytes, load_table
 from training.data.frame import feature_columns
 from training.data.snapshots import PLANS
-from training.evaluation.metrics import Scored, predict
+from training.evaluation.metrics import Scored
 from training.evaluation.psi import (
     SCORE,
     TIME_COLUMN,
@@ -70,8 +70,7 @@ def with_scores(spec: ModelSpec, members: pa.Table, scored: Scored) -> pa.Table:
     """Add the columns of a window: `score`, and for many classes `predicted_class`."""
     table = members.append_column(SCORE, pa.array(scored.rounded().top))
     if spec.classes:
-        positions = predict(scored.scores, None)
-        names = np.array(spec.classes, object)[positions]
+        names = np.array(spec.classes, object)[scored.predictions]
         table = table.append_column(PREDICTED_CLASS, pa.array(names, pa.string()))
     return table
 

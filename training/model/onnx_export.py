@@ -88,8 +88,9 @@ def exported(
 
     """
     if spec.serving.format == "onnx":
-        graph = export(model, spec, rows)
-        return ModelFile(graph.SerializeToString(deterministic=True))
+        return ModelFile(
+            export(model, spec, rows).SerializeToString(deterministic=True)
+        )
     _check_classes(model, spec)
     class_count = 2 if spec.task == "classification" else len(spec.classes)
     return ModelFile.native(model, spec.serving.trusted_types, class_count)
@@ -258,8 +259,9 @@ def _input_nodes(
             values = f"{name}/filled"
             constants["/missing"] = np.array(MISSING, dtype=object)
             nodes += _filled(name, values, {*NULL_TEXTS}.difference(rows[name]))
-        column = f"{name}/column"
-        nodes.append(helper.make_node("Reshape", [values, "/shape"], [column]))
+        nodes.append(
+            helper.make_node("Reshape", [values, "/shape"], [f"{name}/column"])
+        )
     return nodes, constants
 
 
@@ -270,9 +272,8 @@ def _output_nodes(
     constants: dict[str, Any] = {}
     nodes = []
     scores = graph.output[-1].name
-    if (
-        len(graph.output) > 1
-    ):  # probabilities beside the label: ten of 0.1 are 1.0000001
+    # Probabilities beside the label: ten of 0.1 are 1.0000001.
+    if len(graph.output) > 1:
         constants |= {"/low": np.float32(0), "/high": np.float32(1)}
         nodes.append(helper.make_node("Clip", [scores, "/low", "/high"], ["/clipped"]))
         scores = "/clipped"
@@ -340,7 +341,7 @@ def prove(
 
     """
     probes = {"real": real, "permuted": permuted_rows(real, spec)}
-    reasons: list[str] = []
+    reasons = []
     largest = 0.0
     unit = 1.0
     try:

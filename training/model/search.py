@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from core.spec import ModelSpec
-from core.spec.training import Estimator, Range, Search
+from core.spec.training import Estimator, Search
 from mlflow_server.api.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def search(
     The spec's own parameters are tried with any budget. The seed makes a repeated search ask for
     the same trials, whose runs it finds.
     """
-    trials: list[tuple[dict[str, float], Estimator]] = []
+    trials = []
 
     def objective(trial: optuna.Trial) -> float:
         """Return the loss of a trial's estimator, written to a run of its own."""
@@ -74,11 +74,9 @@ def _suggested(trial: optuna.Trial, spec: ModelSpec) -> Estimator:
     estimator = estimators[trial.suggest_categorical("estimator", list(estimators))]
     parameters = dict(estimator.parameters)
     for key, bounds in estimator.space.items():
-        parameters[key] = _value(trial, f"{estimator.name}.{key}", bounds)
+        suggest = trial.suggest_float
+        if isinstance(bounds.low, int) and isinstance(bounds.high, int):
+            suggest = trial.suggest_int
+        name = f"{estimator.name}.{key}"
+        parameters[key] = suggest(name, bounds.low, bounds.high, log=bounds.log)
     return estimator.model_copy(update={"parameters": parameters})
-
-
-def _value(trial: optuna.Trial, name: str, bounds: Range) -> Any:
-    if isinstance(bounds.low, int) and isinstance(bounds.high, int):
-        return trial.suggest_int(name, bounds.low, bounds.high, log=bounds.log)
-    return trial.suggest_float(name, bounds.low, bounds.high, log=bounds.log)

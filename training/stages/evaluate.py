@@ -39,7 +39,7 @@ from training.artifacts import (
 )
 from training.data.frame import feature_columns, snapshot_rows
 from training.data.leaks import leak_remarks
-from training.data.snapshots import Plan, dates
+from training.data.snapshots import dates
 from training.evaluation.metrics import (
     CELLS,
     Labels,
@@ -98,7 +98,9 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         contributions=contributions(spec, manifest, model, feature_columns(spec, rows)),
         unproved="; ".join([*reasons, EXPORT_REMEDY]) if reasons else "",
         spread=measure_spread(spec, reference, newest_snapshots),
-        remarks=_remarks(spec, frame, plan, evaluation.challenger),
+        remarks=_remarks(
+            spec, snapshot_rows(frame, plan.train), rows, evaluation.challenger
+        ),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))
     stored = EVALUATIONS.dump_python(evaluation, mode="json")
@@ -135,13 +137,11 @@ def _figures(
 
 
 def _remarks(
-    spec: ModelSpec, frame: pa.Table, plan: Plan, metrics: dict[str, float]
+    spec: ModelSpec, train: pa.Table, test: pa.Table, metrics: dict[str, float]
 ) -> tuple[str, ...]:
     """Return remarks on features that may know the label, and on texts with many values."""
-    train_inputs = feature_columns(spec, snapshot_rows(frame, plan.train))
-    many_values = category_remarks(spec.inputs, train_inputs)
-    test_rows = snapshot_rows(frame, plan.test)
-    return (*leak_remarks(spec, test_rows, metrics), *many_values)
+    many_values = category_remarks(spec.inputs, feature_columns(spec, train))
+    return (*leak_remarks(spec, test, metrics), *many_values)
 
 
 def contributions(

@@ -177,9 +177,9 @@ def model_card(
     plots: Path,
 ) -> str:
     """Return HTML on the run's model; `plots` is the folder of the run's figures."""
-    pictures = {}
-    for file in plots.iterdir():
-        pictures[file.stem] = b64encode(file.read_bytes()).decode()
+    pictures = {
+        file.stem: b64encode(file.read_bytes()).decode() for file in plots.iterdir()
+    }
     return MODEL_CARD.render(
         spec=spec,
         run=run,

@@ -248,7 +248,7 @@ def not_approved(
 
     A version that was promoted past the question is not "not approved".
     """
-    outcome = settled(settings, spec, run_id, version)
-    outcome = outcome or f"not approved: version {version}: {why}"
+    reason = settled(settings, spec, run_id, version)
+    outcome = reason or f"not approved: version {version}: {why}"
     Tracking(settings).end(run_id, outcome)
     return outcome

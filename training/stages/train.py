@@ -153,7 +153,7 @@ def fold_metrics(
 ) -> dict[str, float]:
     """Return the means of the loss and the gates' metrics on the forward folds' validation rows."""
     names = {spec.loss, *(gate.metric for gate in spec.gates)}
-    values: dict[str, list[float]] = defaultdict(list)
+    values = defaultdict(list)
     for fold in plan.folds:
         y, scores = fold_scores(spec, estimator, frame, fold)
         metrics = all_metrics(y, Scored(scores, spec.threshold), costs=None)

@@ -23,7 +23,7 @@ def mismatches(
     spec: ModelSpec, dataset: Dataset, service: PublishedService
 ) -> list[str]:
     """Return a line for each key of the spec that dataset or Feast lack or have otherwise."""
-    lines: list[str] = []
+    lines = []
     published: Mapping[str, str] = service.features
     # Raises for request data that no request can bring.
     available = {**published, **service.request_data}
