@@ -104,8 +104,9 @@ def add_routes(
         for route in scoring
         for path in route.paths
     }
-    guarded = tokens_file is not None
-    document = OpenApiDocument(app, repository, endpoints, guarded=guarded)
+    document = OpenApiDocument(
+        app, repository, endpoints, guarded=tokens_file is not None
+    )
     app.router.routes[:0] = [
         Route("/openapi.json", document.respond),
         *(Route(path, endpoint) for path, endpoint in endpoints.items()),

@@ -93,8 +93,9 @@ class ModelRepository:
         if name is not None:
             if name in self.models:
                 return self.models[name]
-            names = ", ".join(self.models) or "none"
-            raise NotFoundError(f"no model {name!r}: there is {names}")
+            raise NotFoundError(
+                f"no model {name!r}: there is {', '.join(self.models) or 'none'}"
+            )
         if self.default is not None:
             return self.default
         paths = ", ".join(f"/models/{name}/predict" for name in self.models)

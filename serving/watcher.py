@@ -87,9 +87,9 @@ class RegistryWatcher:
 
     async def _read_specs(self) -> None:
         """Serve the specs of models/ as they are now, and log broken ones."""
-        spec_files = {}
-        for path in MODELS.glob("*.toml"):
-            spec_files[path.name] = path.stat().st_mtime_ns
+        spec_files = {
+            path.name: path.stat().st_mtime_ns for path in MODELS.glob("*.toml")
+        }
         if spec_files == self._spec_files:
             return
         specs = await asyncio.to_thread(load_specs)

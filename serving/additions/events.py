@@ -59,7 +59,7 @@ class EventsRoute(DescribedRoute):
 
     async def describe(self) -> Operation:
         """Describe the route, with an example of one dataset where some take events."""
-        schemas: dict[str, bytes] = {}
+        schemas = {}
         with suppress(BrokerUnavailableError):
             schemas = await self._intake.schemas()
         datasets = sorted(schemas)
@@ -85,8 +85,9 @@ async def send_events(intake: Intake, dataset: str, body: bytes) -> dict[str, An
     """Take one event, or a list of up to 1,000: every column, times with an offset."""
     schemas = await intake.schemas()
     if dataset not in schemas:
-        names = ", ".join(sorted(schemas))
-        raise NotFoundError(f"no dataset {dataset!r}: there is {names}")
+        raise NotFoundError(
+            f"no dataset {dataset!r}: there is {', '.join(sorted(schemas))}"
+        )
     size = len(body)
     events = await run_by_size(size, checked_events, schemas[dataset], body)
     content = await run_by_size(size, to_json, events)
@@ -109,19 +110,18 @@ def checked_events(schema: bytes, body: bytes) -> list[Any]:
     """
     event_time, event, event_list = _event_types(schema)
     is_list = body.lstrip()[:1] == b"["
-    events: list[Any] = (
-        event_list.validate_json(body) if is_list else [event.validate_json(body)]
-    )
+    events = event_list.validate_json(body) if is_list else [event.validate_json(body)]
     if len(events) > MAX_EVENTS:
-        text = f"body: at most {MAX_EVENTS} events, found {len(events)}"
-        raise HTTPException(413, text)
+        raise HTTPException(
+            413, f"body: at most {MAX_EVENTS} events, found {len(events)}"
+        )
     latest = datetime.now(UTC) + CLOCKS_DIFFER
     for position, row in enumerate(events):
         moment = row[event_time]
         if moment > latest:
-            field = f"body.{position}.{event_time}"
-            text = f"{field}: {moment.isoformat()} lies in the future"
-            raise InvalidRequestError(text)
+            raise InvalidRequestError(
+                f"body.{position}.{event_time}: {moment.isoformat()} lies in the future"
+            )
     return events
 
 

@@ -112,9 +112,8 @@ def _score_parts(model: LoadedModel, part_rows: int, rows: Columns) -> NDArray[A
     row_count = len(next(iter(rows.values())))
     scores: list[Any] = []
     for start in range(0, row_count, part_rows):
-        part = {}
-        for name, column in rows.items():
-            part[name] = column[start : start + part_rows]
+        end = start + part_rows
+        part = {name: column[start:end] for name, column in rows.items()}
         run = partial(model.session.run, [SCORE], part)
         thread = model.session.thread
         scores += run() if thread is None else thread.submit(run).result()

@@ -10,13 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from serving.http.edge import json_bytes
 from serving.http.openapi import Document, example_features
-from serving.protocols.endpoint import (
-    Answers,
-    Reading,
-    ScoringRoute,
-    rows_from,
-    score_contents,
-)
+from serving.protocols.endpoint import Reading, ScoringRoute, rows_from, score_contents
 from serving.repository import Deployment
 from serving.scoring.schemas import FORBID, MAX_ROWS
 
@@ -33,11 +27,9 @@ BODY = TypeAdapter(Instances)
 
 def read(model: Deployment, body: bytes) -> Reading:
     rows = rows_from(model, BODY.validate_json(body).instances, place="body.instances")
-
-    def write(answers: Answers) -> bytes:
-        return json_bytes({"predictions": score_contents(model, rows, answers)})
-
-    return rows, write
+    return rows, lambda answers: json_bytes(
+        {"predictions": score_contents(model, rows, answers)}
+    )
 
 
 def predict(model: Deployment) -> Document:

@@ -21,12 +21,7 @@ INFERENCE: Any = {"tags": [open_inference.TAG], "responses": ERROR_RESPONSES}
 def routes(_settings: Settings, repository: ModelRepository) -> list[BaseRoute]:
     """Return the routes of all protocols."""
     router = APIRouter()
-    _add_readiness(router, repository)
-    _add_metadata(router, repository)
-    return router.routes
 
-
-def _add_readiness(router: APIRouter, repository: ModelRepository) -> None:
     @router.get("/v1/models", **KSERVE)
     async def list_models() -> dict[str, list[str]]:
         """Name every model."""
@@ -44,6 +39,9 @@ def _add_readiness(router: APIRouter, repository: ModelRepository) -> None:
         """Say that a version of the model answers; 404 for any but that in production."""
         check_version(repository.find(name), version)
         return {"name": name, "ready": True}
+
+    _add_metadata(router, repository)
+    return router.routes
 
 
 def _add_metadata(router: APIRouter, repository: ModelRepository) -> None:

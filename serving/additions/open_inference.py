@@ -91,7 +91,7 @@ def _columns(
             expected.
 
     """
-    columns: dict[str, list[Any]] = {}
+    columns = {}
     count = len(_flat(inputs[0].data))
     for tensor in inputs:
         expected = datatypes.get(tensor.name)

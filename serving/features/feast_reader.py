@@ -56,8 +56,9 @@ class FeastReader:
             async with asyncio.timeout(seconds):
                 return await loop.run_in_executor(self._thread, work, *arguments)
         except TimeoutError as exc:
-            text = f"Feast: no answer within {seconds:g} s"
-            raise FeaturesUnavailableError(text) from exc
+            raise FeaturesUnavailableError(
+                f"Feast: no answer within {seconds:g} s"
+            ) from exc
 
     def _read(self, keys: Keys, moments: Moments) -> StoredRows:
         if self._online is None:

@@ -156,7 +156,7 @@ class ViewReader:
 
     def columns(self, replies: Sequence[Reply]) -> Columns:
         """Return the values of each feature, in the order of the replies."""
-        columns: Columns = {}
+        columns = {}
         for position, (name, decode) in enumerate(self._decoders.items(), start=1):
             columns[name] = [decode(reply[position]) for reply in replies]
         return columns
@@ -208,7 +208,7 @@ class RowReader:
             if len(keys) == 1:
                 UNREADABLE_FEATURES.inc()
                 return [StoredRow({})]
-        rows: StoredRows = []
+        rows = []
         for position, key in enumerate(keys):
             own_replies = replies[position :: len(keys)]
             rows += self.rows(own_replies, [key], [moments[position]])
@@ -233,7 +233,7 @@ class RowReader:
             return [None] * len(keys)
         if self._functions:
             self._add_outputs(columns, keys, moments)
-        rows: StoredRows = []
+        rows = []
         feature_columns = [columns[name] for name in self._features]
         row_values = zip(*feature_columns, strict=True)
         for absent, is_row, values in zip(

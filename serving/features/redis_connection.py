@@ -73,7 +73,7 @@ async def open_connection(address: str) -> tuple[RedisConnection, list[Command]]
     certificates = None
     if isinstance(target, SSLConnection):
         certificates = target.ssl_context.get()
-    greetings: list[Command] = []
+    greetings = []
     if target.password:
         user = (target.username,) if target.username else ()
         greetings.append(("AUTH", *user, target.password))

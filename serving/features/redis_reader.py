@@ -65,13 +65,14 @@ class RedisReader:
         (states,) = await self._ask([self._ping], READ_SECONDS)
         if not isinstance(states, list):
             return None
-        times: list[datetime] = []
+        times = []
         for state in states:
             # Null until all is online.
             time = json.loads(state)["time"] if state else None
             if time is None:
-                text = "Redis holds no features (any more): run gyre ingest"
-                raise FeaturesUnavailableError(text)
+                raise FeaturesUnavailableError(
+                    "Redis holds no features (any more): run gyre ingest"
+                )
             times.append(datetime.fromisoformat(time))
         return min(times)
 

@@ -93,14 +93,14 @@ class FeatureSource:
                     self._open_circuit(exc)
                     self._probe_task = asyncio.create_task(self.probe())
         oldest = time.monotonic() - self._cache_seconds
-        rows: StoredRows = []
+        rows = []
         for key in keys:
             read_at, row = self._cache.get((*key.values(),), (0.0, None))
             rows.append(row if read_at >= oldest else None)
         return rows, "cache"
 
     async def _read(self, keys: Keys, moments: Moments) -> StoredRows:
-        rows: StoredRows = []
+        rows = []
         for start in range(0, len(keys), PART):
             part = keys[start : start + PART]
             part_moments = moments[start : start + PART]

@@ -76,8 +76,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def json_response(content: Any, status: int = 200, headers: Any = None) -> Response:
-    body = json_bytes(content)
-    return Response(body, status, headers, media_type=JSON)
+    return Response(json_bytes(content), status, headers, media_type=JSON)
 
 
 def json_bytes(content: Any) -> bytes:

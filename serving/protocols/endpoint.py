@@ -92,8 +92,7 @@ def check_version(model: Deployment, version: str) -> None:
     """Raise NotFoundError unless the version is the one in production."""
     current = answering_version(model).version
     if version != current:
-        text = f"{model.name} answers by version {current}, not {version}"
-        raise NotFoundError(text)
+        raise NotFoundError(f"{model.name} answers by version {current}, not {version}")
 
 
 def row_from(
@@ -136,8 +135,9 @@ def rows_from(model: Deployment, records: Any, place: str = "body") -> list[Row]
         row = row_from(model, record, _part(record, feature_names))
         missing = [name for name in signature.entity_key if name not in record]
         if missing and (row.key or not row.given):
-            text = f"{place}.{position}: {', '.join(missing)} is missing"
-            raise InvalidRequestError(text)
+            raise InvalidRequestError(
+                f"{place}.{position}: {', '.join(missing)} is missing"
+            )
         rows.append(row)
     return rows
 

@@ -94,13 +94,14 @@ class OpenApiDocument:
         )
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        paths: dict[str, Any] = {}
+        paths = {}
         for operation in operations:
             paths[operation.path] = {"post": _describe(operation, schemas)}
         document["paths"] = paths | document["paths"]
         if self._guarded:
-            scheme = {"type": "http", "scheme": "bearer"}
-            components["securitySchemes"] = {"bearer": scheme}
+            components["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"}
+            }
             document["security"] = [{"bearer": []}]
         return json_bytes(document)
 

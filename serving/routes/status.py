@@ -20,7 +20,6 @@ from serving.repository import ModelRepository
 from serving.versions.loaded import LoadedVersions
 from serving.watcher import RegistryWatcher
 
-TURNED_AWAY = ("429", "503")
 PROBES = ("/ready", "/ping")
 """Ends of the paths of readiness probes: their 503 turns no request away."""
 
@@ -41,12 +40,7 @@ def routes(
 
     """
     router = APIRouter()
-    _add_server(router, console)
-    _add_health(router, repository, log, watcher)
-    return router.routes
 
-
-def _add_server(router: APIRouter, console: str) -> None:
     @router.get("/", tags=["Server"])
     async def about() -> dict[str, str]:
         """Say what this is, and where to read on."""
@@ -58,6 +52,9 @@ def _add_server(router: APIRouter, console: str) -> None:
         hand_over()
         text = await asyncio.to_thread(lambda: generate_latest(_counts()))
         return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    _add_health(router, repository, log, watcher)
+    return router.routes
 
 
 def _add_health(
@@ -120,10 +117,10 @@ def _resources(
     for name, model in repository.models.items():
         versions = model.versions
         resources[f"model {name}"] = _resource(versions.problem, versions.state)
-    store_problem: str | None = "unknown"
-    first_model = repository.first()
-    if first_model is not None:
-        store_problem = first_model.versions.features.down
+    model_of_store = repository.first()
+    store_problem = (
+        model_of_store.versions.features.down if model_of_store else "unknown"
+    )
     resources["redis"] = _resource(store_problem, "answers")
     resources["mlflow"] = _resource(watcher.problem, "answers")
     resources["predictions log"] = _resource(log.problem, "is written")
@@ -160,8 +157,8 @@ def _counts() -> CollectorRegistry:
 
 def _failures() -> dict[str, dict[str, float]]:
     """Return sums over all workers: rows not logged, by log; requests turned away, by status."""
-    failures: dict[str, float] = {"predictions": 0.0, "feedback": 0.0}
-    refusals = dict.fromkeys(TURNED_AWAY, 0.0)
+    failures = {"predictions": 0.0, "feedback": 0.0}
+    refusals = {"429": 0.0, "503": 0.0}
     for metric in _counts().collect():
         for sample in metric.samples:
             if sample.name == "gyre_log_failures_total":

@@ -42,7 +42,7 @@ async def complete(
         Features of each row, or why it has none.
 
     """
-    features: dict[int, Completed] = {}
+    features = {}
     open_positions = []
     for position, received in enumerate(rows):
         given = _given_features(model, received.row, refuse=refuse)
@@ -52,7 +52,7 @@ async def complete(
             features[position] = given
     if open_positions:
         request_data = model.contract.lookup.request_data
-        keys: list[Entity] = []
+        keys = []
         moments = []
         for position in open_positions:
             row = rows[position].row
@@ -74,21 +74,25 @@ def _given_features(model: LoadedModel, row: Row, *, refuse: bool) -> Completed 
     if row.given or row.key is None:
         missing = [name for name in contract.features if name not in row.given]
         if missing:
-            text = f"version {model.version} needs {', '.join(missing)}"
-            return InvalidRequestError(f"features: {text}")
+            return InvalidRequestError(
+                f"features: version {model.version} needs {', '.join(missing)}"
+            )
         for name, kind in contract.features.items():
             value = row.given[name]
             if value is not None and not isinstance(value, PYTHON_TYPES[kind]):
                 # The value was read by the types of production.
-                text = f"version {model.version} needs {name} as {kind}, found {value}"
-                return InvalidRequestError(f"features: {text}")
+                return InvalidRequestError(
+                    f"features: version {model.version} needs {name} as {kind}, "
+                    f"found {value}"
+                )
         return _filled(model, row.given, "request", refuse=refuse)
     request_data = contract.lookup.request_data
     missing = sorted(request_data.keys() - row.request_data.keys())
     if missing:
         names = ", ".join(f"{name} ({request_data[name]})" for name in missing)
-        text = f"version {model.version} needs it beside the key, found none"
-        return InvalidRequestError(f"{names}: {text}")
+        return InvalidRequestError(
+            f"{names}: version {model.version} needs it beside the key, found none"
+        )
     return None
 
 
@@ -116,8 +120,7 @@ def _stored_features(
     key = row.key or {}
     if stored is None:
         if origin == "online":
-            text = f"{_key_text(key)} is not known to the feature store"
-            return NotFoundError(text)
+            return NotFoundError(f"{_key_text(key)} is not known to the feature store")
         return _filled(model, {}, origin, refuse=refuse)
     if origin == "online" and stored.absent_views:
         origin = "partly"
@@ -151,8 +154,9 @@ def _filled(
         if value is None:
             if refuse:
                 problem = model.features.problem or reason or f"{name} is null"
-                text = f"no features for a prediction: {problem}"
-                return FeaturesUnavailableError(text)
+                return FeaturesUnavailableError(
+                    f"no features for a prediction: {problem}"
+                )
             value = model.contract.defaults[name]
             origin = "defaults"
         filled[name] = value

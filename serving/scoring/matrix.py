@@ -66,8 +66,9 @@ def _result(model: LoadedModel, line: Line, exact_score: Score) -> Result:
     row_score = _rounded(contract, exact_score)
     problem = score_problem(contract, row_score)
     if problem:
-        version = f"version {model.version}"
-        text = f"features: {version} gives the score {row_score}, {problem}"
+        text = (
+            f"features: version {model.version} gives the score {row_score}, {problem}"
+        )
         if line["features_from"] == "request":
             return Result(line=None, error=InvalidRequestError(text))
         return _failure(line, ModelFailedError(text))

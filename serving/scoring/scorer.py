@@ -223,8 +223,8 @@ class Scorer:
         ]
         trial_rows = [rows[position] for position in trial_positions]
         trials = await self._score("challenger", roles.challenger, trial_rows)
-        results: dict[int, Result] = {}
-        failures: list[Line] = []
+        results = {}
+        failures = []
         for position, trial in zip(trial_positions, trials, strict=True):
             if trial.error is None:
                 results[position] = trial

@@ -17,7 +17,6 @@ from serving.versions.roles import Roles
 from serving.versions.signature import Signature, sign
 
 CLOSE_SECONDS = 30.0
-NOTHING_HERE = "has no version in production here yet: train one, or wait for its copy"
 logger = logging.getLogger(__name__)
 
 
@@ -72,13 +71,16 @@ class LoadedVersions:
     @property
     def state(self) -> str:
         """A text: which version answers, or why none does, and which ones are refused."""
-        sentences: list[str] = []
+        sentences = []
         if self.current is not None:
             problem = self.current.session.problem or "answers"
             sentences.append(f"version {self.current.version} {problem}")
         for version, reason in self.refused.items():
             sentences.append(f"version {version} is refused: {reason}")
-        return "; ".join(sentences) or f"{self.spec.name} {NOTHING_HERE}"
+        return "; ".join(sentences) or (
+            f"{self.spec.name} has no version in production here yet: train one, or wait "
+            "for its copy"
+        )
 
     def follow_spec(self, spec: ModelSpec) -> None:
         """Take the spec as it is now."""
@@ -104,14 +106,14 @@ class LoadedVersions:
         """
         if registered is None or registered == self._assigned:
             return []
-        models: dict[str, LoadedModel | None] = {}
-        missing: list[str] = []
+        models = {}
+        missing = []
         for role, version in registered.versions.items():
             models[role] = await self._load(version, registered.created)
             if models[role] is None:
                 missing.append(version)
         production = models.get("production")
-        unfit: dict[str, str] = {}
+        unfit = {}
         for role, model in models.items():
             difference = _difference(model, production)
             if model is not None and difference:
@@ -202,8 +204,7 @@ class LoadedVersions:
             return
         self.refused[version] = reason
         REFUSED.labels(self.spec.name).inc()
-        text = "%s: version %s is refused: %s"
-        logger.error(text, self.spec.name, version, reason)
+        logger.error("%s: version %s is refused: %s", self.spec.name, version, reason)
 
     def _swap(self, roles: Roles) -> None:
         """Give the roles to versions that are loaded."""
@@ -230,8 +231,7 @@ class LoadedVersions:
         unused_models = [model for model in models_before if model not in self._loaded]
         unused_sources = [source for source in sources if source not in self.sources]
         if unused_models or unused_sources:
-            work = _close(unused_models, unused_sources)
-            task = asyncio.create_task(work)
+            task = asyncio.create_task(_close(unused_models, unused_sources))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         self._sign()

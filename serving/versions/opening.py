@@ -86,8 +86,9 @@ def _check_defaults(session: Session, contract: ModelManifest) -> None:
         score_problem(contract, scores[0]) if len(scores) == 1 else "not one score"
     )
     if problem:
-        text = f"the defaults score {scores}, {problem}"
-        raise ModelRefusedError(f"{contract.file}: {text}")
+        raise ModelRefusedError(
+            f"{contract.file}: the defaults score {scores}, {problem}"
+        )
 
 
 def _look_up_problem(contract: ModelManifest, online_store: str | None) -> str | None:

@@ -7,9 +7,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# More threads take longer for one row.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}
-
 
 def answer_worker(
     worker: Connection, file: Path, digest: str, options: Mapping[str, Any]
@@ -25,7 +22,8 @@ def answer_worker(
     """
     # This process ends with its worker, and not by a signal to a group of processes.
     os.setsid()
-    os.environ.update(ONE_THREAD)
+    # More threads take longer for one row.
+    os.environ.update(OMP_NUM_THREADS="1", LOKY_MAX_CPU_COUNT="1")
     # 220 MB, which a worker does without.
     from mlflow_server.model.pyfunc import ModelFile  # noqa: PLC0415
 

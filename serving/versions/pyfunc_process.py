@@ -42,9 +42,9 @@ class PyfuncSession:
         }
         self._arguments = (file, digest, options)
         self._name = f"version {file.parent.name} of {contract.model}"
-        self._defaults = {}
-        for name, value in contract.defaults.items():
-            self._defaults[name] = np.array([value])
+        self._defaults = {
+            name: np.array([value]) for name, value in contract.defaults.items()
+        }
         self._is_running = PYFUNC_PROCESSES.labels(contract.model, file.parent.name)
         self._closed = threading.Event()
         self.problem: str | None = None
@@ -81,8 +81,9 @@ class PyfuncSession:
             self._connection.send(dict(columns))
             answer = self._connection.recv()
         except (EOFError, OSError) as exc:
-            text = f"{self._name} cannot score: its process: {exc!r}"
-            raise NoModelError(text) from exc
+            raise NoModelError(
+                f"{self._name} cannot score: its process: {exc!r}"
+            ) from exc
         finally:
             deadline.cancel()
         if isinstance(answer, str):
