@@ -239,8 +239,7 @@ class DemoRun:
 
     def _follow_training(self, cause: str) -> dict[str, Any]:
         """Follow the training of a cause to its end, print its outcome, and return its run."""
-        training: dict[str, Any]
-        training = _wait_for("a training", self._signalled_training)
+        training: dict[str, Any] = _wait_for("a training", self._signalled_training)
         run_id = training["dag_run_id"]
         self._say(f"training {run_id}, its cause: {cause}")
         outcome = self._airflow.follow(TRAIN_DAG, run_id, tell)["note"]

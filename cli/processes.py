@@ -11,7 +11,7 @@ from cli.terminal import progress
 from cli.verbs import CONSOLE, AsJson, AsOf, moment, say
 from core.additions import is_present
 from core.errors import StackError
-from core.settings import Page, load_settings
+from core.settings import load_settings
 
 COMMAND_HELP = (
     "After `--`: the command of `gyre run task`, a task of Airflow in a pod of its own."
@@ -72,9 +72,10 @@ def open_page(
     """Open a page of the stack in the browser, and print its address."""
     if page == "console" and not is_present(CONSOLE):
         raise StackError(f"no console: the package {CONSOLE} is not there")
-    program: Page = "serving" if page == "docs" else page
-    path = "docs" if page == "docs" else ""
-    address = f"{load_settings().link(program)}/{path}"
+    settings = load_settings()
+    address = f"{settings.link('serving')}/docs"
+    if page != "docs":
+        address = f"{settings.link(page)}/"
     typer.echo(address)
     typer.launch(address)
 

@@ -142,10 +142,10 @@ def _number(value: float | None, form: str) -> str:
 
 def _process_lines(status: dict[str, Any]) -> list[Any]:
     """Return a line for each process, and one for their memory."""
-    lines: list[Any] = []
-    for process in status["processes"]:
-        state_name = process["state"].lower()
-        lines.append((process["name"], state_name, process["description"]))
+    lines = [
+        (process["name"], process["state"].lower(), process["description"])
+        for process in status["processes"]
+    ]
     if not lines:
         lines.append(("none", "", "no supervisor is running here: make up"))
     lines.append(("all processes", "", f"{status['pss_mib']} MiB"))

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from monitoring.conclude import MonitorReport
-    from monitoring.decisions.decision import Decision
     from monitoring.trials.experiment import ExperimentReport
 
 
@@ -65,20 +64,18 @@ def decide(
     """Show the last decision; with --explain its inputs, and the decision by today's rules."""
     settings = load_settings()
     name = load_spec(model).name
-    from monitoring.decisions.decision import INPUTS  # noqa: PLC0415
-    from monitoring.decisions.decision import decide as decide_again  # noqa: PLC0415
-    from monitoring.decisions.store import newest_decisions  # noqa: PLC0415
+    from monitoring.decisions import decision, store  # noqa: PLC0415
 
     if not settings.home.exists():
         raise MonitoringError(f"{settings.home} holds no stack yet: make up")
-    rows = newest_decisions(settings, name, 1)
+    rows = store.newest_decisions(settings, name, 1)
     if not rows:
         raise MonitoringError(
             f"{name}: nothing was decided yet; run: gyre monitor {name}"
         )
     row = rows[0]
-    inputs = INPUTS.validate_json(row.inputs)
-    again = decide_again(inputs)
+    inputs = decision.INPUTS.validate_json(row.inputs)
+    again = decision.decide(inputs)
     agrees = astuple(again) == (row.action, row.rule, row.reason)
     lines = [
         f"{row.as_of:%Y-%m-%d %H:%M:%S}Z  {name} version {row.version}: {row.action}",
@@ -87,18 +84,16 @@ def decide(
         f"reason: {row.reason}",
     ]
     if explain:
-        lines.append(f"decided on: {to_json(inputs, indent=2).decode()}")
-        lines.append(_comparison(again, agrees=agrees))
+        comparison = f"by today's rules: {again.action} by {again.rule}: {again.reason}"
+        if agrees:
+            comparison = "from these inputs: the same"
+        lines += [
+            f"decided on: {to_json(inputs, indent=2).decode()}",
+            f"decided again {comparison}",
+        ]
     document = asdict(row) | {"inputs": json.loads(row.inputs), "agrees": agrees}
     del document["serving"]  # for the next monitoring run
     say("\n".join(lines), document, as_json=as_json)
-
-
-def _comparison(again: Decision, *, agrees: bool) -> str:
-    """Return the line that compares a stored decision with the one by today's rules."""
-    if agrees:
-        return "decided again from these inputs: the same"
-    return f"decided again by today's rules: {again.action} by {again.rule}: {again.reason}"
 
 
 def experiment_lines(report: ExperimentReport) -> Iterator[str]:
