@@ -72,6 +72,8 @@ class Approval(ApprovalOperator):
     """
 
     def execute(self, context: Any) -> None:
+        """Ask, and alert that a question waits, with a link to it."""
+        from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
         from training.stages.register import ask, settled  # noqa: PLC0415  (heavy)
 
         candidate = _candidate()
@@ -80,15 +82,25 @@ class Approval(ApprovalOperator):
         self.subject, self.body = ask(*candidate)
         note(f"waits for approval: {self.subject}")
         settings, spec, _, version = candidate
-        self._alert(settings, spec, version, context)
+        now = datetime.now(UTC)
+        until = now + timedelta(hours=spec.promotion.wait_hours)
+        page = self.generate_link_to_ui_from_context(
+            context=context, base_url=settings.link("airflow")
+        )
+        message = f"{self.subject} Answer until {until:%Y-%m-%d %H:%M} UTC: {page}"
+        cause = cause_of_question(version)
+        with Alerts(settings) as alerts:
+            # An alert of a question that was deleted in Airflow would keep this one from being sent.
+            alerts.end(spec.name, cause)
+            alerts.note(spec.name, cause, message, now, until=until)
+            alerts.deliver(spec.name, now)
         super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         try:
             self._conclude(event)
-        except (
-            GyreError
-        ) as exc:  # a failed task would ask again though the answer counts
+        except GyreError as exc:
+            # A failed task would ask again though the answer counts.
             log.warning("the answer counts, and is not noted everywhere: %s", exc)
         return super().execute_complete(context, event)
 
@@ -110,25 +122,6 @@ class Approval(ApprovalOperator):
             if comment:
                 reason = f"{reason}: {comment}"
             note(not_approved(*candidate, reason))
-
-    def _alert(
-        self, settings: Settings, spec: ModelSpec, version: str, context: Any
-    ) -> None:
-        """Alert that a question waits, with a link to it."""
-        from mlflow_server.alerts import Alerts, cause_of_question  # noqa: PLC0415
-
-        now = datetime.now(UTC)
-        until = now + timedelta(hours=spec.promotion.wait_hours)
-        page = self.generate_link_to_ui_from_context(
-            context=context, base_url=settings.link("airflow")
-        )
-        message = f"{self.subject} Answer until {until:%Y-%m-%d %H:%M} UTC: {page}"
-        cause = cause_of_question(version)
-        with Alerts(settings) as alerts:
-            # An alert of a question that was deleted in Airflow would keep this one from being sent.
-            alerts.end(spec.name, cause)
-            alerts.note(spec.name, cause, message, now, until=until)
-            alerts.deliver(spec.name, now)
 
 
 def _candidate() -> tuple[Settings, ModelSpec, str, str]:

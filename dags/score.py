@@ -16,10 +16,8 @@ NIGHTLY = "15 0 * * *"
 
 
 def score_dag(spec: ModelSpec) -> None:
-    if (
-        spec.population is None
-    ):  # the model has no population: it answers requests alone
-        return
+    if spec.population is None:
+        return  # the model has no population: it answers requests alone
     with model_dag("score", spec, __doc__, NIGHTLY):
         score()
 
