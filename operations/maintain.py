@@ -58,16 +58,14 @@ def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
             names += table_names(settings)
         except Exception as exc:  # noqa: BLE001  (S3 does not answer, or whatever it is)
             cleanups.append(Cleanup(what="list of tables", problem=in_one_line(exc)))
-        tables = [_place_of_table(name) for name in dict.fromkeys(names)]
+        tables = [
+            GrowingPlace(name, partial(clean_table, name, TIME_COLUMNS.get(name)))
+            for name in dict.fromkeys(names)
+        ]
         cleanups += [
             _clean(place, settings, as_of) for place in (*tables, *GROWING_PLACES)
         ]
     return cleanups
-
-
-def _place_of_table(name: str) -> GrowingPlace:
-    clean = partial(clean_table, name, TIME_COLUMNS.get(name))
-    return GrowingPlace(name, clean)
 
 
 def _clean(place: GrowingPlace, settings: Settings, as_of: datetime) -> Cleanup:

@@ -135,13 +135,8 @@ def make_secrets(settings: Settings) -> None:
         json.dumps(passwords | {LOGIN: password}),
         mode=0o600,
     )
-    if not settings.redis_url:
-        _make_redis_password(settings)
-
-
-def _make_redis_password(settings: Settings) -> None:
-    """Make the file with the password of the stack's Redis, unless it is there."""
-    if not settings.redis_config.exists():
+    # The file with the password of the stack's Redis.
+    if not settings.redis_url and not settings.redis_config.exists():
         line = f"requirepass {secrets.token_urlsafe(32)}\n"
         replace_file(settings.redis_config, line, mode=0o600)
 
