@@ -83,18 +83,6 @@ class HarmLimits:
     fewest: int
 
 
-def rollout_limits(policy: Rollout) -> HarmLimits:
-    """Return the limits of a challenger, which answers the same traffic as production."""
-    return HarmLimits(
-        failures=policy.errors,
-        latency=policy.latency,
-        latency_seconds=JITTER_SECONDS,
-        quantiles=("p95",),
-        distance=policy.scores,
-        fewest=policy.requests,
-    )
-
-
 def measure_variants(
     settings: Settings, model: RoleAssignment, since: datetime, until: datetime
 ) -> defaultdict[tuple[str, str], Variant]:
@@ -119,19 +107,27 @@ def measure_variants(
     return variants
 
 
-def find_harm(variant: Variant, other: Variant, limits: HarmLimits) -> str | None:
-    """Return the harm that a version does compared with production; None if it does none.
+def find_harm(challenger: Variant, production: Variant, policy: Rollout) -> str | None:
+    """Return the harm that a challenger does compared with production; None if it does none.
 
     Args:
-        variant: Figures of the version.
-        other: Figures of production.
-        limits: Limits of harm.
+        challenger: Figures of the challenger, which answers the same traffic as production.
+        production: Figures of production.
+        policy: The spec's [rollout], which has the limits of harm.
 
     """
+    limits = HarmLimits(
+        failures=policy.errors,
+        latency=policy.latency,
+        latency_seconds=JITTER_SECONDS,
+        quantiles=("p95",),
+        distance=policy.scores,
+        fewest=policy.requests,
+    )
     return (
-        failure_harm(variant, other, limits)
-        or latency_harm(variant, other, limits)
-        or score_harm(variant, other, limits)
+        failure_harm(challenger, production, limits)
+        or latency_harm(challenger, production, limits)
+        or score_harm(challenger, production, limits)
     )
 
 

@@ -36,9 +36,8 @@ def replicas_of(settings: Settings) -> dict[str, str]:
         url = httpx.URL(address)
         hosts: set[str] = set()
         if url.scheme == "http":  # a TLS certificate holds for the DNS name alone
-            with suppress(
-                OSError
-            ):  # the request to the address fails with a clearer error
+            # The request to the address fails with a clearer error.
+            with suppress(OSError):
                 hosts = set(socket.gethostbyname_ex(url.host)[2])
         for host in sorted(hosts):
             host_url = str(url.copy_with(host=host))

@@ -116,11 +116,6 @@ class Column:
     def is_number(self) -> bool:
         return bool(pd.api.types.is_numeric_dtype(self.reference))
 
-    @property
-    def drift_kind(self) -> str:
-        is_of_model = self.name in (SCORE, PREDICTED_CLASS)
-        return "prediction_drift" if is_of_model else "data_drift"
-
     def lines(self) -> list[ReportLine]:
         if not self.value_count:  # Evidently cannot compare a column without values
             return [self.missing()]
@@ -141,9 +136,11 @@ class Column:
         figure: Callable[[], float] | None = None,
         kind: str = "",
     ) -> ReportLine:
+        is_of_model = self.name in (SCORE, PREDICTED_CLASS)
+        drift_kind = "prediction_drift" if is_of_model else "data_drift"
         return ReportLine(
             name=f"{group}/{self.name}",
-            kind=kind or self.drift_kind,
+            kind=kind or drift_kind,
             feature=self.name,
             metric=metric,
             words=lambda value: f"{self.name}: {words(value)}",

@@ -238,8 +238,8 @@ def judge_refusals(
     earlier: Mapping[str, ServingCounts] | None,
 ) -> Iterator[CheckResult]:
     """Count requests that serving refused since the last run."""
-    new_counts = _new_counts(counts or {}, earlier or {})
-    if counts is None or new_counts is None:
+    new_counts = None if counts is None else _new_counts(counts, earlier or {})
+    if new_counts is None:
         return
     refused = new_counts.refused
     status: Status = "note" if refused else "ok"

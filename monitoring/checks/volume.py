@@ -9,7 +9,6 @@ from monitoring.log.window import WINDOW_LENGTH
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
 
-USUAL = "volume/usual"
 COLLAPSED_SHARE = 0.5
 """Share of the usual number of entities below which an alert goes out."""
 FEWEST_WINDOWS = 3
@@ -44,7 +43,7 @@ def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckRe
         usual >= run.spec.monitoring.fewest and count < COLLAPSED_SHARE * usual
     )
     yield CheckResult(
-        name=USUAL,
+        name="volume/usual",
         kind="volume",
         status="alert" if has_collapsed else "ok",
         value=usual,

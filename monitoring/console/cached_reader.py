@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
-T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 PATIENCE = 1.0  # seconds that a request waits for all its sources
 KEPT = timedelta(seconds=30)  # how long the last value of a source that hangs is shown
@@ -22,13 +21,13 @@ class Reading(Generic[T_co]):
     why: str = f"no answer within {PATIENCE:g} s"
 
 
-class CachedReader(Generic[T]):
+class CachedReader(Generic[T_co]):
     """Reads a source in a thread of its own, again once the value is `seconds` old."""
 
-    def __init__(self, read: Callable[[], T], seconds: float = 1.0) -> None:
+    def __init__(self, read: Callable[[], T_co], seconds: float = 1.0) -> None:
         self._read = read
         self._fresh = timedelta(seconds=seconds)
-        self._reading = Reading[T]()
+        self._reading = Reading[T_co]()
         self._began = datetime.now(UTC)
         self._thread = threading.Thread()
 
@@ -45,7 +44,7 @@ class CachedReader(Generic[T]):
         return self._thread
 
     @property
-    def reading(self) -> Reading[T]:
+    def reading(self) -> Reading[T_co]:
         """The last reading; an unknown value if the source refuses, or hangs longer than `KEPT`."""
         last = self._reading
         if last.at and datetime.now(UTC) - last.at > KEPT + self._fresh:

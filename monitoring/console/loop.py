@@ -21,11 +21,7 @@ from monitoring.console.states import (
     states_of_serving,
     worst_health,
 )
-from monitoring.console.status import (
-    ModelReaders,
-    ModelStatus,
-    ServingStatuses,
-)
+from monitoring.console.status import ModelReaders, ModelStatus, ServingStatuses
 from monitoring.serving_status import read_statuses
 from stack.airflow_api import AirflowApi
 

@@ -103,9 +103,11 @@ class Console:
         name = request.path_params["name"]
         reader = _known(self._records, name, "dataset")
         read_all([reader])
-        record = reader.reading
         return self._page(
-            "data.html", name=name, record=record, age_limit=self._age_limits[name]
+            "data.html",
+            name=name,
+            record=reader.reading,
+            age_limit=self._age_limits[name],
         )
 
     def validation(self, request: Request) -> Response:

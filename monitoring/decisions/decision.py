@@ -106,19 +106,15 @@ def judge(results: Sequence[CheckResult]) -> Verdict:
     """Return the verdict on a window from the results of its checks."""
     judged = _judged(results)
     unknown = [result.name for result in judged if result.status == "unknown"]
-    if REFERENCE in unknown or has_too_few_entities(results):
+    has_too_few_entities = any(
+        result.name == ENTITIES and (result.value or 0) < (result.limit or 0)
+        for result in results
+    )
+    if REFERENCE in unknown or has_too_few_entities:
         return "insufficient_data"
     if any(result.status == "bad" for result in judged):
         return "bad"
     return "unknown" if unknown else "ok"
-
-
-def has_too_few_entities(results: Sequence[CheckResult]) -> bool:
-    """Say whether a window is too small for a verdict."""
-    return any(
-        result.name == ENTITIES and (result.value or 0) < (result.limit or 0)
-        for result in results
-    )
 
 
 def find_reasons(verdict: Verdict, results: Sequence[CheckResult]) -> list[str]:

@@ -101,10 +101,14 @@ def online_outcomes(
     """
     is_usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
     is_own = is_of_model(model) & (pc.field("version") == version)
-    is_chosen = is_usual & is_own & _is_judgeable(spec, feedback, as_of)
+    is_judgeable = pc.field("as_of") <= newest_known(spec, as_of)
+    if feedback:  # else young files need not be opened
+        names = pa.array([*feedback], pa.string())
+        is_judgeable |= pc.field("request_id").isin(names)
     segments = [name for name in spec.segment if name in spec.features]
     columns = [*ANSWERS, "request_data", *(["features"] if segments else [])]
-    answers = answered_rows(settings, is_chosen, columns).sort_by("received")
+    answers = answered_rows(settings, is_usual & is_own & is_judgeable, columns)
+    answers = answers.sort_by("received")
     values, ambiguous_count = read_actuals(settings, spec, answers, feedback, as_of)
     label = pa.array(values, from_pandas=True)
     rows = answers.append_column("label", label).filter(pc.is_valid(label))
@@ -121,14 +125,3 @@ def online_outcomes(
     if ambiguous_count:
         about += f", and {ambiguous_count} answers that fit several rows of the label"
     return Outcomes("online", about, rows, scored)
-
-
-def _is_judgeable(
-    spec: ModelSpec, feedback: Mapping[str, float], as_of: datetime
-) -> pc.Expression:
-    """Return the condition that the label of a row has matured or that feedback names the row."""
-    is_matured = pc.field("as_of") <= newest_known(spec, as_of)
-    if not feedback:  # then young files need not be opened
-        return is_matured
-    is_named = pc.field("request_id").isin(pa.array([*feedback], pa.string()))
-    return is_matured | is_named

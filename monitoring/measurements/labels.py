@@ -10,9 +10,6 @@ from monitoring.log.outcomes import Outcomes
 from monitoring.measurements.performance import SURELY, MeasuredMetric
 from training.evaluation.reference import LABEL, Reference
 
-LABEL_DRIFT = "label_drift"
-"""Kind of the figure."""
-
 
 def label_change(
     spec: ModelSpec, outcomes: Outcomes, reference: Reference
@@ -48,7 +45,7 @@ def label_change(
     yield MeasuredMetric(
         name=f"{outcomes.kind}/label_change",
         metric="label_change",
-        kind=LABEL_DRIFT,
+        kind="label_drift",
         value=change,
         limit=limit,
         rows=len(labels),

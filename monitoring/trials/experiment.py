@@ -24,7 +24,7 @@ from core.spec.training import Metric
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.rules import of_newest_model
 from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, RoleAssignment
-from monitoring.harm import find_harm, measure_variants, rollout_limits
+from monitoring.harm import find_harm, measure_variants
 from monitoring.log.actuals import read_actuals, units
 from monitoring.log.collect import collect
 from monitoring.log.tables import (
@@ -166,7 +166,7 @@ def read_report(
         harm=find_harm(
             variants[CHALLENGER, experiment.challenger],
             variants[PRODUCTION, experiment.production],
-            rollout_limits(spec.rollout),
+            spec.rollout,
         ),
     )
 

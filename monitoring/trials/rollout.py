@@ -22,14 +22,7 @@ from mlflow_server.promotion.ledger import Ledger, LedgerAction, LedgerRow
 from mlflow_server.promotion.promote import promote, reconcile, release
 from mlflow_server.promotion.rules import last_applied
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, WHOLE, RoleAssignment
-from monitoring.harm import (
-    Variant,
-    distance,
-    find_harm,
-    measure_variants,
-    milliseconds,
-    rollout_limits,
-)
+from monitoring.harm import Variant, distance, find_harm, measure_variants, milliseconds
 from monitoring.log.collect import collect
 
 RolloutAction = Literal["hold", "advance", "abort", "done"]
@@ -127,7 +120,7 @@ def judge_step(policy: Rollout, evidence: Evidence) -> RolloutStep:
     production = evidence.production
     if evidence.percent == WHOLE and evidence.previous_production:
         production = evidence.previous_production
-    problem = find_harm(challenger, production, rollout_limits(policy))
+    problem = find_harm(challenger, production, policy)
     if problem:
         return RolloutStep("abort", 0, problem)
     missing = _missing_evidence(policy, evidence.minutes, challenger, production)
