@@ -83,33 +83,34 @@ def new(
     log_to_stderr()
     settings = load_settings()
     places = _new_files(name)
+    import pyarrow as pa  # noqa: PLC0415  (heavy)
+
     from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
     from feature_engine.ingest.source import read  # noqa: PLC0415
 
     if source is None:
-        columns = _example_columns(days)
+        rows = pa.table(EXAMPLE_ROWS)
+        columns = describe(rows, ["event_id"], "entity_id", "event_ts", days=days)
     else:
         source = _full_address(source)
         rows = in_types(read(source))
         kind = label or ask("--label", "kind of label", get_args(LabelKind))
-        is_of_events = kind == "event"
-        if outcome and not is_of_events:
+        if outcome and kind != "event":
             raise SettingsError("--outcome: expected --label event beside it")
         columns = describe(
             rows,
             key=[choose(rows, "--key", column) for column in key or [""]],
             entity=choose(rows, "--entity", entity),
             time=choose(rows, "--time", time),
-            outcome=choose(rows, "--outcome", outcome) if is_of_events else None,
+            outcome=choose(rows, "--outcome", outcome) if kind == "event" else None,
             days=days,
         )
     write_use_case(PROJECT, name, columns)
     for place in places:
         typer.echo(f"wrote {place}")
     _name_source(settings.home / ENV_FILE, name, source)
-    for line in _summary(columns):
-        typer.echo(line)
-    typer.echo(_next_steps(name, source, columns["last"]))
+    next_steps = _next_steps(name, source, columns["last"])
+    typer.echo("\n".join([*_summary(columns), next_steps]))
 
 
 def _next_steps(name: str, source: str | None, last: datetime) -> str:
@@ -118,16 +119,6 @@ def _next_steps(name: str, source: str | None, last: datetime) -> str:
     if source and datetime.now(UTC) - last > OLD:
         as_of = f" --as-of {last:%Y-%m-%dT%H:%MZ}  # the newest row"
     return NEXT_STEPS.format(name=name, project=shlex.quote(str(PROJECT)), as_of=as_of)
-
-
-def _example_columns(days: int) -> dict[str, Any]:
-    """Return the variables of the templates for a source that is not there yet."""
-    import pyarrow as pa  # noqa: PLC0415  (heavy)
-
-    from cli.columns import describe  # noqa: PLC0415
-
-    rows = pa.table(EXAMPLE_ROWS)
-    return describe(rows, ["event_id"], "entity_id", "event_ts", days=days)
 
 
 def _full_address(source: str) -> str:
@@ -249,8 +240,7 @@ def check(
         typer.echo(json.dumps(ModelSpec.model_json_schema(), indent=2))
         return
     log_to_stderr()
-    for package in ("feature_engine", "feature_repo"):
-        logging.getLogger(package).setLevel(logging.ERROR)
+    logging.getLogger("feature_engine").setLevel(logging.ERROR)
     names = [model] if model else sorted(path.stem for path in MODELS.glob("*.toml"))
     counts = [_check(name) for name in names]
     raise typer.Exit(1 if any(counts) else 0)
