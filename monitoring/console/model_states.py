@@ -199,7 +199,18 @@ def _states_of_alerts(
     status: ModelStatus, rows: ModelRows, now: datetime
 ) -> Iterator[LoopState]:
     """Yield the open alerts that no other state repeats, and all that no address has taken."""
-    further_alerts = _further_alerts(status, rows, now)
+    shown_causes = {EVENTS_WAIT, *(check.incident for check in rows.results)}
+    shown_causes |= {*map(refusal_cause, status.refused_versions())}
+    decision = rows.last_decision
+    if decision and decision.verdict == "bad":
+        shown_causes.add(decision.cause)
+    further_alerts = [
+        alert
+        for alert in rows.open_alerts(now)
+        if alert["cause"] not in shown_causes
+        # A question of before the spec's `approval` was taken out waits for nobody.
+        and (status.spec.promotion.approval or not alert["cause"].endswith(WAITS))
+    ]
     alerts = [
         alert
         for alert in rows.alerts
@@ -209,22 +220,6 @@ def _states_of_alerts(
         yield LoopState(name="alerts", kind="alerts", words="none other")
     for alert in alerts:
         yield _state_of_alert(status.spec.name, alert)
-
-
-def _further_alerts(status: ModelStatus, rows: ModelRows, now: datetime) -> list[Alert]:
-    """Return the open alerts whose cause no other state has."""
-    shown_causes = {EVENTS_WAIT, *(check.incident for check in rows.results)}
-    shown_causes |= {*map(refusal_cause, status.refused_versions())}
-    decision = rows.last_decision
-    if decision and decision.verdict == "bad":
-        shown_causes.add(decision.cause)
-    return [
-        alert
-        for alert in rows.open_alerts(now)
-        if alert["cause"] not in shown_causes
-        # A question of before the spec's `approval` was taken out waits for nobody.
-        and (status.spec.promotion.approval or not alert["cause"].endswith(WAITS))
-    ]
 
 
 def _state_of_alert(model: str, alert: Alert) -> LoopState:
