@@ -15,7 +15,7 @@ from upath import UPath
 from core.errors import DataError
 from core.files import local_copies, location
 from core.settings import Settings
-from core.tables.query import S3, quoted, short_text
+from core.tables.query import S3, quoted, short_text, table_errors
 
 
 def table_names(settings: Settings) -> list[str]:
@@ -45,11 +45,9 @@ def names_at(address: str) -> tuple[list[str], pa.Schema]:
         DataError: See `files_at`.
 
     """
-    try:
+    with table_errors(address):
         table = DeltaTable(address, storage_options=S3)
         return file_names(table), columns_of_files(table)
-    except (DeltaError, OSError) as exc:
-        raise DataError(f"table {address}: {short_text(exc)}") from exc
 
 
 def files_below(address: str) -> PyFileSystem:
@@ -61,7 +59,7 @@ def files_below(address: str) -> PyFileSystem:
 
 
 def rows_at(
-    folder: str, event_time: str | None = None, since: datetime | None = None
+    folder: str, event_time: str | None, since: datetime | None
 ) -> pa.RecordBatchReader:
     """Read the newest version of any tool's Delta table on this disk, by batches.
 

@@ -1,6 +1,8 @@
 """SQL on a Delta table, for processes that do without Arrow and DuckDB."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from core.errors import DataError
@@ -30,19 +32,27 @@ def query_table(settings: Settings, name: str, query: str) -> list[dict[str, Any
     """
     # 40 MB, which the console needs only once somebody opens a page.
     from deltalake import DeltaTable, QueryBuilder  # noqa: PLC0415
-    from deltalake.exceptions import DeltaError  # noqa: PLC0415
 
     path = str(settings.data / name)
     options = S3 if settings.data_url else None
-    try:
+    with table_errors(name):
         if not DeltaTable.is_deltatable(path, options):
             return []
         table = DeltaTable(path, storage_options=options)
         rows = QueryBuilder().register("here", table).execute(query).read_all()
-    except (DeltaError, OSError) as exc:
-        raise DataError(f"table {name}: {short_text(exc)}") from exc
     dicts: list[dict[str, Any]] = rows.to_struct_array().to_pylist()
     return dicts
+
+
+@contextmanager
+def table_errors(name: str) -> Iterator[None]:
+    """Raise an error of Delta or of a disk as DataError, in one line that names the table."""
+    from deltalake.exceptions import DeltaError  # noqa: PLC0415  (see `query_table`)
+
+    try:
+        yield
+    except (DeltaError, OSError) as exc:
+        raise DataError(f"table {name}: {short_text(exc)}") from exc
 
 
 def short_text(exc: Exception) -> str:

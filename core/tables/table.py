@@ -33,7 +33,7 @@ from core.locks import one_writer
 from core.settings import Settings
 from core.tables.addresses import columns_of_files, copies_of, file_names
 from core.tables.commits import PERIOD, AddedFile, removed_file
-from core.tables.query import S3, query_table, quoted, short_text
+from core.tables.query import S3, query_table, quoted, short_text, table_errors
 
 RETENTION = {
     "delta.deletedFileRetentionDuration": "interval 7 days",
@@ -78,7 +78,7 @@ class Table:
     def exists(self) -> bool:
         if self._newest is not None:
             return True
-        with self._reading():
+        with table_errors(self.name):
             return bool(DeltaTable.is_deltatable(str(self.path), S3))
 
     @property
@@ -467,15 +467,8 @@ class Table:
             DataError: Another held the lock for a minute, or Delta refused.
 
         """
-        with one_writer(self._settings, self.name), self._reading():
+        with one_writer(self._settings, self.name), table_errors(self.name):
             yield
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (DeltaError, OSError) as exc:
-            raise DataError(f"table {self.name}: {short_text(exc)}") from exc
 
 
 def _rows_of(
