@@ -45,17 +45,8 @@ def checked_schedule(schedule: str) -> str:
 Schedule = Annotated[str, AfterValidator(checked_schedule)]
 
 
-def shortest_period(schedule: str) -> timedelta:
-    """Return the shortest time between two runs: of `*/20 8-18 * * *`, 20 minutes."""
-    return min(_periods(schedule))
-
-
-def longest_period(schedule: str) -> timedelta:
-    """Return the longest time between two runs: of `0 8-18 * * *`, 14 hours."""
-    return max(_periods(schedule))
-
-
-def _periods(schedule: str) -> list[timedelta]:
+def periods(schedule: str) -> list[timedelta]:
+    """Return the times between runs: of `0 8-18 * * *`, an hour, and 14 hours at night."""
     from croniter import croniter  # noqa: PLC0415
 
     dates = croniter(AIRFLOWS_OWN.get(schedule, schedule), BEGINNING)

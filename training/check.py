@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import DataError, RegistryError, TrainingError
-from core.schedule import longest_period
+from core.schedule import periods
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names, in_one_line
@@ -111,7 +111,7 @@ def _module(dataset: Dataset) -> str:
 def late_features(settings: Settings, spec: ModelSpec) -> Iterator[str]:
     """Yield a finding if features reach their age limit before the next ingest."""
     schedule = settings.ingest_schedule
-    period = longest_period(schedule)
+    period = max(periods(schedule))
     if period >= spec.monitoring.feature_age_limit:
         yield (
             f"{spec.name}.toml: monitoring.freshness_hours: expected more than the "

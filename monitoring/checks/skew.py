@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic_core import to_jsonable_python
 from scipy.stats import binomtest
 
-from core.schedule import shortest_period
+from core.schedule import periods
 from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
@@ -117,7 +117,7 @@ def online_delays(settings: Settings) -> list[timedelta]:
     Until an ingest has ended, online values come from the previous ingest: they are one period
     late, or two if an ingest takes longer than its period.
     """
-    period = shortest_period(settings.ingest_schedule)
+    period = min(periods(settings.ingest_schedule))
     return [timedelta(0), period, 2 * period, WINDOW_END_DELAY]
 
 
