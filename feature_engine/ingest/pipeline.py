@@ -28,11 +28,11 @@ from feature_engine.ingest.record_writer import write_record
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import redefined_views, write_views
-from feature_engine.online.intervals import (
+from feature_engine.online.refresh import (
     notice_materialization_by_hand,
     record_intervals,
+    refresh_online,
 )
-from feature_engine.online.refresh import refresh_online
 from feature_engine.online.values import OnlineValues
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset

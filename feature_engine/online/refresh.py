@@ -10,6 +10,7 @@ meanwhile are newer, and stay: no value ever goes back.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -20,6 +21,7 @@ import pyarrow as pa
 from redis.exceptions import RedisError
 
 from core.errors import FeaturesUnavailableError
+from core.timestamps import BEGINNING
 from feature_engine.engines.engine import engine_connection
 from feature_engine.offline.views import ViewTable
 from feature_engine.online import redis_rows
@@ -76,6 +78,35 @@ def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
     raise FeaturesUnavailableError(
         f"{name}: Redis took its values in none of {TRIES} tries: {reason}"
     )
+
+
+def record_intervals(online: OnlineValues) -> None:
+    """Record in Feast's registry up to when the views of a dataset are online.
+
+    `feast materialize-incremental` goes on from the last interval.
+    """
+    store = online.store
+    with _redis_errors():
+        for name in online.dataset.views:
+            state = online.state(name)
+            view = store.get_feature_view(name)
+            start = view.most_recent_end_time or BEGINNING
+            if state and state.time and start < state.time:
+                store.registry.apply_materialization(
+                    view, store.project, start, state.time
+                )
+
+
+def notice_materialization_by_hand(online: OnlineValues) -> None:
+    """Let the next refresh write all values of views whose last interval is not from a refresh."""
+    store = online.store
+    with _redis_errors():
+        for name in online.dataset.views:
+            state = online.state(name)
+            intervals = store.get_feature_view(name).materialization_intervals
+            if state and intervals and intervals[-1][1] != state.time:
+                key = state_key(store.project, name)
+                replace_state(online.redis, key, state, OnlineState(time=state.time))
 
 
 class ViewRefresh:
@@ -208,6 +239,15 @@ class ViewRefresh:
                 rows = rows.filter(pa.array(is_behind, pa.bool_()))
                 deleted = [key for key in deleted if key not in keys_ahead]
             self._online.write([ViewValues(self._feast_view, rows, deleted)])
+
+
+@contextmanager
+def _redis_errors() -> Iterator[None]:
+    """Raise FeaturesUnavailableError where Redis does not answer."""
+    try:
+        yield
+    except RedisError as exc:
+        raise FeaturesUnavailableError(f"Redis: {exc}") from exc
 
 
 def _batches(connection: Any, rows: ir.Table) -> Iterator[pa.Table]:
