@@ -61,23 +61,7 @@ def refresh_online(online: OnlineValues, clock: Clock, *, full: bool = False) ->
 
     """
     for view in online.tables:
-        refresh = ViewRefresh(view, online, clock, full=full)
-        _run_until_ended(refresh, view.name)
-
-
-def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
-    """Run a refresh anew where Redis was restarted meanwhile: it may have lost new values."""
-    reason = "it was restarted"
-    for _ in range(TRIES):
-        try:
-            if refresh.run():
-                return
-        except (RedisError, FeaturesUnavailableError) as exc:
-            reason = str(exc)
-        time.sleep(PAUSE_SECONDS)
-    raise FeaturesUnavailableError(
-        f"{name}: Redis took its values in none of {TRIES} tries: {reason}"
-    )
+        ViewRefresh(view, online, clock, full=full).run()
 
 
 def record_intervals(online: OnlineValues) -> None:
@@ -125,7 +109,26 @@ class ViewRefresh:
         self._ahead_key = ahead_key(online.store.project, view.name)
         self._taken_key = f"{self._ahead_key}:taken"
 
-    def run(self) -> bool:
+    def run(self) -> None:
+        """Write values that differ, anew where Redis was restarted: it may have lost new values.
+
+        Raises:
+            FeaturesUnavailableError: See `refresh_online`.
+
+        """
+        reason = "it was restarted"
+        for _ in range(TRIES):
+            try:
+                if self._run_once():
+                    return
+            except (RedisError, FeaturesUnavailableError) as exc:
+                reason = str(exc)
+            time.sleep(PAUSE_SECONDS)
+        raise FeaturesUnavailableError(
+            f"{self._view.name}: Redis took its values in none of {TRIES} tries: {reason}"
+        )
+
+    def _run_once(self) -> bool:
         """Write values that differ; return False where Redis was restarted, or its state changed."""
         redis = self._online.redis
         server = redis.info("server")["run_id"]
