@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from itertools import pairwise
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -101,7 +102,8 @@ class History:
         dataset = load_dataset(spec.dataset)
         label = dataset.labels[spec.label]
         table = raw_table(settings, dataset)
-        first_event = open_raw(table)[dataset.event_time].min().to_pyarrow().as_py()
+        rows = open_raw(ibis.duckdb.connect(), table)
+        first_event = rows[dataset.event_time].min().to_pyarrow().as_py()
         wait = label.horizon + label.lateness
         self.settings = settings
         self.spec = spec.model_copy(update={"search": None})

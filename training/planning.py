@@ -108,7 +108,7 @@ def first_known_event(
     first_event: datetime | None = None
     if raw.exists:
         with engine_connection(settings) as connection:
-            rows = open_raw(raw, version, as_of, connection)
+            rows = open_raw(connection, raw, version, as_of)
             first_event = rows[dataset.event_time].min().to_pyarrow().as_py()
     if first_event is None:
         raise TrainingError(

@@ -285,7 +285,7 @@ class _Landing:
         """
         if not self.raw.exists:
             return rows
-        stored = open_raw(self.raw, connection=self.connection)
+        stored = open_raw(self.connection, self.raw)
         by_events = stored.filter(stored.superseded.notnull())
         texts = by_events.filter(by_events.superseded != "")
         superseded = _unpacked(self.dataset, texts.select({TEXT: "superseded"}))
@@ -418,7 +418,7 @@ class _Landing:
     def _release_landed(self, entries: ir.Table) -> None:
         """Remove entries of quarantine whose rows the table holds, also since a kill."""
         if self.raw.exists and _count(entries):
-            stored = open_raw(self.raw, connection=self.connection)
+            stored = open_raw(self.connection, self.raw)
             is_same = _same(entries, stored, self.dataset.schema.names)
             landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
             leave_quarantine(self.aside, landed.to_pylist())

@@ -103,7 +103,7 @@ def heal(settings: Settings, dataset: Dataset, as_of: datetime) -> int:
         one_writer(settings, raw.name),
         duckdb_connection(temp_directory=spill) as connection,
     ):
-        rows = open_raw(raw, connection=connection)
+        rows = open_raw(connection, raw)
         order = ["ingested_at", dataset.event_time, *dataset.key]
         rows = rows.mutate({POSITION: ibis.row_number().over(order_by=order)})
         faults = find_faults(dataset, connection, rows)

@@ -136,7 +136,7 @@ def _stored_rows(
     dataset: Dataset, connection: Any, rows: ir.Table, raw: Table
 ) -> ir.Table:
     """Return the table's rows of all entities that some rows belong to, or belonged to before."""
-    stored = open_raw(raw, connection=connection)
+    stored = open_raw(connection, raw)
     key = list(dataset.key)
     replaced = stored.semi_join(rows, key)
     entities = rows.select(dataset.entity).union(replaced.select(dataset.entity))

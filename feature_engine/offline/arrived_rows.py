@@ -74,7 +74,7 @@ def _answers(
         # Ibis makes a temporary table from an expression, and not from an Arrow table.
         rows = ibis.memtable(questions)
         question_rows = temporary_table(connection, rows.select(rows.columns))
-        raw_rows = open_raw(raw, connection=connection)
+        raw_rows = open_raw(connection, raw)
         raw_rows = raw_rows.semi_join(question_rows, dataset.entity)
         raw_rows = temporary_table(connection, raw_rows)
         arrivals = raw_rows.select({ARRIVAL: "ingested_at"}).distinct()

@@ -26,13 +26,12 @@ def raw_table(settings: Settings, dataset: Dataset) -> Table:
 
 
 def open_raw(
+    connection: Any,
     raw: Table,
     version: int | None = None,
     as_of: datetime | None = None,
-    connection: Any = None,
 ) -> ir.Table:
     """Open a version of a raw table; `as_of` hides rows that became known later."""
-    connection = connection or ibis.duckdb.connect()
     rows = read_files(connection, raw, raw.names(version))
     if as_of is None:
         return rows

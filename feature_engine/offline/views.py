@@ -111,7 +111,7 @@ class ViewTable:
         scratch.mkdir(parents=True)
         first_period = None
         with engine_connection(self._settings, scratch / "spill") as connection:
-            raw_rows = open_raw(self.raw, new_state.raw, connection=connection)
+            raw_rows = open_raw(connection, self.raw, new_state.raw)
             changes = None
             if old_state is not None and old_state.definition == new_state.definition:
                 changes = changed_rows(

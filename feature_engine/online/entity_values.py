@@ -133,7 +133,7 @@ def raw_rows(
     """
     key_table = ibis.memtable(key_rows(raw.schema, columns, keys))
     with row_connection() as connection:
-        rows = open_raw(raw, connection=connection).semi_join(key_table, columns)
+        rows = open_raw(connection, raw).semi_join(key_table, columns)
         if replaced is not None:
             rows = rows.anti_join(ibis.memtable(replaced), replaced.column_names)
         return connection.to_pyarrow(rows).select(raw.schema.names).cast(raw.schema)

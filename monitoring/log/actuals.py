@@ -101,7 +101,7 @@ def _row_labels(
             "int64" if kind == "int64" else "object"
         )
     with engine_connection(settings) as connection:
-        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
+        raw = open_raw(connection, raw_table(settings, dataset), as_of=as_of)
         known_until = newest_known(spec, as_of)
         rows = labels(raw, label, [BEGINNING, known_until], own_rows=True)
         require_outcome_key(spec, rows)
@@ -154,7 +154,7 @@ def _day_labels(
     days = [day.to_pydatetime() for day in sorted(answers[DAY].unique())]
     last = answers["as_of"].max().to_pydatetime()
     with engine_connection(settings) as connection:
-        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
+        raw = open_raw(connection, raw_table(settings, dataset), as_of=as_of)
         label_rows = labels(raw, dataset.labels[spec.label], days)
         day_labels = with_typed_labels(spec, label_rows.to_pyarrow()).to_pandas()
         time = raw[dataset.event_time]

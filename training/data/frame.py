@@ -56,7 +56,7 @@ def build_frame(
     is false.
     """
     with engine_connection(settings) as connection:
-        raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
+        raw = open_raw(connection, raw_table(settings, dataset), version, as_of)
         labelled = labelled_rows(spec, dataset, snapshots, raw)
     require_memory(spec, labelled)
     frame = with_features(settings, spec, labelled)

@@ -84,7 +84,7 @@ def validate_rows(
     """
     file = settings.reports / "expectations" / f"{dataset.name}.json"
     with duckdb_connection() as connection:
-        raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
+        raw = open_raw(connection, raw_table(settings, dataset), version, as_of)
         has_happened = raw[dataset.event_time] <= ibis.literal(as_of)
         rows = raw.filter(has_happened).select(dataset.schema.names)
         pinned = _pinned_rows(settings, dataset, version, rows)

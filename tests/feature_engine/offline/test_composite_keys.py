@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from operator import itemgetter
 
+import ibis
 import pandas as pd
 import pytest
 
@@ -112,7 +113,8 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
         refresh_online(online, clock=lambda: expiry)
     for moment in (expiry, expiry + TICK):
         assert shop.online(keys, moment) == shop.offline(keys, moment)
-    label_rows = labels(open_raw(shop.raw), spend.labels["spend_90d"], [FEBRUARY])
+    raw_rows = open_raw(ibis.duckdb.connect(), shop.raw)
+    label_rows = labels(raw_rows, spend.labels["spend_90d"], [FEBRUARY])
     label_values = {
         key_of(row): row["label"] for row in label_rows.to_pyarrow().to_pylist()
     }
