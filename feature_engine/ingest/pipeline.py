@@ -27,7 +27,7 @@ from feature_engine.ingest.record import DatasetRecord, read_record
 from feature_engine.ingest.record_writer import write_record
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
-from feature_engine.offline.views import redefined_views, write_views
+from feature_engine.offline.views import write_views
 from feature_engine.online.refresh import (
     notice_materialization_by_hand,
     record_intervals,
@@ -147,7 +147,7 @@ def catch_up(online: OnlineValues, as_of: datetime, *, full: bool = False) -> No
     try:
         check_definitions(online.settings, online.dataset, as_of, online.store)
     except RegistryError as exc:
-        if redefined_views(online.settings, online.dataset, online.raw):
+        if online.redefined_views():
             raise
         logger.warning("%s: definitions are not compared: %s", online.dataset.name, exc)
     write_views(online.settings, online.dataset, online.raw)

@@ -195,14 +195,6 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
             ) from exc
 
 
-def redefined_views(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
-    """Return the names of the views whose rows are of another expression than the code's."""
-    if not raw.exists:
-        return []
-    views = view_tables(settings, dataset, raw)
-    return [view.name for view in views if view.is_redefined()]
-
-
 def require_built(service: PublishedService) -> None:
     """Refuse a feature service if one of its views lacks the rows of its expression.
 

@@ -25,7 +25,6 @@ from core.timestamps import BEGINNING
 from feature_engine.offline.views import (
     ViewState,
     ViewTable,
-    redefined_views,
     view_tables,
 )
 from feature_engine.online.entity_values import ViewValues, compute_view, raw_rows
@@ -114,6 +113,12 @@ class OnlineValues:
         state = self.state(view)
         return now if state is None or state.time is None else max(now, state.time)
 
+    def redefined_views(self) -> list[str]:
+        """Return the names of the views whose rows are of another expression than the code's."""
+        if not self.raw.exists:
+            return []
+        return [view.name for view in self.tables if view.is_redefined()]
+
     def problem(self) -> str | None:
         """Return the reason why the consumer may write nothing; None if it may.
 
@@ -124,7 +129,7 @@ class OnlineValues:
             self.views  # noqa: B018  (whether they are published)
         except FeastObjectNotFoundException as exc:
             return f"{exc}; run: cd feature_repo && feast apply"
-        changed_views = redefined_views(self.settings, self.dataset, self.raw)
+        changed_views = self.redefined_views()
         if not changed_views:
             return None
         names = ", ".join(changed_views)
