@@ -1,7 +1,6 @@
 """The ledger: an SQL row for each change of a role, unique on (model, sequence)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -117,11 +116,9 @@ class Ledger(Store):
             connection.execute(update.values(applied.as_json()))
         return applied
 
-    @contextmanager
-    def exclusive(self, model: str) -> Iterator[None]:
+    def exclusive(self, model: str) -> AbstractContextManager[None]:
         """Hold the model's lock until the block ends: MLflow cannot compare and swap an alias."""
-        with self._lock(f"ledger.{model}", WAIT_SECONDS):
-            yield
+        return self._lock(f"ledger.{model}", WAIT_SECONDS)
 
 
 def now() -> datetime:
