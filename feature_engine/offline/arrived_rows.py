@@ -39,7 +39,7 @@ def arrived_features(service: PublishedService, questions: pa.Table) -> pa.Table
         `questions` with the features, in their order.
 
     """
-    numbers = pa.array(range(questions.num_rows), pa.int64())
+    numbers = pa.arange(0, questions.num_rows)
     questions = questions.append_column(NUMBER, numbers)
     table = questions
     for view in service.stored:

@@ -89,7 +89,11 @@ def values_at(
 ) -> ViewValues:
     """Return the values at a moment from rows of a view that are dated before and after it."""
     is_due = pc.less_equal(rows["event_timestamp"], until)
-    newest = newest_of_key(rows.filter(is_due), view.join_keys)
+    order = [("event_timestamp", "ascending"), ("created", "ascending")]
+    due_rows = rows.filter(is_due).sort_by(order)
+    keys = due_rows.select(view.join_keys).to_pandas(types_mapper=pd.ArrowDtype)
+    is_older = keys.duplicated(keep="last")
+    newest = due_rows.filter(pa.array(~is_older))
     later = rows.filter(pc.invert(is_due)).group_by(view.join_keys)
     next_times = later.aggregate([("event_timestamp", "min")])
     return ViewValues(
@@ -98,15 +102,6 @@ def values_at(
         deleted=sorted(set(former_keys) - set(key_values(view, newest))),
         next_rows=next_times.rename_columns([*view.join_keys, "event_timestamp"]),
     )
-
-
-def newest_of_key(rows: pa.Table, key: Sequence[str]) -> pa.Table:
-    """Return the newest row of each key, by event_timestamp, then created."""
-    order = [("event_timestamp", "ascending"), ("created", "ascending")]
-    sorted_rows = rows.sort_by(order)
-    keys = sorted_rows.select(key).to_pandas(types_mapper=pd.ArrowDtype)
-    is_older = keys.duplicated(keep="last")
-    return sorted_rows.filter(pa.array(~is_older))
 
 
 def key_of(row: Row, columns: Sequence[str]) -> tuple[Any, ...]:

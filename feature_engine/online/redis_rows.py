@@ -185,11 +185,6 @@ def scan_keys(
             yield name, entity_values(entity)
 
 
-def value_field(kind: ValueType) -> str:
-    """Return the field of feast.types.Value that holds a value of a type."""
-    return f"{kind.name.lower()}_val"
-
-
 def _times(column: pa.ChunkedArray) -> list[bytes]:
     """Serialise timestamps without nulls."""
     microseconds = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
@@ -215,7 +210,7 @@ def _values(feature: Any, column: pa.ChunkedArray) -> list[bytes]:
     else:
         protos = python_values_to_proto_values(column.to_pylist(), kind)
         return [proto.SerializeToString() for proto in protos]
-    field = value_field(kind)
+    field = f"{kind.name.lower()}_val"  # the field of feast.types.Value for this type
     proto = Value_pb2.Value()
     texts = []
     for value in values:

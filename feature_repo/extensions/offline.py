@@ -221,7 +221,7 @@ def _join_on_spark(
     """
     keys = view.join_keys
     entity_rows = entities.to_pyarrow()
-    numbers = pa.array(range(entity_rows.num_rows), pa.int64())
+    numbers = pa.arange(0, entity_rows.num_rows)
     key_rows = entity_rows.select([*keys, event_time])
     numbered_rows = key_rows.append_column(NUMBER, numbers)
     with rows.get_backend().opened(numbered_rows) as questions:
