@@ -432,13 +432,13 @@ def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:
 def free_ports() -> dict[str, int]:
     """Return ports for a stack of its own: all different, and nobody listens on them."""
     candidates = SystemRandom().sample(FREE_PORTS, k=len(FREE_PORTS))
-    free = filter(_is_free, candidates)
+    free = filter(partial(is_free, LOOPBACK), candidates)
     return {f"{name}_port": next(free) for name in PORTS}
 
 
-def _is_free(port: int) -> bool:
-    try:
-        socket.create_server((LOOPBACK, port)).close()
-    except OSError:
-        return False
-    return True
+def is_free(host: str, port: int) -> bool:
+    """Whether a program can listen on a port; port 0 stands for any port of the host."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with suppress(OSError), socket.create_server((host, port), family=family):
+        return True
+    return False

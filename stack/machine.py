@@ -5,15 +5,13 @@ Problems are ports, disk space, the layout of the home, and addresses that canno
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
-from core.settings import LAYOUT, PORTS, Settings
+from core.settings import LAYOUT, PORTS, Settings, is_free
 from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
 from mlflow_server.database import open_database
@@ -133,18 +131,11 @@ def port_problems(settings: Settings) -> Iterator[str]:
                 f"{variable} and {variables[port]} are both {port}: "
                 "give one another port"
             )
-        elif not _is_free(host, 0):
+        elif not is_free(host, 0):
             yield f"{host} is no address of this machine: {name} cannot listen on it"
-        elif not is_up and not _is_free(host, port):
+        elif not is_up and not is_free(host, port):
             yield (
                 f"port {port} ({name}) is taken: "
                 f"stop the program that listens there, or set {variable} to a free port"
             )
         variables.setdefault(port, variable)
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with suppress(OSError), socket.create_server((host, port), family=family):
-        return True
-    return False
