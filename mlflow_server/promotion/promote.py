@@ -79,14 +79,11 @@ def promote(
             action=action,
         )
         last = rules.last_applied(transaction.rows, role)
-        if last and evidence and _is_same(last, row):
-            return last
+        if last and evidence:
+            change = (last.to_version, last.percent, last.evidence)
+            if change == (version, percent, evidence):
+                return last
         return transaction.apply(row)
-
-
-def _is_same(last: LedgerRow, row: LedgerRow) -> bool:
-    change = (row.to_version, row.percent, row.evidence)
-    return change == (last.to_version, last.percent, last.evidence)
 
 
 def release(
