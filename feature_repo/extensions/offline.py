@@ -81,10 +81,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
             return stock_features(config=config, feature_views=feature_views, **options)
         if not _is_plain(feature_views, options):
             return stock.get_historical_features_ibis(
-                config=config,
-                feature_views=feature_views,
-                **_access(config),
-                **options,
+                feature_views=feature_views, **_access(config), **options
             )
         # Feast's job for the entity rows alone resolves on-demand views, and computes them later.
         job = stock_features(config=config, feature_views=[], **options)
@@ -126,22 +123,20 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         """Return the newest row of each entity between two times, both included."""
         if not _is_table(options["data_source"]):
             return super().pull_latest_from_table_or_query(config=config, **options)
-        return stock.pull_latest_from_table_or_query_ibis(
-            config=config, **_access(config), **options
-        )
+        return stock.pull_latest_from_table_or_query_ibis(**_access(config), **options)
 
     @classmethod
     def pull_all_from_table_or_query(cls, *, config: RepoConfig, **options: Any) -> Any:
         """Return all rows between two times, both included."""
         if not _is_table(options["data_source"]):
             return super().pull_all_from_table_or_query(config=config, **options)
-        return stock.pull_all_from_table_or_query_ibis(
-            config=config, **_access(config), **options
-        )
+        return stock.pull_all_from_table_or_query_ibis(**_access(config), **options)
 
 
 def _access(config: RepoConfig) -> dict[str, Any]:
+    """Return the arguments by which Feast's functions read and write sources."""
     return {
+        "config": config,
         "data_source_reader": partial(_read, config),
         "data_source_writer": write_data_source,
     }
