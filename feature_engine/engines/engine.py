@@ -103,9 +103,12 @@ def engine_connection(settings: Settings, spill: Path | None = None) -> Iterator
 
 
 def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:
-    """Open files of a table, at least one, with either engine."""
-    if connection.name == "pyspark":
-        rows: ir.Table = connection.read_files(table, names)
+    """Open files of a table with either engine; only a table with a schema may have none."""
+    rows: ir.Table
+    if not names:
+        rows = ibis.memtable(table.schema.empty_table())
+    elif connection.name == "pyspark":
+        rows = connection.read_files(table, names)
     else:
         rows = connection.read_parquet(table.copies(names))
     return rows

@@ -271,10 +271,7 @@ class _Landing:
 
     def entries(self) -> ir.Table:
         """Return the entries of quarantine: the JSON as TEXT, and the columns of the row."""
-        entries = ibis.memtable(self.aside.schema.empty_table())
-        files = self.aside.names()
-        if files:
-            entries = read_files(self.connection, self.aside, files)
+        entries = read_files(self.connection, self.aside, self.aside.names())
         columns = {TEXT: "row", SET_ASIDE_AT: "quarantined_at"}
         return _unpacked(self.dataset, entries.select(columns))
 

@@ -49,14 +49,11 @@ def changed_rows(
     if files is None:
         return None
     added_files, removed_files = files
-    no_rows = ibis.memtable(raw.schema.empty_table())
-    added = read_files(connection, raw, added_files) if added_files else no_rows
-    added = added.select(raw.schema.names)
+    added = read_files(connection, raw, added_files).select(raw.schema.names)
     if not removed_files:
         return added
     # A merge copies rows, and so does compaction: most removed rows are in the added files too.
-    removed = read_files(connection, raw, removed_files)
-    removed = removed.select(raw.schema.names)
+    removed = read_files(connection, raw, removed_files).select(raw.schema.names)
     new_rows = added.difference(removed, distinct=False)
     old_rows = removed.difference(added, distinct=False)
     return new_rows.union(old_rows)

@@ -40,7 +40,7 @@ class ViewDifference:
         self._keys = keys
         self._version = version
         self._moment = ibis.literal(moment)
-        self._rows = self._read(view.table.names(version))
+        self._rows = read_files(connection, view.table, view.table.names(version))
         self.no_rows = self._rows.schema().to_pyarrow().empty_table()
         self._latest = self._rows.limit(0)
 
@@ -96,8 +96,7 @@ class ViewDifference:
 
     def _due_keys(self, since: datetime) -> ir.Table:
         """Return the keys with a row that became due since a moment."""
-        files = self._files_since(since)
-        rows = self._read(files) if files else self._rows.limit(0)
+        rows = self._read(self._files_since(since))
         times = rows.event_timestamp
         due = rows.filter((times > ibis.literal(since)) & (times <= self._moment))
         return due.select(self._keys)
@@ -117,10 +116,7 @@ class ViewDifference:
         if changes is None:
             return None
         added_files, removed_files = files
-        changed_files = [*added_files, *removed_files]
-        rows = self._rows.limit(0)
-        if changed_files:
-            rows = self._read(changed_files)
+        rows = self._read([*added_files, *removed_files])
         return rows.semi_join(changes, self._view.dataset.entity).select(self._keys)
 
     def _files_since(self, moment: datetime) -> list[str]:
@@ -130,4 +126,7 @@ class ViewDifference:
         )
 
     def _read(self, files: Sequence[str]) -> ir.Table:
+        """Open files of the view; without files there are no rows."""
+        if not files:
+            return self._rows.limit(0)
         return read_files(self._connection, self._view.table, files)
