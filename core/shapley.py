@@ -43,7 +43,13 @@ def shapley_values(
     # A row for each coalition of each background row: whether the row's own value is in place.
     replaced = (members & differs[:, None]).reshape(-1, len(row))
     base = np.repeat(np.arange(len(differs), dtype=np.uint32), len(members))
-    first, place = _distinct_rows(replaced, base)
+    # Each distinct row is scored once. Rows are compared as bytes: one bit for each feature, then
+    # the number of the background row.
+    bits = np.packbits(replaced, axis=1)
+    numbers = base.view(np.uint8).reshape(len(base), -1)
+    rows = np.hstack([bits, numbers])
+    row_bytes = rows.view(f"V{rows.shape[1]}").ravel()
+    _, first, place = np.unique(row_bytes, return_index=True, return_inverse=True)
     columns = {}
     for feature, name in enumerate(row):
         own_values = replaced[first, feature]
@@ -53,21 +59,6 @@ def shapley_values(
     contributions = weights.T @ worth
     is_rounding = np.abs(contributions) <= ROUNDING * np.abs(worth).max()
     return worth[0], np.where(is_rounding, 0.0, contributions)
-
-
-def _distinct_rows(
-    replaced: NDArray[np.bool_], base: NDArray[np.uint32]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the first place of each distinct row, and the number of each row among these.
-
-    Rows are compared as bytes: one bit for each feature, then the number of the background row.
-    """
-    bits = np.packbits(replaced, axis=1)
-    numbers = base.view(np.uint8).reshape(len(base), -1)
-    rows = np.hstack([bits, numbers])
-    row_bytes = rows.view(f"V{rows.shape[1]}").ravel()
-    _, first, place = np.unique(row_bytes, return_index=True, return_inverse=True)
-    return first, place
 
 
 @lru_cache
