@@ -51,7 +51,20 @@ def change_stage(
         if is_by_gyre(ledger.rows(model), version, stage):
             return set_in_mlflow()
         if stage == PRODUCTION_STAGE and registry.production(model) != version:
-            _promote(registry, ledger, model, version, author)
+            damage = registry.damage(model, version)
+            if damage:
+                problem = f"version {version} is damaged: {damage}"
+                remedy = f"gyre train {model} registers another"
+                raise PromotionRefusedError(f"{model}: {problem}: {remedy}")
+            promote(
+                registry,
+                ledger,
+                model,
+                version,
+                who=author,
+                why=f"stage {PRODUCTION_STAGE} set in MLflow",
+                action="by stage",
+            )
         # A promotion between check and change would leave a stage that contradicts the alias.
         with ledger.exclusive(model):
             problem = contradiction(model, registry.aliases(model), version, stage)
@@ -103,16 +116,3 @@ def contradiction(
     if role == PRODUCTION:
         remedy = f"gyre rollback {model} --reason WHY, or promote another"
     return f"is {role}, so it cannot be in stage {stage}: {remedy}"
-
-
-def _promote(
-    registry: Registry, ledger: Ledger, model: str, version: str, author: str
-) -> None:
-    """Promote the version as `gyre promote` does."""
-    damage = registry.damage(model, version)
-    if damage:
-        problem = f"version {version} is damaged: {damage}"
-        remedy = f"gyre train {model} registers another"
-        raise PromotionRefusedError(f"{model}: {problem}: {remedy}")
-    why = f"stage {PRODUCTION_STAGE} set in MLflow"
-    promote(registry, ledger, model, version, who=author, why=why, action="by stage")
