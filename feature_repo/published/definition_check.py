@@ -57,8 +57,12 @@ def check_definitions(
         if dataset.name in table_versions(version.tags)
     ]
     if settings.change_live_features:
+        note = f"at {as_of:%Y-%m-%d %H:%M} UTC by {getpass.getuser()}"
         for _, version in versions:
-            _accept_changes(settings, version, as_of, store)
+            service = _service(settings, version, store)
+            for name, definition in _changed_definitions(service, version).items():
+                value = f"{definition} {note}"
+                Registry(settings).tag(version, ACCEPTED_TAG + name, value)
         return
     messages = _messages(settings, versions, store)
     if messages:
@@ -143,12 +147,3 @@ def _changed_definitions(
             if definition != trained and not accepted.startswith(definition):
                 changed_definitions[name] = definition
     return changed_definitions
-
-
-def _accept_changes(
-    settings: Settings, version: Version, as_of: datetime, store: FeatureStore
-) -> None:
-    note = f"at {as_of:%Y-%m-%d %H:%M} UTC by {getpass.getuser()}"
-    service = _service(settings, version, store)
-    for name, definition in _changed_definitions(service, version).items():
-        Registry(settings).tag(version, ACCEPTED_TAG + name, f"{definition} {note}")
