@@ -382,7 +382,11 @@ class _Landing:
 
         """
         bad_positions = self.connection.read_parquet(self.file("bad"))
-        rows = self._dated(selection.new_rows.anti_join(bad_positions, POSITION))
+        rows = selection.new_rows.anti_join(bad_positions, POSITION)
+        arrival = rows[self.dataset.event_time]  # for rows of the first delivery
+        if self.raw.exists:
+            arrival = ibis.literal(self.as_of)
+        rows = rows.mutate(ingested_at=arrival)
         # An event that lands meanwhile would be a row that these were not tried with.
         with one_writer(self.settings, self.raw.name):
             faults = find_faults(
@@ -405,12 +409,6 @@ class _Landing:
             )
             self._release_landed(selection.entries)
         return counts | {"quarantined": bad_count}
-
-    def _dated(self, rows: ir.Table) -> ir.Table:
-        """Add `ingested_at`: `as_of`, and for the rows of the first delivery their event time."""
-        if self.raw.exists:
-            return rows.mutate(ingested_at=ibis.literal(self.as_of))
-        return rows.mutate(ingested_at=rows[self.dataset.event_time])
 
     def _release_landed(self, entries: ir.Table) -> None:
         """Remove entries of quarantine whose rows the table holds, also since a kill."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ibis
 import pyarrow as pa
@@ -193,27 +193,25 @@ def _demo_batches(
     dataset: Dataset,
     as_of: datetime,
 ) -> Iterator[pa.RecordBatch]:
-    """Read the shipped rows that are due, with their times moved."""
-    shift = _demo_shift(settings, dataset)
+    """Read the shipped rows that are due, with their times moved.
+
+    The first dataset to ask fixes for all how far they are moved.
+    """
+    file = settings.data / "demo.json"
+    if not file.exists():
+        start = settings.demo_start or datetime.now(tz=UTC).date()
+        dates = pq.read_table(dataset.shipped, columns=[dataset.event_time])
+        newest = pc.max(dates[dataset.event_time]).as_py()
+        gap = start + DEMO_AHEAD - newest.date()
+        days = WEEK * ceil(gap.days / WEEK)
+        replace_file(file, str(days))
+    shift = timedelta(days=int(read_file(file)))
     position = dataset.schema.get_field_index(dataset.event_time)
     for batch in _batches([str(dataset.shipped)], dataset):
         times = pc.add(batch[dataset.event_time], shift)
         is_due = pc.less_equal(times, as_of)
         rows = batch.set_column(position, dataset.event_time, times)
         yield rows.filter(pc.fill_null(is_due, fill_value=True))
-
-
-def _demo_shift(settings: Settings, dataset: Dataset) -> timedelta:
-    """Return how far the demo is moved; the first dataset to ask fixes it, for all."""
-    file = settings.data / "demo.json"
-    if not file.exists():
-        start = settings.demo_start or datetime.now(tz=UTC).date()
-        times = pq.read_table(dataset.shipped, columns=[dataset.event_time])
-        newest = pc.max(times[dataset.event_time]).as_py()
-        gap = start + DEMO_AHEAD - newest.date()
-        days = WEEK * ceil(gap.days / WEEK)
-        replace_file(file, str(days))
-    return timedelta(days=int(read_file(file)))
 
 
 def _files(address: str) -> list[str]:
@@ -272,7 +270,15 @@ def _open_database(
     address: str, event_time: str | None, since: datetime | None
 ) -> Iterator[_Source]:
     url, _, table = address.rpartition("#")
-    connection = _connection(url)
+    file = url.removeprefix("duckdb://")
+    if not url:
+        connection = ibis.duckdb.connect()
+    elif Path(
+        file
+    ).is_file():  # its name is a path, whatever it would mean in an address
+        connection = ibis.duckdb.connect(file, read_only=True)
+    else:
+        connection = ibis.connect(url)
     try:
         if url:
             rows = connection.table(table)
@@ -290,16 +296,6 @@ def _open_database(
         yield _Source(connection.to_pyarrow_batches(rows, chunk_size=READ_ROWS), times)
     finally:
         connection.disconnect()
-
-
-def _connection(url: str) -> Any:
-    """Connect to a database, or to DuckDB itself; a file of DuckDB's is opened to be read."""
-    if not url:
-        return ibis.duckdb.connect()
-    file = url.removeprefix("duckdb://")
-    if Path(file).is_file():  # its name is a path, whatever it would mean in an address
-        return ibis.duckdb.connect(file, read_only=True)
-    return ibis.connect(url)
 
 
 def _open_parquet(

@@ -61,7 +61,10 @@ class ViewDifference:
             A table of join keys; None where an older version is gone or of another definition.
 
         """
-        parts = [self.key_table(more_keys), self._due_keys(since)]
+        rows = self._read(self._files_since(since))
+        times = rows.event_timestamp
+        due = rows.filter((times > ibis.literal(since)) & (times <= self._moment))
+        parts = [self.key_table(more_keys), due.select(self._keys)]
         for old_version in old_versions:
             keys = self._keys_of_changed_entities(old_version)
             if keys is None:
@@ -93,13 +96,6 @@ class ViewDifference:
     def key_table(self, keys: Iterable[KeyValues]) -> ir.Table:
         """Return keys as a table."""
         return ibis.memtable(key_rows(self.no_rows.schema, self._keys, keys))
-
-    def _due_keys(self, since: datetime) -> ir.Table:
-        """Return the keys with a row that became due since a moment."""
-        rows = self._read(self._files_since(since))
-        times = rows.event_timestamp
-        due = rows.filter((times > ibis.literal(since)) & (times <= self._moment))
-        return due.select(self._keys)
 
     def _keys_of_changed_entities(self, old_version: int) -> ir.Table | None:
         """Return the old and the new keys of entities whose raw rows changed since a version."""

@@ -148,7 +148,10 @@ class ViewRefresh:
             begun = _begun(old, version, is_whole=changed_keys is None)
             if not replace_state(redis, self._state_key, old, begun):
                 return False
-            self._write_difference(connection, difference, changed_keys)
+            self._write_newest(connection, difference.newest(changed_keys))
+            for keys in self._stored_keys(difference, changed_keys):
+                for rows in _batches(connection, difference.vanished(keys)):
+                    self._write(difference.no_rows, key_values(self._feast_view, rows))
         if redis.info("server")["run_id"] != server:
             return False
         ended = OnlineState(version=version, time=moment)
@@ -186,18 +189,6 @@ class ViewRefresh:
         if old.next is not None:
             old_versions.add(old.next)
         return difference.changed_keys(old_versions, old.time, taken_keys)
-
-    def _write_difference(
-        self,
-        connection: Any,
-        difference: ViewDifference,
-        changed_keys: ir.Table | None,
-    ) -> None:
-        """Write the newest rows of changed keys (None: of all), and delete keys without a row."""
-        self._write_newest(connection, difference.newest(changed_keys))
-        for keys in self._stored_keys(difference, changed_keys):
-            for rows in _batches(connection, difference.vanished(keys)):
-                self._write(difference.no_rows, key_values(self._feast_view, rows))
 
     def _write_newest(self, connection: Any, rows: ir.Table) -> None:
         """Write rows: the executors of Spark do it where the values are in Redis."""

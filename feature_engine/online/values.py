@@ -180,11 +180,14 @@ class OnlineValues:
         """
         with self.redis.pipeline(transaction=False) as pipe:
             for view_values in values:
+                view = view_values.view
                 if raw_version is not None:  # first, see `write_behind`
-                    self._add_keys(pipe, view_values, raw_version)
+                    keys = [*key_values(view, view_values.rows), *view_values.deleted]
+                    if keys:
+                        members = {key_text(key): raw_version for key in keys}
+                        pipe.zadd(ahead_key(self.store.project, view.name), members)
                 if self.is_redis:
                     config = self.store.config
-                    view = view_values.view
                     write_rows(pipe, config, view, view_values.rows)
                     delete_rows(pipe, config, view, view_values.deleted)
                 else:
@@ -241,13 +244,6 @@ class OnlineValues:
 
     def close(self) -> None:
         self.redis.close()
-
-    def _add_keys(self, pipe: Any, values: ViewValues, raw_version: int) -> None:
-        view = values.view
-        keys = [*key_values(view, values.rows), *values.deleted]
-        if keys:
-            members = {key_text(key): raw_version for key in keys}
-            pipe.zadd(ahead_key(self.store.project, view.name), members)
 
     def _write_by_feast(self, values: ViewValues) -> None:
         """Write to another online store. Feast cannot delete: an entity without a row gets nulls.

@@ -73,8 +73,12 @@ class WindowEnds:
         with self._online.lock():
             members = self._due_members(now)
             if members:  # else another consumer has written them
-                values = self._bring_online(members, now)
-                self._replace_members(members, values)
+                scores = self._scores(self._bring_online(members, now))
+                with self._online.redis.pipeline() as pipe:
+                    pipe.zrem(self._key, *[member for member, _ in members])
+                    if scores:
+                        pipe.zadd(self._key, scores)
+                    pipe.execute()
         return bool(members)
 
     def _load(self, view: ViewTable, now: datetime) -> None:
@@ -140,15 +144,6 @@ class WindowEnds:
         computed_values = self._online.compute_entities(entities, now)
         self._online.write(computed_values, self._online.raw.version)
         return values + computed_values
-
-    def _replace_members(self, members: Members, values: Iterable[ViewValues]) -> None:
-        """Remove members from the sorted set, and note when the values written change next."""
-        scores = self._scores(values)
-        with self._online.redis.pipeline() as pipe:
-            pipe.zrem(self._key, *[member for member, _ in members])
-            if scores:
-                pipe.zadd(self._key, scores)
-            pipe.execute()
 
     def _stored_values(
         self,
