@@ -13,9 +13,7 @@ import pyarrow.compute as pc
 from feast.errors import FeastObjectNotFoundException
 
 # As Feast's own reads resolve a service.
-from feast.utils import (
-    _get_feature_views_to_use,
-)
+from feast.utils import _get_feature_views_to_use
 
 from core.errors import DataError
 from core.settings import Settings

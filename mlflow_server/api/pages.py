@@ -153,23 +153,17 @@ class Pages:
     def _versions(self, model: str) -> dict[str, RunPage | None]:
         """Return the run of each shown version, the newest version first."""
         registry = Registry(self._settings)
-        answer = self._ask(
-            "model-versions/search",
-            filter=f"name = '{model}'",
-            order_by="version_number DESC",
-            max_results=f"{NEWEST}",
-        )
-        run_ids = {}
-        for version in answer.get("model_versions", []):
-            run_ids[str(version["version"])] = version.get("run_id", "")
-        for number in registry.aliases(model).values():
-            if number not in run_ids:
-                run_ids[number] = registry.version(model, number).run_id
-        pages = {}
-        for number in sorted(run_ids, key=int, reverse=True):
-            run_id = run_ids[number]
-            run = self._ask("runs/get", run_id=run_id).get("run") if run_id else None
-            pages[number] = self._page(run) if run else None
+        versions = registry.versions(model)
+        shown_numbers = {*registry.aliases(model).values()}
+        shown_numbers.update(version.version for version in versions[-NEWEST:])
+        pages: dict[str, RunPage | None] = {}
+        for version in reversed(versions):
+            if version.version in shown_numbers:
+                answer = {}
+                if version.run_id:
+                    answer = self._ask("runs/get", run_id=version.run_id)
+                page = self._page(answer["run"]) if answer else None
+                pages[version.version] = page
         return pages
 
     def _newest(self, experiment: str, condition: str, count: int) -> list[RunPage]:
