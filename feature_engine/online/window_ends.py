@@ -29,7 +29,6 @@ KEYS_AT_ONCE = 1_000
 SOON = timedelta(hours=1)
 """Rows of views that come due within this time enter the sorted set."""
 LOAD_AGAIN = SOON / 2
-LOAD_ROWS = 10_000
 Members = list[tuple[bytes, float]]
 """Members of the sorted set, with their scores."""
 
@@ -102,7 +101,7 @@ class WindowEnds:
             first = later.group_by(names).agg(
                 event_timestamp=later.event_timestamp.min()
             )
-            for batch in connection.to_pyarrow_batches(first, chunk_size=LOAD_ROWS):
+            for batch in connection.to_pyarrow_batches(first, chunk_size=10_000):
                 scores = self._scores_of(view.name, pa.Table.from_batches([batch]))
                 self._online.redis.zadd(self._key, scores, lt=True)
         note = json.dumps([state.version, until.isoformat()])
