@@ -128,8 +128,7 @@ class Pages:
         """Return the newest versions, the versions in a role, and the reports of monitoring."""
         versions = self._versions(model)
         cards = {}
-        for number in sorted(versions, key=int):
-            run = versions[number]
+        for number, run in reversed(versions.items()):
             if run:
                 cards[number] = Document(number, run, CARD)
         key = f"tags.`{KEY_TAG}` LIKE '{model} version %'"

@@ -12,9 +12,7 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.promote import promote
 from mlflow_server.roles import PRODUCTION, ROLES
 
-STAGING = "Staging"
 PRODUCTION_STAGE = "Production"
-ARCHIVED = "Archived"
 
 
 def change_stage(
@@ -45,7 +43,7 @@ def change_stage(
 
     """
     registry = Registry(settings)
-    if stage == STAGING or not is_ours(registry, model, version):
+    if stage == "Staging" or not is_ours(registry, model, version):
         return set_in_mlflow()
     with Ledger(settings) as ledger:
         if is_by_gyre(ledger.rows(model), version, stage):
@@ -95,7 +93,7 @@ def is_by_gyre(rows: Sequence[LedgerRow], version: str, stage: str) -> bool:
     if newest.role != PRODUCTION or newest.applied_at is not None:
         return False
     if newest.to_version is None:
-        return (version, stage) == (newest.from_version, ARCHIVED)
+        return (version, stage) == (newest.from_version, "Archived")
     return (version, stage) == (newest.to_version, PRODUCTION_STAGE)
 
 
