@@ -86,8 +86,7 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
     if view.projection.name_to_use() != view.name or view.projection.join_key_map:
         raise UnsupportedError(f"view {view.name} is read under another name or key")
     config = store.config
-    key_types = field_types(view.entity_columns)
-    keys = sorted(key_types)
+    keys = field_types(sorted(view.entity_columns))
     types = field_types(sorted(view.projection.features))
     time, *hash_names = hash_fields(config, view, list(types))
     features = []
@@ -96,9 +95,9 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
     time_to_live = view.ttl or timedelta()
     return StoredView(
         name=view.name,
-        keys={key: key_types[key] for key in keys},
+        keys=keys,
         prefix=serialize_entity_key_prefix(
-            keys, config.entity_key_serialization_version
+            list(keys), config.entity_key_serialization_version
         ),
         suffix=config.project.encode(),
         time=time,
