@@ -124,7 +124,7 @@ def land(
     """
     with _landing(settings, dataset, as_of) as landing:
         received = landing.receive(delivery)
-        ahead = received.filter(received[dataset.event_time] > ibis.literal(as_of))
+        ahead = received.filter(received[dataset.event_time] > as_of)
         due = received.anti_join(ahead, POSITION)
         selection = landing.select(due)
         unread = landing.unread_entries(unreadable, _count(due))
@@ -330,7 +330,7 @@ class _Landing:
         """Return a warning about a delivery that is empty, or that has rows of a wrong clock."""
         if is_empty:
             return [f"{place(self.settings, self.dataset)} delivered no rows"]
-        limit = ibis.literal(self.as_of + FAR)
+        limit = self.as_of + FAR
         count = _count(ahead.filter(ahead[self.dataset.event_time] > limit))
         if not count:
             return []

@@ -35,7 +35,7 @@ def open_raw(
     rows = read_files(connection, raw, raw.names(version))
     if as_of is None:
         return rows
-    return rows.filter(rows.ingested_at <= ibis.literal(as_of))
+    return rows.filter(rows.ingested_at <= as_of)
 
 
 def changed_rows(

@@ -272,7 +272,7 @@ def entities(
         for view_key, tables in parts.items():
             rows = ibis.union(*tables)
             if until is not None:
-                rows = rows.filter(rows.event_timestamp <= ibis.literal(until))
+                rows = rows.filter(rows.event_timestamp <= until)
             times = {"event_timestamp": rows.event_timestamp.max()}
             newest = rows.group_by(view_key).agg(times)
             newest = newest.order_by(ibis.desc("event_timestamp"), *view_key)

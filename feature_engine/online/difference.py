@@ -39,7 +39,7 @@ class ViewDifference:
         self._view = view
         self._keys = keys
         self._version = version
-        self._moment = ibis.literal(moment)
+        self._moment = moment
         self._rows = read_files(connection, view.table, view.table.names(version))
         self.no_rows = self._rows.schema().to_pyarrow().empty_table()
         self._latest = self._rows.limit(0)
@@ -63,7 +63,7 @@ class ViewDifference:
         """
         rows = self._read(self._files_since(since))
         times = rows.event_timestamp
-        due = rows.filter((times > ibis.literal(since)) & (times <= self._moment))
+        due = rows.filter((times > since) & (times <= self._moment))
         parts = [self.key_table(more_keys), due.select(self._keys)]
         for old_version in old_versions:
             keys = self._keys_of_changed_entities(old_version)

@@ -63,11 +63,9 @@ def _known_keys(
         versions = []
         for version in (state.version, view.table.version):
             rows = read_files(connection, view.table, view.table.names(version))
-            is_due = rows.event_timestamp <= ibis.literal(state.time)
+            is_due = rows.event_timestamp <= state.time
             if feast_view.ttl:
-                is_due &= rows.event_timestamp >= ibis.literal(
-                    state.time - feast_view.ttl
-                )
+                is_due &= rows.event_timestamp >= state.time - feast_view.ttl
             versions.append(rows.filter(is_due).select(names))
         online_keys, current_keys = versions
         known_keys = online_keys.distinct().semi_join(current_keys, names)

@@ -97,7 +97,7 @@ class WindowEnds:
         names = sorted(self._online.views[view.name].join_keys)
         with row_connection() as connection:
             rows = _rows_between(connection, view, since, until)
-            later = rows.filter(rows.event_timestamp > ibis.literal(since))
+            later = rows.filter(rows.event_timestamp > since)
             first = later.group_by(names).agg(
                 event_timestamp=later.event_timestamp.min()
             )
@@ -193,9 +193,7 @@ def _rows_between(
         view.table.files(within=f"period >= {period_of(since)}") or view.table.files()
     )
     rows = connection.read_parquet(files)
-    return rows.filter(
-        rows.event_timestamp.between(ibis.literal(since), ibis.literal(until))
-    )
+    return rows.filter(rows.event_timestamp.between(since, until))
 
 
 def _time(score: float) -> datetime:
