@@ -163,11 +163,7 @@ def eviction_problem(settings: Settings) -> str | None:
 
 def redis_client(settings: Settings) -> Redis:
     """Return a client that gives up after CALL_SECONDS."""
-    return Redis.from_url(
-        settings.redis_address,
-        socket_timeout=CALL_SECONDS,
-        socket_connect_timeout=CALL_SECONDS,
-    )
+    return Redis.from_url(settings.redis_address, socket_timeout=CALL_SECONDS)
 
 
 @contextmanager

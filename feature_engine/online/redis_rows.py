@@ -56,7 +56,6 @@ def connect_redis(address: str, timeout_seconds: float) -> Any:
     return Redis.from_url(
         address,
         socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
     )
 
