@@ -369,7 +369,7 @@ def feature_view(
 
 def _feature_fields(dataset: Dataset, view: str, keys: set[str]) -> list[Field]:
     """Return Feast's fields of the features of a view; see `feature_view`."""
-    raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema(dataset)), name="raw")
+    raw_rows = ibis.table(raw_schema(dataset), name="raw")
     columns = dataset.views[view](raw_rows).schema()
     names = [name for name in columns if name not in {*keys, *VIEW_COLUMNS[:2]}]
     problems = name_problems(names, {*keys, *VIEW_COLUMNS})

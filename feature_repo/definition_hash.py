@@ -34,7 +34,7 @@ def _sql_hash(
     schema: pa.Schema,
     unread: frozenset[str],
 ) -> str:
-    raw = ibis.table(ibis.Schema.from_pyarrow(schema), name="raw")
+    raw = ibis.table(schema, name="raw")
     rows = expression(raw)
     columns = [name for name in rows.columns if name not in unread]
     sql = ibis.to_sql(rows.select(columns), dialect="duckdb")

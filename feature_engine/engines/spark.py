@@ -137,7 +137,7 @@ class _Connection(Backend):  # type: ignore[misc]
         )
         view = ibis.util.gen_name("files")
         frame.createOrReplaceTempView(view)
-        return self._view(view, ibis.Schema.from_pyarrow(schema))
+        return self._view(view, ibis.schema(schema))
 
     def create_table(self, name: str, /, obj: ir.Table, **_options: Any) -> ir.Table:
         """Have the executors keep computed rows until the connection is closed."""

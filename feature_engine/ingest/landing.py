@@ -453,7 +453,7 @@ def _numbered(schema: pa.Schema) -> pa.Schema:
 
 def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
     """Add the columns of the rows that TEXT has as JSON; a value that does not fit becomes null."""
-    row_type = ibis.Schema.from_pyarrow(dataset.schema).as_struct()
+    row_type = ibis.schema(dataset.schema).as_struct()
     rows = texts[TEXT].cast("json").try_cast(row_type)
     texts = texts.mutate({ROW: rows})
     values = {name: texts[ROW][name] for name in dataset.schema.names}

@@ -199,7 +199,7 @@ def _demo_batches(
     """
     file = settings.data / "demo.json"
     if not file.exists():
-        start = settings.demo_start or datetime.now(tz=UTC).date()
+        start = settings.demo_start or datetime.now(UTC).date()
         dates = pq.read_table(dataset.shipped, columns=[dataset.event_time])
         newest = pc.max(dates[dataset.event_time]).as_py()
         gap = start + DEMO_AHEAD - newest.date()
