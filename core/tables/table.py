@@ -67,6 +67,7 @@ class Table:
         self.name = name
         self.schema = schema
         self.path = settings.data / name
+        self.address = str(self.path)
         self._newest: DeltaTable | None = None
 
     @property
@@ -79,7 +80,7 @@ class Table:
         if self._newest is not None:
             return True
         with table_errors(self.name):
-            return bool(DeltaTable.is_deltatable(str(self.path), S3))
+            return bool(DeltaTable.is_deltatable(self.address, S3))
 
     @property
     def identity(self) -> str:
@@ -269,7 +270,7 @@ class Table:
         )
         with self.writing():
             write_deltalake(
-                str(self.path),
+                self.address,
                 rows.cast(self.schema),
                 mode="overwrite",
                 partition_by=list(partition),
@@ -302,7 +303,7 @@ class Table:
         with self.writing():
             if not self.exists:
                 DeltaTable.create(
-                    str(self.path),
+                    self.address,
                     schema,
                     partition_by=[PERIOD],
                     configuration=SHORT_RETENTION,
@@ -326,7 +327,7 @@ class Table:
 
         No reader sees them before `commit`. This host keeps copies of files that go to S3.
         """
-        place = Path(str(self.path))
+        place = Path(self.address)
         if self._settings.data_url:
             sources = [str(folder / name) for name in names]
             targets = [(self.path / name).path for name in names]
@@ -404,7 +405,7 @@ class Table:
 
     def _append(self, rows: pa.Table | pa.RecordBatchReader) -> None:
         write_deltalake(
-            str(self.path),
+            self.address,
             rows,
             mode="append",
             schema_mode="merge",
@@ -450,9 +451,9 @@ class Table:
         """
         try:
             if version is not None:
-                return DeltaTable(str(self.path), version, S3)
+                return DeltaTable(self.address, version, S3)
             if self._newest is None:
-                self._newest = DeltaTable(str(self.path), storage_options=S3)
+                self._newest = DeltaTable(self.address, storage_options=S3)
             else:
                 self._newest.update_incremental()
         except OSError as exc:

@@ -121,12 +121,12 @@ class _Connection(Backend):  # type: ignore[misc]
             frame = frame.where(f"period >= {first_period}")
         table.path.mkdir(parents=True, exist_ok=True)
         with one_line_errors():
-            files = executors.write_frame(frame, files_below(str(table.path)))
+            files = executors.write_frame(frame, files_below(table.address))
         return [added_file(**file) for file in files]
 
     def read_files(self, table: Table, names: Sequence[str]) -> ir.Table:
         """Open files of a table; times are instants."""
-        return self.read_table(str(table.path), names, table.stored_schema())
+        return self.read_table(table.address, names, table.stored_schema())
 
     def read_table(
         self, address: str, names: Sequence[str], schema: pa.Schema
