@@ -54,8 +54,8 @@ def hash_fields(
 def entity_values(entity: EntityKey_pb2.EntityKey) -> KeyValues:
     """Return the values of an entity's join keys."""
     pairs = zip(entity.join_keys, entity.entity_values, strict=True)
-    values = dict(sorted(pairs, key=itemgetter(0))).values()
-    return tuple(getattr(value, value.WhichOneof("val")) for value in values)
+    sorted_pairs = sorted(pairs, key=itemgetter(0))
+    return tuple(getattr(value, value.WhichOneof("val")) for _, value in sorted_pairs)
 
 
 def state_key(project: str, view: str) -> str:
