@@ -78,7 +78,7 @@ def compute_view(
                 former_view.select(view.join_keys).distinct()
             )
     former_keys = former_keys.group_by(view.join_keys).aggregate([])
-    return values_at(view, view_rows, until, set(key_values(view, former_keys)))
+    return values_at(view, view_rows, until, key_values(view, former_keys))
 
 
 def values_at(

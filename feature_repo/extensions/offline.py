@@ -150,7 +150,7 @@ def _is_table(source: Any) -> bool:
 
 def _is_large(rows: ir.Table, entity_count: int) -> bool:
     """Whether rows of other entities are left out: the join holds all rows in memory."""
-    row_count = int(rows.count().to_pyarrow().as_py())
+    row_count = int(rows.count().execute())
     return row_count > ROWS_PER_ENTITY_ROW * entity_count
 
 
