@@ -4,10 +4,9 @@ This table alone names them for the loop. One whose folder is gone is left out: 
 start, its routes are not served, and its verbs are not in `gyre --help`.
 """
 
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 def is_present(package: str) -> bool:
@@ -73,9 +72,3 @@ def missing_verbs() -> set[str]:
     """Return the verbs of the additions that are not there."""
     missing = [addition for addition in ADDITIONS if not addition.is_present]
     return {verb for addition in missing for verb in addition.verbs}
-
-
-def load(path: str) -> Any:
-    """Return the object that `module:name` names."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)

@@ -13,8 +13,9 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 
-from core.additions import load, present
+from core.additions import present
 from core.errors import StackError
 from core.settings import CLONE, PROJECT, Settings
 from core.spec import MODELS
@@ -91,7 +92,9 @@ NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING
 """Programs that are ready before an ingest starts."""
 SLOWEST = (MLFLOW_SERVER,)
 """Programs that are started first, and awaited last."""
-ADDED = tuple(load(path) for addition in present() for path in addition.programs)
+ADDED = tuple(
+    resolve_name(path) for addition in present() for path in addition.programs
+)
 """Programs of the additions that are present, in the order of their table."""
 PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *ADDED)
 

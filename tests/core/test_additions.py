@@ -4,11 +4,12 @@ import ast
 import importlib
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from cli.main import PANELS
-from core.additions import ADDITIONS, is_present, load
+from core.additions import ADDITIONS, is_present
 from stack.programs import PROGRAMS
 from stack.supervisor import Program
 
@@ -94,7 +95,7 @@ def test_the_table_names_what_is_there():
         for route in addition.routes:
             importlib.import_module(route)
         for path in addition.programs:
-            program = load(path)
+            program = resolve_name(path)
             assert isinstance(program, Program)
             assert program in PROGRAMS
 
