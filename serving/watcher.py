@@ -50,13 +50,15 @@ class RegistryWatcher:
 
     Attributes:
         problem: Why MLflow does not answer.
-        server_start: When the server of this worker started, aware UTC.
+        server_start: When the process that starts the workers was started, aware UTC.
 
     """
 
     def __init__(self, settings: Settings, repository: ModelRepository) -> None:
         self.problem: str | None = "not asked yet"
-        self.server_start = _server_start()
+        server = multiprocessing.parent_process()
+        process = psutil.Process(server.pid if server is not None else None)
+        self.server_start = datetime.fromtimestamp(process.create_time(), UTC)
         self._registry = Registry(settings)
         self._repository = repository
         self._fetch: asyncio.Task[None] | None = None
@@ -159,10 +161,3 @@ class RegistryWatcher:
         elif exit_code != 0:
             logger.warning("a fetch failed (exit code %s), see above", exit_code)
             await asyncio.sleep(FETCH_PAUSE_SECONDS)
-
-
-def _server_start() -> datetime:
-    """Return when the process that starts the workers was started, aware UTC."""
-    server = multiprocessing.parent_process()
-    process = psutil.Process(server.pid if server is not None else None)
-    return datetime.fromtimestamp(process.create_time(), UTC)

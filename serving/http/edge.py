@@ -104,20 +104,19 @@ def refusal(exc: Exception, path: str) -> Response:
         detail = exc.detail
         headers = exc.headers  # type: ignore[assignment]
     elif isinstance(exc, ValidationError):
-        detail = _field_errors(exc)
+        fields = exc.errors(
+            include_url=False, include_context=False, include_input=False
+        )
+        detail = [
+            {**field, "loc": ["body", *field["loc"]]}
+            for field in fields[:MAX_FIELD_ERRORS]
+        ]
     elif type(exc) not in STATUSES:
         logger.error("answered with 500", exc_info=exc)
     body = error_body(path, status, detail)
     if status == INVALID and "detail" not in body:
         status = 400  # as the other protocols prescribe
     return json_response(body, status, headers)
-
-
-def _field_errors(exc: ValidationError) -> list[dict[str, Any]]:
-    fields = exc.errors(include_url=False, include_context=False, include_input=False)
-    return [
-        {**field, "loc": ["body", *field["loc"]]} for field in fields[:MAX_FIELD_ERRORS]
-    ]
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

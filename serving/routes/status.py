@@ -132,11 +132,10 @@ def _resource(problem: str | None, good: str) -> dict[str, Any]:
 
 
 def _model(versions: LoadedVersions) -> dict[str, Any]:
-    models = versions.roles.by_name()
-    by_role = {role: model.version for role, model in models.items()}
+    roles = versions.roles.by_name().items()
     watermark = versions.features.watermark
     return {
-        "versions": by_role,
+        "versions": {role: model.version for role, model in roles},
         "percent": versions.roles.percent,
         "refused": versions.refused,
         "problem": versions.problem,
