@@ -303,27 +303,18 @@ def _rows(
         frame = build_frame(history, spec, dataset, used_snapshots, until, version)
         log.info(extent(spec, plan, frame, sample.step))
         test = snapshot_rows(frame, plan.test)
+        train = snapshot_rows(frame, plan.train)
         fewest_rows = FEWEST_ROWS if sample.step == 1 else 1
-        yield from _learning(
-            spec, frame, snapshot_rows(frame, plan.train), test, fewest_rows
-        )
+        problems = unlearnable(spec, train, test, fewest_rows)
+        yield from problems
+        if not problems:
+            yield from _trials(spec, frame, train)
+            many_values = category_remarks(spec.inputs, feature_columns(spec, train))
+            for remark in (*leak_remarks(spec, train, {}), *many_values):
+                log.warning("%s.toml: %s", spec.name, remark)
         unlabelled = without_label(history, spec, plan, test).num_rows
         # An error of it is one more finding.
         coverage(spec, unlabelled, test.num_rows + unlabelled, label.unlabelled)
-
-
-def _learning(
-    spec: ModelSpec, frame: pa.Table, train: pa.Table, test: pa.Table, fewest_rows: int
-) -> Iterator[str]:
-    """Yield a finding if the frame has nothing to learn from, or an estimator cannot learn it."""
-    problems = unlearnable(spec, train, test, fewest_rows)
-    if problems:
-        yield from problems
-        return
-    yield from _trials(spec, frame, train)
-    many_values = category_remarks(spec.inputs, feature_columns(spec, train))
-    for remark in (*leak_remarks(spec, train, {}), *many_values):
-        log.warning("%s.toml: %s", spec.name, remark)
 
 
 def label_problems(

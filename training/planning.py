@@ -44,40 +44,18 @@ def planned_run(
 ) -> PlannedRun:
     """Plan a training at `as_of`.
 
+    Snapshots wait until each dataset of their features is known: up to its last ingest or, where
+    that is later, its newest arrival.
+
     Raises:
         TrainingError: A dataset has no rows, or too little history has matured.
 
     """
     dataset = load_dataset(spec.dataset)
     label = dataset.labels[spec.label]
-    until = _planned_until(settings, spec, service, as_of)
-    table_version = raw_table(settings, dataset).version
-    first_event = first_known_event(settings, dataset, until, table_version)
-    plan = plan_snapshots(first_event, until, label, spec.snapshots)
-    return PlannedRun(
-        plan=plan,
-        until=until,
-        first_event=first_event,
-        table_version=table_version,
-        fingerprint=fingerprint(spec, plan.test[-1].start, service.definitions()),
-    )
-
-
-def _planned_until(
-    settings: Settings, spec: ModelSpec, service: PublishedService, as_of: datetime
-) -> datetime:
-    """Return the moment to plan for: snapshots wait until each dataset of their features is known.
-
-    A dataset is known up to its last ingest or, where that is later, its newest arrival.
-
-    Raises:
-        TrainingError: A dataset has no rows.
-
-    """
-    label = load_dataset(spec.dataset).labels[spec.label]
     until = as_of
-    for name, dataset in service.datasets().items():
-        arrival = raw_table(settings, dataset).newest("ingested_at")
+    for name, read_dataset in service.datasets().items():
+        arrival = raw_table(settings, read_dataset).newest("ingested_at")
         if arrival is None:
             raise TrainingError(f"{name}: no rows yet; run: gyre ingest {name}")
         watermark = read_record(settings, name).watermark or arrival
@@ -92,7 +70,16 @@ def _planned_until(
                 f"{complete_until:%Y-%m-%d %H:%M}",
                 name,
             )
-    return until
+    table_version = raw_table(settings, dataset).version
+    first_event = first_known_event(settings, dataset, until, table_version)
+    plan = plan_snapshots(first_event, until, label, spec.snapshots)
+    return PlannedRun(
+        plan=plan,
+        until=until,
+        first_event=first_event,
+        table_version=table_version,
+        fingerprint=fingerprint(spec, plan.test[-1].start, service.definitions()),
+    )
 
 
 def first_known_event(

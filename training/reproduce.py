@@ -23,11 +23,11 @@ from feature_repo.published.service import PublishedService
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
-from mlflow_server.model.pyfunc import ModelFile, read_version
+from mlflow_server.model.pyfunc import read_version
 from mlflow_server.tags import FORGOTTEN_TAG
 from training.artifacts import ESTIMATOR, SPEC, artifact_bytes
 from training.data.frame import content_hash, feature_columns, snapshot_rows
-from training.data.snapshots import Plan, dates
+from training.data.snapshots import dates
 from training.evaluation.metrics import rounded
 from training.inputs import input_tags
 from training.model.scoring import score
@@ -96,15 +96,21 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     registered = registry.version(model, version)
     spec = _stored_spec(tracking, registered)
     frame, plan = load_frame(tracking, registered.run_id)
-    inputs = _changed_inputs(
-        settings, spec, registered, snapshot_rows(frame, plan.train)
-    )
+    train_rows = snapshot_rows(frame, plan.train)
+    inputs = _changed_inputs(settings, spec, registered, train_rows)
     estimator = Estimator.model_validate_json(
         artifact_bytes(tracking, registered.run_id, ESTIMATOR)
     )
     log.info("%s on %s", estimator.name, dates(plan.train))
+    usable_plan = with_usable_folds(frame, plan)
+    fitted, threshold, _ = train_model(spec, estimator, frame, usable_plan)
     as_of = registered.tags["as_of"]
-    rebuilt_model, digests = _rebuild(settings, spec, estimator, frame, plan, as_of)
+    with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
+        folder = Path(name)
+        rebuilt_model = write_model(
+            settings, spec, fitted, train_rows, threshold, as_of, folder
+        )
+        digests = digest_tags(folder)
     trusted = spec.serving.trusted_types
     manifest, registered_model = read_version(registry, registered, trusted)
 
@@ -156,26 +162,6 @@ def _changed_inputs(
         for tag in COMMIT_TAGS:
             inputs.pop(tag, None)
     return inputs
-
-
-def _rebuild(
-    settings: Settings,
-    spec: ModelSpec,
-    estimator: Estimator,
-    frame: pa.Table,
-    plan: Plan,
-    as_of: str,
-) -> tuple[ModelFile, dict[str, str]]:
-    """Fit and export again; return the model that would be served, and its files' digests."""
-    usable_plan = with_usable_folds(frame, plan)
-    fitted, threshold, _ = train_model(spec, estimator, frame, usable_plan)
-    train_rows = snapshot_rows(frame, plan.train)
-    with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
-        folder = Path(name)
-        model = write_model(
-            settings, spec, fitted, train_rows, threshold, as_of, folder
-        )
-        return model, digest_tags(folder)
 
 
 def _differences(registered: dict[str, str], here: dict[str, str]) -> dict[str, str]:

@@ -84,10 +84,21 @@ def validate_rows(
     """
     file = settings.reports / "expectations" / f"{dataset.name}.json"
     with duckdb_connection() as connection:
-        raw = open_raw(connection, raw_table(settings, dataset), version, as_of)
+        table = raw_table(settings, dataset)
+        raw = open_raw(connection, table, version, as_of)
         has_happened = raw[dataset.event_time] <= ibis.literal(as_of)
         rows = raw.filter(has_happened).select(dataset.schema.names)
-        pinned = _pinned_rows(settings, dataset, version, rows)
+        newest = rows[dataset.event_time].max()
+        figures = rows.aggregate(count=rows.count(), newest=newest)
+        (row,) = figures.to_pyarrow().to_pylist()
+        rules = json.dumps(suite_rules(dataset), sort_keys=True)
+        pinned = PinnedRows(
+            table=table.identity,
+            version=version,
+            suite=hashlib.sha256(rules.encode()).hexdigest(),
+            count=row["count"],
+            newest=row["newest"].isoformat() if row["newest"] else "",
+        )
         last_result = _read(file)
         if last_result and last_result.rows == pinned:
             return last_result
@@ -95,21 +106,6 @@ def validate_rows(
     if not result.rejections:
         replace_file(file, RESULT.dump_json(result).decode())
     return result
-
-
-def _pinned_rows(
-    settings: Settings, dataset: Dataset, version: int, rows: ir.Table
-) -> PinnedRows:
-    newest = rows[dataset.event_time].max()
-    (row,) = rows.aggregate(count=rows.count(), newest=newest).to_pyarrow().to_pylist()
-    rules = json.dumps(suite_rules(dataset), sort_keys=True)
-    return PinnedRows(
-        table=raw_table(settings, dataset).identity,
-        version=version,
-        suite=hashlib.sha256(rules.encode()).hexdigest(),
-        count=row["count"],
-        newest=row["newest"].isoformat() if row["newest"] else "",
-    )
 
 
 def _read(file: UPath) -> RowsResult | None:

@@ -179,6 +179,9 @@ def train_model(
 ) -> tuple[Any, float | None, dict[str, float]]:
     """Fit on the training snapshots.
 
+    An estimator's threshold is the cheapest one on the newest fold's validation rows. Without folds
+    it is the threshold of the spec; None if the task has none.
+
     `[training] function` takes a frame (features in order, and label; its index has the keys and
     event_timestamp), of each forward fold two such frames, for training and for validation, and
     the spec's parameters with its seed and features. It returns a model over a frame of features,
@@ -189,12 +192,12 @@ def train_model(
 
     """
     if not spec.training:
-        threshold = choose_threshold(spec, chosen, frame, plan)
-        return (
-            fit_pipeline(spec, chosen, snapshot_rows(frame, plan.train)),
-            threshold,
-            {},
-        )
+        threshold = spec.threshold
+        if plan.folds and threshold is not None and spec.costs is not None:
+            y, scores = fold_scores(spec, chosen, frame, plan.folds[-1])
+            threshold = cheapest_threshold(y, scores, spec.costs, threshold)
+        model = fit_pipeline(spec, chosen, snapshot_rows(frame, plan.train))
+        return model, threshold, {}
     train_rows = _labelled_features(spec, frame, plan.train)
     folds = []
     for fold in plan.folds:
@@ -246,19 +249,6 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
             f"{spec.name}: estimator {estimator.name}: {error_line(exc)}"
         ) from exc
     return pipeline
-
-
-def choose_threshold(
-    spec: ModelSpec, chosen: Estimator, frame: pa.Table, plan: Plan
-) -> float | None:
-    """Return the cheapest threshold on the newest fold's validation rows.
-
-    Without folds it is the threshold of the spec; None if the task has none.
-    """
-    if not plan.folds or spec.threshold is None or spec.costs is None:
-        return spec.threshold
-    y, scores = fold_scores(spec, chosen, frame, plan.folds[-1])
-    return cheapest_threshold(y, scores, spec.costs, spec.threshold)
 
 
 def cheapest_threshold(y: Labels, p: Scores, costs: Costs, default: float) -> float:
