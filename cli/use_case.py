@@ -106,8 +106,7 @@ def new(
             days=days,
         )
     write_use_case(PROJECT, name, columns)
-    for place in places:
-        typer.echo(f"wrote {place}")
+    typer.echo("\n".join(f"wrote {place}" for place in places))
     _name_source(settings.home / ENV_FILE, name, source)
     next_steps = _next_steps(name, source, columns["last"])
     typer.echo("\n".join([*_summary(columns), next_steps]))
