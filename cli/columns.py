@@ -13,12 +13,6 @@ from rich.prompt import Prompt
 from cli.terminal import ERR
 from core.errors import SettingsError
 from core.spec import FRAME_COLUMNS
-from feature_engine.ingest.exact_types import (
-    TIME_WORDS,
-    exact_values,
-    type_of,
-    within_limits,
-)
 from feature_repo.definition import OWN_COLUMNS, VIEW_COLUMNS, name_problems
 
 WRITTEN = {
@@ -58,6 +52,8 @@ def in_types(rows: pa.Table) -> pa.Table:
             that Gyre gives to one of its own.
 
     """
+    from feature_engine.ingest.exact_types import type_of, within_limits  # noqa: PLC0415
+
     problems = name_problems(rows.column_names, OWN_COLUMNS)
     if problems:
         raise SettingsError(f"--from: {'; '.join(problems)}")
@@ -80,6 +76,8 @@ def in_types(rows: pa.Table) -> pa.Table:
 
 
 def _in_type(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.Array:
+    from feature_engine.ingest.exact_types import exact_values  # noqa: PLC0415
+
     values = exact_values(column.combine_chunks(), kind)
     if values.null_count > column.null_count:
         is_lost = pc.and_(column.is_valid(), values.is_null())
@@ -98,6 +96,8 @@ def choose(rows: pa.Table, option: str, name: str | None) -> str:
         SettingsError: The option cannot mean this column, or there is no terminal.
 
     """
+    from feature_engine.ingest.exact_types import TIME_WORDS  # noqa: PLC0415
+
     template, types = ROLES[option]
     role = template.format(time_words=TIME_WORDS)
     names = [field.name for field in rows.schema if str(field.type) in types]

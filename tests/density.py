@@ -2,7 +2,8 @@
 
 Counts per 1,000 lines with code are printed beside their limits; the exit code is 1 above one.
 Tokens are names, operators, numbers and strings as Python 3.11 has them: from 3.12 on an f-string
-has several, so that tokens are compared by 3.11 alone.
+has several, so that tokens are compared by 3.11 alone. In the end it prints the tokens of the loop
+and of each addition.
 """
 
 import ast
@@ -13,6 +14,7 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
+from core.additions import ADDITIONS
 from core.settings import CLONE
 
 NOT_PRODUCT = ("tests/", "benchmarks/", "docs/")
@@ -104,10 +106,21 @@ def _stored_name(node: ast.AST) -> str:
     return node.arg if isinstance(node, ast.arg) else ""
 
 
+def part_of(file: Path) -> str:
+    """Return the addition that a file belongs to, or the loop."""
+    path = file.relative_to(CLONE).as_posix()
+    folders = [addition.package.replace(".", "/") for addition in ADDITIONS]
+    names = (folder for folder in folders if path.startswith(f"{folder}/"))
+    return next(names, "the loop")
+
+
 def main() -> int:
     counts: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
     for file in product_files():
-        counts += count(file.read_text())
+        file_counts = count(file.read_text())
+        counts += file_counts
+        tokens[part_of(file)] += file_counts["tokens"]
     shares = densities(counts)
     if sys.version_info >= (3, 12):
         del shares["tokens a line"], shares["long statements"]
@@ -115,6 +128,8 @@ def main() -> int:
     for name, share in shares.items():
         remark = "  too dense" if name in too_dense else ""
         sys.stdout.write(f"{name:24}{share:6.1f} of {LIMITS[name]:g}{remark}\n")
+    for part, number in tokens.most_common():
+        sys.stdout.write(f"{part:24}{number:,} tokens\n")
     return 1 if too_dense else 0
 
 
