@@ -153,11 +153,12 @@ def write_by_hand(home: str, port: str) -> dict[str, float]:
 def write_features(home: str, port: str) -> dict[str, float]:
     from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
     from feature_engine.offline import views  # noqa: PLC0415  (heavy)
+    from feature_repo.published.config import view_address  # noqa: PLC0415  (heavy)
 
     settings, dataset = at_home(home, port), pipeline.load_dataset("orders")
     began = time.perf_counter()
     for view in dataset.views:
-        shutil.rmtree(views.view_address(settings, view))
+        shutil.rmtree(view_address(settings, view))
     views.write_views(settings, dataset, pipeline.raw_table(settings, dataset))
     return {"seconds": time.perf_counter() - began}
 

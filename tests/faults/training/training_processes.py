@@ -19,8 +19,9 @@ from core.spec import ModelSpec
 from feature_repo.datasets import load_dataset
 from mlflow_server.api.tracking import Tracking
 from tests.faults.jobs import serve
-from training import chain
+from training.runs import open_run
 from training.stages import STAGES
+from training.stages.register import promote_challenger
 
 WARM = (
     "great_expectations", "ibis.backends.duckdb", "mlflow.onnx", "mlflow.pyfunc.scoring_server",
@@ -62,10 +63,10 @@ def run_stage(job):
     reasons = {"reason": f"test {key}", "who": key}
     if job["stage"] == "open_run":
         as_of = datetime.fromisoformat(job["as_of"])
-        return chain.open_run(settings, spec, as_of, key=key, force=True, **reasons)
+        return open_run(settings, spec, as_of, key=key, force=True, **reasons)
     if job["stage"] == "promote":
         with Tracking(settings).on_record(run_id):  # as chain and DAG do
-            return chain.promote(settings, spec, run_id, job["version"], **reasons)
+            return promote_challenger(settings, spec, run_id, job["version"], **reasons)
     stages = {stage.name: stage for stage in STAGES}
     return stages[job["stage"]].run(settings, spec, run_id)
 
