@@ -19,7 +19,7 @@ def is_present(package: str) -> bool:
 
 
 class Addition(NamedTuple):
-    """What a package brings.
+    """A package that the loop does without, and the things that it brings.
 
     Attributes:
         package: Dotted name of the package.

@@ -56,7 +56,7 @@ class Output(BaseModel):
 
 
 class Inference(BaseModel):
-    """What else clients send, such as parameters, has no meaning here."""
+    """A request; further fields of clients, such as parameters, have no meaning here."""
 
     id: str | None = None
     inputs: Annotated[list[Input], Len(1)]

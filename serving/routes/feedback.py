@@ -27,7 +27,7 @@ PredictionId = Annotated[
 
 @with_config(FORBID)
 class Outcome(TypedDict):
-    """What came true of a prediction: 0 or 1, a number, or a class by its name or position."""
+    """The outcome of a prediction: 0 or 1, a number, or a class by its name or position."""
 
     request_id: PredictionId
     actual: Number | Text

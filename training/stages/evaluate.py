@@ -89,6 +89,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     segments = _segments(spec, rows, challenger)
     proof = json.loads(artifact_bytes(tracking, run_id, PROOF))
     reasons = proof["reasons"]
+    train_rows = snapshot_rows(frame, plan.train)
     newest_snapshots = snapshot_rows(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     evaluation = replace(
         evaluation,
@@ -98,20 +99,27 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         contributions=contributions(spec, manifest, model, feature_columns(spec, rows)),
         unproved="; ".join([*reasons, EXPORT_REMEDY]) if reasons else "",
         spread=measure_spread(spec, reference, newest_snapshots),
-        remarks=_remarks(
-            spec, snapshot_rows(frame, plan.train), rows, evaluation.challenger
-        ),
+        remarks=_remarks(spec, train_rows, rows, evaluation.challenger),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))
-    stored = EVALUATIONS.dump_python(evaluation, mode="json")
-    tracking.log_dict(run_id, stored, EVALUATION)
-    models = {"challenger": challenger}
-    if champion:
-        models[f"version {version} (champion)"] = champion
+    tracking.log_dict(
+        run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION
+    )
+    models = _plotted_models(challenger, champion, version)
     title = f"{len(y):,} rows at {dates(plan.test)}"
     with TemporaryDirectory() as name:
         draw(Path(name), title, spec, y, models, evaluation.contributions)
         tracking.log_artifacts(run_id, name, PLOTS)
+
+
+def _plotted_models(
+    challenger: Scored, champion: Scored | None, version: str | None
+) -> dict[str, Scored]:
+    """Return the scored models by the names that plots show."""
+    models = {"challenger": challenger}
+    if champion:
+        models[f"version {version} (champion)"] = champion
+    return models
 
 
 def _segments(
