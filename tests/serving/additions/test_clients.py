@@ -82,6 +82,7 @@ def test_kserves_sdk_is_answered_by_key_and_by_features(rig, served):
         assert tensors["score"] == [score]
     status, text = found["binary"]
     assert (status, "binary_data=False" in text) == (415, True)
-    for name in ("stranger", "nobody"):
-        status, text = found[name]
-        assert (status, "no " in text) == (404, True)
+    status, text = found["stranger"]
+    assert (status, "customer_id -1 is not known" in text) == (404, True)
+    status, text = found["nobody"]
+    assert (status, "no model 'nobody'" in text) == (404, True)
