@@ -1,4 +1,4 @@
-"""Additions: packages that the loop does without, and what each of them brings.
+"""Additions: packages that the loop does without, and the things that each of them brings.
 
 This table alone names them for the loop. One whose folder is gone is left out: its programs do not
 start, its routes are not served, and its verbs are not in `gyre --help`.
@@ -34,11 +34,6 @@ class Addition(NamedTuple):
     routes: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ()
 
-    @property
-    def is_present(self) -> bool:
-        """Whether the package is there."""
-        return is_present(self.package)
-
 
 ADDITIONS = (
     Addition(
@@ -65,10 +60,14 @@ ADDITIONS = (
 
 def present() -> list[Addition]:
     """Return the additions whose packages are there."""
-    return [addition for addition in ADDITIONS if addition.is_present]
+    return [addition for addition in ADDITIONS if is_present(addition.package)]
+
+
+def absent() -> list[Addition]:
+    """Return the additions whose packages are not there."""
+    return [addition for addition in ADDITIONS if not is_present(addition.package)]
 
 
 def missing_verbs() -> set[str]:
     """Return the verbs of the additions that are not there."""
-    missing = [addition for addition in ADDITIONS if not addition.is_present]
-    return {verb for addition in missing for verb in addition.verbs}
+    return {verb for addition in absent() for verb in addition.verbs}

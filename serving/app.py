@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from core.additions import ADDITIONS, present
+from core.additions import absent, present
 from core.errors import GyreError
 from core.settings import Settings
 from serving.http.edge import refusal
@@ -77,14 +77,14 @@ def added_modules() -> list[ModuleType]:
 
     A module is left out where it needs an addition that is not there.
     """
-    absent = {addition.package for addition in ADDITIONS if not addition.is_present}
+    absent_packages = {addition.package for addition in absent()}
     modules = []
     for addition in present():
         for name in addition.routes:
             try:
                 modules.append(import_module(name))
             except ModuleNotFoundError as exc:
-                if exc.name not in absent:
+                if exc.name not in absent_packages:
                     raise
                 logger.info("%s is left out: there is no package %s", name, exc.name)
     return modules

@@ -90,7 +90,7 @@ def test_commands_and_dags_import_additions_inside_functions_alone(package):
 def test_the_table_names_what_is_there():
     verbs = {verb for panel in PANELS.values() for verb in panel}
     for addition in ADDITIONS:
-        assert addition.is_present
+        assert is_present(addition.package)
         assert {*addition.verbs} <= verbs
         for route in addition.routes:
             importlib.import_module(route)

@@ -54,23 +54,23 @@ def test_every_package_is_installed_typed_and_in_the_contracts():
     contracts = configparser.ConfigParser()
     contracts.read(CLONE / ".importlinter")
     assert set(contracts["importlinter"]["root_packages"].split()) == ROOTS
-    found = TOOLS["setuptools"]["packages"]["find"]
-    assert set(find_packages(str(CLONE), include=found["include"])) == packages()
+    patterns = TOOLS["setuptools"]["packages"]["find"]["include"]
+    assert set(find_packages(str(CLONE), include=patterns)) == packages()
     assert set(TOOLS["mypy"]["packages"]) == ROOTS | {"docs"}
 
 
 def test_a_deprecation_in_every_package_is_an_error():
     filters = TOOLS["pytest"]["ini_options"]["filterwarnings"]
-    named = [re.search(r":\((.*)\)", line) for line in filters]
-    listed = [set(match[1].split("|")) for match in named if match]
-    assert listed == [ROOTS, ROOTS]
+    matches = [re.search(r":\((.*)\)", line) for line in filters]
+    package_sets = [set(match[1].split("|")) for match in matches if match]
+    assert package_sets == [ROOTS, ROOTS]
 
 
 def test_modules_that_are_measured_or_banned_exist():
     lint = TOOLS["ruff"]["lint"]
     banned = lint["flake8-tidy-imports"]["banned-module-level-imports"]
-    ours = [name for name in banned if name.partition(".")[0] in ROOTS]
-    modules = [*TOOLS["coverage"]["run"]["source_pkgs"], *ours]
+    banned_modules = [name for name in banned if name.partition(".")[0] in ROOTS]
+    modules = [*TOOLS["coverage"]["run"]["source_pkgs"], *banned_modules]
     assert len(modules) > 4
     assert [name for name in modules if file_of(name) is None] == []
     paths = [path for path in lint["per-file-ignores"] if path.endswith(".py")]
@@ -106,9 +106,9 @@ def test_classes_that_feast_is_told_of_are_there():
     text = (CLONE / "feature_repo" / "feature_store.yaml").read_text()
     parts = yaml.safe_load(text).values()
     types = [part.get("type", "") for part in parts if isinstance(part, dict)]
-    ours = [name for name in types if name.partition(".")[0] in ROOTS]
-    assert ours
-    for name in ours:
+    class_paths = [name for name in types if name.partition(".")[0] in ROOTS]
+    assert class_paths
+    for name in class_paths:
         module, _, class_name = name.rpartition(".")
         assert f"class {class_name}(" in file_of(module).read_text()
 

@@ -42,15 +42,15 @@ def test_a_link_into_the_tree_leads_to_a_file(page):
 def test_every_folder_of_the_product_is_in_the_tree_of_the_architecture():
     text = (CLONE / "docs" / "architecture.md").read_text()
     block = text.partition("```\n")[2].partition("```")[0]
-    listed = set()
+    listed_folders = set()
     root = ""
     for line in block.splitlines():
         name = line.split("/ ")[0].strip()
         if line.startswith("  "):
-            listed.add(f"{root}/{name}")
+            listed_folders.add(f"{root}/{name}")
         elif name:
             root = name
-            listed.add(root)
+            listed_folders.add(root)
     folders = set()
     for package in CLONE.glob("*/__init__.py"):
         for file in package.parent.rglob("*.py"):
@@ -58,4 +58,4 @@ def test_every_folder_of_the_product_is_in_the_tree_of_the_architecture():
             if "templates" not in folder and "plugins" not in folder:
                 folders.add(folder)
     folders |= {"feature_repo/expectations"}
-    assert listed == folders - {"gyre"}
+    assert listed_folders == folders - {"gyre"}

@@ -97,8 +97,8 @@ class Watched:
     def __init__(self, settings, frame, name):
         self.settings = settings
         self.frame = frame
-        own = {"name": name, "experiment": f"{name}_training"}
-        self.spec = SPEC.model_copy(update=own)
+        names = {"name": name, "experiment": f"{name}_training"}
+        self.spec = SPEC.model_copy(update=names)
         self.ledger = Ledger(settings)
         self.roles = Roles(settings, Registry(settings), self.ledger, name)
 

@@ -12,14 +12,6 @@ from redis import Redis
 from feature_engine.online.state import STATE_JSON
 from stack.environment import process_environment
 from tests.conftest import running, wait_until
-from tests.support.feature_engine.event_shop import (  # noqa: F401  (fixtures among them)
-    FIRST,
-    LATER,
-    MINUTE,
-    SECOND,
-    ingested,
-    shop,
-)
 from tests.support.feature_engine.installation import online_reader
 from tests.support.feature_engine.shop import HOUR, SPEC, VIEW, Shop, order, order_table
 from tests.support.tools.preloaded import commands_folder

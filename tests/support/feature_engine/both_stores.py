@@ -22,20 +22,10 @@ from feast.repo_config import RepoConfig
 from feast.types import Float64, Int64, String
 
 OURS = "feature_repo.extensions.offline.AsofOfflineStore"
-
-
 TIME = pa.timestamp("us", tz="UTC")
-
-
 BEGIN = 1_750_000_000_000_000
-
-
 DAY = 86_400_000_000
-
-
 MOMENTS = 40  # few, so that ties, exact hits and expiries to the microsecond are common
-
-
 FOREVER = timedelta(0)
 
 

@@ -16,8 +16,6 @@ executors = pytest.importorskip("feature_engine.engines.executors", reason=NO_PY
 
 
 TIME = pa.timestamp("us", "UTC")
-
-
 ORDERS = pa.schema(
     {
         "order_id": pa.int64(),
@@ -39,8 +37,6 @@ FEATURES = """
 
 
 PERIOD = "unix_micros(event_timestamp) div 2419200000000 AS period"
-
-
 COLUMNS = pa.schema(
     {
         "customer_id": pa.int64(),

@@ -9,14 +9,8 @@ from tests.support.feature_engine.installation import Events, Snapshot
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, Shop, order
 
 MINUTE = HOUR / 60
-
-
 LATER = AS_OF + HOUR
-
-
 FIRST = order(1, 1, AS_OF - 10 * DAY, 5.0)
-
-
 SECOND = order(2, 1, AS_OF, 2.0)
 
 

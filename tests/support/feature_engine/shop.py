@@ -15,17 +15,9 @@ from feature_repo.datasets import load_dataset
 from tests.support.feature_engine.installation import online_reader
 
 SPEC = load_spec("customer_churn_model")
-
-
 ORDERS = load_dataset("orders")
-
-
 VIEW = "customer_features"
-
-
 DAY = timedelta(days=1)
-
-
 HOUR = timedelta(hours=1)
 
 

@@ -5,11 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 TIME = pa.timestamp("us", tz="UTC")
-
-
 SCHEMA = pa.schema({"id": pa.string(), "value": pa.int64(), "received": TIME})
-
-
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
 
 

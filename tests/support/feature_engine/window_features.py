@@ -11,14 +11,8 @@ from ibis import _
 from feature_engine.windows import Window, Windows
 
 TIME = pa.timestamp("us", tz="UTC")
-
-
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-
-
 PERIODS = (timedelta(hours=12), timedelta(days=30), None)
-
-
 FUNCTIONS = {
     "count": len,
     "sum": sum,
@@ -49,8 +43,6 @@ WINDOWS = [
 
 
 FEATURES = Windows("id", "at", WINDOWS)
-
-
 SCHEMA = pa.schema(
     {
         "id": pa.int64(),

@@ -17,19 +17,13 @@ from monitoring.checks.skew import (
 )
 from monitoring.log.collect import collect
 from tests.conftest import AS_OF
-from tests.support.feature_engine.installation import (  # noqa: F401
-    applied,
-    consuming,
-    land_orders,
+from tests.support.feature_engine.installation import (
     online_reader,
-    template,
 )
-from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, order, shop  # noqa: F401
+from tests.support.feature_engine.shop import HOUR, SPEC
 from tests.support.monitoring.log_lines import answer, write
 
 MINUTE = timedelta(minutes=1)
-
-
 CONTRACT = ModelManifest(
     model="m",
     entity_key=SPEC.entity_key,

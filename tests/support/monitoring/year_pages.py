@@ -11,8 +11,6 @@ from tests.support.monitoring.year import fill
 from tests.support.serving.console import console as console_beside
 
 SPEC = load_spec("customer_churn_model")
-
-
 PAGES = ("/", f"/status/{SPEC.name}", f"/data/{SPEC.dataset}", "/metrics")
 
 

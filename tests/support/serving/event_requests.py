@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 import pytest
 
 URL = "/events/orders"
-
-
 NEW = 900_000
 """Keys of orders and customers that the shipped file does not have begin here."""
 

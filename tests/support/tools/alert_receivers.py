@@ -12,17 +12,9 @@ import pytest
 from mlflow_server.alerts import DriftAlert
 
 MODEL = "customer_churn_model"
-
-
 MESSAGE = "bad: total_spend_30d: PSI 0.31; retrain"
-
-
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-
-
 DRIFT = DriftAlert("total_spend_30d", "data_drift", "significant", 0.31, NOW, MESSAGE)
-
-
 SEVERITIES = {"moderate": "info", "significant": "warning", "critical": "critical"}
 """Ours, and what they are to PagerDuty."""
 
@@ -35,11 +27,7 @@ ERROR = f"OSError: {'no disk ' * 400}"
 
 
 SLACK_PATH = "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7"
-
-
 ROUTING_KEY = "R" * 32
-
-
 CERTIFY = """
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test
 -addext subjectAltName=IP:127.0.0.1,DNS:hooks.slack.com,DNS:events.pagerduty.com

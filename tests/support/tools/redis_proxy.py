@@ -4,15 +4,6 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from tests.conftest import unused_port
-from tests.support.serving.people import (  # noqa: F401  (fixtures)
-    NOON,
-    PERSON,
-    PLAIN,
-    features,
-    people,
-    stocked,
-    template,
-)
 
 
 async def written(data, writer):

@@ -11,8 +11,6 @@ from tests.conftest import BIN
 from tests.support.tools.clone import run, stack_environment
 
 MODEL = "customer_churn_model"
-
-
 APART = {"up", "down", "backup", "restore"}
 """Commands that start, end or stop processes run in processes of their own."""
 
