@@ -1,6 +1,7 @@
 # `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
 .PHONY: help install up down status demo check test faults image nightly loops promises cluster containers bench docs
+.PHONY: wheel
 .PHONY: extras spark
 .PHONY: audit lock environment python tools jdk
 PYTHON ?= python3
@@ -87,6 +88,9 @@ tools:
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks
 
+wheel: environment ## Build the wheel into dist/, to be installed with constraints.txt.
+	@rm -rf dist; $(BIN)/uv build --quiet --no-build-isolation --out-dir dist && cp constraints.txt dist && ls dist
+
 docs: environment $(SITE) ## Write docs/reference/ from the code, build site/html/, check every link.
 	@$(BIN)/python -m docs.generate
 	@$(BIN)/python -m docs.site
@@ -127,19 +131,26 @@ audit: install ## List the known vulnerabilities of the lock files, asked of PyP
 
 LOCK := uv pip compile --generate-hashes --no-emit-index-url --no-emit-find-links --universal \
   --python-version 3.11 --upgrade --quiet
+# The requirements of extras of pyproject.toml, without Gyre's own.
+extras = $(BIN)/python -c 'import sys, tomllib; \
+  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+  print(*(each for name in sys.argv[1:] for each in extras[name]), sep="\n")' $(1)
+DEPLOYED := --extra boosters --extra postgres --extra s3 --extra celery --extra kubernetes
 lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) pyproject.toml --group install --excludes excluded.txt -o requirements.lock
-	$(BIN)/$(LOCK) --group extras --constraints requirements.lock -o extras.lock
+	$(call extras,boosters postgres s3) | $(BIN)/$(LOCK) - --constraints requirements.lock -o extras.lock
 	$(BIN)/$(LOCK) --group dev --constraints requirements.lock --constraints extras.lock -o dev.lock
-	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
+	$(call extras,spark) | $(BIN)/$(LOCK) - --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
 	$(BIN)/$(LOCK) --group kserve -o tests/kserve.lock
 	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
-	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock extras.lock dev.lock | grep -v ^boto | $(BIN)/$(LOCK) \
-	  --group dynamodb --constraints /dev/stdin -o deploy/dynamodb.lock
+	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock extras.lock dev.lock | grep -v ^boto > .venv/constraints
+	$(call extras,dynamodb) | $(BIN)/$(LOCK) - --constraints .venv/constraints -o deploy/dynamodb.lock
 	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
-	$(BIN)/$(LOCK) pyproject.toml --group extras --extra celery --extra kubernetes \
-	  --constraints requirements.lock --constraints extras.lock -o deploy/gyre.lock
+	$(BIN)/$(LOCK) pyproject.toml $(DEPLOYED) --constraints requirements.lock --constraints extras.lock -o deploy/gyre.lock
+	@# With the packages of excluded.txt too, which pip installs.
+	$(BIN)/$(subst --generate-hashes,--no-annotate,$(LOCK)) pyproject.toml $(DEPLOYED) --extra spark \
+	  --constraints requirements.lock --constraints deploy/gyre.lock --constraints spark.lock -o constraints.txt
 
 environment: install $(DEV)
 

@@ -8,6 +8,7 @@ With a canary, the new version takes over in steps, each judged on requests that
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -18,17 +19,17 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from cli.models import ledger_table
-from cli.project import STORE
 from cli.terminal import OUT, progress, show, tell
 from cli.up import ask_model, newest_entities
 from core.additions import is_present
 from core.errors import MonitoringError, SettingsError
-from core.settings import PROJECT, Settings, load_settings
+from core.settings import CLONE, SHIPPED, STORE, Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
 from core.tokens import serving_headers
@@ -52,6 +53,15 @@ MONITOR_DAG = f"monitor_{EXAMPLE}"
 TRAIN_DAG = f"train_{EXAMPLE}"
 ROLLOUT_DAG = f"rollout_{EXAMPLE}"
 SPEC = f"models/{EXAMPLE}.toml"
+EXAMPLE_FILES = {
+    SHIPPED: (SPEC, "data/cdnow_orders.parquet"),
+    CLONE: (
+        STORE,
+        "feature_repo/datasets/orders.py",
+        "feature_repo/expectations/orders.json",
+    ),
+}
+"""Files of the example, by the folder that has them."""
 ROLLOUT_LINES = re.compile(r"^\[rollout\].*?(?=^\[|\Z)", re.DOTALL | re.MULTILINE)
 """Lines of a spec that has a canary already: the demo replaces them."""
 CANARY = """
@@ -95,7 +105,8 @@ def demo(home: Path | None, *, canary: bool, keep: bool) -> bool:
     command = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
     with temporary_installation(base, "demo", home, keep=keep) as settings:
         if canary:
-            project = _write_canary_project(settings.home / "project")
+            project = settings.home / "project"
+            write_example(project, canary=True)
             settings = settings.model_copy(update={"project": project})  # noqa: PLW2901
         environment = process_environment(settings)
         try:
@@ -113,22 +124,32 @@ def demo(home: Path | None, *, canary: bool, keep: bool) -> bool:
     return is_closed
 
 
-def _write_canary_project(folder: Path) -> Path:
-    """Copy the files of the example, with a canary in its spec; return the folder."""
-    dataset = load_spec(EXAMPLE).dataset
-    files = (
-        STORE,
-        f"feature_repo/datasets/{dataset}.py",
-        f"feature_repo/expectations/{dataset}.json",
-        SPEC,
-    )
-    for name in files:
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PROJECT / name, file)
-    spec = folder / SPEC
-    spec.write_text(ROLLOUT_LINES.sub("", spec.read_text()) + CANARY)
-    return folder
+def demo_of_example(*, keep: bool) -> int:
+    """Run this command again in a project that holds the shipped example; return its exit code.
+
+    The project stays at the end if its stack does (`keep`).
+    """
+    folder = Path(mkdtemp(prefix="gyre-example-"))
+    write_example(folder)
+    command = [str(Path(sys.executable).parent / "gyre"), *sys.argv[1:]]
+    environment = os.environ | {"GYRE_PROJECT": str(folder)}
+    try:
+        return subprocess.run(command, env=environment, check=False).returncode
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_example(folder: Path, *, canary: bool = False) -> None:
+    """Copy the files of the shipped example into a project, with a canary in its spec if asked."""
+    for root, names in EXAMPLE_FILES.items():
+        for name in names:
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, file)
+    if canary:
+        spec = folder / SPEC
+        spec.write_text(ROLLOUT_LINES.sub("", spec.read_text()) + CANARY)
 
 
 class DemoRun:

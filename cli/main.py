@@ -9,7 +9,7 @@ import typer
 from cli import data, models, processes, project, use_case, watch
 from core.additions import missing_verbs
 from core.errors import GyreError
-from core.packages import package_version
+from core.packages import DISTRIBUTION, package_version
 from core.settings import load_settings
 from core.user_code import in_one_line
 
@@ -81,7 +81,7 @@ def _add_verbs() -> None:
 
 def _print_version(is_asked: bool) -> None:  # noqa: FBT001  (Typer calls it)
     if is_asked:
-        typer.echo(f"gyre {package_version('gyre')}")
+        typer.echo(f"gyre {package_version(DISTRIBUTION)}")
         raise typer.Exit
 
 

@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import time
 from pathlib import Path
+from signal import SIG_IGN, SIGCHLD, SIGTERM, default_int_handler, signal
 from typing import Annotated, Literal
 
 import typer
@@ -11,20 +13,40 @@ from cli.terminal import progress
 from cli.verbs import CONSOLE, AsJson, AsOf, moment, say
 from core.additions import is_present
 from core.errors import StackError
-from core.settings import load_settings
+from core.settings import PROJECT, SHIPPED, Settings, load_settings
+from core.spec import MODELS
 
 COMMAND_HELP = (
     "After `--`: the command of `gyre run task`, a task of Airflow in a pod of its own."
 )
+WITHOUT_HELP = (
+    "airflow, mlflow or redis: it is not started, as a team has its own; repeatable. See "
+    "GYRE_WITHOUT."
+)
+STAY_HELP = (
+    "Stay until Ctrl-C or SIGTERM and then end the stack, as a container has to."
+)
+STAY_SECONDS = 2.0
+"""Time between two looks at the stack by `gyre up --stay`."""
 CANARY_HELP = (
     "The new version takes over by a canary: a shadow, then 5, 25, 50 and 100 percent, "
     "then production."
 )
 
 
-def up(as_of: AsOf = None) -> None:
+def up(
+    as_of: AsOf = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="PROGRAM", help=WITHOUT_HELP)
+    ] = None,
+    *,
+    stay: Annotated[bool, typer.Option("--stay", help=STAY_HELP)] = False,
+) -> None:
     """Start the stack, ingest, train the first version (as of --as-of), predict."""
-    settings = load_settings()
+    settings = load_settings(**({"without": without} if without else {}))
+    if stay:
+        # The first process of a container gets no signal that it does not ask for.
+        signal(SIGTERM, default_int_handler)
     first_as_of = None if as_of is None else moment(as_of)
     from stack.machine import machine_problems  # noqa: PLC0415
 
@@ -34,6 +56,27 @@ def up(as_of: AsOf = None) -> None:
     from cli.up import up as bring_up  # noqa: PLC0415  (seconds)
 
     bring_up(settings, first_as_of)
+    if stay:
+        _stay(settings)
+
+
+def _stay(settings: Settings) -> None:
+    """Wait for Ctrl-C or SIGTERM, then end the stack.
+
+    Raises:
+        StackError: The stack has ended by itself.
+
+    """
+    from stack.supervisor import end_stack, states  # noqa: PLC0415
+
+    signal(SIGCHLD, SIG_IGN)  # in a container, orphans become children of this process
+    try:
+        while states(settings) is not None:
+            time.sleep(STAY_SECONDS)
+    except KeyboardInterrupt:
+        end_stack(settings)
+        return
+    raise StackError("the stack has ended: gyre logs supervisord")
 
 
 def down() -> None:
@@ -124,8 +167,11 @@ def demo(
 
     It takes three to five minutes on 2 cores, and one to three more with --canary.
     """
-    from cli.demo import demo as run_demo  # noqa: PLC0415  (heavy)
+    from cli.demo import EXAMPLE, demo_of_example  # noqa: PLC0415  (heavy)
+    from cli.demo import demo as run_demo  # noqa: PLC0415
 
+    if PROJECT == SHIPPED or not (MODELS / f"{EXAMPLE}.toml").exists():
+        raise typer.Exit(demo_of_example(keep=keep))
     raise typer.Exit(0 if run_demo(home, canary=canary, keep=keep) else 1)
 
 

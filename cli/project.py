@@ -12,16 +12,14 @@ import typer
 
 from cli.use_case import TEMPLATES, write_use_case
 from core.errors import SettingsError
-from core.settings import CLONE
+from core.settings import CLONE, SHIPPED, STORE
 
-STORE = "feature_repo/feature_store.yaml"
 ROWS = "data/orders.parquet"
 NEXT_STEPS = """wrote a project to {folder}; next:
   cd {folder}
   git init && git add . && git commit -m "Begin"  # lineage names the commit
-  export GYRE_PROJECT="$PWD"  # in each shell; state is in .gyre of it, or GYRE_HOME
   gyre check
-  gyre up"""
+  gyre up  # its state is in .gyre there, or in GYRE_HOME"""
 
 
 def init(
@@ -29,7 +27,8 @@ def init(
 ) -> None:
     """Write a project of your own that runs as it is: a model, its dataset, a Python package.
 
-    The package has the folder's name. From then on GYRE_PROJECT names the folder.
+    The package has the folder's name. Commands find the project from any folder in it; elsewhere
+    GYRE_PROJECT names it.
     """
     folder = folder.expanduser().resolve()
     package = folder.name.lower().replace("-", "_")
@@ -51,7 +50,7 @@ def init(
         shutil.copytree(TEMPLATES / "project", part)
         (part / "package").rename(part / package)
         (part / "data").mkdir()
-        shutil.copy(CLONE / "data" / "cdnow_orders.parquet", part / ROWS)
+        shutil.copy(SHIPPED / "data" / "cdnow_orders.parquet", part / ROWS)
         columns = describe(
             in_types(read(str(part / ROWS))),
             key=["order_id"],

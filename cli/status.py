@@ -147,6 +147,6 @@ def _process_lines(status: dict[str, Any]) -> list[Any]:
         for process in status["processes"]
     ]
     if not lines:
-        lines.append(("none", "", "no supervisor is running here: make up"))
+        lines.append(("none", "", "no supervisor is running here: gyre up"))
     lines.append(("all processes", "", f"{status['pss_mib']} MiB"))
     return lines

@@ -67,7 +67,7 @@ def decide(
     from monitoring.decisions import decision, store  # noqa: PLC0415
 
     if not settings.home.exists():
-        raise MonitoringError(f"{settings.home} holds no stack yet: make up")
+        raise MonitoringError(f"{settings.home} holds no stack yet: gyre up")
     rows = store.newest_decisions(settings, name, 1)
     if not rows:
         raise MonitoringError(

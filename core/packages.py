@@ -3,7 +3,10 @@
 import re
 from importlib.metadata import PackageNotFoundError, version
 
-from core.settings import CLONE
+from core.settings import SHIPPED
+
+DISTRIBUTION = "gyre-loop"
+"""Gyre's own name among the installed packages."""
 
 
 def package_version(package: str) -> str:
@@ -14,6 +17,12 @@ def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        lock = (CLONE / "requirements.lock").read_text()
+        lock = (SHIPPED / "requirements.lock").read_text()
         pin = re.search(rf"^{package}(?:\[\S+\])?==(\S+)", lock, re.MULTILINE)
         return pin[1] if pin else "unknown"
+
+
+def with_extra(extra: str) -> str:
+    """Return how to install an extra of Gyre: in a clone by make, else by pip or uv."""
+    target = "spark" if extra == "spark" else "extras"
+    return f"install {DISTRIBUTION}[{extra}]; in a clone: make {target}"

@@ -23,7 +23,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from upath import UPath
 
 from core.errors import SettingsError
@@ -31,8 +31,37 @@ from core.files import location
 from core.schedule import Schedule
 
 CLONE = Path(__file__).resolve().parents[1]
-"""Folder of Gyre's own code, its DAG files and its lock file."""
-PROJECT = Path(os.environ.get("GYRE_PROJECT", CLONE)).expanduser().resolve()
+"""Folder of Gyre's own packages: the clone, or site-packages."""
+SHIPPED = CLONE / "gyre" / "shipped"
+"""Files of the clone that an installed Gyre has too: example rows, example spec, lock file."""
+STORE = Path("feature_repo", "feature_store.yaml")
+"""Feast's configuration in a project. A folder with it and with models/ is a project."""
+
+
+def is_project(folder: Path) -> bool:
+    """Whether a folder is a project of a team, as `gyre init` writes it, or the clone."""
+    return (folder / "models").is_dir() and (folder / STORE).is_file()
+
+
+def find_project() -> Path:
+    """Return the folder that GYRE_PROJECT names, or the project that the working directory is in.
+
+    Where both are absent, it is the clone. An installed Gyre has none: it gives SHIPPED, which
+    `load_settings` refuses.
+    """
+    named_folder = os.environ.get("GYRE_PROJECT")
+    if named_folder:
+        return Path(named_folder).expanduser().resolve()
+    folders = [CLONE]
+    with suppress(FileNotFoundError):  # the working directory was deleted
+        folders = [Path.cwd(), *Path.cwd().parents, CLONE]
+    for folder in folders:
+        if is_project(folder):
+            return folder
+    return SHIPPED
+
+
+PROJECT = find_project()
 """Folder of a team's models/, feature_repo/ and Python packages. It is a constant, as Python finds
 modules by it; `load_settings` checks it."""
 # The clone first: in a project `feature_repo` is a folder, in the clone the package.
@@ -47,6 +76,8 @@ PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 FREE_PORTS = range(15_000, 32_768)
 Page = Literal["serving", "console", "mlflow", "airflow"]
 """A program that people look at."""
+Part = Literal["airflow", "mlflow", "redis"]
+"""A program of the stack in whose place a team may have its own."""
 SHARED = (
     "database_url",
     "ledger_url",
@@ -88,6 +119,11 @@ DatabaseUrl = Annotated[
     str, AfterValidator(partial(_checked_url, ("postgresql", "postgres")))
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Parts = Annotated[
+    frozenset[Part],
+    NoDecode,
+    BeforeValidator(lambda names: names.split() if isinstance(names, str) else names),
+]
 Host = Annotated[str, AfterValidator(lambda text: str(ip_address(text)))]
 
 
@@ -108,8 +144,8 @@ class Settings(BaseSettings):
 
     project: Path = PROJECT
     """The folder of a team's own models, datasets, expectations and Python packages; `gyre init
-    DIR` writes one. Default: the clone. It is read from the environment alone, as `gyre.env` lies
-    below it."""
+    DIR` writes one. Default: the project that the working directory is in, else the clone. It is
+    read from the environment alone, as `gyre.env` lies below it."""
     home: Path = PROJECT / ".gyre"
     """The state directory of one installation: data, databases, files, logs. Default: `.gyre` in
     the project."""
@@ -136,6 +172,11 @@ class Settings(BaseSettings):
     """Address of an MLflow server that Gyre uses and does not start."""
     airflow_url: ServerUrl | None = None
     """Address of an Airflow that Gyre uses and does not start."""
+    without: Parts = frozenset()
+    """Programs that `gyre up` does not start, separated by blanks: `airflow`, `mlflow`, `redis`. MLflow
+    and Redis are expected at their address. Without Airflow, `gyre up` itself ingests and trains, and
+    later nothing starts by itself. A program with an address of its own (GYRE_MLFLOW_URL …) is not
+    started anyway."""
     serving_url: str | None = None
     """Address of a serving that Gyre uses and does not start. Several addresses, separated by
     blanks, are replicas, which are monitored as one. An http address whose name has several IPv4
@@ -173,8 +214,8 @@ class Settings(BaseSettings):
     holds for the whole installation: the skew check takes from it how late features may be. If it
     is rarer, set `freshness_hours` of the specs too."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """The engine that computes feature views, labels and training frames; `make spark` installs
-    [Spark](../how-to/spark.md)."""
+    """The engine that computes feature views, labels and training frames; [Spark](../how-to/spark.md)
+    is an extra."""
     spark_master: str = "local[*]"
     """The Spark master of `GYRE_ENGINE=spark`, such as `spark://10.0.0.1:7077`. A cluster
     needs GYRE_DATA_URL."""
@@ -227,8 +268,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"set it in the environment, not in {ENV_FILE}: there it is {PROJECT}"
             )
-        for part in ("models", "feature_repo/feature_store.yaml"):
-            if PROJECT != CLONE and not (PROJECT / part).exists():
+        for part in (Path("models"), STORE):
+            if not (PROJECT / part).exists():
                 text = f"expected a project, and {PROJECT} has no {part}"
                 raise ValueError(f"{text}; make one: gyre init DIR")
         return PROJECT
@@ -322,6 +363,7 @@ class Settings(BaseSettings):
     def beside(self, home: Path, **more: Any) -> "Settings":
         """Return settings for a temporary home, whose databases are files of its own."""
         update: dict[str, Any] = dict.fromkeys(SHARED)
+        update["without"] = frozenset()
         update["home"] = home
         # A folder in which its processes find no address of a database.
         update["secrets_dir"] = home / "secrets"
@@ -333,6 +375,10 @@ class Settings(BaseSettings):
         return (
             in_schema(self.database_url, schema, driver) if self.database_url else None
         )
+
+    def starts(self, part: str) -> bool:
+        """Whether `gyre up` starts a program: it is not left out and has no address elsewhere."""
+        return part not in self.without and not getattr(self, f"{part}_url", None)
 
     def link(self, name: Page) -> str:
         """Return the address by which people reach a program."""
@@ -387,6 +433,9 @@ def load_settings(**overrides: Any) -> Settings:
         SettingsError: The message names the variable or the file, and the expectation.
 
     """
+    if PROJECT == SHIPPED:
+        remedy = "go into one, or make one: gyre init DIR && cd DIR"
+        raise SettingsError(f"this folder is in no project: {remedy}")
     named_home = overrides.get("home") or os.environ.get("GYRE_HOME")
     home = Path(named_home or PROJECT / ".gyre").expanduser().resolve()
     secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
@@ -415,7 +464,8 @@ def _read_aws_variables(secrets: Path | None) -> None:
 def _problem(exc: ValidationError) -> str:
     """Return the first problem with a setting in one line, without a value that may be secret."""
     error = exc.errors()[0]
-    field = "__".join(str(part) for part in error["loc"]).upper()
+    parts = [part for part in error["loc"] if isinstance(part, str)]
+    field = "__".join(parts).upper()
     name = f"GYRE_{field.removeprefix('GYRE_')}"
     text = f"{name}: {error['msg'].removeprefix('Value error, ')}"
     value = repr(error["input"])

@@ -9,7 +9,8 @@ from traceback import TracebackException
 from typing import Any
 
 from core.errors import GyreError, SettingsError
-from core.settings import PROJECT
+from core.packages import with_extra
+from core.settings import CLONE, PROJECT
 
 DATASETS = PROJECT / "feature_repo" / "datasets"
 FOLDER = "feature_repo.datasets."
@@ -45,7 +46,7 @@ def load_object(path: str) -> Any:
         return getattr(import_module(module), name)
     except Exception as exc:  # whatever a person's module raises
         line = " ".join(f"{path}: {type(exc).__name__}: {exc}{_remedy(exc)}".split())
-        extra = "; it comes with: make extras" if library in LIBRARIES[1:] else ""
+        extra = f"; {with_extra('boosters')}" if library in LIBRARIES[1:] else ""
         raise SettingsError(line + extra) from exc
 
 
@@ -179,8 +180,15 @@ def in_one_line(exc: BaseException) -> str:
 
 
 def _remedy(exc: BaseException) -> str:
-    """Return the import of today for an import of a module that is gone; else no text."""
-    name = exc.name if isinstance(exc, ModuleNotFoundError) else None
-    if name not in FORMER_MODULES:
-        return ""
-    return f": from gyre import {FORMER_MODULES[name]}"
+    """Return the remedy for an import that failed for a reason of Gyre's; else no text."""
+    name = exc.name if isinstance(exc, ImportError) else None
+    if name in FORMER_MODULES and isinstance(exc, ModuleNotFoundError):
+        return f": from gyre import {FORMER_MODULES[name]}"
+    package = str(name).partition(".")[0]
+    is_of_gyre = PROJECT != CLONE and (CLONE / package / "__init__.py").exists()
+    if is_of_gyre and (PROJECT / package).is_dir():
+        return (
+            f": Python finds {CLONE / package}, not {PROJECT / package}: give the "
+            "folder of the project another name"
+        )
+    return ""

@@ -58,7 +58,7 @@ def backup(settings: Settings, target: Path) -> Backup:
     """
     home = settings.home
     if not (home / LAYOUT_FILE).exists():
-        raise StackError(f"{home} holds no stack yet: make up")
+        raise StackError(f"{home} holds no stack yet: gyre up")
     if target.exists():
         raise StackError(f"{target} is there already: choose another name")
     with (

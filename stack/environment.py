@@ -12,7 +12,7 @@ from pathlib import Path
 from core import UNREPORTED
 from core.errors import StackError
 from core.files import replace_file
-from core.settings import CLONE, PORTS, SHARED, Settings
+from core.settings import PORTS, SHARED, Settings
 from feature_repo.published.config import feast_config_path
 
 MARK = "GYRE_STACK"
@@ -47,7 +47,8 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """Return the variables that a process or a shell needs to work with this stack; no secrets."""
     home = settings.home
     # A temporary installation does not share GYRE_REDIS_URL, GYRE_ONLINE_STORE__TYPE and so on.
-    unset = {f"GYRE_{name.upper()}" for name in SHARED if not getattr(settings, name)}
+    shared = (*SHARED, "without")
+    unset = {f"GYRE_{name.upper()}" for name in shared if not getattr(settings, name)}
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -55,8 +56,9 @@ def child_environment(settings: Settings) -> dict[str, str]:
         and not name.startswith(MARK)
         and name.split("__")[0] not in unset
     }
-    if settings.project != CLONE:
-        environment["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
+    environment["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
+    if settings.without:
+        environment["GYRE_WITHOUT"] = " ".join(sorted(settings.without))
     for name in PORTS:
         port = getattr(settings, f"{name}_port")
         environment[f"GYRE_{name.upper()}_PORT"] = str(port)
@@ -108,7 +110,7 @@ def load_secrets(settings: Settings) -> dict[str, str]:
     try:
         return dict[str, str](json.loads(_secrets(settings).read_text()))
     except FileNotFoundError as exc:
-        raise StackError(f"{settings.home} holds no stack yet: make up") from exc
+        raise StackError(f"{settings.home} holds no stack yet: gyre up") from exc
 
 
 def make_secrets(settings: Settings) -> None:
@@ -136,7 +138,7 @@ def make_secrets(settings: Settings) -> None:
         mode=0o600,
     )
     # The file with the password of the stack's Redis.
-    if not settings.redis_url and not settings.redis_config.exists():
+    if settings.starts("redis") and not settings.redis_config.exists():
         line = f"requirepass {secrets.token_urlsafe(32)}\n"
         replace_file(settings.redis_config, line, mode=0o600)
 

@@ -59,7 +59,9 @@ def code_hash(spec: ModelSpec) -> str:
         files.update(user_modules(factory))
     contents = {}
     for path in files:
-        root = PROJECT if path.is_relative_to(PROJECT) else CLONE
+        # The environment of an installed Gyre may lie in the project.
+        roots = [root for root in (PROJECT, CLONE) if path.is_relative_to(root)]
+        root = max(roots, key=lambda folder: len(folder.parts))
         contents[path.relative_to(root).as_posix()] = path.read_bytes()
     digest = hashlib.sha256()
     for name in sorted(contents):

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from core.settings import CLONE, PROJECT
+from core.packages import DISTRIBUTION
+from core.settings import CLONE, PROJECT, SHIPPED
 from core.spec import ModelSpec
 from feature_repo.definition import DEFINITION_TAG
 from training.code_hash import code_hash
@@ -32,11 +33,14 @@ def input_tags(spec: ModelSpec, definitions: Mapping[str, str]) -> dict[str, str
 
     """
     changes = _git(PROJECT, "status", "--porcelain")
-    lock_file = CLONE / "requirements.lock"
+    lock_file = SHIPPED / "requirements.lock"
+    # An installed Gyre may lie in the repository of somebody else.
+    is_repository = (CLONE / ".git").exists()
+    commit = _git(CLONE, "rev-parse", "HEAD") if is_repository else None
     tags = {
         "git_commit": _git(PROJECT, "rev-parse", "HEAD") or "unknown",
         "git_clean": "unknown" if changes is None else str(not changes).lower(),
-        "gyre_commit": _git(CLONE, "rev-parse", "HEAD") or f"release {version('gyre')}",
+        "gyre_commit": commit or f"release {version(DISTRIBUTION)}",
         "lock_sha256": hashlib.sha256(lock_file.read_bytes()).hexdigest(),
         "code_sha256": code_hash(spec),
         "spec_sha256": _sha256(spec.model_dump_json()),

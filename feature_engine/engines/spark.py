@@ -21,6 +21,7 @@ from ibis.expr.operations import DatabaseTable
 from upath import UPath
 
 from core.errors import DataError
+from core.packages import with_extra
 from core.tables.addresses import files_below
 from core.tables.commits import AddedFile, added_file
 from core.tables.table import Table
@@ -37,7 +38,7 @@ try:
     from feature_engine.engines.job_errors import one_line_errors
 except ModuleNotFoundError as exc:
     raise DataError(
-        f"GYRE_ENGINE=spark, but there is no {exc.name}: make spark"
+        f"GYRE_ENGINE=spark, but there is no {exc.name}: {with_extra('spark')}"
     ) from exc
 
 OPTIONS = {
@@ -83,7 +84,7 @@ def connect(master: str, scratch: UPath) -> "_Connection":
     try:
         session = builder.config(map=options).getOrCreate()
     except (PySparkException, Py4JJavaError) as exc:
-        remedy = "it needs Java 17 or 21 (make spark) and a master that answers"
+        remedy = "it needs Java 17 or 21 and a master that answers"
         raise DataError(
             f"Spark did not start at {master}; {remedy}; Spark's own lines have the details"
         ) from exc

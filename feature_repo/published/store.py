@@ -38,7 +38,7 @@ def open_store(
     if not settings.database_url and not registry_path(settings).exists():
         raise DataError(
             "the definitions are not published: cd feature_repo && feast apply; "
-            "`make up` does it, too"
+            "`gyre up` does it, too"
         )
     config = RepoConfig(**feast_config(settings, deadline))
     config.registry.schema_mode = "skip"  # `feast apply` alone creates tables

@@ -185,11 +185,15 @@ except DataError as exc:
 @pytest.mark.parametrize(
     ("missing", "path", "line"),
     [
-        (["pyspark"], PATH, "GYRE_ENGINE=spark, but there is no pyspark: make spark"),
+        (
+            ["pyspark"],
+            PATH,
+            "GYRE_ENGINE=spark, but there is no pyspark: install gyre-loop[spark]; ",
+        ),
         (
             [],
             "/nonexistent",
-            "Spark did not start at local[1]; it needs Java 17 or 21 (make spark)",
+            "Spark did not start at local[1]; it needs Java 17 or 21",
         ),
         pytest.param(
             [],
