@@ -1,8 +1,9 @@
 """`gyre up`: from installed packages to a served prediction. A second call changes nothing."""
 
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,12 +11,18 @@ import httpx
 from filelock import FileLock
 
 from cli.terminal import OUT, progress, tell
-from cli.verbs import CONSOLE
+from cli.verbs import CONSOLE, who
 from core.additions import is_present
-from core.errors import RegistryError, RegistryUnavailableError, StackError
+from core.errors import (
+    GyreError,
+    RegistryError,
+    RegistryUnavailableError,
+    StackError,
+)
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
+from core.user_code import dataset_names
 from feature_repo.online_store import redis_warning
 from mlflow_server.api.pages import Pages
 from mlflow_server.api.registry import Registry
@@ -23,13 +30,15 @@ from monitoring.serving_status import read_statuses
 from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
-from stack.programs import start_stack
+from stack.programs import expected_programs, start_stack
 from stack.supervisor import READY_SECONDS
 
 FRESH = timedelta(hours=1)
 """Age of the newest ingest up to which no other one is started."""
 LOAD_SECONDS = 150.0
 """Time for serving to load a version that has just been promoted."""
+FIRST_VERSION = "first version, by gyre up"
+"""Reason of a first training, in run and ledger."""
 CANDIDATES = 20
 """Entities with the newest features that are asked for, until one of the population answers."""
 
@@ -58,12 +67,17 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
         warning = redis_warning(settings)
         if warning:
             tell(warning)
+        for line in expected_programs(settings):
+            tell(line)
         tell("processes and features …")
         with start_stack(settings, tell), _airflow(settings) as airflow:
             tell(f"  processes and features: {time.monotonic() - began:.1f} s")
-            airflow.pool(WRITE_POOL, 1)
             with _step("ingest"):
-                _ingest(settings, airflow)
+                if airflow:
+                    airflow.pool(WRITE_POOL, 1)
+                    _ingest(settings, airflow)
+                else:
+                    _ingest_here(settings)
         with _airflow(settings) as airflow:
             outcomes = _models(settings, airflow, as_of)
     left_out = [f"left out: {problem}" for problem in broken_specs()]
@@ -72,7 +86,10 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     _addresses(settings)
 
 
-def _airflow(settings: Settings) -> AirflowApi:
+def _airflow(settings: Settings) -> AbstractContextManager[AirflowApi | None]:
+    """Return Airflow's API; None in a stack without Airflow."""
+    if "airflow" in settings.without:
+        return nullcontext()
     return AirflowApi(settings, patience=READY_SECONDS)
 
 
@@ -99,6 +116,17 @@ def _ingest(settings: Settings, airflow: AirflowApi) -> None:
         tell(f"    {exc}")
 
 
+def _ingest_here(settings: Settings) -> None:
+    """Ingest each dataset in this process, as a stack without Airflow has no DAGs."""
+    from feature_engine.ingest.pipeline import ingest  # noqa: PLC0415  (seconds)
+
+    for dataset in dataset_names(*(spec.dataset for spec in load_specs())):
+        try:
+            tell(f"    {ingest(settings, dataset, datetime.now(UTC)).summary()}")
+        except GyreError as exc:  # models of other datasets can be trained
+            tell(f"    {dataset}: {exc}")
+
+
 def _has_rows(settings: Settings, spec: ModelSpec) -> bool:
     return (settings.data / "raw" / spec.dataset).exists()
 
@@ -112,7 +140,7 @@ def _are_features_online(settings: Settings) -> bool:
 
 
 def _models(
-    settings: Settings, airflow: AirflowApi, as_of: datetime | None
+    settings: Settings, airflow: AirflowApi | None, as_of: datetime | None
 ) -> list[str]:
     """Have every model answer; return a line for each: its version, or why it does not answer.
 
@@ -135,7 +163,10 @@ def _models(
 
 
 def _model(
-    settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: datetime | None
+    settings: Settings,
+    airflow: AirflowApi | None,
+    spec: ModelSpec,
+    as_of: datetime | None,
 ) -> str:
     """Have a model answer, and return a line with its version; wait for an MLflow that is busy."""
     until = time.monotonic() + READY_SECONDS
@@ -157,7 +188,10 @@ def _model(
 
 
 def _production(
-    settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: datetime | None
+    settings: Settings,
+    airflow: AirflowApi | None,
+    spec: ModelSpec,
+    as_of: datetime | None,
 ) -> str:
     """Return the version in production; train a first one if there is none.
 
@@ -176,12 +210,34 @@ def _production(
             f"not trained: {spec.dataset} has no rows, see ingest above; then: "
             f"gyre ingest {spec.dataset}; gyre train {name}"
         )
-    note = _first_training(airflow, spec, as_of)
+    if airflow:
+        note = _first_training(airflow, spec, as_of)
+    else:
+        note = _first_training_here(settings, spec, as_of)
     version = registry.production(name)
     if version:
         return version
     why = note or "see its run in Airflow"
-    raise StackError(f"train_{name} promoted nothing: {why}. Again: gyre train {name}")
+    raise StackError(
+        f"the training of {name} promoted nothing: {why}. Again: gyre train {name}"
+    )
+
+
+def _first_training_here(
+    settings: Settings, spec: ModelSpec, as_of: datetime | None
+) -> str:
+    """Train in this process, as a stack without Airflow has no DAGs; return the outcome."""
+    from training.chain import train  # noqa: PLC0415  (seconds)
+
+    report = train(
+        settings,
+        spec,
+        as_of or datetime.now(UTC),
+        key=f"up-{uuid.uuid4().hex[:12]}",
+        reason=FIRST_VERSION,
+        who=who(),
+    )
+    return report.outcome
 
 
 def _first_training(
@@ -206,7 +262,7 @@ def _first_training(
         if running:
             run = running[0]["dag_run_id"]
         else:
-            parameters = {"reason": "first version, by gyre up"}
+            parameters = {"reason": FIRST_VERSION}
             if as_of:
                 parameters["as_of"] = as_of.isoformat()
             run = airflow.trigger(train, parameters)
@@ -305,10 +361,15 @@ def more_fields(settings: Settings, answer: httpx.Response) -> str:
 
 
 def _addresses(settings: Settings) -> None:
-    login = f"{LOGIN} / {load_secrets(settings)['password']}"
     docs = f"{settings.serving_address}/docs"
     console = f"{settings.console_address}/"
-    tell(f"Airflow   {settings.airflow_address:<32}{login}")
+    if settings.starts("airflow"):
+        login = f"{LOGIN} / {load_secrets(settings)['password']}"
+        tell(f"Airflow   {settings.airflow_address:<32}{login}")
+    elif settings.airflow_url:
+        tell(f"Airflow   {settings.airflow_address}")
+    else:
+        tell("Airflow   none: nothing is ingested, trained or monitored by itself")
     tell(f"MLflow    {settings.mlflow_address}")
     if is_present(CONSOLE):
         tell(f"Console   {console:<32}is the loop healthy, and why: gyre open console")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
+from core.packages import with_extra
 from core.settings import LAYOUT, PORTS, Settings, is_free
 from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
@@ -24,12 +25,12 @@ LAYOUT_FILE = "layout"
 FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "serving", "data")
 LEAST_FREE_BYTES = 10**9
 EXTRAS = {
-    "database_url": "psycopg",
-    "ledger_url": "psycopg",
-    "data_url": "obstore",
-    "artifacts_url": "boto3",
+    "database_url": ("psycopg", "postgres"),
+    "ledger_url": ("psycopg", "postgres"),
+    "data_url": ("obstore", "s3"),
+    "artifacts_url": ("boto3", "s3"),
 }
-"""Setting → the module that it needs."""
+"""Setting → the module that it needs, and the extra of Gyre that has it."""
 
 
 def machine_problems(settings: Settings) -> list[str]:
@@ -82,7 +83,7 @@ def disk_problems(home: Path, least: int = LEAST_FREE_BYTES) -> list[str]:
 
 def server_problems(settings: Settings) -> list[str]:
     """Return a problem if the stack has a Redis of its own and no server to start as that."""
-    if settings.redis_url:
+    if not settings.starts("redis"):
         return []
     try:
         find_server()
@@ -94,8 +95,8 @@ def server_problems(settings: Settings) -> list[str]:
 def connection_problems(settings: Settings) -> list[str]:
     """Return a problem for each database, Redis or bucket of a setting that cannot be reached."""
     lines = [
-        f"GYRE_{setting.upper()} needs the package {module}: make extras"
-        for setting, module in EXTRAS.items()
+        f"GYRE_{setting.upper()} needs the package {module}: {with_extra(extra)}"
+        for setting, (module, extra) in EXTRAS.items()
         if getattr(settings, setting) and not find_spec(module)
     ]
     if lines:
@@ -110,7 +111,7 @@ def connection_problems(settings: Settings) -> list[str]:
         problem = bucket_problem(url) if url.startswith("s3://") else None
         if problem:
             lines.append(f"GYRE_{name.upper()} {problem}")
-    problem = redis_problem(settings) if settings.redis_url else None
+    problem = None if settings.starts("redis") else redis_problem(settings)
     if problem:
         lines.append(f"GYRE_REDIS_URL {problem}")
     return lines
@@ -121,8 +122,8 @@ def port_problems(settings: Settings) -> Iterator[str]:
     variables: dict[int, str] = {}
     is_up = bool(members(settings.home))
     for name in PORTS:
-        if getattr(settings, f"{name}_url", None):
-            continue  # the program runs elsewhere and is not started
+        if not settings.starts(name):
+            continue  # it runs elsewhere
         port = getattr(settings, f"{name}_port")
         variable = f"GYRE_{name.upper()}_PORT"
         host = settings.listens_on(name)

@@ -100,12 +100,32 @@ PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *ADDED)
 
 
 def local_programs(settings: Settings, programs: Sequence[Program]) -> list[Program]:
-    """Return the programs to start: all but those of parts that run elsewhere."""
-    return [
-        program
-        for program in programs
-        if not getattr(settings, f"{program.part}_url", None)
-    ]
+    """Return the programs to start: all but those of parts that run elsewhere or are left out."""
+    return [program for program in programs if settings.starts(program.part)]
+
+
+def expected_programs(settings: Settings) -> list[str]:
+    """Return a line for each program that is not started here and answers at its address.
+
+    Raises:
+        StackError: One does not answer.
+
+    """
+    lines = []
+    for part, program in (("mlflow", MLFLOW_SERVER), ("airflow", AIRFLOW_API)):
+        is_absent = part == "airflow" and part in settings.without
+        if settings.starts(part) or is_absent:
+            continue
+        address = getattr(settings, f"{part}_address")
+        problem = program.problem(settings)
+        if problem:
+            remedy = f"start it there, or set GYRE_{part.upper()}_URL to its address"
+            raise StackError(
+                f"{part}: expected one at {address}, as Gyre does not start it; found "
+                f"{problem}: {remedy}"
+            )
+        lines.append(f"{part}: not started, as one answers at {address}")
+    return lines
 
 
 @contextmanager
@@ -140,7 +160,7 @@ def start_stack(settings: Settings, say: Callable[[str], None]) -> Iterator[None
         start(settings, local_programs(settings, SLOWEST))
         with ThreadPoolExecutor() as pool:
             publication = pool.submit(_publish, settings, say)
-            if not settings.airflow_url:
+            if settings.starts("airflow"):
                 _migrate(settings, say)
             start(settings, needed_by_ingest)
             publication.result()
@@ -162,7 +182,7 @@ def supervised_environment(settings: Settings) -> dict[str, str]:
 
     """
     environment = process_environment(settings)
-    if not settings.redis_url:
+    if settings.starts("redis"):
         environment[REDIS_BINARY] = str(find_server())
     return environment
 

@@ -96,7 +96,7 @@ def announce_changes() -> None:
 
 
 def _versions(settings: Settings) -> list[tuple[str, Version]]:
-    was_started = settings.mlflow_url is not None or (settings.home / "mlflow").exists()
+    was_started = not settings.starts("mlflow") or (settings.home / "mlflow").exists()
     return Registry(settings).versions_in_roles() if was_started else []
 
 

@@ -1,0 +1,53 @@
+"""Programs that `gyre up` does not start, because a team has its own."""
+
+import pytest
+
+from core.errors import SettingsError, StackError
+from core.settings import load_settings
+from stack.environment import child_environment
+from stack.programs import PROGRAMS, expected_programs, local_programs
+from tests.conftest import mlflow_server, new_settings
+
+OF_AIRFLOW = {"airflow-api", "scheduler", "dag-processor"}
+
+
+def started(settings):
+    return {program.name for program in local_programs(settings, PROGRAMS)}
+
+
+@pytest.mark.parametrize(
+    ("without", "left_out"),
+    [
+        ("airflow", OF_AIRFLOW),
+        ("mlflow", {"mlflow"}),
+        ("redis airflow", {"redis", *OF_AIRFLOW}),
+    ],
+)
+def test_programs_that_are_left_out_are_not_started_and_their_children_know_it(
+    tmp_path, monkeypatch, without, left_out
+):
+    monkeypatch.setenv("GYRE_WITHOUT", without)
+    settings = load_settings(home=tmp_path)
+    assert {program.name for program in PROGRAMS} - started(settings) == left_out
+    environment = child_environment(settings)
+    assert set(environment["GYRE_WITHOUT"].split()) == set(without.split())
+    beside = settings.beside(tmp_path / "other")
+    assert started(beside) == {program.name for program in PROGRAMS}
+    assert "GYRE_WITHOUT" not in child_environment(beside)
+
+
+def test_another_program_than_these_is_refused_by_name(tmp_path):
+    expected = "GYRE_WITHOUT: Input should be 'airflow', 'mlflow' or 'redis' .*'kafka'"
+    with pytest.raises(SettingsError, match=expected):
+        load_settings(home=tmp_path, without=["kafka"])
+
+
+def test_an_mlflow_that_is_expected_is_named_with_its_address(tmp_path):
+    settings = new_settings(tmp_path, without=frozenset({"mlflow", "airflow"}))
+    address = settings.mlflow_address
+    with pytest.raises(StackError, match=f"mlflow: expected one at {address}") as error:
+        expected_programs(settings)
+    assert "set GYRE_MLFLOW_URL to its address" in str(error.value)
+    with mlflow_server(settings):
+        line = f"mlflow: not started, as one answers at {address}"
+        assert expected_programs(settings) == [line]
