@@ -57,6 +57,8 @@ class OnlineFeatures:
             A row for each entity; None if no view has a row of it that is young enough.
 
         """
+        if not keys:
+            return []  # Feast fails
         self._online.as_of = as_of
         self._online.present.clear()
         clock = {AS_OF: microseconds(as_of)}

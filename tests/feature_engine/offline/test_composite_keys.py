@@ -81,6 +81,7 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
     applied, spend
 ):
     shop = Shop(applied, spend)
+    assert shop.online([], NEXT_JANUARY) == []
     december_order = order(1, 1, JANUARY - 20 * DAY, 10.0)
     orders = [
         december_order,
