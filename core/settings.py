@@ -169,7 +169,12 @@ class Settings(BaseSettings):
     has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
     """
     mlflow_url: ServerUrl | None = None
-    """Address of an MLflow server that Gyre uses and does not start."""
+    """Address of an MLflow server that Gyre uses and does not start. MLflow's own variables have the
+    [login](../how-to/your-mlflow.md), in the environment or as files of GYRE_SECRETS_DIR
+    (`mlflow_tracking_password`)."""
+    mlflow_prefix: str = Field("", pattern=r"^[\w.-]*$")
+    """Beginning of the names that models and experiments of this installation have in MLflow, so
+    that several installations share one MLflow, each with a prefix of its own: `team-a.`."""
     airflow_url: ServerUrl | None = None
     """Address of an Airflow that Gyre uses and does not start."""
     without: Parts = frozenset()
@@ -187,8 +192,9 @@ class Settings(BaseSettings):
     other."""
     secrets_dir: Path = Path("/run/secrets")
     """A folder where each file is a setting: `gyre_database_url` is read where the environment has
-    no GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), and the
-    secrets of Airflow: `airflow_fernet`, `airflow_api`, `airflow_jwt`, `airflow_password`."""
+    no GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), those of
+    MLflow's login (`mlflow_tracking_password`), and the secrets of Airflow: `airflow_fernet`,
+    `airflow_api`, `airflow_jwt`, `airflow_password`."""
     database_url: DatabaseUrl | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
     ledger has a schema of its own there. It belongs to one stack. Write it into `gyre.env`, as
@@ -299,6 +305,16 @@ class Settings(BaseSettings):
         if not ip_address(value).is_loopback and not info.data.get(guard):
             text = "other hosts would reach it without a login"
             raise ValueError(f"{text}: set GYRE_{guard.upper()} too")
+        return value
+
+    @field_validator("mlflow_url")
+    @classmethod
+    def _without_login(cls, value: str | None) -> str | None:
+        if value and urlsplit(value).username is not None:
+            raise ValueError(
+                "expected an address without a login, which messages would show: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
         return value
 
     @field_validator("redis_url")
@@ -445,7 +461,7 @@ def load_settings(**overrides: Any) -> Settings:
         "_secrets_dir": secrets if is_readable else None,
     }
     try:
-        _read_aws_variables(secrets if is_readable else None)
+        _read_tool_variables(secrets if is_readable else None)
         return Settings(**(sources | overrides | {"home": home}))
     except ValidationError as exc:
         raise SettingsError(_problem(exc)) from exc
@@ -453,10 +469,11 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(f"{home / ENV_FILE} or the environment: {exc}") from exc
 
 
-def _read_aws_variables(secrets: Path | None) -> None:
-    """Put AWS's own variables into the environment: of all libraries boto3 alone reads files."""
-    for file in secrets.glob("aws_*") if secrets else ():
-        os.environ.setdefault(file.name.upper(), file.read_text().strip())
+def _read_tool_variables(secrets: Path | None) -> None:
+    """Put variables of AWS and MLflow into the environment: of all libraries boto3 reads files."""
+    for file in secrets.iterdir() if secrets else ():
+        if file.name.startswith(("aws_", "mlflow_tracking_")):
+            os.environ.setdefault(file.name.upper(), file.read_text().strip())
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         os.environ["AWS_ALLOW_HTTP"] = "true"  # the address says it already
 

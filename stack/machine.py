@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from core.errors import RegistryError, StackError
+from core.errors import RegistryError, RegistryUnavailableError, StackError
 from core.files import bucket_problem, replace_file
 from core.packages import with_extra
 from core.settings import LAYOUT, PORTS, Settings, is_free
 from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
+from mlflow_server.api.registry import Registry
 from mlflow_server.database import open_database
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets
@@ -44,6 +45,7 @@ def machine_problems(settings: Settings) -> list[str]:
         *port_problems(settings),
         *server_problems(settings),
         *connection_problems(settings),
+        *mlflow_problems(settings),
     ]
 
 
@@ -115,6 +117,19 @@ def connection_problems(settings: Settings) -> list[str]:
     if problem:
         lines.append(f"GYRE_REDIS_URL {problem}")
     return lines
+
+
+def mlflow_problems(settings: Settings) -> list[str]:
+    """Return a problem if a team's MLflow refuses the login; one that is down may still come."""
+    if not settings.mlflow_url:
+        return []
+    try:
+        Registry(settings).models()
+    except RegistryUnavailableError:
+        return []
+    except RegistryError as exc:
+        return [f"GYRE_MLFLOW_URL: {exc}"]
+    return []
 
 
 def port_problems(settings: Settings) -> Iterator[str]:

@@ -189,16 +189,16 @@ def supervised_environment(settings: Settings) -> dict[str, str]:
 
 def _configuration_digest(settings: Settings) -> str:
     """Return a digest of the configuration that programs read when they start."""
-    airflow_variables = [
+    tool_variables = [
         variable
         for variable in sorted(process_environment(settings).items())
-        if variable[0].startswith("AIRFLOW__")
+        if variable[0].startswith(("AIRFLOW__", "MLFLOW_TRACKING_"))
     ]
     texts = (
         settings.model_dump_json(),
         airflow_config(settings),
         settings.redis_address,
-        json.dumps(airflow_variables),
+        json.dumps(tool_variables),
         configuration(PROGRAMS),
     )
     return sha256("\n".join(texts).encode()).hexdigest()

@@ -7,6 +7,8 @@ from importlib import import_module
 
 from core.errors import RegistryError
 from core.settings import Settings
+from core.user_code import in_one_line
+from mlflow_server.api.login import read_login
 
 # MLflow reads these variables at each call, the first at import. A request is never repeated:
 # a second "create version", after a lost answer, would make two versions.
@@ -37,7 +39,7 @@ ERROR_LENGTH = 300
 
 
 def mlflow_client(settings: Settings) -> MlflowClient:
-    """Return MLflow's own client of the installation's server."""
+    """Return MLflow's own client of the installation's server, which reads its login itself."""
     address = settings.mlflow_address
     return MlflowClient(tracking_uri=address, registry_uri=address)
 
@@ -51,7 +53,16 @@ def translated(action: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as exc:  # requests' errors are OSErrors
+        if isinstance(exc, MlflowException):
+            problem = read_login().refusal(exc.get_http_status_code(), action)
+            if problem:
+                raise RegistryError(problem) from exc
         unreachable = isinstance(exc, OSError) or "API request to" in str(exc)
         reason = "MLflow does not answer (is it up?): " if unreachable else ""
         line = " ".join(str(exc).split())[:ERROR_LENGTH]
         raise RegistryError(f"{action}: {reason}{line}") from exc
+    except Exception as exc:
+        # Of boto3, by which MLflow's client reaches S3 without the artifact proxy.
+        if not type(exc).__module__.startswith("boto"):
+            raise
+        raise RegistryError(f"{action}: {in_one_line(exc)}") from exc

@@ -1,19 +1,25 @@
 """MLflow's REST API by plain HTTP: MLflow takes 2 s to import, and 150 MB."""
 
+from functools import lru_cache
 from http import HTTPStatus
+from ssl import SSLContext
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import urllib3
 
-from core.errors import ArtifactError, RegistryError, RegistryUnavailableError
+from core.errors import (
+    ArtifactError,
+    DataError,
+    RegistryError,
+    RegistryUnavailableError,
+)
+from core.files import location, reached, read_file
 from core.settings import Settings
+from mlflow_server.api.login import SERVER_CERTIFICATE, read_login, tls_context
 
 TIMEOUT_SECONDS = 5
 DOWNLOAD_SECONDS = 10
-CONNECTIONS = urllib3.PoolManager(maxsize=16, headers={"connection": "close"})
-"""Each call has a new connection, as a proxy may have dropped an older one without notice. Proxies
-of the environment are not used, as MLflow is an inner server."""
 
 
 def call_mlflow(
@@ -53,16 +59,29 @@ def call_mlflow(
 
 
 def read_artifact(settings: Settings, uri: str, place: str) -> bytes:
-    """Return a file below an artifact address, as MLflow's artifact proxy sends it.
+    """Return a file below an artifact address.
+
+    MLflow's artifact proxy sends it, or it is read where MLflow keeps it: on S3 or a shared disk.
 
     Raises:
-        RegistryError: MLflow does not answer.
-        ArtifactError: MLflow has no such file, or its store does not answer.
+        RegistryError: MLflow does not answer, or refuses the login.
+        ArtifactError: There is no such file, or its store does not answer.
 
     """
+    parts = urlsplit(uri)
+    if parts.scheme in {"", "file", "s3"}:
+        folder = location(uri if parts.scheme == "s3" else parts.path)
+        try:
+            with reached(place):
+                return read_file(folder / place)
+        except DataError as exc:
+            raise ArtifactError(f"{exc} (its files are at {uri})") from exc
+    if parts.scheme != "mlflow-artifacts":
+        expected = "expected files at mlflow-artifacts:, s3:// or file:"
+        remedy = "start MLflow with --serve-artifacts"
+        raise ArtifactError(f"{place}: {expected}, found {uri}: {remedy}")
     proxy = f"{settings.mlflow_address}/api/2.0/mlflow-artifacts/artifacts"
-    address = f"{proxy}{urllib3.util.parse_url(uri).path}/{place}"
-    answer = _send("GET", address, DOWNLOAD_SECONDS)
+    answer = _send("GET", f"{proxy}{parts.path}/{place}", DOWNLOAD_SECONDS)
     if answer.status >= HTTPStatus.BAD_REQUEST:
         reason = answer.data.decode(errors="replace")[:200]
         text = f"MLflow answered {answer.status}: {reason}"
@@ -73,11 +92,35 @@ def read_artifact(settings: Settings, uri: str, place: str) -> bytes:
 def _send(
     method: str, address: str, seconds: float, **content: Any
 ) -> urllib3.BaseHTTPResponse:
+    """Return MLflow's answer to a request with the login of now."""
+    login = read_login()
+    context = tls_context() if address.startswith("https:") else None
+    # A new connection each time, as a proxy may have dropped an older one without notice.
+    headers = {"connection": "close", **login.headers}
+    page = address.partition("?")[0]
     try:
-        return CONNECTIONS.request(
-            method, address, timeout=seconds, retries=False, **content
+        answer = _connections(context).request(
+            method,
+            address,
+            headers=headers,
+            timeout=seconds,
+            retries=False,
+            **content,
         )
+    except urllib3.exceptions.SSLError as exc:
+        remedy = f"name the file of its authority in {SERVER_CERTIFICATE}"
+        raise RegistryError(f"no TLS with MLflow: {page}: {exc}: {remedy}") from exc
     except urllib3.exceptions.HTTPError as exc:
         reason = str(exc).rpartition(": ")[2]
         problem = f"MLflow does not answer (is it up?): {address}: {reason}"
         raise RegistryUnavailableError(problem) from exc
+    refusal = login.refusal(answer.status, page)
+    if refusal:
+        raise RegistryError(refusal)
+    return answer
+
+
+@lru_cache(maxsize=2)
+def _connections(context: SSLContext | None) -> urllib3.PoolManager:
+    """Return a pool. Proxies of the environment are not used, as MLflow is an inner server."""
+    return urllib3.PoolManager(maxsize=16, ssl_context=context)

@@ -54,6 +54,21 @@ def spawned(folder, code=SLEEP, **variables):
     return running([sys.executable, "-c", code], folder / "log", **variables)
 
 
+def test_a_login_reaches_a_program_by_the_environment_alone(settings, monkeypatch):
+    """No file, no argument, and a % is what it is."""
+    password = "100%:sure %(ENV_HOME)s %%"
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    code = "import os; print(os.environ['MLFLOW_TRACKING_PASSWORD'], flush=True)"
+    launch(settings, program("reader", f"{code}; {SLEEP}"))
+    log = settings.home / "logs" / "reader.log"
+    wait_until("its line", lambda: log.exists() and "awake" in log.read_text())
+    assert log.read_text().startswith(f"{password}\n")
+    assert password not in (settings.home / "run" / "supervisord.conf").read_text()
+    process = psutil.Process(states(settings)["reader"]["pid"])
+    lines = [*process.cmdline(), *process.parent().cmdline()]
+    assert not [line for line in lines if "sure" in line]
+
+
 def test_only_processes_that_died_or_are_older_than_a_change_are_started_again(
     settings,
 ):
