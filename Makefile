@@ -3,7 +3,7 @@
 .PHONY: help install up down status demo check test faults image nightly loops promises cluster containers bench docs
 .PHONY: wheel
 .PHONY: extras spark
-.PHONY: audit lock environment python tools jdk
+.PHONY: audit lock environment python tools jdk nginx
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
@@ -48,12 +48,12 @@ check: environment ## Lint, format, types, density, which package may import wha
 	$(BIN)/python -m tests.density
 	$(BIN)/python -m docs.generate --check
 
-test: environment spark ## All tests but those of the whole loop and of the faults.
+test: environment spark nginx ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
 	$(BIN)/pytest --cov -m "not nightly and not containers and not cluster" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
 
-faults: environment ## The whole loop, then the faults of a bad day, made for real.
+faults: environment nginx ## The whole loop, then the faults of a bad day, made for real.
 	$(BIN)/pytest -m "not nightly" tests/loop tests/faults \
 	  --numprocesses=2 --no-loadscope-reorder
 
@@ -68,7 +68,7 @@ HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
 	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
-NIGHT := environment spark jdk $(KSERVE) .venv-dynamodb/gyre.stamp
+NIGHT := environment spark jdk nginx $(KSERVE) .venv-dynamodb/gyre.stamp
 nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects.
 	$(BIN)/pytest -m "nightly and not timed" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
 
@@ -123,6 +123,10 @@ spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, f
 jdk: # For tests of its client.
 	@command -v javac > /dev/null || { $(APT) update --quiet=2 \
 	  && $(APT) install --yes --no-install-recommends openjdk-17-jdk-headless; }
+
+nginx: # For tests of an MLflow behind it; RUNLEVEL=1 has Debian start no service.
+	@PATH=$$PATH:/usr/sbin; command -v nginx > /dev/null || { $(APT) update --quiet=2 \
+	  && $(SUDO) env RUNLEVEL=1 apt-get install --yes --no-install-recommends nginx-light; }
 
 audit: install ## List the known vulnerabilities of the lock files, asked of PyPI, and of the server of Redis.
 	@$(BIN)/python -m stack.audit || failed=1; for lock in requirements.lock extras.lock dev.lock spark.lock; do \
