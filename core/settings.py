@@ -347,6 +347,16 @@ class Settings(BaseSettings):
     def mlflow_address(self) -> str:
         return self.mlflow_url or self._address("mlflow")
 
+    def mlflow_name(self, name: str) -> str:
+        """Return the name that a model or an experiment of this installation has in MLflow."""
+        return self.mlflow_prefix + name
+
+    def own_name(self, mlflow_name: str) -> str | None:
+        """Return the name here of a model of MLflow; None: it is another installation's."""
+        if not mlflow_name.startswith(self.mlflow_prefix):
+            return None
+        return mlflow_name.removeprefix(self.mlflow_prefix)
+
     @property
     def airflow_address(self) -> str:
         return self.airflow_url or self._address("airflow")

@@ -8,6 +8,8 @@ PRODUCTION = "production"
 CHALLENGER = "challenger"
 SHADOW = "shadow"
 ROLES = (PRODUCTION, CHALLENGER, SHADOW)
+PRODUCTION_STAGE = "Production"
+"""Stage of the version in role production."""
 TRAFFIC_TAG = "challenger_traffic"
 WHOLE = 100
 
@@ -23,6 +25,7 @@ class RoleAssignment:
         created: Time of its registration, in milliseconds since 1970; 0: there is no such model.
         aliases: Versions by alias.
         tags: Tags of the model.
+        updated: Time of the last change of it or of a version, such as of a stage, in milliseconds.
 
     """
 
@@ -30,6 +33,7 @@ class RoleAssignment:
     created: int = 0
     aliases: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    updated: int = field(default=0, compare=False)
 
     @property
     def versions(self) -> dict[str, str]:

@@ -59,6 +59,8 @@ def child_environment(settings: Settings) -> dict[str, str]:
     environment["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
     if settings.without:
         environment["GYRE_WITHOUT"] = " ".join(sorted(settings.without))
+    if settings.mlflow_prefix:
+        environment["GYRE_MLFLOW_PREFIX"] = settings.mlflow_prefix
     for name in PORTS:
         port = getattr(settings, f"{name}_port")
         environment[f"GYRE_{name.upper()}_PORT"] = str(port)

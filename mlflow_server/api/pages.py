@@ -107,7 +107,7 @@ class Pages:
 
     def experiment(self, name: str) -> str:
         """Return the address of the experiment's runs; if there is none yet, of all experiments."""
-        answer = self._ask("experiments/get-by-name", experiment_name=name)
+        answer = self._experiment(name)
         place = f"{answer['experiment']['experiment_id']}/runs" if answer else ""
         return f"{self._link}/#/experiments/{place}?{TRAINING_VIEW}"
 
@@ -117,10 +117,9 @@ class Pages:
 
     def training(self, experiment: str) -> RunPage | DeletedExperiment | None:
         """Return the newest training; None if there is none."""
-        answer = self._ask("experiments/get-by-name", experiment_name=experiment)
-        entity = answer.get("experiment", {})
+        entity = self._experiment(experiment).get("experiment", {})
         if entity.get("lifecycle_stage") == "deleted":
-            return DeletedExperiment(experiment, entity["experiment_id"])
+            return DeletedExperiment(entity["name"], entity["experiment_id"])
         runs = self._newest(experiment, OF_TRAININGS, 1)
         return runs[0] if runs else None
 
@@ -167,7 +166,7 @@ class Pages:
 
     def _newest(self, experiment: str, condition: str, count: int) -> list[RunPage]:
         """Return the newest runs that pass a filter of MLflow."""
-        answer = self._ask("experiments/get-by-name", experiment_name=experiment)
+        answer = self._experiment(experiment)
         if not answer:
             return []
         query = {
@@ -178,6 +177,10 @@ class Pages:
         }
         answer = self._ask("runs/search", query)
         return [self._page(run) for run in answer.get("runs", [])]
+
+    def _experiment(self, name: str) -> dict[str, Any]:
+        mlflow_name = self._settings.mlflow_name(name)
+        return self._ask("experiments/get-by-name", experiment_name=mlflow_name)
 
     def _ask(
         self, call: str, body: dict[str, Any] | None = None, **query: str

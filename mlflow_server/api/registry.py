@@ -32,6 +32,8 @@ class Version:
 class Registry:
     """Registered models and their versions, without any decision. Threads may share it.
 
+    Models of other installations that share the MLflow are not seen: see GYRE_MLFLOW_PREFIX.
+
     Raises:
         RegistryError: Every method raises it, in one line, if MLflow does not answer or refuses.
 
@@ -40,17 +42,28 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._call = partial(call_mlflow, settings)
+        self._mlflow_name = settings.mlflow_name
 
     def models(self) -> dict[str, RoleAssignment]:
         """Return aliases and tags of every model, by its name."""
-        answers = self._pages("registered_models", max_results=MODELS_A_PAGE)
-        return {answer["name"]: _assignment(answer) for answer in answers}
+        query = {"max_results": MODELS_A_PAGE}
+        prefix = self._settings.mlflow_prefix
+        if prefix:
+            query["filter"] = f"name LIKE '{prefix}%'"  # in which "_" is any character
+        assignments = {}
+        for answer in self._pages("registered_models", **query):
+            name = self._settings.own_name(answer["name"])
+            if name is not None:
+                assignments[name] = _assignment(name, answer)
+        return assignments
 
     def assignment(self, model: str) -> RoleAssignment:
         """Return the model as it is registered now; without aliases if it does not exist."""
         # `registered-models/get` would load every version.
-        answers = self._pages("registered_models", filter=f"name = '{model}'")
-        return next(map(_assignment, answers), RoleAssignment(model))
+        condition = f"name = '{self._mlflow_name(model)}'"
+        for answer in self._pages("registered_models", filter=condition):
+            return _assignment(model, answer)
+        return RoleAssignment(model)
 
     def aliases(self, model: str) -> dict[str, str]:
         """Return versions by alias; empty if there is no such model."""
@@ -61,13 +74,13 @@ class Registry:
 
     def versions(self, model: str) -> list[Version]:
         """Return every version, oldest first; empty if there is no such model."""
-        answers = self._pages(
-            "model_versions",
-            filter=f"name = '{model}'",
-            order_by="version_number ASC",
-            max_results=VERSIONS_A_PAGE,
-        )
-        return [_version(answer) for answer in answers]
+        answers = self._version_pages(model, "version_number ASC")
+        return [_version(model, answer) for answer in answers]
+
+    def stages(self, model: str) -> dict[str, str]:
+        """Return the stage of each version, the version last that was changed last."""
+        answers = self._version_pages(model, "last_updated_timestamp ASC")
+        return {str(answer["version"]): answer["current_stage"] for answer in answers}
 
     def reproduced(self, model: str) -> dict[str, bool]:
         """Return by version whether it was the same when it was last built again.
@@ -87,10 +100,11 @@ class Registry:
             RegistryError: There is no such version.
 
         """
-        answer = self._call("model-versions/get", name=model, version=number)
+        name = self._mlflow_name(model)
+        answer = self._call("model-versions/get", name=name, version=number)
         if answer is None:
             raise RegistryError(f"{model} has no version {number}")
-        return _version(answer["model_version"])
+        return _version(model, answer["model_version"])
 
     def versions_in_roles(self) -> list[tuple[str, Version]]:
         """Return the versions that have a role, of all models, each after its role."""
@@ -103,7 +117,7 @@ class Registry:
     def set_alias(self, model: str, role: str, version: str | None) -> bool:
         """Let the alias name `version` (None: delete it); return False if there is no such version."""
         call = "registered-models/alias"
-        body = {"name": model, "alias": role}
+        body = {"name": self._mlflow_name(model), "alias": role}
         if version is None:
             self._call(call, body, "DELETE")
             return True
@@ -111,7 +125,7 @@ class Registry:
 
     def set_traffic(self, model: str, version: str | None, percent: int) -> None:
         """Let challenger `version` answer `percent` of the requests; 0 deletes the tag."""
-        body = {"name": model, "key": TRAFFIC_TAG}
+        body = {"name": self._mlflow_name(model), "key": TRAFFIC_TAG}
         if percent:
             share = f"{version}:{percent}"
             self._call("registered-models/set-tag", body | {"value": share})
@@ -121,7 +135,7 @@ class Registry:
     def set_stage(self, model: str, version: str, stage: str) -> None:
         """Set the stage if there is such a version; Production archives the version before it."""
         body = {
-            "name": model,
+            "name": self._mlflow_name(model),
             "version": version,
             "stage": stage,
             "archive_existing_versions": stage == "Production",
@@ -130,7 +144,8 @@ class Registry:
 
     def tag(self, version: Version, name: str, value: str) -> None:
         """Set a tag of a registered version."""
-        place = {"name": version.model, "version": version.version}
+        name = self._mlflow_name(version.model)
+        place = {"name": name, "version": version.version}
         self._call("model-versions/set-tag", place | {"key": name, "value": value})
 
     def note_reproduction(self, version: Version, day: date, *, is_same: bool) -> None:
@@ -146,13 +161,14 @@ class Registry:
         """
         number = version.version
         call = "model-versions/get-download-uri"
-        answer = self._call(call, name=version.model, version=number)
+        name = self._mlflow_name(version.model)
+        answer = self._call(call, name=name, version=number)
         if answer is None:
             raise RegistryError(f"{version.model} has no version {number}")
         folder.mkdir(parents=True, exist_ok=True)
-        for name, place in served_files(version.tags).items():
+        for file, place in served_files(version.tags).items():
             content = read_artifact(self._settings, answer["artifact_uri"], place)
-            (folder / name).write_bytes(content)
+            (folder / file).write_bytes(content)
 
     def damage(self, model: str, number: str) -> str:
         """Return a text about served files that differ from the registered; empty: none."""
@@ -160,6 +176,14 @@ class Registry:
         with TemporaryDirectory(prefix="gyre-") as name:
             self.download(version, Path(name))
             return wrong_files(Path(name), version.tags)
+
+    def _version_pages(self, model: str, order: str) -> Iterator[dict[str, Any]]:
+        return self._pages(
+            "model_versions",
+            filter=f"name = '{self._mlflow_name(model)}'",
+            order_by=order,
+            max_results=VERSIONS_A_PAGE,
+        )
 
     def _pages(self, kind: str, **query: str) -> Iterator[dict[str, Any]]:
         """Yield the results of MLflow's search for a kind, of all pages of its answer."""
@@ -172,18 +196,23 @@ class Registry:
             query["page_token"] = answer["next_page_token"]
 
 
-def _assignment(registered: dict[str, Any]) -> RoleAssignment:
+def _assignment(model: str, registered: dict[str, Any]) -> RoleAssignment:
     """Return a registered model of the results of MLflow's search."""
     aliases = {
         alias["alias"]: str(alias["version"]) for alias in registered.get("aliases", [])
     }
-    created = int(registered["creation_timestamp"])
-    return RoleAssignment(registered["name"], created, aliases, _tags(registered))
+    return RoleAssignment(
+        name=model,
+        created=int(registered["creation_timestamp"]),
+        aliases=aliases,
+        tags=_tags(registered),
+        updated=int(registered.get("last_updated_timestamp", 0)),
+    )
 
 
-def _version(answer: dict[str, Any]) -> Version:
+def _version(model: str, answer: dict[str, Any]) -> Version:
     return Version(
-        model=answer["name"],
+        model=model,
         version=str(answer["version"]),
         run_id=answer.get("run_id", ""),
         tags=unpacked(_tags(answer)),

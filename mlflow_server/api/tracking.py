@@ -75,6 +75,7 @@ class Tracking:
 
     def __init__(self, settings: Settings) -> None:
         self._client = mlflow_client(settings)
+        self._mlflow_name = settings.mlflow_name
 
     @translated("start run")
     def start_or_find_run(
@@ -107,12 +108,13 @@ class Tracking:
             run_tags = {**tags, KEY_TAG: key}
             if parent:
                 run_tags[PARENT_TAG] = parent
+            mlflow_name = self._mlflow_name(experiment)
             with suppress(RegistryError), translated("create experiment"):
                 about_tags = EXPERIMENT_KIND | {DESCRIPTION_TAG: about}
-                self._client.create_experiment(experiment, tags=about_tags)
-            entity = self._client.get_experiment_by_name(experiment)
+                self._client.create_experiment(mlflow_name, tags=about_tags)
+            entity = self._client.get_experiment_by_name(mlflow_name)
             if entity.lifecycle_stage == LifecycleStage.DELETED:
-                deleted = DeletedExperiment(experiment, entity.experiment_id)
+                deleted = DeletedExperiment(mlflow_name, entity.experiment_id)
                 raise RegistryError(f"{deleted.words}; {deleted.remedy}")
             run = self._client.create_run(
                 entity.experiment_id,
@@ -137,7 +139,7 @@ class Tracking:
             deleted: Whether runs that somebody deleted in MLflow are among them.
 
         """
-        entity = self._client.get_experiment_by_name(experiment)
+        entity = self._client.get_experiment_by_name(self._mlflow_name(experiment))
         if entity is None:
             return []
         query = {

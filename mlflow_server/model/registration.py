@@ -213,11 +213,12 @@ def _new_version(
         f"Trained by `train_{model}`; alias `production` answers. [Is it well?]({page})"
     )
     client = mlflow_client(settings)
+    mlflow_name = settings.mlflow_name(model)
     with suppress(RegistryError), translated("create registered model"):
-        client.create_registered_model(model, description=about)
+        client.create_registered_model(mlflow_name, description=about)
     with translated("create model version"):
         version = client.create_model_version(
-            model,
+            mlflow_name,
             source=f"models:/{logged.model_id}",
             run_id=logged.source_run_id,
             model_id=logged.model_id,

@@ -53,8 +53,11 @@ def record_alias(response: Response) -> Response:
     if not changes or response.status_code != HTTPStatus.OK:
         return response
     body = request.get_json(force=True)
+    model = SETTINGS.own_name(body["name"])
+    if model is None:
+        return response
     version = str(body["version"]) if request.method == "POST" else None
-    change = (body["name"], body["alias"], version, user_of_mlflow())
+    change = (model, body["alias"], version, user_of_mlflow())
     try:
         write_down(SETTINGS, *change)
     except (
@@ -74,9 +77,13 @@ def set_stage() -> Response:
     except (ParseError, ValueError) as exc:
         raise MlflowException(str(exc), INVALID_PARAMETER_VALUE) from exc
     stage = get_canonical_stage(body.stage)
-    change = (body.name, version, stage, user_of_mlflow())
+    model = SETTINGS.own_name(body.name)
     try:
-        answer: Response = change_stage(SETTINGS, *change, SET_STAGE_IN_MLFLOW)
+        if model is None:
+            answer: Response = SET_STAGE_IN_MLFLOW()
+        else:
+            change = (model, version, stage, user_of_mlflow())
+            answer = change_stage(SETTINGS, *change, SET_STAGE_IN_MLFLOW)
     except GyreError as exc:
         # MLflow's client repeats a request for minutes after a 5xx, and then hides its text.
         raise MlflowException(str(exc), RESOURCE_CONFLICT) from exc
