@@ -30,7 +30,7 @@ from monitoring.serving_status import read_statuses
 from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
-from stack.programs import expected_programs, start_stack
+from stack.programs import start_stack, used_elsewhere
 from stack.supervisor import READY_SECONDS
 
 FRESH = timedelta(hours=1)
@@ -67,7 +67,7 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
         warning = redis_warning(settings)
         if warning:
             tell(warning)
-        for line in expected_programs(settings):
+        for line in used_elsewhere(settings):
             tell(line)
         tell("processes and features …")
         with start_stack(settings, tell), _airflow(settings) as airflow:

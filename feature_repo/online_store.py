@@ -118,7 +118,7 @@ def redis_problem(settings: Settings) -> str | None:
         return None  # it answers: monitoring shows that it does not tell its state
     except (RedisError, ValueError) as exc:
         problem = str(exc)
-    return f"{_address_without_password(settings)}: {problem}" if problem else None
+    return f"{redis_place(settings)}: {problem}" if problem else None
 
 
 def redis_warning(settings: Settings) -> str | None:
@@ -132,7 +132,7 @@ def redis_warning(settings: Settings) -> str | None:
     if version >= LEAST_VERSION:
         return None
     return (
-        f"warning: GYRE_REDIS_URL {_address_without_password(settings)}: Redis {_dotted(version)} "
+        f"warning: GYRE_REDIS_URL {redis_place(settings)}: Redis {_dotted(version)} "
         f"gets no security fixes any more; upgrade it to {_dotted(LEAST_VERSION)} or newer"
     )
 
@@ -190,7 +190,8 @@ def _redis_version(settings: Settings) -> tuple[int, int]:
     return int(numbers[1]), int(numbers[2])
 
 
-def _address_without_password(settings: Settings) -> str:
+def redis_place(settings: Settings) -> str:
+    """Return the address of Redis without its password."""
     return settings.redis_address.rpartition("@")[2]
 
 

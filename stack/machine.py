@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from core.errors import RegistryError, RegistryUnavailableError, StackError
+from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
 from core.packages import with_extra
 from core.settings import LAYOUT, PORTS, Settings, is_free
@@ -120,13 +120,11 @@ def connection_problems(settings: Settings) -> list[str]:
 
 
 def mlflow_problems(settings: Settings) -> list[str]:
-    """Return a problem if a team's MLflow refuses the login; one that is down may still come."""
-    if not settings.mlflow_url:
+    """Return a problem if a team's MLflow does not answer or refuses the login."""
+    if settings.starts("mlflow"):
         return []
     try:
         Registry(settings).models()
-    except RegistryUnavailableError:
-        return []
     except RegistryError as exc:
         return [f"GYRE_MLFLOW_URL: {exc}"]
     return []

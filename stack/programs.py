@@ -19,7 +19,12 @@ from core.additions import present
 from core.errors import StackError
 from core.settings import CLONE, PROJECT, Settings
 from core.spec import MODELS
-from feature_repo.online_store import find_server, redis_problem, redis_warning
+from feature_repo.online_store import (
+    find_server,
+    redis_place,
+    redis_problem,
+    redis_warning,
+)
 from stack.airflow_api import WRITE_POOL
 from stack.airflow_config import airflow_config
 from stack.environment import REDIS_BINARY, process_environment
@@ -62,6 +67,13 @@ MLFLOW_SERVER = Program(
     problem=answers("mlflow", "/health"),
     part="mlflow",
 )
+MLFLOW_FOLLOWER = Program(
+    "mlflow-follower",
+    "python -m mlflow_server.server.follower",
+    problem=lambda _settings: None,  # it waits for MLflow
+    part="mlflow",
+    is_elsewhere=True,
+)
 REDIS_SERVER = Program("redis", REDIS, problem=redis_problem, part="redis")
 AIRFLOW_API = Program(
     "airflow-api",
@@ -90,7 +102,7 @@ SERVING = Program(
 )
 NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING)
 """Programs that are ready before an ingest starts."""
-SLOWEST = (MLFLOW_SERVER,)
+SLOWEST = (MLFLOW_SERVER, MLFLOW_FOLLOWER)
 """Programs that are started first, and awaited last."""
 ADDED = tuple(
     resolve_name(path) for addition in present() for path in addition.programs
@@ -100,32 +112,28 @@ PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *ADDED)
 
 
 def local_programs(settings: Settings, programs: Sequence[Program]) -> list[Program]:
-    """Return the programs to start: all but those of parts that run elsewhere or are left out."""
-    return [program for program in programs if settings.starts(program.part)]
+    """Return the programs to start, by which parts run elsewhere or are left out."""
+    return [
+        program
+        for program in programs
+        if settings.starts(program.part) != program.is_elsewhere
+    ]
 
 
-def expected_programs(settings: Settings) -> list[str]:
-    """Return a line for each program that is not started here and answers at its address.
-
-    Raises:
-        StackError: One does not answer.
-
-    """
-    lines = []
-    for part, program in (("mlflow", MLFLOW_SERVER), ("airflow", AIRFLOW_API)):
-        is_absent = part == "airflow" and part in settings.without
-        if settings.starts(part) or is_absent:
-            continue
-        address = getattr(settings, f"{part}_address")
-        problem = program.problem(settings)
-        if problem:
-            remedy = f"start it there, or set GYRE_{part.upper()}_URL to its address"
-            raise StackError(
-                f"{part}: expected one at {address}, as Gyre does not start it; found "
-                f"{problem}: {remedy}"
-            )
-        lines.append(f"{part}: not started, as one answers at {address}")
-    return lines
+def used_elsewhere(settings: Settings) -> list[str]:
+    """Return a line for each program of a team that is used and not started."""
+    addresses = {
+        "redis": redis_place(settings),
+        "mlflow": settings.mlflow_address,
+        "airflow": settings.airflow_address,
+    }
+    if "airflow" in settings.without:
+        del addresses["airflow"]
+    return [
+        f"{part}: not started, the one at {address} is used"
+        for part, address in addresses.items()
+        if not settings.starts(part)
+    ]
 
 
 @contextmanager

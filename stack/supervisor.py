@@ -69,6 +69,7 @@ class Program:
         problem: Returns None once the program is ready, else the reason why it is not.
         part: Part of the stack. Where the setting `PART_url` is given, the program is not started.
         reads_project: Whether the program reads models/ when it starts.
+        is_elsewhere: Whether the program is started only where `PART_url` is given.
 
     """
 
@@ -77,6 +78,7 @@ class Program:
     problem: Callable[[Settings], str | None]
     part: str = ""
     reads_project: bool = False
+    is_elsewhere: bool = False
 
 
 def configuration(programs: Iterable[Program]) -> str:

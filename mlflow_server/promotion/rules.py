@@ -4,13 +4,14 @@ MLflow's aliases, and a tag for a challenger's percent, decide which version is 
 ledger says how it came there. `rows` are the ledger's rows of one model, oldest first.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from core.errors import PromotionRefusedError, RegistryError
 from mlflow_server.promotion.ledger import LedgerRow
 from mlflow_server.roles import (
     CHALLENGER,
     PRODUCTION,
+    PRODUCTION_STAGE,
     ROLES,
     SHADOW,
     WHOLE,
@@ -50,6 +51,30 @@ def can_finish(row: LedgerRow, assignment: RoleAssignment) -> bool:
     """Whether a row without a stamp can still be applied: nobody else has moved its alias."""
     alias = assignment.aliases.get(row.role)
     return row.applied_at is None and alias in {row.from_version, row.to_version}
+
+
+def stage_by_hand(
+    rows: Sequence[LedgerRow], assignment: RoleAssignment, stages: Mapping[str, str]
+) -> str | None:
+    """Return the version that somebody set to stage Production past Gyre; None: nobody did.
+
+    Where the alias differs from the ledger, the alias was changed, and stages follow it.
+
+    Args:
+        rows: Rows of the ledger.
+        assignment: The model as MLflow has it.
+        stages: Stage of each version, the version last that was changed last.
+
+    """
+    if not explained(rows, assignment, PRODUCTION):
+        return None
+    production = assignment.aliases.get(PRODUCTION)
+    staged_versions = [
+        version
+        for version, stage in stages.items()
+        if stage == PRODUCTION_STAGE and version != production
+    ]
+    return staged_versions[-1] if staged_versions else None
 
 
 def ended_roles(rows: Sequence[LedgerRow]) -> list[tuple[LedgerRow, str]]:

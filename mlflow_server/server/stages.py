@@ -10,9 +10,7 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.promote import promote
-from mlflow_server.roles import PRODUCTION, ROLES
-
-PRODUCTION_STAGE = "Production"
+from mlflow_server.roles import PRODUCTION, PRODUCTION_STAGE, ROLES
 
 
 def change_stage(
@@ -49,26 +47,39 @@ def change_stage(
         if is_by_gyre(ledger.rows(model), version, stage):
             return set_in_mlflow()
         if stage == PRODUCTION_STAGE and registry.production(model) != version:
-            damage = registry.damage(model, version)
-            if damage:
-                problem = f"version {version} is damaged: {damage}"
-                remedy = f"gyre train {model} registers another"
-                raise PromotionRefusedError(f"{model}: {problem}: {remedy}")
-            promote(
-                registry,
-                ledger,
-                model,
-                version,
-                who=author,
-                why=f"stage {PRODUCTION_STAGE} set in MLflow",
-                action="by stage",
-            )
+            promote_by_stage(registry, ledger, model, version, author)
         # A promotion between check and change would leave a stage that contradicts the alias.
         with ledger.exclusive(model):
             problem = contradiction(model, registry.aliases(model), version, stage)
             if problem:
                 raise PromotionRefusedError(f"{model}: version {version} {problem}")
             return set_in_mlflow()
+
+
+def promote_by_stage(
+    registry: Registry, ledger: Ledger, model: str, version: str, author: str
+) -> None:
+    """Promote a version whose stage the author set to Production.
+
+    Raises:
+        PromotionRefusedError: Its files are damaged, or production changed meanwhile.
+        RegistryError: There is no such version, or MLflow or the database does not answer.
+
+    """
+    damage = registry.damage(model, version)
+    if damage:
+        problem = f"version {version} is damaged: {damage}"
+        remedy = f"gyre train {model} registers another"
+        raise PromotionRefusedError(f"{model}: {problem}: {remedy}")
+    promote(
+        registry,
+        ledger,
+        model,
+        version,
+        who=author,
+        why=f"stage {PRODUCTION_STAGE} set in MLflow",
+        action="by stage",
+    )
 
 
 def is_ours(registry: Registry, model: str, version: str) -> bool:

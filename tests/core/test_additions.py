@@ -102,8 +102,8 @@ def test_the_table_names_what_is_there():
 
 def test_programs_start_in_the_order_of_the_table():
     assert [program.name for program in PROGRAMS] == [
-        "mlflow", "redis", "airflow-api", "scheduler", "dag-processor", "serving", "consumer",
-        "console",
+        "mlflow", "mlflow-follower", "redis", "airflow-api", "scheduler", "dag-processor", "serving",
+        "consumer", "console",
     ]  # fmt: skip
 
 

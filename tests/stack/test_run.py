@@ -97,7 +97,7 @@ def test_programs_that_run_elsewhere_are_not_started_here(tmp_path):
     )
     make_secrets(settings)
     names = [program.name for program in local_programs(settings, PROGRAMS)]
-    assert names == ["consumer", "console"]
+    assert names == ["mlflow-follower", "consumer", "console"]
     # Links of pages and mails.
     assert settings.link("mlflow") == "https://m"
     assert settings.link("airflow") == "http://airflow"
