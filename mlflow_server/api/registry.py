@@ -144,8 +144,8 @@ class Registry:
 
     def tag(self, version: Version, name: str, value: str) -> None:
         """Set a tag of a registered version."""
-        name = self._mlflow_name(version.model)
-        place = {"name": name, "version": version.version}
+        model = self._mlflow_name(version.model)
+        place = {"name": model, "version": version.version}
         self._call("model-versions/set-tag", place | {"key": name, "value": value})
 
     def note_reproduction(self, version: Version, day: date, *, is_same: bool) -> None:
