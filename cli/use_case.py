@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from cli.terminal import progress
+from cli.terminal import progress, show, table
 from cli.verbs import log_to_stderr
 from core.errors import SettingsError
 from core.files import append_secrets
@@ -233,16 +233,28 @@ def check(
 ) -> None:
     """Compare a model's three files with each other, Feast and sample rows; needs no stack.
 
-    A line for each finding; exit code 1 if there is one.
+    First it shows each tool of the installation: its address, who logs in, its version or what is
+    wrong. A line for each finding follows; exit code 1 if there is one.
     """
     if schema:
         typer.echo(json.dumps(ModelSpec.model_json_schema(), indent=2))
         return
     log_to_stderr()
     logging.getLogger("feature_engine").setLevel(logging.ERROR)
+    _show_tools()
     names = [model] if model else sorted(path.stem for path in MODELS.glob("*.toml"))
     counts = [_check(name) for name in names]
     raise typer.Exit(1 if any(counts) else 0)
+
+
+def _show_tools() -> None:
+    """Print where each tool is, who logs in there, and its version or what is wrong with it."""
+    settings = load_settings()
+    with progress("check: tools"):
+        from stack.tools import find_tools  # noqa: PLC0415  (heavy)
+
+        tools = find_tools(settings)
+    show(table(("tool", "address", "login", "found"), tools))
 
 
 def _check(name: str) -> int:

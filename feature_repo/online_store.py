@@ -108,7 +108,7 @@ def redis_problem(settings: Settings) -> str | None:
     try:
         with redis_client(settings) as redis:
             redis.ping()
-        version = _redis_version(settings)
+        version = redis_version(settings)
         if version < LEAST_COMMANDS:
             expected = f"Redis {_dotted(LEAST_COMMANDS)} or newer"
             problem = f"expected {expected}, found {_dotted(version)}; upgrade it"
@@ -126,7 +126,7 @@ def redis_warning(settings: Settings) -> str | None:
     if not settings.redis_url:
         return None
     try:
-        version = _redis_version(settings)
+        version = redis_version(settings)
     except BrokerUnavailableError:
         return None  # a managed one may not tell it
     if version >= LEAST_VERSION:
@@ -175,7 +175,7 @@ def redis_errors() -> Iterator[None]:
         raise BrokerUnavailableError(f"Redis: {exc}") from exc
 
 
-def _redis_version(settings: Settings) -> tuple[int, int]:
+def redis_version(settings: Settings) -> tuple[int, int]:
     """Return the version of Redis, such as (7, 2); Valkey names the Redis that it replaces.
 
     Raises:

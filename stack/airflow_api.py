@@ -76,6 +76,10 @@ class AirflowApi:
                 return str(self._checked(answer)["dag_run_id"])
             time.sleep(0.5)
 
+    def version(self) -> str:
+        """Return Airflow's version, once it has taken the login."""
+        return str(self._get("/version")["version"])
+
     def run(self, dag: str, run: str) -> dict[str, Any]:
         return self._get(f"/dags/{dag}/dagRuns/{run}")
 

@@ -58,6 +58,19 @@ def call_mlflow(
     return content
 
 
+def mlflow_version(settings: Settings) -> str:
+    """Return MLflow's version, once it has taken the login.
+
+    Raises:
+        RegistryError: MLflow does not answer, or refuses the login.
+
+    """
+    call_mlflow(settings, "experiments/search", {"max_results": 1})
+    address = f"{settings.mlflow_address}/version"
+    answer = _send("GET", address, TIMEOUT_SECONDS)
+    return answer.data.decode()
+
+
 def read_artifact(settings: Settings, uri: str, place: str) -> bytes:
     """Return a file below an artifact address.
 

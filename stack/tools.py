@@ -1,0 +1,95 @@
+"""The tools of an installation: where each is, who logs in there, and its version or problem."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import NamedTuple
+
+from core.errors import GyreError, RegistryError, StackError
+from core.settings import PROJECT, Settings
+from feature_repo.online_store import redis_place, redis_problem, redis_version
+from mlflow_server.api.login import read_login
+from mlflow_server.api.rest import mlflow_version
+from stack.airflow_api import AirflowApi
+from stack.environment import LOGIN
+from stack.machine import connection_problems
+from stack.supervisor import states
+
+
+class Tool(NamedTuple):
+    """A tool of an installation.
+
+    Attributes:
+        name: Its name.
+        address: Its address, without a password, or its folder.
+        user: Who logs in there; empty: nobody.
+        state: Its version, or what is wrong with it.
+
+    """
+
+    name: str
+    address: str
+    user: str
+    state: str
+
+
+def find_tools(settings: Settings) -> list[Tool]:
+    """Ask each tool for its version with the login of the installation; nothing is changed."""
+    definitions = str(PROJECT / "feature_repo")
+    tools = [Tool("Feast", definitions, "", version("feast"))]
+    tools.append(
+        Tool(
+            name="Redis",
+            address=redis_place(settings),
+            user="",
+            state=_state(settings, "redis", lambda: _redis(settings)),
+        )
+    )
+    tools.append(
+        Tool(
+            name="MLflow",
+            address=settings.mlflow_address,
+            user=_mlflow_user(),
+            state=_state(settings, "mlflow", lambda: mlflow_version(settings)),
+        )
+    )
+    tools.append(
+        Tool(
+            name="Airflow",
+            address=settings.airflow_address,
+            user=LOGIN,
+            state=_state(settings, "airflow", lambda: _airflow(settings)),
+        )
+    )
+    problems = connection_problems(settings)
+    return tools + [Tool("missing", "", "", problem) for problem in problems]
+
+
+def _state(settings: Settings, part: str, ask: Callable[[], str]) -> str:
+    """Return a tool's version, or why it tells none; one of the stack's own may not run yet."""
+    if part == "airflow" and part in settings.without:
+        return "left out by GYRE_WITHOUT"
+    try:
+        return ask()
+    except GyreError as exc:
+        if settings.starts(part) and states(settings) is None:
+            return "not running; gyre up starts it"
+        return str(exc)
+
+
+def _mlflow_user() -> str:
+    try:
+        return read_login().user
+    except RegistryError:  # the request fails with it, too
+        return ""
+
+
+def _redis(settings: Settings) -> str:
+    problem = redis_problem(settings)
+    if problem:
+        raise StackError(problem)
+    return ".".join(map(str, redis_version(settings)))
+
+
+def _airflow(settings: Settings) -> str:
+    with AirflowApi(settings, timeout=5) as airflow:
+        return airflow.version()
