@@ -5,42 +5,38 @@ no answer, `retrain` emits the Asset `drift/<MODEL>`; else it is skipped. A roll
 done before, and the run's note names them.
 """
 
-from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import Asset, task
-
 from core.spec import ModelSpec
-from dags.run import (
-    clock_or_signal,
-    current_run,
-    for_each_model,
-    model_dag,
-    note,
-    task_inputs,
-)
+from dags.plan import DagPlan, TaskPlan, model_plan
+from dags.run import Run, note
 
 
-def monitor_dag(spec: ModelSpec) -> None:
-    schedule = clock_or_signal("@hourly", f"promoted/{spec.name}")
-    with model_dag("monitor", spec, __doc__, schedule):
-        monitor() >> EmptyOperator(
-            task_id="retrain",
-            task_display_name="Signal a retraining",
-            outlets=[Asset(f"drift/{spec.name}")],
-        )
+def plan(spec: ModelSpec) -> DagPlan:
+    tasks = [
+        TaskPlan("monitor", "Check and decide", step="monitor:monitor", kind="gate"),
+        TaskPlan(
+            "retrain",
+            "Signal a retraining",
+            kind="signal",
+            asset=f"drift/{spec.name}",
+        ),
+    ]
+    return model_plan(
+        "monitor",
+        spec,
+        __doc__,
+        tasks,
+        cron="@hourly",
+        asset=f"promoted/{spec.name}",
+    )
 
 
-@task.short_circuit(task_display_name="Check and decide")
-def monitor() -> bool:
+def monitor(run: Run) -> bool:
     """Return whether a retraining is to start, with the report's summary as the run's note."""
     from monitoring.decisions.causes import moment_since_promotion, open_decisions  # noqa: PLC0415
     from monitoring.monitor import monitor as check  # noqa: PLC0415  (heavy)
 
-    settings, spec = task_inputs()
-    run = current_run()
+    settings, spec = run.inputs()
     as_of = run.wanted_moment or moment_since_promotion(settings, spec.name, run.start)
     report = check(settings, spec, as_of)
-    note(report.summary())
+    note(run, report.summary())
     return bool(open_decisions(settings, spec, as_of))
-
-
-for_each_model(monitor_dag)

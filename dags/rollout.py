@@ -7,45 +7,44 @@ it has no version in a rollout, a run is skipped. A version that goes into produ
 `promoted/<MODEL>`.
 """
 
-from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import Asset, task
-from airflow.sdk.exceptions import AirflowSkipException
-
 from core.additions import is_present
 from core.settings import Settings
 from core.spec import ModelSpec
-from dags.run import (
-    clock_or_signal,
-    current_run,
-    for_each_model,
-    model_dag,
-    note,
-    task_inputs,
-)
+from dags.plan import DagPlan, TaskPlan, model_plan
+from dags.run import Run, SkippedError, note
 
 
-def rollout_dag(spec: ModelSpec) -> None:
-    if spec.rollout.policy != "canary":
-        return
-    schedule = clock_or_signal("*/5 * * * *", f"rollout/{spec.name}")
-    with model_dag("rollout", spec, __doc__, schedule):
-        look() >> EmptyOperator(
-            task_id="promoted",
-            task_display_name="Signal the promotion",
-            outlets=[Asset(f"promoted/{spec.name}")],
-        )
+def plan(spec: ModelSpec) -> DagPlan | None:
+    if spec.rollout.policy != "canary" or not is_present("monitoring.trials"):
+        return None
+    tasks = [
+        TaskPlan("look", "Judge the step", step="rollout:look", kind="gate"),
+        TaskPlan(
+            "promoted",
+            "Signal the promotion",
+            kind="signal",
+            asset=f"promoted/{spec.name}",
+        ),
+    ]
+    return model_plan(
+        "rollout",
+        spec,
+        __doc__,
+        tasks,
+        cron="*/5 * * * *",
+        asset=f"rollout/{spec.name}",
+    )
 
 
-@task.short_circuit(task_display_name="Judge the step")
-def look() -> bool:
+def look(run: Run) -> bool:
     """Return whether the version went into production; the report's summary is the run's note."""
-    settings, spec = task_inputs()
+    settings, spec = run.inputs()
     if _is_idle(settings, spec.name):
-        raise AirflowSkipException("no rollout is in progress")
+        raise SkippedError("no rollout is in progress")
     from monitoring.trials.rollout import roll_out  # noqa: PLC0415  (heavy)
 
-    report = roll_out(settings, spec, current_run().as_of)
-    note(report.summary)
+    report = roll_out(settings, spec, run.as_of)
+    note(run, report.summary)
     return report.action == "done"
 
 
@@ -60,7 +59,3 @@ def _is_idle(settings: Settings, model: str) -> bool:
     if rows and not rows[-1].applied_at:
         return False
     return not (current(rows, CHALLENGER) or current(rows, SHADOW))
-
-
-if is_present("monitoring.trials"):
-    for_each_model(rollout_dag)

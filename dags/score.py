@@ -3,36 +3,32 @@
 The scores are a Delta table (training/batch.py). A second run of a day replaces the first.
 """
 
-from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowSkipException
-
 from core.errors import NoChampionError, NoRequestError
 from core.spec import ModelSpec
-from dags.run import current_run, for_each_model, model_dag, note, task_inputs
+from dags.plan import DagPlan, TaskPlan, model_plan
+from dags.run import Run, SkippedError, note
 from stack.airflow_api import WRITE_POOL
 
 NIGHTLY = "15 0 * * *"
 """A quarter of an hour after the ingest of midnight, which completes the day."""
 
 
-def score_dag(spec: ModelSpec) -> None:
+def plan(spec: ModelSpec) -> DagPlan | None:
     if spec.population is None:
-        return  # the model has no population: it answers requests alone
-    with model_dag("score", spec, __doc__, NIGHTLY):
-        score()
+        return None  # the model has no population: it answers requests alone
+    task = TaskPlan(
+        "score", "Score the population", step="score:score", pool=WRITE_POOL
+    )
+    return model_plan("score", spec, __doc__, [task], cron=NIGHTLY)
 
 
-@task(pool=WRITE_POOL, task_display_name="Score the population")
-def score() -> str:
+def score(run: Run) -> str:
     """Score the population, with the report as the run's note; skip if there is no version to ask."""
     from training.batch import score_population  # noqa: PLC0415  (heavy)
 
     try:
-        report = score_population(*task_inputs(), current_run().as_of)
+        report = score_population(*run.inputs(), run.as_of)
     except (NoChampionError, NoRequestError) as exc:
-        raise AirflowSkipException(str(exc)) from exc
-    note(report.summary())
+        raise SkippedError(str(exc)) from exc
+    note(run, report.summary())
     return report.summary()
-
-
-for_each_model(score_dag)

@@ -6,86 +6,92 @@ stages are listed in training/stages/__init__.py, a file each; a task's result i
 Where a person approves, it ends when `approve_<MODEL>` has begun to ask.
 """
 
+from collections.abc import Mapping
 from typing import Any
-
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Asset, Param, chain, task
 
 from core.settings import load_settings
 from core.spec import ModelSpec, load_spec
-from dags.run import (
-    FORM,
-    clock_or_signal,
-    current_run,
-    for_each_model,
-    model_dag,
-    note,
-    put_into_production,
-    task_inputs,
-)
+from dags.plan import FORM, DagPlan, TaskPlan, model_plan
+from dags.run import Run, note
 from stack.airflow_api import promotion_asset
 from training.stages import STAGES
 
-MLFLOW_RUN = "{{ ti.xcom_pull('validate') }}"
-VERSION = "{{ ti.xcom_pull('register') }}"
+OF_RUN = {"mlflow_run": "{{ ti.xcom_pull('validate') }}"}
+OF_VERSION = OF_RUN | {"version": "{{ ti.xcom_pull('register') }}"}
 """Templates: an argument that is a task's output would draw an edge to every task."""
 TRAIN_FORM = FORM | {
-    "reason": Param(None, type=["null", "string"], description="Why, for the ledger."),
-    "force": Param(
-        default=False, type="boolean", description="Also with nothing new to learn."
-    ),
+    "reason": {
+        "default": None,
+        "type": ["null", "string"],
+        "description": "Why, for the ledger.",
+    },
+    "force": {
+        "default": False,
+        "type": "boolean",
+        "description": "Also with nothing new to learn.",
+    },
 }
 
 
-def train_dag(spec: ModelSpec) -> None:
-    schedule = clock_or_signal(spec.schedule, f"drift/{spec.name}")
-    dag = model_dag(
+def plan(spec: ModelSpec) -> DagPlan:
+    first = TaskPlan(
+        "validate",
+        "Validate: anything new, and rows as expected?",
+        step="train:validate",
+        kind="gate",
+    )
+    tasks = [first]
+    for stage in STAGES:
+        task = TaskPlan(
+            stage.name,
+            stage.title,
+            step="train:run_gate" if stage.is_gate else "train:run_stage",
+            kind="gate" if stage.is_gate else "step",
+            arguments=OF_RUN | {"name": stage.name},
+        )
+        tasks.append(task)
+    return model_plan(
         "train",
         spec,
         __doc__,
-        schedule,
-        params=TRAIN_FORM,
-        on_failure_callback=fail_mlflow_run,
+        [*tasks, _last_task(spec)],
+        cron=spec.schedule,
+        asset=f"drift/{spec.name}",
+        form=TRAIN_FORM,
+        on_failure="train:fail_mlflow_run",
     )
-    with dag:
-        steps: list[Any] = [validate()]
-        for stage in STAGES:
-            task_of_stage = run_gate if stage.is_gate else run_stage
-            named_task = task_of_stage.override(
-                task_id=stage.name, task_display_name=stage.title
-            )
-            steps.append(named_task(stage.name, MLFLOW_RUN))
-        steps.append(_last_step(spec))
-        chain(*steps)
 
 
-def _last_step(spec: ModelSpec) -> Any:
+def _last_task(spec: ModelSpec) -> TaskPlan:
     """Return the task that promotes, or has a person decide while other trainings run."""
     if spec.promotion.approval:
-        return TriggerDagRunOperator(
-            task_id="ask",
-            task_display_name="Ask for approval",
-            trigger_dag_id=f"approve_{spec.name}",
-            conf={"mlflow_run": MLFLOW_RUN},
-            # A second try after a kill asks no second time.
-            trigger_run_id=MLFLOW_RUN,
-            skip_when_already_exists=True,
+        return TaskPlan(
+            "ask",
+            "Ask for approval",
+            step="train:wait",
+            kind="question",
+            arguments=OF_VERSION,
+            asks=f"approve_{spec.name}",
         )
-    signal = promote.override(outlets=[Asset(promotion_asset(spec))])
-    return signal(MLFLOW_RUN, VERSION)
+    return TaskPlan(
+        "promote",
+        "Promote",
+        step="run:put_into_production",
+        arguments=OF_VERSION,
+        asset=promotion_asset(spec),
+    )
 
 
-def fail_mlflow_run(context: Any) -> None:
+def fail_mlflow_run(event: Mapping[str, Any]) -> None:
     """Mark the MLflow run as failed after the last try, so that another run may answer its cause."""
     from training.runs import fail_run  # noqa: PLC0415  (heavy)
 
-    dag_id = context["dag"].dag_id
-    spec = load_spec(dag_id.partition("_")[2])
-    fail_run(load_settings(), spec, f"{dag_id}/{context['run_id']}")
+    dag = event["dag"]
+    spec = load_spec(dag.partition("_")[2])
+    fail_run(load_settings(), spec, f"{dag}/{event['run_id']}")
 
 
-@task.short_circuit(task_display_name="Validate: anything new, and rows as expected?")
-def validate() -> str | None:
+def validate(run: Run) -> str | None:
     """Return the MLflow run of the training; None, which skips the rest, if nothing is new.
 
     Raw rows that break today's rules end the run.
@@ -93,8 +99,7 @@ def validate() -> str | None:
     from monitoring.decisions.causes import training_cause  # noqa: PLC0415  (heavy)
     from training.runs import NOTHING_NEW, open_run  # noqa: PLC0415
 
-    settings, spec = task_inputs()
-    run = current_run()
+    settings, spec = run.inputs()
     cause = training_cause(settings, spec, run.start, run.wanted_moment)
     mlflow_run = open_run(
         settings,
@@ -107,38 +112,32 @@ def validate() -> str | None:
         force=run.form["force"],
     )
     if mlflow_run is None:
-        note(f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC)")
+        note(run, f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC)")
     return mlflow_run
 
 
-@task
-def run_stage(name: str, mlflow_run: str) -> Any:
+def run_stage(run: Run, name: str, mlflow_run: str) -> Any:
     """Run one stage of training."""
-    return _result_of(name, mlflow_run)
-
-
-@task.short_circuit
-def run_gate(name: str, mlflow_run: str) -> bool:
-    """Return whether `register` follows; if not, the run ends green with the reason as its note."""
-    refusal = _result_of(name, mlflow_run)
-    if refusal:
-        note(f"refused: {refusal}", mlflow_run)
-    return refusal is None
-
-
-def _result_of(name: str, mlflow_run: str) -> Any:
     from mlflow_server.api.tracking import Tracking  # noqa: PLC0415  (heavy)
 
-    settings, spec = task_inputs()
+    settings, spec = run.inputs()
     (stage,) = (stage for stage in STAGES if stage.name == name)
     with Tracking(settings).on_record(mlflow_run):
         return stage.run(settings, spec, mlflow_run)
 
 
-@task(task_display_name="Promote")
-def promote(mlflow_run: str, version: str) -> str:
-    """Promote the version or begin its rollout."""
-    return put_into_production(mlflow_run, version)
+def run_gate(run: Run, name: str, mlflow_run: str) -> bool:
+    """Return whether `register` follows; if not, the run ends green with the reason as its note."""
+    refusal = run_stage(run, name, mlflow_run)
+    if refusal:
+        note(run, f"refused: {refusal}", mlflow_run)
+    return refusal is None
 
 
-for_each_model(train_dag)
+def wait(run: Run, mlflow_run: str, version: str) -> str:
+    """Say how to approve the version in a shell, where Airflow can ask nobody."""
+    from training.stages.register import wait_in_shell  # noqa: PLC0415  (heavy)
+
+    outcome = wait_in_shell(*run.inputs(), mlflow_run, version)
+    note(run, outcome, mlflow_run)
+    return outcome

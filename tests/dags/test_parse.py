@@ -47,7 +47,7 @@ def bag(tmp_path_factory):
         (project / "models" / f"{name}.toml").write_text(spec)
     (project / "dags" / "own.py").write_text(OWN_DAG)
     score = project / "dags" / "score.py"
-    line = "def score_dag(spec: ModelSpec) -> None:\n"
+    line = "def plan(spec: ModelSpec) -> DagPlan | None:\n"
     text = score.read_text()
     score.write_text(text.replace(line, f"{line}    1 / (spec.seed - 8)\n", 1))
     return read(tmp_path_factory.mktemp("airflow"), project)

@@ -27,6 +27,7 @@ for name, dag in bag.dags.items():
         "writers": [t.task_id for t in dag.tasks if t.pool == "tables"],
         "form": sorted(dag.params),
         "runs": [dag.start_date, dag.catchup, dag.max_active_runs],
+        "schedule": DagSerialization.to_dict(dag)["dag"]["timetable"],
         "first_run": first and first.run_after.isoformat(),
         "starts_by": asset and asset.name,
         "longest": sum(((t.retries + 1) * t.execution_timeout).total_seconds()
