@@ -28,6 +28,8 @@ STAY_HELP = (
 )
 STAY_SECONDS = 2.0
 """Time between two looks at the stack by `gyre up --stay`."""
+LEFT_OUT = {"HOME", "GYRE_AIRFLOW_PASSWORD", "GYRE_AIRFLOW_TOKEN"}
+"""Variables that `gyre env` does not print."""
 CANARY_HELP = (
     "The new version takes over by a canary: a shadow, then 5, 25, 50 and 100 percent, "
     "then production."
@@ -148,7 +150,7 @@ def env() -> None:
     settings = load_settings()
     write_feast_config(settings)
     for name, value in sorted(child_environment(settings).items()):
-        if name != "HOME":
+        if name not in LEFT_OUT:
             typer.echo(f"export {name}={shlex.quote(value)}")
 
 

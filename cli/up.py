@@ -367,7 +367,8 @@ def _addresses(settings: Settings) -> None:
         login = f"{LOGIN} / {load_secrets(settings)['password']}"
         tell(f"Airflow   {settings.airflow_address:<32}{login}")
     elif settings.airflow_url:
-        tell(f"Airflow   {settings.airflow_address}")
+        login = f"user {settings.airflow_user or LOGIN}"
+        tell(f"Airflow   {settings.airflow_address:<32}{login}")
     else:
         tell("Airflow   none: nothing is ingested, trained or monitored by itself")
     tell(f"MLflow    {settings.mlflow_address}")

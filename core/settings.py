@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     PositiveInt,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -86,6 +87,9 @@ SHARED = (
     "redis_url",
     "mlflow_url",
     "airflow_url",
+    "airflow_user",
+    "airflow_password",
+    "airflow_token",
     "serving_url",
     "online_store",
 )
@@ -177,6 +181,13 @@ class Settings(BaseSettings):
     that several installations share one MLflow, each with a prefix of its own: `team-a.`."""
     airflow_url: ServerUrl | None = None
     """Address of an Airflow that Gyre uses and does not start."""
+    airflow_user: str | None = None
+    """User of the Airflow of GYRE_AIRFLOW_URL. Default: `admin`."""
+    airflow_password: SecretStr | None = None
+    """Password of that user. Default: that of Gyre's own Airflow."""
+    airflow_token: SecretStr | None = None
+    """Token of the Airflow of GYRE_AIRFLOW_URL, in place of user and password. Where both are given,
+    a token that Airflow refuses is asked for anew."""
     without: Parts = frozenset()
     """Programs that `gyre up` does not start, separated by blanks: `airflow`, `mlflow`, `redis`. MLflow
     and Redis are expected at their address. Without Airflow, `gyre up` itself ingests and trains, and

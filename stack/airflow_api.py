@@ -18,6 +18,8 @@ ENDED = ("success", "failed")
 """States of a run that has ended."""
 LINKS = " · "
 """Text before the links of a note. They are in its first line, as Airflow shows that alone."""
+REFUSALS = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+"""Answers to a login that is wrong, or is not allowed what was asked for."""
 PARSE_SECONDS = 300.0
 """Time for Airflow to read the file of a new DAG."""
 WRITE_POOL = "tables"
@@ -37,6 +39,8 @@ class AirflowTimeoutError(StackError):
 class AirflowApi:
     """Airflow's API with one login. A request that fails raises a StackError of one line.
 
+    The login of a team's Airflow is in the settings; that of Gyre's own is a secret of the stack.
+
     Args:
         settings: Settings of the stack.
         timeout: Seconds that one request may take.
@@ -52,10 +56,14 @@ class AirflowApi:
             base_url=settings.airflow_address,
             timeout=timeout,
         )
-        self._login = {
-            "username": LOGIN,
-            "password": load_secrets(settings)["password"],
-        }
+        self._user = settings.airflow_user or LOGIN
+        self._password: str | None = None
+        if settings.airflow_password:
+            self._password = settings.airflow_password.get_secret_value()
+        elif not settings.airflow_token:
+            self._password = load_secrets(settings)["password"]
+        if settings.airflow_token:
+            self._take_token(settings.airflow_token.get_secret_value())
 
     def __enter__(self) -> Self:
         return self
@@ -209,10 +217,14 @@ class AirflowApi:
         until = time.monotonic() + self._patience
         while True:
             try:
-                if "Authorization" not in self._http.headers:
-                    answer = self._http.post("/auth/token", json=self._login)
-                    token = self._checked(answer)["access_token"]
-                    self._http.headers["Authorization"] = f"Bearer {token}"
+                is_new = "Authorization" not in self._http.headers
+                if is_new:
+                    self._log_in()
+                answer = self._http.request(method, f"/api/v2{path}", **more)
+                has_expired = answer.status_code == httpx.codes.UNAUTHORIZED
+                if not has_expired or is_new or not self._password:
+                    return answer
+                self._log_in()
                 return self._http.request(method, f"/api/v2{path}", **more)
             except httpx.HTTPError as exc:
                 if time.monotonic() > until:
@@ -223,10 +235,30 @@ class AirflowApi:
                     ) from exc
             time.sleep(0.5)
 
-    @staticmethod
-    def _checked(answer: httpx.Response) -> dict[str, Any]:
+    def _log_in(self) -> None:
+        """Ask for a token with user and password."""
+        login = {"username": self._user, "password": self._password}
+        answer = self._http.post("/auth/token", json=login)
+        if answer.is_client_error:
+            raise self._refusal(answer)  # its text may repeat the password
+        self._take_token(self._checked(answer)["access_token"])
+
+    def _take_token(self, token: str) -> None:
+        self._http.headers["Authorization"] = f"Bearer {token}"
+
+    def _refusal(self, answer: httpx.Response) -> StackError:
+        login = f"user {self._user}" if self._password else "the token"
+        return StackError(
+            f"Airflow at {self._http.base_url} refused {login} ({answer.status_code}): set "
+            "GYRE_AIRFLOW_USER and GYRE_AIRFLOW_PASSWORD, or GYRE_AIRFLOW_TOKEN, of a user who "
+            "may start and change runs"
+        )
+
+    def _checked(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_success:
             return dict[str, Any](answer.json())
+        if answer.status_code in REFUSALS:
+            raise self._refusal(answer)
         request = answer.request
         raise StackError(
             f"Airflow refused {request.method} {request.url.path}: "

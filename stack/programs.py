@@ -202,8 +202,11 @@ def _configuration_digest(settings: Settings) -> str:
         for variable in sorted(process_environment(settings).items())
         if variable[0].startswith(("AIRFLOW__", "MLFLOW_TRACKING_"))
     ]
+    logins = (settings.airflow_password, settings.airflow_token)
+    secrets = [login.get_secret_value() for login in logins if login]
     texts = (
-        settings.model_dump_json(),
+        settings.model_dump_json(),  # without secrets
+        json.dumps(secrets),
         airflow_config(settings),
         settings.redis_address,
         json.dumps(tool_variables),
