@@ -234,8 +234,8 @@ def wait_in_shell(
     replaces = f"--replaces {champion or 'none'}"
     where = "--rollout" if _begins_rollout(spec, champion) else replaces
     outcome = (
-        f"{_waits(version)}: gyre promote {spec.name} {version} {where} --reason …, or in Airflow "
-        f"approve_{spec.name} for MLflow run {run_id}"
+        f"{_waits(version)}: gyre promote {spec.name} {version} {where} --reason …, or (Airflow 3.1 or "
+        f"newer) in Airflow approve_{spec.name} for MLflow run {run_id}"
     )
     tracking.end(run_id, outcome)
     return outcome
