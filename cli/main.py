@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import data, models, processes, project, use_case, watch
+from cli import airflow_file, data, models, processes, project, use_case, watch
 from core.additions import missing_verbs
 from core.errors import GyreError
 from core.packages import DISTRIBUTION, package_version
@@ -48,6 +48,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "restore": data.restore,
         "consume": data.consume,
         "run": processes.run,
+        "dags": airflow_file.dags,
     },
     "Write your own": {
         "init": project.init,
@@ -77,6 +78,7 @@ def _add_verbs() -> None:
                 name, rich_help_panel=panel, context_settings=context
             )
             command(verb)
+    typer_app.command("step", hidden=True)(airflow_file.step)
 
 
 def _print_version(is_asked: bool) -> None:  # noqa: FBT001  (Typer calls it)

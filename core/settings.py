@@ -180,7 +180,8 @@ class Settings(BaseSettings):
     """Beginning of the names that models and experiments of this installation have in MLflow, so
     that several installations share one MLflow, each with a prefix of its own: `team-a.`."""
     airflow_url: ServerUrl | None = None
-    """Address of an Airflow that Gyre uses and does not start."""
+    """Address of an Airflow that Gyre uses and does not start ([you have
+    Airflow](../how-to/your-airflow.md))."""
     airflow_user: str | None = None
     """User of the Airflow of GYRE_AIRFLOW_URL. Default: `admin`."""
     airflow_password: SecretStr | None = None
