@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from core.packages import package_version
+from core.packages import DISTRIBUTION, package_version
 from core.settings import load_settings
 from core.spec import ModelSpec
 
@@ -84,7 +84,7 @@ class DagPlan:
     on_failure: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     most_runs: int = 1
-    gyre: str = field(default_factory=lambda: package_version("gyre"))
+    gyre: str = field(default_factory=lambda: package_version(DISTRIBUTION))
 
 
 def model_plan(

@@ -7,7 +7,7 @@ from pprint import pformat
 from typing import Any
 
 from core.errors import StackError
-from core.packages import package_version
+from core.packages import DISTRIBUTION, package_version
 from core.settings import Settings
 from dags.steps import all_plans
 
@@ -34,7 +34,7 @@ def standalone_file(settings: Settings) -> str:
         "GYRE_SECRETS_DIR": str(settings.secrets_dir),
     }
     return PRINTED.format(
-        version=package_version("gyre"),
+        version=package_version(DISTRIBUTION),
         builder=BUILDER.read_text(),
         command=str(Path(sys.executable).with_name("gyre")),
         environment=pformat(environment),

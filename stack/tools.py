@@ -56,7 +56,7 @@ def find_tools(settings: Settings) -> list[Tool]:
         Tool(
             name="Airflow",
             address=settings.airflow_address,
-            user=LOGIN,
+            user=settings.airflow_user or LOGIN,
             state=_state(settings, "airflow", lambda: _airflow(settings)),
         )
     )

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from core.errors import DataError, GyreError
 from core.files import reached, read_file
-from core.packages import package_version
+from core.packages import DISTRIBUTION, package_version
 from core.settings import Settings
 from core.user_code import dataset_names
 from feature_engine.ingest.record import read_record
@@ -53,7 +53,7 @@ TEMPLATES.globals |= {
     "healths": HEALTHS,
     "production": PRODUCTION,
     "roles": ROLES,
-    "gyre_version": package_version("gyre"),
+    "gyre_version": package_version(DISTRIBUTION),
     "fromisoformat": datetime.fromisoformat,
     "timedelta": timedelta,
     "worst_health": worst_health,
