@@ -59,7 +59,7 @@ def find_project() -> Path:
     for folder in folders:
         if is_project(folder):
             return folder
-    return SHIPPED
+    return SHIPPED if SHIPPED.is_dir() else CLONE
 
 
 PROJECT = find_project()
@@ -287,7 +287,7 @@ class Settings(BaseSettings):
                 f"set it in the environment, not in {ENV_FILE}: there it is {PROJECT}"
             )
         for part in (Path("models"), STORE):
-            if not (PROJECT / part).exists():
+            if PROJECT != CLONE and not (PROJECT / part).exists():
                 text = f"expected a project, and {PROJECT} has no {part}"
                 raise ValueError(f"{text}; make one: gyre init DIR")
         return PROJECT

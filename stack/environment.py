@@ -12,7 +12,7 @@ from pathlib import Path
 from core import UNREPORTED
 from core.errors import StackError
 from core.files import replace_file
-from core.settings import PORTS, SHARED, Settings
+from core.settings import CLONE, PORTS, SHARED, Settings
 from feature_repo.published.config import feast_config_path
 
 MARK = "GYRE_STACK"
@@ -56,7 +56,8 @@ def child_environment(settings: Settings) -> dict[str, str]:
         and not name.startswith(MARK)
         and name.split("__")[0] not in unset
     }
-    environment["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
+    if settings.project != CLONE:
+        environment["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
     if settings.without:
         environment["GYRE_WITHOUT"] = " ".join(sorted(settings.without))
     if settings.mlflow_prefix:

@@ -38,6 +38,7 @@ def copy(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(NO_CLONE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setenv("GYRE_PROJECT", str(tmp_path))
     return tmp_path
 
 

@@ -85,7 +85,7 @@ def state(settings):
             changes = {"time": "", "applied_at": is_applied, "created": 0}
             rows.append(row.as_json() | changes)
     return {
-        "run": replace(run, run_id=""),
+        "run": replace(run, run_id="", started=AS_OF),
         "files": files_of(api, run.run_id),
         "datasets": [entry.dataset.digest for entry in inputs],
         "models": [(model.status, model.tags) for model in models],
