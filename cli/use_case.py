@@ -234,27 +234,29 @@ def check(
     """Compare a model's three files with each other, Feast and sample rows; needs no stack.
 
     First it shows each tool of the installation: its address, who logs in, its version or what is
-    wrong. A line for each finding follows; exit code 1 if there is one.
+    wrong. A line for each finding follows; exit code 1 if there is one, or if a tool of a team is
+    missing.
     """
     if schema:
         typer.echo(json.dumps(ModelSpec.model_json_schema(), indent=2))
         return
     log_to_stderr()
     logging.getLogger("feature_engine").setLevel(logging.ERROR)
-    _show_tools()
+    missing = _show_tools()
     names = [model] if model else sorted(path.stem for path in MODELS.glob("*.toml"))
     counts = [_check(name) for name in names]
-    raise typer.Exit(1 if any(counts) else 0)
+    raise typer.Exit(1 if missing or any(counts) else 0)
 
 
-def _show_tools() -> None:
-    """Print where each tool is, who logs in there, and its version or what is wrong with it."""
+def _show_tools() -> int:
+    """Print each tool: address, login, and version or problem; return how many are missing."""
     settings = load_settings()
     with progress("check: tools"):
-        from stack.tools import find_tools  # noqa: PLC0415  (heavy)
+        from stack.tools import MISSING, find_tools  # noqa: PLC0415  (heavy)
 
         tools = find_tools(settings)
     show(table(("tool", "address", "login", "found"), tools))
+    return sum(tool.name == MISSING for tool in tools)
 
 
 def _check(name: str) -> int:

@@ -203,10 +203,10 @@ class Settings(BaseSettings):
     `__AIRFLOW`, `__SERVING`, `__CONSOLE`. Default: the addresses by which the programs reach each
     other."""
     secrets_dir: Path = Path("/run/secrets")
-    """A folder where each file is a setting: `gyre_database_url` is read where the environment has
-    no GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), those of
+    """A folder where each file is a setting: `gyre_database_url` is read where the environment has no
+    GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), those of
     MLflow's login (`mlflow_tracking_password`), and the secrets of Airflow: `airflow_fernet`,
-    `airflow_api`, `airflow_jwt`, `airflow_password`."""
+    `airflow_api`, `airflow_jwt`, `airflow_password`. Name it in the environment, not in `gyre.env`."""
     database_url: DatabaseUrl | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
     ledger has a schema of its own there. It belongs to one stack. Write it into `gyre.env`, as
@@ -503,12 +503,21 @@ def _read_tool_variables(secrets: Path | None) -> None:
 def _problem(exc: ValidationError) -> str:
     """Return the first problem with a setting in one line, without a value that may be secret."""
     error = exc.errors()[0]
+    if error["type"] == "extra_forbidden":
+        return f"{ENV_FILE}: {_unknown(str(error['loc'][0]).upper())}"
     parts = [part for part in error["loc"] if isinstance(part, str)]
     field = "__".join(parts).upper()
     name = f"GYRE_{field.removeprefix('GYRE_')}"
     text = f"{name}: {error['msg'].removeprefix('Value error, ')}"
     value = repr(error["input"])
     return text if "URL" in name or text.endswith(value) else f"{text} (found {value})"
+
+
+def _unknown(name: str) -> str:
+    if name.startswith("GYRE_"):
+        return f"{name}: expected the name of a setting"
+    remedy = "set it in the environment, or as a file of GYRE_SECRETS_DIR"
+    return f"{name} is no setting of Gyre: {remedy}"
 
 
 def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:

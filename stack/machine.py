@@ -17,6 +17,7 @@ from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
 from mlflow_server.api.registry import Registry
 from mlflow_server.database import open_database
+from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.airflow_config import write_airflow_config
 from stack.environment import make_secrets
 from stack.supervisor import members
@@ -46,6 +47,7 @@ def machine_problems(settings: Settings) -> list[str]:
         *server_problems(settings),
         *connection_problems(settings),
         *mlflow_problems(settings),
+        *airflow_problems(settings),
     ]
 
 
@@ -127,6 +129,21 @@ def mlflow_problems(settings: Settings) -> list[str]:
         Registry(settings).models()
     except RegistryError as exc:
         return [f"GYRE_MLFLOW_URL: {exc}"]
+    return []
+
+
+def airflow_problems(settings: Settings) -> list[str]:
+    """Return a problem if a team's Airflow does not answer, or refuses Gyre's user what it needs.
+
+    The pool of one writer is made there unless it is there.
+    """
+    if settings.starts("airflow") or "airflow" in settings.without:
+        return []
+    try:
+        with AirflowApi(settings, timeout=10) as airflow:
+            airflow.pool(WRITE_POOL, 1)
+    except StackError as exc:
+        return [f"GYRE_AIRFLOW_URL: {exc}"]
     return []
 
 

@@ -11,8 +11,11 @@ from mlflow_server.api.login import read_login
 from mlflow_server.api.rest import mlflow_version
 from stack.airflow_api import AirflowApi
 from stack.environment import LOGIN
-from stack.machine import connection_problems
+from stack.machine import airflow_problems, connection_problems, mlflow_problems
 from stack.supervisor import states
+
+MISSING = "missing"
+"""Name in place of a tool's where one does not answer, refuses, or has no package here."""
 
 
 class Tool(NamedTuple):
@@ -33,7 +36,10 @@ class Tool(NamedTuple):
 
 
 def find_tools(settings: Settings) -> list[Tool]:
-    """Ask each tool for its version with the login of the installation; nothing is changed."""
+    """Ask each tool for its version with the login of the installation.
+
+    A line named MISSING follows for each thing that an installation needs before it can start.
+    """
     definitions = str(PROJECT / "feature_repo")
     tools = [Tool("Feast", definitions, "", version("feast"))]
     tools.append(
@@ -60,8 +66,12 @@ def find_tools(settings: Settings) -> list[Tool]:
             state=_state(settings, "airflow", lambda: _airflow(settings)),
         )
     )
-    problems = connection_problems(settings)
-    return tools + [Tool("missing", "", "", problem) for problem in problems]
+    problems = (
+        *connection_problems(settings),
+        *mlflow_problems(settings),
+        *airflow_problems(settings),
+    )
+    return tools + [Tool(MISSING, "", "", problem) for problem in problems]
 
 
 def _state(settings: Settings, part: str, ask: Callable[[], str]) -> str:
@@ -71,7 +81,8 @@ def _state(settings: Settings, part: str, ask: Callable[[], str]) -> str:
     try:
         return ask()
     except GyreError as exc:
-        if settings.starts(part) and states(settings) is None:
+        program = "airflow-api" if part == "airflow" else part
+        if settings.starts(part) and program not in (states(settings) or {}):
             return "not running; gyre up starts it"
         return str(exc)
 

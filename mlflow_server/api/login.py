@@ -44,7 +44,7 @@ class Login:
 
     """
 
-    user: str = "a caller without a login"
+    user: str = "nobody"
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def refusal(self, status: int, action: str) -> str | None:
@@ -55,6 +55,11 @@ class Login:
             action: The action, such as the name of a call.
 
         """
+        if status == HTTPStatus.UNAUTHORIZED and not self.headers:
+            remedy = f"set {USERNAME} and {PASSWORD}, or {TOKEN}, or write {CREDENTIALS_FILE}"
+            return (
+                f"MLflow asks for a login and there is none (401, {action}): {remedy}"
+            )
         if status == HTTPStatus.UNAUTHORIZED:
             remedy = f"correct {USERNAME} and {PASSWORD}, {TOKEN} or {CREDENTIALS_FILE}"
             return f"MLflow refuses the login of {self.user} (401, {action}): {remedy}"

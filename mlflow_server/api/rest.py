@@ -125,7 +125,7 @@ def _send(
         raise RegistryError(f"no TLS with MLflow: {page}: {exc}: {remedy}") from exc
     except urllib3.exceptions.HTTPError as exc:
         reason = str(exc).rpartition(": ")[2]
-        problem = f"MLflow does not answer (is it up?): {address}: {reason}"
+        problem = f"MLflow does not answer (is it up?): {page}: {reason}"
         raise RegistryUnavailableError(problem) from exc
     refusal = login.refusal(answer.status, page)
     if refusal:

@@ -33,7 +33,7 @@ def test_verbs_print_the_log_of_every_package_that_they_call():
             "getLogger(__name__)" in file.read_text() for file in package.rglob("*.py")
         )
     }
-    assert {*LOGGING_PACKAGES} == logging_packages - {"dags", "serving"}
+    assert {*LOGGING_PACKAGES} == logging_packages - {"serving"}
 
 
 def test_the_open_command_uses_the_configured_link(tmp_path):
