@@ -191,7 +191,7 @@ def test_a_refused_login_is_one_line_with_the_remedy_and_without_a_secret(
         assert SECRET not in text
         assert "narrow" not in text
     assert "\n" not in str(error.value)
-    with pytest.raises(StackError, match="make up"):
+    with pytest.raises(StackError, match="gyre up"):
         AirflowApi(settings_of(tmp_path, address))
 
 
