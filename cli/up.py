@@ -275,10 +275,7 @@ def _first_training(
 
 def _open_question(airflow: AirflowApi, dag: str) -> str | None:
     """Return the newest run that waits for a person; None if Airflow has not read the DAG yet."""
-    try:
-        runs = airflow.last_runs(dag, 20)
-    except StackError:
-        return None
+    runs = airflow.last_runs(dag, 20)
     open_runs = [run for run in runs if run["state"] in {"queued", "running"}]
     return str(open_runs[0]["dag_run_id"]) if open_runs else None
 

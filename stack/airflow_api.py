@@ -97,11 +97,15 @@ class AirflowApi:
         return sorted(rows, key=lambda row: row["end_date"] or "9")
 
     def last_runs(self, dag: str, count: int = 1, **query: str) -> list[dict[str, Any]]:
-        """Return the newest runs of a DAG as Airflow has them, the newest first."""
-        page = self._get(
-            f"/dags/{dag}/dagRuns", limit=count, order_by="-run_after", **query
-        )
-        return list[dict[str, Any]](page["dag_runs"])
+        """Return the newest runs of a DAG as Airflow has them, the newest first.
+
+        A DAG that Airflow has not read yet has none.
+        """
+        parameters = {"limit": count, "order_by": "-run_after", **query}
+        answer = self._send("GET", f"/dags/{dag}/dagRuns", params=parameters)
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return []
+        return list[dict[str, Any]](self._checked(answer)["dag_runs"])
 
     def ended_runs(self, since: datetime) -> dict[str, dict[str, int]]:
         """Count runs of Gyre's DAGs that have ended since a moment (aware UTC), by DAG and state."""

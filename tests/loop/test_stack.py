@@ -87,6 +87,7 @@ def test_a_second_up_changes_nothing_and_a_second_training_learns_nothing(stack)
 
 def test_drift_starts_a_training_whose_version_answers_in_place_of_the_first(stack):
     with AirflowApi(stack.settings) as airflow:
+        assert airflow.last_runs("a_dag_not_read_yet") == []
         assert DemoRun(stack.settings, airflow).run(canary=False)
     _, second = stack.ledger()
     assert (second["from"], second["to"]) == ("1", "2")
