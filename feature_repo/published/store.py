@@ -7,6 +7,7 @@ from typing import Any
 
 import feast
 from feast.repo_config import RepoConfig
+from sqlalchemy import NullPool
 
 from core.errors import DataError
 from core.settings import Settings
@@ -42,6 +43,9 @@ def open_store(
         )
     config = RepoConfig(**feast_config(settings, deadline))
     config.registry.schema_mode = "skip"  # `feast apply` alone creates tables
+    if settings.database_url:
+        # Feast has no way to close a pool: a connection that is not kept is closed after its use.
+        config.registry.sqlalchemy_config_kwargs["poolclass"] = NullPool
     return feast.FeatureStore(config=config)
 
 
