@@ -45,7 +45,8 @@ def up(
     stay: Annotated[bool, typer.Option("--stay", help=STAY_HELP)] = False,
 ) -> None:
     """Start the stack, ingest, train the first version (as of --as-of), predict."""
-    settings = load_settings(**({"without": without} if without else {}))
+    overrides = {"without": without} if without else {}
+    settings = load_settings(**overrides)
     if stay:
         # The first process of a container gets no signal that it does not ask for.
         signal(SIGTERM, default_int_handler)

@@ -125,10 +125,9 @@ def used_elsewhere(settings: Settings) -> list[str]:
     addresses = {
         "redis": redis_place(settings),
         "mlflow": settings.mlflow_address,
-        "airflow": settings.airflow_address,
     }
-    if "airflow" in settings.without:
-        del addresses["airflow"]
+    if "airflow" not in settings.without:
+        addresses["airflow"] = settings.airflow_address
     return [
         f"{part}: not started, the one at {address} is used"
         for part, address in addresses.items()

@@ -23,6 +23,20 @@ TIMEOUT_SECONDS = 0.3
 
 
 @contextmanager
+def listening(handler):
+    """The address of a server that answers by a handler."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
 def busy_airflow():
     """Answer the first request to each path after its client has gone; yield (address, bodies)."""
     answered_paths = set()
@@ -57,15 +71,8 @@ def busy_airflow():
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", bodies
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as address:
+        yield address, bodies
 
 
 def test_a_request_that_times_out_is_sent_again_and_starts_one_run(tmp_path):
@@ -124,15 +131,8 @@ def guarded_airflow(tokens, forbidden=()):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", logins
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as address:
+        yield address, logins
 
 
 def settings_of(home, address, **login):
