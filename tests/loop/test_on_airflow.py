@@ -125,6 +125,7 @@ def settings(tmp_path_factory):
     add_to_project(folder)
     variables |= {
         "PYTHONPATH": str(folder),
+        "GYRE_PROJECT": str(folder),
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
     }
