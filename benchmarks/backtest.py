@@ -29,6 +29,7 @@ from core.errors import TrainingError
 from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_spec
 from feature_engine.ingest.pipeline import whole_history
+from feature_engine.offline.labels import dataset_labels
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import load_dataset
 from mlflow_server.api.tracking import Tracking
@@ -99,8 +100,9 @@ class History:
     """The history as training and monitoring would have seen it at each moment."""
 
     def __init__(self, settings: Settings, spec: ModelSpec, end: datetime) -> None:
-        dataset = load_dataset(spec.dataset)
-        label = dataset.labels[spec.label]
+        dataset = load_dataset(str(spec.dataset))
+        source = dataset_labels(settings, dataset, spec.label_name)
+        label = source.label
         table = raw_table(settings, dataset)
         rows = open_raw(ibis.duckdb.connect(), table)
         first_event = rows[dataset.event_time].min().to_pyarrow().as_py()
@@ -115,7 +117,7 @@ class History:
             snapshot.start: snapshot.last + wait for snapshot in self.snapshots
         }
         build = partial(
-            build_frame, settings, self.spec, dataset, as_of=end, version=table.version
+            build_frame, settings, self.spec, source, as_of=end, version=table.version
         )
         self.frame = build(self.snapshots)
         # Not as decorators: the models go with this object.

@@ -100,25 +100,26 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     from core.errors import TrainingError  # noqa: PLC0415
     from core.spec import load_spec  # noqa: PLC0415
     from feature_engine.ingest import pipeline  # noqa: PLC0415  (heavy)
+    from feature_engine.offline.labels import dataset_labels  # noqa: PLC0415
     from feature_repo.published import store  # noqa: PLC0415  (heavy)
     from training.data import frame  # noqa: PLC0415
     from training.data.snapshots import plan_snapshots  # noqa: PLC0415
     from training.planning import first_known_event  # noqa: PLC0415
 
     spec = load_spec(MODEL)
-    dataset = pipeline.load_dataset(spec.dataset)
+    dataset = pipeline.load_dataset(str(spec.dataset))
     version = pipeline.raw_table(settings, dataset).version
     store.publish_beside(settings, dataset)
     start = time.perf_counter()
     processor_start = time.process_time()
-    first_event = first_known_event(settings, dataset, AS_OF, version)
-    label = dataset.labels[spec.label]
-    plan = plan_snapshots(first_event, AS_OF, label, spec.snapshots)
+    source = dataset_labels(settings, dataset, spec.label_name)
+    first_event = first_known_event(source, AS_OF, version)
+    plan = plan_snapshots(first_event, AS_OF, source.label, spec.snapshots)
     try:
         rows = frame.build_frame(
             settings=settings,
             spec=spec,
-            dataset=dataset,
+            source=source,
             snapshots=plan.snapshots,
             as_of=AS_OF,
             version=version,

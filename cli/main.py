@@ -23,6 +23,7 @@ PANELS: dict[str, dict[str, Any]] = {
     },
     "Models": {
         "train": models.train,
+        "adopt": models.adopt,
         "evaluation": models.evaluation,
         "promote": models.promote,
         "release": models.release,

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mlflow_server.promotion.ledger import Ledger, LedgerRow
 
 REPLACES_HELP = "The version expected in the role now; `none` for none."
+SOURCE_HELP = (
+    "runs:/RUN/model or models:/NAME/7 of MLflow, or a folder that MLflow saved."
+)
 ROLLOUT_HELP = (
     "Begin a rollout: the version is the shadow, and the DAG rollout_MODEL moves it on."
 )
@@ -53,6 +56,30 @@ def train(
         report = run(
             settings, spec, time, key=key, reason=reason, who=who(), force=force
         )
+    if report.version and not spec.promotion.approval:
+        signal(settings, promotion_asset(spec))
+    say(f"{model}: {report.outcome}", report, as_json=as_json)
+
+
+def adopt(
+    model: str,
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    as_of: AsOf = None,
+    reason: Annotated[str, typer.Option(help="Why; in run and ledger.")] = "by hand",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version of a model that was trained elsewhere: convert, evaluate, gate, promote.
+
+    The spec of MODEL names its features and its labels; it needs no [[estimators]].
+    """
+    settings, spec, time = begin(model, as_of)
+    key = f"adopt-{uuid.uuid4().hex[:12]}"
+    with progress(f"adopt {model}"):
+        from stack.airflow_api import promotion_asset  # noqa: PLC0415  (heavy)
+        from training.adopt import adopt as run  # noqa: PLC0415
+
+        report = run(settings, spec, source, time, key=key, reason=reason, who=who())
     if report.version and not spec.promotion.approval:
         signal(settings, promotion_asset(spec))
     say(f"{model}: {report.outcome}", report, as_json=as_json)

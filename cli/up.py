@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -72,12 +72,15 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
         tell("processes and features …")
         with start_stack(settings, tell), _airflow(settings) as airflow:
             tell(f"  processes and features: {time.monotonic() - began:.1f} s")
-            with _step("ingest"):
-                if airflow:
-                    airflow.pool(WRITE_POOL, 1)
-                    _ingest(settings, airflow)
-                else:
-                    _ingest_here(settings)
+            if airflow:
+                airflow.pool(WRITE_POOL, 1)
+            datasets = _datasets()
+            if datasets:
+                with _step("ingest"):
+                    if airflow:
+                        _ingest(settings, airflow)
+                    else:
+                        _ingest_here(settings, datasets)
         with _airflow(settings) as airflow:
             outcomes = _models(settings, airflow, as_of)
     left_out = [f"left out: {problem}" for problem in broken_specs()]
@@ -116,11 +119,17 @@ def _ingest(settings: Settings, airflow: AirflowApi) -> None:
         tell(f"    {exc}")
 
 
-def _ingest_here(settings: Settings) -> None:
+def _datasets() -> list[str]:
+    """Return the datasets that the models read; none where all views and labels are a team's."""
+    names = [name for spec in load_specs() for name in spec.datasets]
+    return dataset_names(*names)
+
+
+def _ingest_here(settings: Settings, datasets: Iterable[str]) -> None:
     """Ingest each dataset in this process, as a stack without Airflow has no DAGs."""
     from feature_engine.ingest.pipeline import ingest  # noqa: PLC0415  (seconds)
 
-    for dataset in dataset_names(*(spec.dataset for spec in load_specs())):
+    for dataset in datasets:
         try:
             tell(f"    {ingest(settings, dataset, datetime.now(UTC)).summary()}")
         except GyreError as exc:  # models of other datasets can be trained
@@ -128,7 +137,8 @@ def _ingest_here(settings: Settings) -> None:
 
 
 def _has_rows(settings: Settings, spec: ModelSpec) -> bool:
-    return (settings.data / "raw" / spec.dataset).exists()
+    """Whether the model's dataset, if it has one, was ingested."""
+    return all((settings.data / "raw" / name).exists() for name in spec.datasets)
 
 
 def _are_features_online(settings: Settings) -> bool:
@@ -326,12 +336,11 @@ def newest_entities(
         count: Number of entities at most; all by default.
 
     """
-    from feature_engine.offline.views import entities  # noqa: PLC0415
     from feature_repo.published.service import PublishedService  # noqa: PLC0415  (seconds)
+    from feature_repo.views import entities  # noqa: PLC0415
 
-    views = PublishedService(settings, spec.feature_service).join_keys
-    now = datetime.now(UTC)
-    rows = entities(settings, views, spec.entity_key, now, count)
+    service = PublishedService(settings, spec.feature_service)
+    rows = entities(service, spec.entity_key, datetime.now(UTC), count)
     return list[dict[str, Any]](rows.to_pylist())
 
 

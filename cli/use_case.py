@@ -122,7 +122,7 @@ def _next_steps(name: str, source: str | None, last: datetime) -> str:
 
 def _full_address(source: str) -> str:
     """Return an address, or the absolute path of files."""
-    from feature_engine.ingest.source import is_url  # noqa: PLC0415  (heavy)
+    from core.tables.addresses import is_url  # noqa: PLC0415  (heavy)
 
     if is_url(source):
         return source

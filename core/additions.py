@@ -26,6 +26,7 @@ class Addition(NamedTuple):
         programs: `module:name` of each program of a stack (`stack.supervisor.Program`).
         routes: Modules of routes that serving adds.
         verbs: Verbs of the `gyre` command that need the package.
+        engine: Module that computes features and labels (`feature_repo.engine`); empty: none.
 
     """
 
@@ -33,6 +34,7 @@ class Addition(NamedTuple):
     programs: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ()
+    engine: str = ""
 
 
 ADDITIONS = (
@@ -40,6 +42,7 @@ ADDITIONS = (
         "feature_engine",
         programs=("feature_engine.events.program:CONSUMER",),
         verbs=("ingest", "consume", "parity", "quarantine", "new", "init"),
+        engine="feature_engine.loop",
     ),
     Addition("operations", verbs=("forget", "maintain", "backup", "restore")),
     Addition("monitoring.console", programs=("monitoring.console.program:CONSOLE",)),
@@ -71,3 +74,9 @@ def absent() -> list[Addition]:
 def missing_verbs() -> set[str]:
     """Return the verbs of the additions that are not there."""
     return {verb for addition in absent() for verb in addition.verbs}
+
+
+def engine_module() -> str | None:
+    """Return the module of the feature engine; None: no addition that is here has one."""
+    engines = [addition.engine for addition in present() if addition.engine]
+    return engines[0] if engines else None

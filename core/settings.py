@@ -39,6 +39,15 @@ STORE = Path("feature_repo", "feature_store.yaml")
 """Feast's configuration in a project. A folder with it and with models/ is a project."""
 
 
+OFFLINE_STORE = "feature_repo.extensions.offline.AsofOfflineStore"
+"""Gyre's offline store, by which its own `feature_store.yaml` is known."""
+
+
+def is_own_store(file: Path) -> bool:
+    """Whether a `feature_store.yaml` is Gyre's, or absent; any other is a team's."""
+    return not file.is_file() or OFFLINE_STORE in file.read_text()
+
+
 def is_project(folder: Path) -> bool:
     """Whether a folder is a project of a team, as `gyre init` writes it, or the clone."""
     return (folder / "models").is_dir() and (folder / STORE).is_file()
@@ -92,6 +101,7 @@ SHARED = (
     "airflow_token",
     "serving_url",
     "online_store",
+    "feast_repo",
 )
 """Settings that a temporary installation does not share with the one that makes it."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
@@ -168,6 +178,10 @@ class Settings(BaseSettings):
     )
     """Address of a Redis from 6.2 on, or a Valkey, that Gyre uses and does not start: a name or an
     IPv4 address. `REDIS_URL` is read too."""
+    feast_repo: Path | None = Field(None, validate_default=True)
+    """A team's Feast repository, whose `feature_store.yaml` Gyre reads as it stands ([you have
+    Feast](../how-to/your-feast.md)). A relative path begins at the project. Default:
+    `feature_repo` of the project, unless its `feature_store.yaml` is Gyre's."""
     online_store: dict[str, str] | None = None
     """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
     has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
@@ -240,6 +254,9 @@ class Settings(BaseSettings):
     alert_urls: str = ""
     """Apprise addresses (Slack, PagerDuty, mail, a webhook …), separated by blanks. Default: the
     file `logs/alerts.log` in GYRE_HOME."""
+    adopt_pickles: bool = False
+    """Allows `gyre adopt` to open a pickle, which can run any code, in a process of its own. Set it
+    for models that you trust."""
     change_live_features: bool = False
     """Allows ingest to change the feature values that a version in a role is served. It is meant for
     a single command."""
@@ -291,6 +308,17 @@ class Settings(BaseSettings):
                 text = f"expected a project, and {PROJECT} has no {part}"
                 raise ValueError(f"{text}; make one: gyre init DIR")
         return PROJECT
+
+    @field_validator("feast_repo")
+    @classmethod
+    def _team_repository(cls, value: Path | None) -> Path | None:
+        repository = (PROJECT / (value or STORE.parent).expanduser()).resolve()
+        file = repository / STORE.name
+        if value is None:
+            return None if is_own_store(file) else repository
+        if not file.is_file():
+            raise ValueError(f"expected a folder with {STORE.name}, found no {file}")
+        return repository
 
     @field_validator("serving_tokens_file")
     @classmethod

@@ -16,7 +16,11 @@ from stack.airflow_api import WRITE_POOL
 def plan() -> DagPlan | None:
     if not is_present("feature_engine"):
         return None
-    models = [spec.name for spec in load_specs()]
+    specs = load_specs()
+    datasets = dataset_names(*(name for spec in specs for name in spec.datasets))
+    if specs and not datasets:
+        return None  # their features and labels are all a team's own
+    models = [spec.name for spec in specs]
     # A file of DAGs that was printed before a model came has other models here.
     first = TaskPlan(
         "read_specs",
@@ -25,7 +29,7 @@ def plan() -> DagPlan | None:
         arguments={"models": models},
     )
     tasks = [first]
-    for dataset in dataset_names(*(spec.dataset for spec in load_specs())):
+    for dataset in datasets:
         task = TaskPlan(
             f"ingest_{dataset}",
             f"Ingest {dataset}",

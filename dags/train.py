@@ -33,7 +33,9 @@ TRAIN_FORM = FORM | {
 }
 
 
-def plan(spec: ModelSpec) -> DagPlan:
+def plan(spec: ModelSpec) -> DagPlan | None:
+    if not spec.is_trained_here:
+        return None  # its versions are adopted
     first = TaskPlan(
         "validate",
         "Validate: anything new, and rows as expected?",

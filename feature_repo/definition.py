@@ -20,6 +20,8 @@ OWN_PREFIX = "_gyre_"
 """Prefix of columns that rows have only while they are computed."""
 POSITION = f"{OWN_PREFIX}position"
 """Column that numbers rows, from 0."""
+KNOWN_AT = f"{OWN_PREFIX}known_at"
+"""Column of the time by which raw rows must have arrived to count for a row."""
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 """Arrow's type of event times and times of arrival."""
 UNREADABLE = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"

@@ -10,6 +10,7 @@ from typing import Any
 import ibis
 import pyarrow as pa
 import sqlglot
+from google.protobuf.json_format import MessageToJson
 from ibis.expr.operations import InMemoryTable
 from sqlglot.optimizer import optimize
 from sqlglot.optimizer.canonicalize_internal_names import canonicalize_internal_names
@@ -61,3 +62,15 @@ def function_definition(transformation: Any) -> str:
     text = transformation.udf_string
     source = function_source(text, transformation.udf.__name__)
     return digest(source or text)
+
+
+def source_definition(view: Any) -> str:
+    """Return the hash of source and transformation of a view of plain Feast."""
+    source = view.batch_source.to_proto()
+    for name in ("meta", "description", "tags", "owner", "project"):
+        source.ClearField(name)
+    parts = [MessageToJson(source, sort_keys=True)]
+    transformation = getattr(view, "feature_transformation", None)
+    if transformation is not None:
+        parts.append(function_definition(transformation))
+    return digest("\n".join(parts))

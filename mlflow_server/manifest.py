@@ -65,7 +65,8 @@ class StoredView(Frozen):
         prefix: First bytes of the name of a hash.
         suffix: Last bytes of the name of a hash.
         time: Field with the event time.
-        state: Redis key of a JSON whose `time` is the online watermark of the view.
+        state: Redis key of a JSON whose `time` is the online watermark of the view; empty: the view
+            is plain Feast's, which keeps none there.
         ttl_us: Age in microseconds above which a value is null; 0: never.
         features: Features of the view.
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
-from core.errors import SettingsError
+from core.errors import DataError, SettingsError
 from core.locks import one_writer
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
 from core.tables.addresses import table_names
 from core.user_code import in_one_line
-from feature_repo.datasets import load_dataset
+from feature_repo.labels import label_source
 from operations.clean import GROWING_PLACES, TIME_COLUMNS, GrowingPlace, clean_table
 
 LEAST_AGE_OF_JUDGED = timedelta(days=30)
@@ -76,7 +76,7 @@ def _clean(place: GrowingPlace, settings: Settings, as_of: datetime) -> Cleanup:
         if place.name in settings.keep_days:
             age = timedelta(days=settings.keep_days[place.name])
         if place.name == "predictions":
-            least_age = judged_age()
+            least_age = judged_age(settings)
             if age < least_age:
                 note = f"kept for {least_age.days} days, not {age.days}, until labels mature"
                 age = least_age
@@ -86,7 +86,7 @@ def _clean(place: GrowingPlace, settings: Settings, as_of: datetime) -> Cleanup:
     return Cleanup(what=place.name, rows=rows, files=files, note=note)
 
 
-def judged_age() -> timedelta:
+def judged_age(settings: Settings) -> timedelta:
     """Return how long predictions have to stay until each can be judged.
 
     Raises:
@@ -96,11 +96,11 @@ def judged_age() -> timedelta:
     problems = broken_specs()
     longest_wait = timedelta()
     for spec in load_specs():
-        label = load_dataset(spec.dataset).labels.get(spec.label)
-        if label:
+        try:
+            label = label_source(settings, spec).label
             longest_wait = max(longest_wait, label.horizon + label.lateness)
-        else:
-            problems.append(f"{spec.name}: {spec.dataset} has no label {spec.label}")
+        except DataError as exc:
+            problems.append(str(exc))
     if problems:
         raise SettingsError(f"left as it is: labels are unknown: {'; '.join(problems)}")
     return longest_wait + LEAST_AGE_OF_JUDGED

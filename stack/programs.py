@@ -275,7 +275,12 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def _publish(settings: Settings, say: Callable[[str], None]) -> None:
-    """Publish all feature definitions; where a module is broken, those of the other modules."""
+    """Publish all feature definitions; where a module is broken, those of the other modules.
+
+    A team publishes its own repository by itself.
+    """
+    if settings.feast_repo:
+        return
     began = time.monotonic()
     try:
         _run_tool(settings, "feast", "apply")

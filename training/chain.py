@@ -1,13 +1,15 @@
 """A whole training in one process; dags/train.py runs the same stages as tasks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from core.errors import SettingsError
 from core.settings import Settings
 from core.spec import ModelSpec
 from mlflow_server.api.tracking import Tracking
 from training.runs import NOTHING_NEW, open_run
-from training.stages import STAGES
+from training.stages import STAGES, Stage
 from training.stages.register import promote_challenger, wait_in_shell
 
 
@@ -36,6 +38,11 @@ def train(
 
     An error on the way becomes the outcome of the MLflow run, which is marked as failed.
     """
+    if not spec.is_trained_here:
+        raise SettingsError(
+            f"{spec.name}.toml has no [[estimators]] and no [training]: its versions come from "
+            f"gyre adopt {spec.name} MODEL"
+        )
     run_id = open_run(
         settings,
         spec,
@@ -47,8 +54,22 @@ def train(
     )
     if run_id is None:
         return TrainReport(spec.name, as_of, None, None, NOTHING_NEW)
+    return run_stages(settings, spec, as_of, run_id, STAGES, who=who, reason=reason)
+
+
+def run_stages(
+    settings: Settings,
+    spec: ModelSpec,
+    as_of: datetime,
+    run_id: str,
+    stages: Iterable[Stage],
+    *,
+    who: str,
+    reason: str,
+) -> TrainReport:
+    """Run stages on an open run, and promote what passes its gates; `open_run` explains the rest."""
     with Tracking(settings).on_record(run_id):
-        for stage in STAGES:
+        for stage in stages:
             result = stage.run(settings, spec, run_id)
             if stage.is_gate and result:
                 return TrainReport(spec.name, as_of, run_id, None, f"refused: {result}")

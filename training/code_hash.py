@@ -13,8 +13,12 @@ from training.stages import STAGES
 
 PACKAGES = ("core", "feature_engine", "feature_repo", "mlflow_server", "training")
 """Packages of Gyre that a stage can import; in an installed release all others lie beside them."""
-OFFLINE_STORE = "feature_repo.extensions.offline"
-"""Module that Feast imports by its name in feature_store.yaml."""
+NAMED_MODULES = (
+    "feature_repo.extensions.offline",  # by feature_store.yaml
+    "feature_engine.offline.labels",  # by feature_engine.loop
+    "feature_engine.offline.views",
+)
+"""Modules that make frames and are imported by their name."""
 WITHOUT_EFFECT = (
     # Where files, tables and settings are, and the words of errors.
     "core.errors",
@@ -47,7 +51,7 @@ def code_hash(spec: ModelSpec) -> str:
 
     Of a project beside the clone all packages and modules count: a dataset may use any.
     """
-    files = {*product_files(CLONE), *dataset_modules(spec.dataset)}
+    files = {*product_files(CLONE), *dataset_modules(*spec.datasets)}
     if PROJECT != CLONE:
         files.update(PROJECT.glob("*.py"))
         for package in PROJECT.glob("*/__init__.py"):
@@ -62,7 +66,9 @@ def code_hash(spec: ModelSpec) -> str:
         # The environment of an installed Gyre may lie in the project.
         roots = [root for root in (PROJECT, CLONE) if path.is_relative_to(root)]
         root = max(roots, key=lambda folder: len(folder.parts))
-        contents[path.relative_to(root).as_posix()] = path.read_bytes()
+        # Both may have a file of this name: `feast init` writes feature_repo/__init__.py.
+        place = "project" if root != CLONE else "gyre"
+        contents[f"{place}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
     digest = hashlib.sha256()
     for name in sorted(contents):
         digest.update(name.encode() + b"\0" + contents[name])
@@ -78,7 +84,7 @@ def product_files(root: Path) -> frozenset[Path]:
     """
     files = set()
     functions = [stage.function for stage in STAGES if stage.makes_model]
-    remaining = [OFFLINE_STORE, *(path.partition(":")[0] for path in functions)]
+    remaining = [*NAMED_MODULES, *(path.partition(":")[0] for path in functions)]
     while remaining:
         module = remaining.pop()
         path = _file_of(root, module)

@@ -7,12 +7,12 @@ from datetime import datetime
 from core.errors import TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
-from feature_engine.engines.engine import engine_connection
-from feature_engine.ingest.record import read_record
-from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
+from feature_repo.engine import LabelSource, feature_engine
+from feature_repo.labels import label_source
 from feature_repo.published.service import PublishedService
+from training.data.lineage import label_version
 from training.data.snapshots import Plan, plan_snapshots
 from training.inputs import fingerprint
 
@@ -27,7 +27,7 @@ class PlannedRun:
         plan: Its snapshots.
         until: Moment for which the snapshots are planned, aware UTC.
         first_event: Time of the first event that is known at `until`.
-        table_version: Version of the raw table of the label's dataset.
+        tables: Tags that pin the raw tables of its datasets.
         fingerprint: Hash that is the same for runs that would learn the same.
 
     """
@@ -35,7 +35,7 @@ class PlannedRun:
     plan: Plan
     until: datetime
     first_event: datetime
-    table_version: int
+    tables: dict[str, str]
     fingerprint: str
 
 
@@ -51,15 +51,11 @@ def planned_run(
         TrainingError: A dataset has no rows, or too little history has matured.
 
     """
-    dataset = load_dataset(spec.dataset)
-    label = dataset.labels[spec.label]
+    source = label_source(settings, spec)
+    label = source.label
     until = as_of
-    for name, read_dataset in service.datasets().items():
-        arrival = raw_table(settings, read_dataset).newest("ingested_at")
-        if arrival is None:
-            raise TrainingError(f"{name}: no rows yet; run: gyre ingest {name}")
-        watermark = read_record(settings, name).watermark or arrival
-        complete_until = max(arrival, watermark)
+    for name, dataset in service.datasets().items():
+        complete_until = feature_engine().complete_until(settings, dataset)
         last_moment = complete_until + label.horizon + label.lateness
         if last_moment < until:
             until = last_moment
@@ -70,36 +66,43 @@ def planned_run(
                 f"{complete_until:%Y-%m-%d %H:%M}",
                 name,
             )
-    table_version = raw_table(settings, dataset).version
-    first_event = first_known_event(settings, dataset, until, table_version)
+    tables: dict[str, str] = {}
+    for dataset in used_datasets(spec, service).values():
+        tables |= feature_engine().pins(settings, dataset)
+    first_event = first_known_event(source, until, label_version(spec, tables))
     plan = plan_snapshots(first_event, until, label, spec.snapshots)
     return PlannedRun(
         plan=plan,
         until=until,
         first_event=first_event,
-        table_version=table_version,
+        tables=tables,
         fingerprint=fingerprint(spec, plan.test[-1].start, service.definitions()),
     )
 
 
+def used_datasets(spec: ModelSpec, service: PublishedService) -> dict[str, Dataset]:
+    """Return the datasets of the features and of the spec, by name."""
+    datasets = service.datasets()
+    for name in spec.datasets:
+        datasets.setdefault(name, load_dataset(name))
+    return datasets
+
+
 def first_known_event(
-    settings: Settings, dataset: Dataset, as_of: datetime, version: int
+    source: LabelSource, as_of: datetime, version: int | None
 ) -> datetime:
-    """Return the time of the first event that version `version` of the raw table has at `as_of`.
+    """Return the time of the first event that version `version` of the source has at `as_of`.
 
     Raises:
         TrainingError: There is no row.
 
     """
-    raw = raw_table(settings, dataset)
-    first_event: datetime | None = None
-    if raw.exists:
-        with engine_connection(settings) as connection:
-            rows = open_raw(connection, raw, version, as_of)
-            first_event = rows[dataset.event_time].min().to_pyarrow().as_py()
+    with source.opened(as_of, version) as rows:
+        first_event: datetime | None = (
+            rows[source.event_time].min().to_pyarrow().as_py()
+        )
     if first_event is None:
         raise TrainingError(
-            f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}; "
-            f"run: gyre ingest {dataset.name}"
+            f"{source.name}: no row was known as of {as_of:%Y-%m-%d}; {source.remedy}"
         )
     return first_event

@@ -27,9 +27,11 @@ from mlflow_server.model.pyfunc import read_version
 from mlflow_server.tags import FORGOTTEN_TAG
 from training.artifacts import ESTIMATOR, SPEC, artifact_bytes
 from training.data.frame import content_hash, feature_columns, snapshot_rows
+from training.data.lineage import ADOPTED_TAG
 from training.data.snapshots import dates
 from training.evaluation.metrics import rounded
 from training.inputs import input_tags
+from training.model.onnx_export import exported
 from training.model.scoring import score
 from training.stages.dataset import load_frame
 from training.stages.train import train_model, with_usable_folds, write_model
@@ -107,9 +109,8 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     as_of = registered.tags["as_of"]
     with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
         folder = Path(name)
-        rebuilt_model = write_model(
-            settings, spec, fitted, train_rows, threshold, as_of, folder
-        )
+        rebuilt_model = exported(fitted, spec, feature_columns(spec, train_rows))
+        write_model(settings, spec, rebuilt_model, train_rows, threshold, as_of, folder)
         digests = digest_tags(folder)
     trusted = spec.serving.trusted_types
     manifest, registered_model = read_version(registry, registered, trusted)
@@ -136,6 +137,9 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
 def _stored_spec(tracking: Tracking, registered: Version) -> ModelSpec:
     """Return the spec that a version was trained by."""
     place = f"version {registered.version} of {registered.model}"
+    if ADOPTED_TAG in registered.tags:
+        source = registered.tags[ADOPTED_TAG]
+        raise RegistryError(f"{place} was trained elsewhere: {source}")
     if FORGOTTEN_TAG in registered.tags:
         day = registered.tags[FORGOTTEN_TAG]
         raise RegistryError(

@@ -6,9 +6,7 @@ from core.errors import SettingsError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
-from feature_engine.offline.raw import raw_table
-from feature_repo.datasets import load_dataset
-from feature_repo.definition import TABLE_TAG
+from feature_repo.labels import label_source
 from feature_repo.published.service import PublishedService
 from mlflow_server.api.tracking import Run, Tracking
 from mlflow_server.tags import KEY_TAG, tag_equals
@@ -21,7 +19,7 @@ from training.data.lineage import (
 from training.data.snapshots import next_matures
 from training.inputs import input_tags
 from training.model.estimators import estimator_problems
-from training.planning import planned_run
+from training.planning import planned_run, used_datasets
 from training.stages.validate import mismatches, validate
 
 LONGEST_RUN = timedelta(hours=12)
@@ -72,9 +70,8 @@ def open_run(
     tracking = Tracking(settings)
     if cause and _is_answered(tracking, spec, cause, key, as_of):
         return None
-    dataset = load_dataset(spec.dataset)
     service = PublishedService(settings, spec.feature_service)
-    problems = [*mismatches(spec, dataset, service), *estimator_problems(spec)]
+    problems = [*mismatches(spec, service), *estimator_problems(spec)]
     if problems:
         raise SettingsError("\n".join(problems))
     planned = planned_run(settings, spec, service, as_of)
@@ -90,21 +87,14 @@ def open_run(
         "who": who,
         "cause": cause or "",
     }
-    datasets = service.datasets() | {dataset.name: dataset}
-    for name, read_dataset in datasets.items():
-        table = raw_table(settings, read_dataset)
-        is_planned = read_dataset is dataset
-        version = planned.table_version if is_planned else table.version
-        # They pin the version of the raw table.
-        tags[TABLE_TAG + name] = str(version)
-        tags[f"{TABLE_TAG}{name}.id"] = table.identity
+    tags |= planned.tables
     name = f"{as_of:%Y-%m-%d} {reason}"
     run_id = tracking.start_or_find_run(
         spec.experiment, key, name, tags, about=ABOUT_EXPERIMENT
     )
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec.model_dump_json(), SPEC)
-        validate(settings, run_id, datasets)
+        validate(settings, run_id, used_datasets(spec, service))
     return run_id
 
 
@@ -120,7 +110,7 @@ def nothing_new(settings: Settings, spec: ModelSpec, as_of: datetime) -> str | N
     planned = planned_run(settings, spec, service, as_of)
     if not _finished_runs(Tracking(settings), spec, planned.fingerprint):
         return None
-    label = load_dataset(spec.dataset).labels[spec.label]
+    label = label_source(settings, spec).label
     matures = next_matures(planned.plan.test[-1], label, spec.snapshots)
     news = f"the next rows mature at {matures:%Y-%m-%d %H:%M} UTC"
     if matures <= as_of:

@@ -100,6 +100,30 @@ class Population(Strict):
     below: int = Field(gt=0)
 
 
+class LabelTable(Strict):
+    """`[label]`: a table of the team's with a row for each label, which Gyre only reads.
+
+    A label counts once it is known: at the time in `known_at`, and without that column at its
+    event time + horizon + lateness. A label that became known later than that is left out.
+    """
+
+    source: str
+    """Parquet files, a folder of them, a Delta table, or an Ibis address and `#table`. A relative path
+    begins at the project."""
+    name: str = "label"
+    """The column with the label."""
+    event_time: str = "event_timestamp"
+    """The column with the moment that features are read for."""
+    known_at: str | None = None
+    """The column with the time at which the label became known."""
+    entity: dict[str, str] = Field(default_factory=dict)
+    """The table's column for a column of `entity_key`, where it has another name."""
+    horizon_days: float = Field(ge=0)
+    """How far past the event time the label looks."""
+    lateness_days: float = Field(0, ge=0)
+    """How long after its horizon a label may still become known."""
+
+
 class Serving(Strict):
     """How serving answers when the online store gives no features in time, and how it scores.
 
@@ -128,10 +152,12 @@ class ModelSpec(Strict):
     """Names of the classes, in the order of the model's probabilities; at least three."""
     name: str = Field(pattern=MODEL_NAME)  # the name of the file
     experiment: str  # the experiment of MLflow that holds the runs
-    dataset: str  # the module of feature_repo/datasets that has the label
+    dataset: str | None = None
+    """The module of feature_repo/datasets that has the label; with `[label]` the module whose views
+    the feature service reads, if it reads any of Gyre's."""
     entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
     feature_service: str  # the service of Feast that lists the features' views
-    label: str  # the name of a label of `dataset`
+    label: str | LabelTable  # the name of a label of `dataset`, or a table
     schedule: Schedule  # when to train: a cron expression, or a name such as @weekly
     seed: int = Field(ge=0)  # the seed of every random choice in a training
     threshold: float | None = Field(None, gt=0, lt=1)
@@ -159,6 +185,7 @@ class ModelSpec(Strict):
     serving: Serving
     monitoring: Monitoring = Monitoring()
     estimators: tuple[Estimator, ...] = ()
+    """Without them and without `[training]`, versions come from `gyre adopt` alone."""
     training: Training | None = None
     search: Search | None = None
     gates: tuple[Gate, ...] = Field(min_length=1)
@@ -180,6 +207,21 @@ class ModelSpec(Strict):
         return "rmse"
 
     @property
+    def label_name(self) -> str:
+        """The name of the label, for people."""
+        return self.label if isinstance(self.label, str) else self.label.name
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether Gyre trains versions; else they are adopted."""
+        return bool(self.estimators or self.training)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The dataset, if the model has one."""
+        return (self.dataset,) if self.dataset else ()
+
+    @property
     def inputs(self) -> dict[str, InputType]:
         """The types of the model's inputs, which are its features in order."""
         return {name: INPUTS[kind] for name, kind in self.features.items()}
@@ -189,6 +231,7 @@ class ModelSpec(Strict):
         problems = [
             *self._problems_of_task(),
             *self._problems_of_names(),
+            *self._problems_of_label(),
             *self._problems_of_outcome_key(),
             *self._problems_of_segments(),
             *self._problems_of_estimators(),
@@ -245,6 +288,17 @@ class ModelSpec(Strict):
                     f"nor of {_listed(CHECK_KINDS)}, nor a figure such as missing/{name}"
                 )
 
+    def _problems_of_label(self) -> Iterator[str]:
+        if isinstance(self.label, str):
+            if self.dataset is None:
+                yield "dataset: expected the dataset of the label, or a table [label]"
+            return
+        if self.snapshots.rows != "label":
+            yield 'snapshots.rows: expected "label", as a table [label] lists the rows'
+        unknown_names = set(self.label.entity) - set(self.entity_key)
+        if unknown_names:
+            yield f"label.entity: {_listed(unknown_names)} is not in entity_key"
+
     def _problems_of_outcome_key(self) -> Iterator[str]:
         names = set(self.outcome_key or ())
         if names and self.snapshots.rows != "label":
@@ -269,9 +323,8 @@ class ModelSpec(Strict):
             yield f"gates: {min(of_segments)} needs a segment, such as customer_segment"
 
     def _problems_of_estimators(self) -> Iterator[str]:
-        if bool(self.estimators) == bool(self.training):
-            count = "both" if self.training else "neither"
-            yield f"estimators: expected [[estimators]] or [training], found {count}"
+        if self.estimators and self.training:
+            yield "estimators: expected [[estimators]] or [training], found both"
         types = ESTIMATORS[self.task]
         for number, estimator in enumerate(self.estimators):
             if estimator.type not in types and not re.match(FACTORY, estimator.type):

@@ -1,5 +1,6 @@
 """Delta tables by their address: names, files and rows, without a `Table` and its schema."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,18 @@ from core.errors import DataError
 from core.files import local_copies, location
 from core.settings import Settings
 from core.tables.query import S3, quoted, short_text, table_errors
+
+
+def is_url(address: str) -> bool:
+    """Whether rows are named by an address, and not by a path."""
+    return re.match(r"[A-Za-z][\w+.-]*://", address) is not None
+
+
+def shown_address(address: str) -> str:
+    """Return an address without user, password and options."""
+    if not is_url(address):
+        return address
+    return re.sub(r"\?[^#]*", "", address.rpartition("@")[2])
 
 
 def table_names(settings: Settings) -> list[str]:

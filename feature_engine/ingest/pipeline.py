@@ -114,7 +114,7 @@ def whole_history(
         DataError: The source cannot be read, or its rows broke a rule as a whole.
 
     """
-    label = load_dataset(spec.dataset)
+    label = load_dataset(str(spec.dataset))
     with temporary_installation(settings, "history") as history:
         publish_beside(history, label)
         service = PublishedService(history, spec.feature_service)

@@ -109,14 +109,16 @@ def read_record(settings: Settings, name: str) -> DatasetRecord:
         return DatasetRecord(name, faults=[fault])
 
 
-def service_records(settings: Settings, name: str, service: str) -> list[DatasetRecord]:
-    """Read the records of dataset `name`, and of datasets that it imports and `service` reads.
+def service_records(
+    settings: Settings, names: Sequence[str], service: str
+) -> list[DatasetRecord]:
+    """Read the records of datasets, and of datasets that they import and `service` reads.
 
     A record without an ingest has no services, and is among them.
     """
-    records = [read_record(settings, dataset) for dataset in dataset_names(name)]
+    records = [read_record(settings, dataset) for dataset in dataset_names(*names)]
     return [
         record
         for record in records
-        if record.dataset == name or record.as_of is None or service in record.services
+        if record.dataset in names or record.as_of is None or service in record.services
     ]

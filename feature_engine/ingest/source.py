@@ -23,7 +23,7 @@ from pyarrow.fs import LocalFileSystem
 from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
-from core.tables.addresses import rows_at
+from core.tables.addresses import is_url, rows_at, shown_address
 from feature_engine.engines.engine import value_error
 from feature_engine.ingest.exact_types import (
     in_schema,
@@ -104,7 +104,7 @@ def require_source(settings: Settings, dataset: Dataset) -> None:
 
 def place(settings: Settings, dataset: Dataset) -> str:
     """Return the address that the rows come from, without user and password."""
-    return _shown(settings.sources.get(dataset.source_name, "shipped file"))
+    return shown_address(settings.sources.get(dataset.source_name, "shipped file"))
 
 
 def read(address: str) -> pa.Table:
@@ -135,11 +135,6 @@ def read(address: str) -> pa.Table:
             }
             typed_tables.append(pa.table(columns))
         return pa.concat_tables(typed_tables, promote_options="permissive")
-
-
-def is_url(address: str) -> bool:
-    """Whether a source is named by an address, and not by a path."""
-    return re.match(r"[A-Za-z][\w+.-]*://", address) is not None
 
 
 def _readable_batches(
@@ -222,13 +217,6 @@ def _files(address: str) -> list[str]:
         return files_at(address)
 
 
-def _shown(address: str) -> str:
-    """Return an address without user, password and options."""
-    if not is_url(address):
-        return address
-    return re.sub(r"\?[^#]*", "", address.rpartition("@")[2])
-
-
 @contextmanager
 def _reading(address: str) -> Iterator[None]:
     """Raise a DataError that names the file or the database where it cannot be read."""
@@ -241,7 +229,9 @@ def _reading(address: str) -> Iterator[None]:
                 text = text.replace(secret, "…")
         if "Could not set lock on file" in text:
             text += "; close the program that writes to it, or name a copy"
-        raise DataError(f"nothing was changed: {_shown(address)}: {text}") from exc
+        raise DataError(
+            f"nothing was changed: {shown_address(address)}: {text}"
+        ) from exc
 
 
 @contextmanager

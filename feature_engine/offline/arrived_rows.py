@@ -16,11 +16,10 @@ from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.engines.engine import temporary_table
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.datasets import dataset_of
-from feature_repo.definition import OWN_PREFIX
+from feature_repo.definition import KNOWN_AT, OWN_PREFIX
 from feature_repo.extensions.asof_join import asof_join, dated_rows
 from feature_repo.published.service import PublishedService
 
-KNOWN_AT = f"{OWN_PREFIX}known_at"
 NUMBER = f"{OWN_PREFIX}number"
 ARRIVAL = f"{OWN_PREFIX}arrival"
 

@@ -1,18 +1,14 @@
-"""Raw rows: the table of a dataset, its changes between two versions, and labels made of it."""
+"""Raw rows: the table of a dataset, and its changes between two versions."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import ibis
 import ibis.expr.types as ir
-import pyarrow as pa
 
-from core.errors import DataError
 from core.settings import Settings
 from core.tables.table import Table
 from feature_engine.engines.engine import read_files
-from feature_repo.definition import TIMESTAMP, Dataset, Label, raw_schema
+from feature_repo.definition import Dataset, raw_schema
 
 
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
@@ -57,45 +53,3 @@ def changed_rows(
     new_rows = added.difference(removed, distinct=False)
     old_rows = removed.difference(added, distinct=False)
     return new_rows.union(old_rows)
-
-
-def labels(
-    raw: ir.Table,
-    label: Label,
-    snapshots: Sequence[datetime],
-    *,
-    own_rows: bool = False,
-) -> ir.Table:
-    """Compute a label at snapshots.
-
-    Args:
-        raw: Raw rows of the label's dataset.
-        label: Label to compute.
-        snapshots: Times of the snapshots, aware UTC.
-        own_rows: Take the label's own rows from the first of `snapshots` to the last.
-
-    Returns:
-        Join keys, event_timestamp and label at every snapshot, sorted by time and keys.
-
-    Raises:
-        DataError: The label's expression lacks one of these columns.
-
-    """
-    if own_rows:
-        rows = label.expression(raw)
-    else:
-        times = pa.array(snapshots, TIMESTAMP)
-        moments = pa.table({"event_timestamp": times})
-        rows = label.expression(raw, ibis.memtable(moments))
-    missing_columns = {"event_timestamp", "label"} - set(rows.columns)
-    if missing_columns:
-        expected = f"expected columns {', '.join(sorted(missing_columns))}"
-        raise DataError(f"a label's rows: {expected}, found {', '.join(rows.columns)}")
-    if own_rows:
-        is_within = rows.event_timestamp.between(min(snapshots), max(snapshots))
-        rows = rows.filter(is_within)
-    # Feast's DuckDB store wants times in microseconds UTC.
-    event_timestamp = rows.event_timestamp.cast("timestamp('UTC', 6)")
-    rows = rows.mutate(event_timestamp=event_timestamp)
-    keys = rows.drop("event_timestamp", "label").columns
-    return rows.order_by("event_timestamp", *keys)

@@ -36,6 +36,7 @@ from feature_engine.online.redis_rows import (
 from feature_engine.online.state import OnlineState, ahead_key, replace_state
 from feature_engine.online.values import OnlineValues, written_state
 from feature_repo.published import redis_names
+from feature_repo.published.config import online_redis
 from feature_repo.published.redis_names import KeyValues, state_key
 from feature_repo.published.store import WRITE_DEADLINE
 
@@ -200,7 +201,7 @@ class ViewRefresh:
             write_behind,
             format_config(self._online.store.config),
             self._feast_view,
-            self._online.settings.redis_address,
+            online_redis(self._online.settings),
             WRITE_DEADLINE,
             self._ahead_key,
         )

@@ -38,6 +38,7 @@ from feature_engine.online.redis_rows import (
 )
 from feature_engine.online.state import OnlineState, ahead_key, read_state
 from feature_repo.definition import Dataset
+from feature_repo.published.config import online_redis
 from feature_repo.published.feast_reader import has_row
 from feature_repo.published.redis_names import KeyValues, hash_names, state_key
 from feature_repo.published.store import WRITE_DEADLINE, open_store
@@ -79,7 +80,7 @@ class OnlineValues:
         self.raw = raw
         self.tables = view_tables(settings, dataset, raw)
         self.store = open_store(settings, timeout_seconds)
-        self.redis = connect_redis(settings.redis_address, timeout_seconds)
+        self.redis = connect_redis(online_redis(settings), timeout_seconds)
         self.is_redis = isinstance(
             self.store.config.online_store, RedisOnlineStoreConfig
         )

@@ -17,7 +17,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 from feast import FileSource
-from feast.data_format import DeltaFormat
+from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.offline_stores import duckdb
 from feast.infra.offline_stores import ibis as stock
 from feast.infra.offline_stores.duckdb import _write_data_source as write_data_source
@@ -29,8 +29,8 @@ from feast.transformation.python_transformation import PythonTransformation
 
 from core.errors import DataError
 from core.files import location
-from core.tables.addresses import files_at, names_at
-from feature_engine.engines.engine import spark_connection
+from core.tables.addresses import files_at, is_url, names_at
+from feature_repo.engine import feature_engine
 from feature_repo.extensions.asof_join import (
     LATEST,
     ORDER,
@@ -77,7 +77,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
     ) -> Any:
         """Join features to each row of an entity frame as they were at its event time."""
         stock_features = super().get_historical_features
-        if not any(_is_table(view.batch_source) for view in feature_views):
+        if not all(_is_read_here(view.batch_source) for view in feature_views):
             return stock_features(config=config, feature_views=feature_views, **options)
         if not _is_plain(feature_views, options):
             return stock.get_historical_features_ibis(
@@ -121,14 +121,14 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         cls, *, config: RepoConfig, **options: Any
     ) -> Any:
         """Return the newest row of each entity between two times, both included."""
-        if not _is_table(options["data_source"]):
+        if not _is_read_here(options["data_source"]):
             return super().pull_latest_from_table_or_query(config=config, **options)
         return stock.pull_latest_from_table_or_query_ibis(**_access(config), **options)
 
     @classmethod
     def pull_all_from_table_or_query(cls, *, config: RepoConfig, **options: Any) -> Any:
         """Return all rows between two times, both included."""
-        if not _is_table(options["data_source"]):
+        if not _is_read_here(options["data_source"]):
             return super().pull_all_from_table_or_query(config=config, **options)
         return stock.pull_all_from_table_or_query_ibis(**_access(config), **options)
 
@@ -146,6 +146,17 @@ def _is_table(source: Any) -> bool:
     return isinstance(source, FileSource) and isinstance(
         source.file_format, DeltaFormat
     )
+
+
+def _is_read_here(source: Any) -> bool:
+    """Whether a source is a Delta table, or a parquet file on this disk."""
+    if _is_table(source):
+        return True
+    is_parquet = isinstance(source, FileSource) and (
+        isinstance(source.file_format, ParquetFormat)
+        or (source.file_format is None and source.path.endswith(".parquet"))
+    )
+    return is_parquet and not is_url(source.path)
 
 
 def _is_large(rows: ir.Table, entity_count: int) -> bool:
@@ -175,7 +186,9 @@ def _read(config: RepoConfig, source: FileSource, _repository: str = "") -> ir.T
 
     """
     if not _is_table(source):
-        return ibis.read_parquet(source.path)
+        place = FileSource.get_uri_for_file_path(config.repo_path, source.path)
+        pattern = f"{place}/**/*.parquet" if Path(place).is_dir() else place
+        return ibis.read_parquet(pattern)
     files = files_at(source.path, Path(config.offline_store.cache))
     if not files:
         raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
@@ -188,7 +201,8 @@ def _read_on_spark(config: RepoConfig, source: FileSource) -> ir.Table:
     if not names:
         raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
     options = config.offline_store
-    connection = spark_connection(options.spark_master, location(options.scratch))
+    scratch = location(options.scratch)
+    connection = feature_engine().spark_connection(options.spark_master, scratch)
     rows: ir.Table = connection.read_table(source.path, names, columns)
     return rows
 

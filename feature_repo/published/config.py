@@ -1,14 +1,19 @@
-"""feature_store.yaml of an installation: its registry, its stores, the places of its views."""
+"""feature_store.yaml of an installation: its registry, its stores, the places of its views.
+
+With GYRE_FEAST_REPO it is the file of a team's own repository, which is not changed.
+"""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import yaml
 from redis.connection import parse_url
 
 from core.files import replace_file
-from core.settings import PROJECT, Settings
+from core.settings import CLONE, PROJECT, STORE, Settings, is_own_store
 
 VIEWS_FOLDER = "features"
 """Folder of the data that holds the Delta table of each feature view."""
@@ -24,8 +29,11 @@ def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
         timeout: Seconds that Redis may take for a call.
 
     """
-    content = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
-    config: dict[str, Any] = yaml.safe_load(content)
+    if settings.feast_repo:
+        # As Feast reads it, which expands $NAME.
+        content = os.path.expandvars(feast_config_path(settings).read_text())
+        return dict[str, Any](yaml.safe_load(content))
+    config: dict[str, Any] = yaml.safe_load(store_file().read_text())
     registry_address = f"sqlite:///{registry_path(settings)}?timeout=30"
     config["registry"]["path"] = settings.schema_url("feast") or registry_address
     config["offline_store"]["cache"] = str(settings.cache)
@@ -40,6 +48,12 @@ def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
             settings, timeout
         )
     return config
+
+
+def store_file() -> Path:
+    """Return Gyre's `feature_store.yaml`: of the clone, if that of the project is a team's."""
+    file = PROJECT / STORE
+    return file if is_own_store(file) and file.is_file() else CLONE / STORE
 
 
 def feast_connection(settings: Settings, timeout: float) -> str:
@@ -58,6 +72,38 @@ def feast_connection(settings: Settings, timeout: float) -> str:
     options["socket_connect_timeout"] = timeout
     parts = [f"{name}={_as_json(value)}" for name, value in options.items()]
     return ",".join([address, *parts])
+
+
+def online_store_type(settings: Settings) -> str:
+    """Return the type of the online store, as feature_store.yaml names it."""
+    store = feast_config(settings, COMMAND_TIMEOUT_SECONDS).get("online_store")
+    return str(store["type"] if isinstance(store, dict) else store or "sqlite")
+
+
+def online_redis(settings: Settings) -> str:
+    """Return the address of the Redis that is the online store, with its password."""
+    if settings.feast_repo is None:
+        return settings.redis_address
+    store = feast_config(settings, COMMAND_TIMEOUT_SECONDS).get("online_store")
+    connection = "localhost:6379"  # Feast's default
+    if isinstance(store, dict):
+        connection = str(store.get("connection_string", connection))
+    host, *parts = connection.split(",")
+    # As Feast's Redis store reads them: a value is JSON, or else a text.
+    options: dict[str, Any] = {}
+    for part in parts:
+        name, _, text = part.partition("=")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    user = quote(str(options.pop("username", "")), safe="")
+    password = quote(str(options.pop("password", "")), safe="")
+    login = f"{user}:{password}@" if user or password else ""
+    scheme = "rediss" if options.pop("ssl", False) else "redis"
+    database = options.pop("db", 0)
+    rest = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    return f"{scheme}://{login}{host}/{database}?{urlencode(rest)}".rstrip("?")
 
 
 def _as_json(value: Any) -> str:
@@ -80,14 +126,16 @@ def registry_path(settings: Settings) -> Path:
 
 def feast_config_path(settings: Settings) -> Path:
     """Return the path of the file, which FEAST_FS_YAML_FILE_PATH names for Feast's commands."""
-    return settings.home / "feature_store.yaml"
+    return (settings.feast_repo or settings.home) / "feature_store.yaml"
 
 
 def write_feast_config(settings: Settings) -> None:
-    """Write the file for Feast's own commands.
+    """Write the file for Feast's own commands; a team's repository has one already.
 
     Only its owner can read it, as an address may hold a password.
     """
+    if settings.feast_repo:
+        return
     registry_path(settings).parent.mkdir(parents=True, exist_ok=True)
     content = yaml.safe_dump(feast_config(settings, COMMAND_TIMEOUT_SECONDS))
     replace_file(feast_config_path(settings), content, mode=0o600)

@@ -60,7 +60,7 @@ def check_definitions(
         note = f"at {as_of:%Y-%m-%d %H:%M} UTC by {getpass.getuser()}"
         for _, version in versions:
             service = _service(settings, version, store)
-            for name, definition in _changed_definitions(service, version).items():
+            for name, definition in changed_definitions(service, version).items():
                 value = f"{definition} {note}"
                 Registry(settings).tag(version, ACCEPTED_TAG + name, value)
         return
@@ -108,7 +108,7 @@ def _messages(
     for role, version in versions:
         service = _service(settings, version, store)
         views = []
-        for name in _changed_definitions(service, version):
+        for name in changed_definitions(service, version):
             feature_views = service.feature_views if service else {}
             features = [
                 feature for feature, view in feature_views.items() if view == name
@@ -133,10 +133,19 @@ def _service(
         return None
 
 
-def _changed_definitions(
+def changed_definitions(
     service: PublishedService | None, version: Version
 ) -> dict[str, str]:
-    """Return the current definitions that have changed since a version's training."""
+    """Return the current definitions that have changed since a version's training.
+
+    Args:
+        service: The version's service as it is published; None: it is not.
+        version: The version.
+
+    Returns:
+        Hash by name; "none" for what is not there any more.
+
+    """
     definitions = service.definitions() if service else {}
     changed_definitions = {}
     for tag, trained in version.tags.items():

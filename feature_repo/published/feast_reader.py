@@ -28,6 +28,9 @@ class OnlineFeatures:
         features: Names of the features of a row.
         store: Feast's store; by default that of `feature_store.yaml`.
 
+    Attributes:
+        newest_times: Newest event time (aware UTC) that was read of each view.
+
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class OnlineFeatures:
         self._store = store or open_store(settings, READ_TIMEOUT_SECONDS)
         self._service = PublishedService(settings, service, self._store)
         self._features = features
+        self._is_team_store = settings.feast_repo is not None
         self._online = _ValuesInTime(self._store.provider.online_store)
+        self.newest_times = self._online.newest_times
 
     def read(
         self,
@@ -92,11 +97,16 @@ class OnlineFeatures:
 
         The time is None if one of them never came online.
         """
-        self._store.refresh_registry()
+        if (
+            not self._is_team_store
+        ):  # a team says itself how long its registry may be cached
+            self._store.refresh_registry()
         times = []
         for view in self._service.stored:
             self._online.online_read(self._store.config, view, [EntityKey()])
-            published = self._store.get_feature_view(view.name)
+            published = self._store.get_feature_view(
+                view.name, allow_registry_cache=True
+            )
             times.append(published.most_recent_end_time)
         return None if not times or None in times else min(times)
 
@@ -112,6 +122,7 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
     Attributes:
         as_of: Time of the read, aware UTC.
         present: View and values of the sorted join keys for each row that was read.
+        newest_times: Newest event time that was read of each view.
 
     """
 
@@ -119,6 +130,7 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
         self._store = store
         self.as_of = datetime.now(UTC)
         self.present: set[tuple[Any, ...]] = set()
+        self.newest_times: dict[str, datetime] = {}
 
     def online_read(
         self, config: Any, table: Any, entity_keys: Any, **options: Any
@@ -127,6 +139,9 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
         rows: list[Any] = []
         for key, (time, values) in zip(entity_keys, stored, strict=True):
             is_present = has_row(time, values)
+            if is_present:
+                newest = self.newest_times.get(table.name, time)
+                self.newest_times[table.name] = max(newest, time)
             if is_present and table.ttl:
                 is_present = time >= self.as_of - table.ttl
             if is_present:

@@ -20,7 +20,11 @@ from core.settings import Settings
 from core.spec import FRAME_COLUMNS, FeatureType
 from feature_repo.datasets import dataset_of
 from feature_repo.definition import TIMESTAMP, Dataset
-from feature_repo.definition_hash import function_definition, view_definition
+from feature_repo.definition_hash import (
+    function_definition,
+    source_definition,
+    view_definition,
+)
 from feature_repo.on_demand import digest
 from feature_repo.published.store import open_store
 
@@ -89,7 +93,8 @@ class PublishedService:
                 allow_cache=True,
             )
         except FeastObjectNotFoundException as exc:
-            raise DataError(f"{exc}; run: cd feature_repo && feast apply") from exc
+            folder = settings.feast_repo or "feature_repo"
+            raise DataError(f"{exc}; run: cd {folder} && feast apply") from exc
         self.features: dict[str, str] = {}
         self.feature_views: dict[str, str] = {}
         for projection in self.feast_service.feature_view_projections:
@@ -163,7 +168,8 @@ class PublishedService:
     def definitions(self) -> dict[str, str]:
         """Return a hash of the definition of each view, and of the schema, by name.
 
-        Features of a view that the service does not read do not count.
+        Features of a view that the service does not read do not count. The program that fills the
+        source of a view of plain Feast is not covered.
         """
         hashes: dict[str, str] = {}
         schema: dict[str, Any] = {}
@@ -180,6 +186,8 @@ class PublishedService:
                 hashes[view.name] = view_definition(
                     dataset, view.name, frozenset(unread)
                 )
+            else:
+                hashes[view.name] = source_definition(view)
         for view in self.on_demand:
             schema[view.name] = [field_types(view.projection.features), view.mode]
             hashes[view.name] = function_definition(view.feature_transformation)

@@ -12,6 +12,7 @@ from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
 from core.settings import Settings
 from feature_repo import datasets
+from feature_repo.datasets import dataset_of
 from feature_repo.on_demand import digest, function_source, module_source
 from feature_repo.published.redis_names import hash_fields, state_key
 from feature_repo.published.service import (
@@ -75,7 +76,9 @@ def _check_store_and_types(service: PublishedService) -> None:
         raise UnsupportedError(
             f"the online store is {online_store.type}, not one Redis"
         )
-    for view in (*service.stored, *service.on_demand):
+    # Without functions over them, features of other types are not read.
+    views = (*service.stored, *service.on_demand) if service.on_demand else ()
+    for view in views:
         for name, kind in field_types(view.projection.features).items():
             if kind not in ARROW:
                 expected = ", ".join(FEATURE_TYPES)
@@ -87,7 +90,11 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
         raise UnsupportedError(f"view {view.name} is read under another name or key")
     config = store.config
     keys = field_types(sorted(view.entity_columns))
-    types = field_types(sorted(view.projection.features))
+    types = {
+        name: kind
+        for name, kind in field_types(sorted(view.projection.features)).items()
+        if kind in ARROW
+    }
     time, *hash_names = hash_fields(config, view, list(types))
     features = []
     for name, field in zip(types, hash_names, strict=True):
@@ -101,7 +108,7 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
         ),
         suffix=config.project.encode(),
         time=time,
-        state=state_key(store.project, view.name),
+        state=state_key(store.project, view.name) if dataset_of(view.name) else "",
         ttl_us=time_to_live // MICROSECOND,
         features=tuple(features),
     )

@@ -14,6 +14,7 @@ from monitoring.check import CheckResult
 from monitoring.checks.online_store import online_store
 from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
 from monitoring.checks.skew import skew
+from monitoring.checks.team_views import team_views
 from monitoring.checks.volume import entity_count, freshness, volume
 from monitoring.decisions.decision import REFERENCE
 from monitoring.measurements.performance import PERFORMANCE
@@ -66,6 +67,7 @@ CHECKS: tuple[Check, ...] = (
     entity_count,
     volume,
     freshness,
+    team_views,
     online_store,
     skew,
     serving,

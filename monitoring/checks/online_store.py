@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from core.errors import GyreError
 from core.settings import Settings
-from feature_engine.online.lost_rows import lost_rows
 from feature_repo.definition import Dataset
+from feature_repo.engine import feature_engine
 from feature_repo.online_store import eviction_problem
 from feature_repo.published.service import PublishedService
 from monitoring.check import CheckResult, Status
@@ -31,7 +31,7 @@ def _lost_rows(settings: Settings, dataset: Dataset, view: str) -> CheckResult:
     value = None
     status: Status = "unknown"
     try:
-        keys, lost = lost_rows(settings, dataset, view)
+        keys, lost = feature_engine().lost_rows(settings, dataset, view)
         value = float(lost)
         status = "alert" if lost else "ok"
         words = f"{view}: of {keys} known keys {lost} have no row online"

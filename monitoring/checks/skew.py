@@ -20,10 +20,11 @@ from core.schedule import periods
 from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from core.timestamps import microseconds
-from feature_engine.offline.arrived_rows import KNOWN_AT, arrived_features
-from feature_engine.offline.views import require_built
 from feature_repo.datasets import dataset_of
+from feature_repo.definition import KNOWN_AT
+from feature_repo.engine import feature_engine
 from feature_repo.published.service import PublishedService, is_same_value
+from feature_repo.views import require_built
 from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import ModelManifest
 from mlflow_server.model.pyfunc import read_version
@@ -147,8 +148,10 @@ def compare_offline(
     keys["as_of"] = [microseconds(vector.moment) for vector in vectors]
     keys["position"] = range(len(vectors))
     moments = pd.Series([vector.moment for vector in vectors])
-    for delay in delays:
-        frame = keys.assign(event_timestamp=moments - delay)
+    earlier_moments = [moments - delay for delay in delays]
+    earlier_moments += materialised_moments(service, moments)
+    for times in earlier_moments:
+        frame = keys.assign(event_timestamp=times)
         offline = service.historical(frame)
         _remove_equal(differing_features, vectors, offline)
     is_open = pd.Series([bool(features) for features in differing_features])
@@ -163,9 +166,30 @@ def compare_offline(
         for delay in delays
     ]
     requested_rows = pa.Table.from_pandas(pd.concat(frames), preserve_index=False)
-    offline = arrived_features(service, requested_rows)
+    offline = feature_engine().arrived_features(service, requested_rows)
     _remove_equal(differing_features, vectors, offline)
     return differing_features
+
+
+def materialised_moments(
+    service: PublishedService, moments: pd.Series
+) -> list[pd.Series]:
+    """Return up to when a team's views were materialised at each moment.
+
+    Values come online while Feast materialises: for each view the last two ends count.
+    """
+    found = []
+    for view in service.stored:
+        if dataset_of(view.name) is None:
+            published = service.store.get_feature_view(view.name)
+            intervals = published.materialization_intervals
+            ends = pd.Series([end for _, end in intervals]).sort_values()
+            for back in (1, 2) if len(ends) else ():
+                positions = ends.searchsorted(moments, side="right") - back
+                times = ends.to_numpy()[positions.clip(min=0)]
+                times = pd.Series(pd.to_datetime(times, utc=True))
+                found.append(times.where(positions >= 0, moments))
+    return found
 
 
 def _remove_equal(

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from feature_engine.ingest.record import service_records
+from feature_repo.published.service import PublishedService
+from feature_repo.views import late_features
 from monitoring.check import CheckResult
 from monitoring.decisions.decision import ENTITIES
 from monitoring.log.window import WINDOW_LENGTH
@@ -59,20 +60,25 @@ def freshness(
     run: MonitoringRun, _reference: Reference | None
 ) -> Iterator[CheckResult]:
     """Alert of features that are not materialised, too old, or silent at the source."""
-    age_limit = run.spec.monitoring.feature_age_limit
-    records = service_records(run.settings, run.spec.dataset, run.spec.feature_service)
-    for record in records:
-        for incident, text in record.problems(run.as_of, age_limit):
-            yield CheckResult(
-                name=f"freshness/{record.dataset}",
-                kind="freshness",
-                status="alert",
-                words=text,
-                remedy=f"gyre ingest {record.dataset}",
-                link=f"/data/{record.dataset}",
-                feature=record.dataset,
-                incident=incident,
-            )
+    service = PublishedService(run.settings, run.spec.feature_service)
+    problems = late_features(
+        settings=run.settings,
+        service=service,
+        datasets=run.spec.datasets,
+        as_of=run.as_of,
+        age_limit=run.spec.monitoring.feature_age_limit,
+    )
+    for problem in problems:
+        yield CheckResult(
+            name=f"freshness/{problem.name}",
+            kind="freshness",
+            status="alert",
+            words=problem.words,
+            remedy=problem.remedy,
+            link=problem.link,
+            feature=problem.name,
+            incident=problem.incident,
+        )
 
 
 def usual_entities(counts: Sequence[int]) -> float | None:

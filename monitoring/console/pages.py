@@ -73,7 +73,7 @@ class Console:
         self._age_limits: dict[str, timedelta] = {}
         for model in self._loop.models.values():
             limit = model.spec.monitoring.feature_age_limit
-            for name in dataset_names(model.spec.dataset):
+            for name in dataset_names(*model.spec.datasets):
                 self._records[name] = CachedReader(partial(read_record, settings, name))
                 self._age_limits[name] = min(limit, self._age_limits.get(name, limit))
 

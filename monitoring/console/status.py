@@ -160,7 +160,7 @@ class ModelReaders:
         pages = Pages(settings)
         training = partial(pages.training, spec.experiment)
         freshness = partial(
-            service_records, settings, spec.dataset, spec.feature_service
+            service_records, settings, spec.datasets, spec.feature_service
         )
         self.spec = spec
         self.sources: dict[str, CachedReader[Any]] = {
@@ -190,7 +190,7 @@ def _model_rows(settings: Settings, stores: Stores, spec: ModelSpec) -> ModelRow
     ledger, alerts = stores()
     model = spec.name
     alert_rows: list[Alert] = []
-    for subject in (*dataset_names(spec.dataset), model):
+    for subject in (*dataset_names(*spec.datasets), model):
         alert_rows += alerts.rows(subject)
     # The ledger knows the newest model of the name, even if MLflow does not answer.
     ledger_rows = of_newest_model(ledger.rows(model))

@@ -11,13 +11,11 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from core.settings import Settings
 from core.spec import ModelSpec, entity_of
 from core.timestamps import BEGINNING
-from feature_engine.engines.engine import engine_connection
-from feature_engine.offline.raw import labels, open_raw, raw_table
-from feature_repo.datasets import load_dataset
 from feature_repo.definition import OWN_PREFIX
+from feature_repo.engine import LabelSource
+from feature_repo.labels import label_rows
 from feature_repo.published.service import ARROW
 from training.data.frame import TIME_TYPE, require_outcome_key, with_typed_labels
 
@@ -28,8 +26,8 @@ FIRST = f"{OWN_PREFIX}first"
 
 
 def read_actuals(
-    settings: Settings,
     spec: ModelSpec,
+    source: LabelSource,
     answers: pa.Table,
     feedback: Mapping[str, float],
     as_of: datetime,
@@ -37,8 +35,8 @@ def read_actuals(
     """Return the actual value of each answer.
 
     Args:
-        settings: Settings of the installation.
         spec: Spec of the model.
+        source: Source of its labels.
         answers: Rows of `predictions`.
         feedback: Actual values by request. A value of raw data is preferred.
         as_of: The moment by which an outcome must be known.
@@ -53,9 +51,9 @@ def read_actuals(
     values = np.array(from_feedback, np.float64)
     ambiguous_count = 0
     if spec.snapshots.rows == "label":
-        labelled, ambiguous_count = _row_labels(settings, spec, answers, as_of)
+        labelled, ambiguous_count = _row_labels(spec, source, answers, as_of)
     else:
-        labelled = _matured_labels(settings, spec, answers, as_of)
+        labelled = _matured_labels(spec, source, answers, as_of)
     labelled = labelled[labelled["label"].notna()]
     values[labelled["place"]] = labelled["label"]
     return values, ambiguous_count
@@ -84,7 +82,7 @@ def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:
 
 
 def _row_labels(
-    settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
+    spec: ModelSpec, source: LabelSource, answers: pa.Table, as_of: datetime
 ) -> tuple[pd.DataFrame, int]:
     """Return place and label of each answer, and the number of answers that fit several rows."""
     keyed_answers = units(spec, answers).rename(columns={"as_of": DAY})
@@ -92,18 +90,15 @@ def _row_labels(
     keyed_answers = _with_entity_keys(spec, keyed_answers)
     if keyed_answers.empty:
         return keyed_answers.assign(label=np.nan), 0
-    dataset = load_dataset(spec.dataset)
-    label = dataset.labels[spec.label]
     outcome_key = spec.outcome_key or {}
     key = [*spec.entity_key, *(outcome_key or [DAY])]
     for name, kind in outcome_key.items():
         keyed_answers[name] = keyed_answers[name].astype(
             "int64" if kind == "int64" else "object"
         )
-    with engine_connection(settings) as connection:
-        raw = open_raw(connection, raw_table(settings, dataset), as_of=as_of)
-        known_until = newest_known(spec, as_of)
-        rows = labels(raw, label, [BEGINNING, known_until], own_rows=True)
+    with source.opened(as_of, None) as raw:
+        moments = [BEGINNING, newest_known(source, as_of)]
+        rows = label_rows(raw, source.label, moments, own_rows=True)
         require_outcome_key(spec, rows)
         entities = keyed_answers[[*spec.entity_key]].drop_duplicates()
         rows = rows.semi_join(ibis.memtable(entities), [*spec.entity_key])
@@ -121,7 +116,7 @@ def _row_labels(
 
 
 def _matured_labels(
-    settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
+    spec: ModelSpec, source: LabelSource, answers: pa.Table, as_of: datetime
 ) -> pd.DataFrame:
     """Return place and label of each answer whose label has matured, by entity and day (UTC).
 
@@ -130,34 +125,32 @@ def _matured_labels(
     """
     known_answers = answers.select(["entity", "as_of"]).to_pandas()
     known_answers["place"] = range(answers.num_rows)
-    is_matured = known_answers["as_of"] <= newest_known(spec, as_of)
+    is_matured = known_answers["as_of"] <= newest_known(source, as_of)
     keyed_answers = _with_entity_keys(spec, known_answers[is_matured])
     if keyed_answers.empty:
         return keyed_answers.assign(label=np.nan)
     keyed_answers[DAY] = keyed_answers["as_of"].dt.floor("D")
-    day_labels = _day_labels(settings, spec, keyed_answers, as_of)
+    day_labels = _day_labels(spec, source, keyed_answers, as_of)
     labelled_answers = keyed_answers.merge(day_labels, on=[*spec.entity_key, DAY])
     is_after_event = labelled_answers["as_of"] >= labelled_answers[FIRST]
     return labelled_answers[~is_after_event]
 
 
 def _day_labels(
-    settings: Settings, spec: ModelSpec, answers: pd.DataFrame, as_of: datetime
+    spec: ModelSpec, source: LabelSource, answers: pd.DataFrame, as_of: datetime
 ) -> pd.DataFrame:
     """Return the label of each entity and day of the answers.
 
     Column `FIRST` has the time of the entity's first event after the day began, NaT if there was
     none.
     """
-    dataset = load_dataset(spec.dataset)
-    owner = dataset.entity
+    owner = source.entity
     days = [day.to_pydatetime() for day in sorted(answers[DAY].unique())]
     last = answers["as_of"].max().to_pydatetime()
-    with engine_connection(settings) as connection:
-        raw = open_raw(connection, raw_table(settings, dataset), as_of=as_of)
-        label_rows = labels(raw, dataset.labels[spec.label], days)
-        day_labels = with_typed_labels(spec, label_rows.to_pyarrow()).to_pandas()
-        time = raw[dataset.event_time]
+    with source.opened(as_of, None) as raw:
+        rows = label_rows(raw, source.label, days)
+        day_labels = with_typed_labels(spec, rows.to_pyarrow()).to_pandas()
+        time = raw[source.event_time]
         within = raw.filter(time.between(days[0], last))
         key = within[owner].cast(spec.entity_key[owner])
         events = within.select({owner: key, FIRST: time}).to_pyarrow()
@@ -169,10 +162,9 @@ def _day_labels(
     return labelled_days.merge(first_events, on=[owner, DAY], how="left")
 
 
-def newest_known(spec: ModelSpec, as_of: datetime) -> datetime:
+def newest_known(source: LabelSource, as_of: datetime) -> datetime:
     """Return the last moment whose label is known at `as_of`."""
-    label = load_dataset(spec.dataset).labels[spec.label]
-    return as_of - label.horizon - label.lateness
+    return as_of - source.label.horizon - source.label.lateness
 
 
 def _with_entity_keys(spec: ModelSpec, answers: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 
 from core.settings import Settings
 from core.spec import ModelSpec
-from feature_engine.offline.raw import raw_table
-from feature_repo.datasets import load_dataset
+from feature_repo.labels import label_source
 from mlflow_server.roles import RoleAssignment
 from monitoring.log.actuals import newest_known, read_actuals, units
 from monitoring.log.tables import ANSWERS, answered_rows, is_of_model, logged_scores
@@ -62,13 +61,12 @@ def backfilled_outcomes(
     as_of: datetime,
 ) -> Outcomes | None:
     """Score the newest snapshots that matured after `evaluated_on`; None if there are too few."""
-    dataset = load_dataset(spec.dataset)
-    known_until = newest_known(spec, as_of)
+    source = label_source(settings, spec)
+    known_until = newest_known(source, as_of)
     newest = matured(spec.snapshots, evaluated_on, known_until)[-spec.snapshots.test :]
     if not newest:
         return None
-    table_version = raw_table(settings, dataset).version
-    rows = build_frame(settings, spec, dataset, newest, as_of, table_version)
+    rows = build_frame(settings, spec, source, newest, as_of, None)
     if rows.num_rows < spec.monitoring.fewest:
         return None
     scored = version_scores(settings, spec, version, rows)
@@ -101,7 +99,8 @@ def online_outcomes(
     """
     is_usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
     is_own = is_of_model(model) & (pc.field("version") == version)
-    is_judgeable = pc.field("as_of") <= newest_known(spec, as_of)
+    source = label_source(settings, spec)
+    is_judgeable = pc.field("as_of") <= newest_known(source, as_of)
     if feedback:  # else young files need not be opened
         names = pa.array([*feedback], pa.string())
         is_judgeable |= pc.field("request_id").isin(names)
@@ -109,7 +108,7 @@ def online_outcomes(
     columns = [*ANSWERS, "request_data", *(["features"] if segments else [])]
     answers = answered_rows(settings, is_usual & is_own & is_judgeable, columns)
     answers = answers.sort_by("received")
-    values, ambiguous_count = read_actuals(settings, spec, answers, feedback, as_of)
+    values, ambiguous_count = read_actuals(spec, source, answers, feedback, as_of)
     label = pa.array(values, from_pandas=True)
     rows = answers.append_column("label", label).filter(pc.is_valid(label))
     keys = units(spec, rows)

@@ -60,11 +60,11 @@ def _figures(
     if spec.task == "regression":
         is_constant = old_labels.min() == old_labels.max()
         deviation = 1.0 if is_constant else old_labels.std(ddof=0)
-        name = f"mean of {spec.label} in standard deviations"
+        name = f"mean of {spec.label_name} in standard deviations"
         yield name, labels / deviation, old_labels / deviation
         return
     classes = dict(enumerate(spec.classes)) or {1: "1"}
     for position, name in classes.items():
         is_class = (labels == position).astype(float)
         was_class = (old_labels == position).astype(float)
-        yield f"share of {spec.label} {name}", is_class, was_class
+        yield f"share of {spec.label_name} {name}", is_class, was_class

@@ -21,6 +21,7 @@ from core.errors import MonitoringError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import Metric
+from feature_repo.labels import label_source
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.rules import of_newest_model
 from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, RoleAssignment
@@ -156,7 +157,8 @@ def read_report(
     collect(settings)
     feedback = join_outcomes(settings, spec, as_of).known
     answers = _first_answers(settings, spec, model, experiment, until)
-    labels, _ = read_actuals(settings, spec, answers, feedback, as_of)
+    source = label_source(settings, spec)
+    labels, _ = read_actuals(spec, source, answers, feedback, as_of)
     scores = logged_scores(spec, answers).tolist()
     entities = answers.select(["role", "prediction"]).to_pandas()
     entities = entities.assign(label=labels, score=scores).dropna(subset="label")

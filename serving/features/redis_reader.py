@@ -31,7 +31,7 @@ class RedisReader:
         self, address: str, lookup: LookupSpecification, features: Sequence[str]
     ) -> None:
         self._rows = RowReader(lookup, features)
-        state_keys = sorted({view.state for view in lookup.views})
+        state_keys = sorted({view.state for view in lookup.views if view.state})
         self._ping = ("MGET", *state_keys) if state_keys else ("PING",)
         self._address = address
         self._connection: RedisConnection | None = None

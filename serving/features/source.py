@@ -8,6 +8,7 @@ from datetime import datetime
 
 from core.errors import FeaturesUnavailableError, GyreError
 from core.settings import Settings
+from feature_repo.published.config import online_redis
 from mlflow_server.manifest import LookupSpecification, ModelManifest
 from serving.features.feast_reader import FeastReader
 from serving.features.lookup import Keys, Moments, StoredRow, StoredRows
@@ -63,7 +64,7 @@ class FeatureSource:
             features = tuple(contract.features)
             if lookup.unsupported:
                 reader = FeastReader(settings, contract.feature_service, features)
-        self._reader = reader or RedisReader(settings.redis_address, lookup, features)
+        self._reader = reader or RedisReader(online_redis(settings), lookup, features)
         self._cache_seconds = cache_seconds
         self._cache = OrderedDict[tuple[int | str, ...], tuple[float, StoredRow]]()
         self._probing = asyncio.Lock()

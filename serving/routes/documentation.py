@@ -114,7 +114,7 @@ def _description(model: LoadedVersions) -> str:
     features = _typed_names(signature.features)
     kind = " of ".join(filter(None, [signature.task, ", ".join(signature.classes)]))
     return (
-        f"**{spec.name}** predicts `{spec.label}` of `{spec.dataset}` ({kind}).\n\n"
+        f"**{spec.name}** predicts `{spec.label_name}` of `{spec.dataset}` ({kind}).\n\n"
         f"- Key: {key}\n- Features: {features}"
     )
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 from core.errors import ArtifactError, RegistryError
 from core.settings import Settings, load_settings
 from core.spec import load_spec
+from feature_repo.published.config import online_store_type
 from mlflow_server.api.registry import Registry
 from serving.versions.copies import ORIGIN_FILE, LocalCopies, Origin, read_origin
 from serving.versions.opening import open_version, reason_of
@@ -59,7 +60,7 @@ def _fetch(settings: Settings, model: str, version: str, origin: Origin) -> None
             folder=part,
             digests=origin.digests,
             spec=load_spec(model),
-            online_store=settings.online_store,
+            online_store=online_store_type(settings),
         )
         session.close()
         (part / ORIGIN_FILE).write_text(origin.model_dump_json())

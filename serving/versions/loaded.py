@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from core.settings import Settings
 from core.spec import ModelSpec
+from feature_repo.published.config import online_store_type
 from mlflow_server.roles import CHALLENGER, RoleAssignment
 from serving.features.source import FeatureSource
 from serving.memory import exempt_from_collection
@@ -180,7 +181,7 @@ class LoadedVersions:
             folder=self.copies.folder / version,
             digests=origin.digests,
             spec=self.spec,
-            online_store=self._settings.online_store,
+            online_store=online_store_type(self._settings),
         )
         features = FeatureSource(self._settings, contract)
         for source in self.sources:

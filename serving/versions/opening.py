@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from core.packages import package_version
-from core.settings import PROJECT
 from core.spec import ModelSpec
 from mlflow_server.manifest import CONTRACT_FILE, DIGEST_TAG, ModelManifest, wrong_files
 from serving.errors import ModelRefusedError
@@ -23,7 +20,7 @@ def open_version(
     folder: Path,
     digests: Mapping[str, str],
     spec: ModelSpec,
-    online_store: Mapping[str, str] | None = None,
+    online_store: str,
 ) -> tuple[ModelManifest, Session]:
     """Check the digests of the files in `folder`, then parse, compare and warm up the model.
 
@@ -31,7 +28,7 @@ def open_version(
         folder: Holds the files of the version.
         digests: SHA-256 of each file, by its tag.
         spec: Spec of the model in this project.
-        online_store: The online store, where it is not the one of feature_store.yaml.
+        online_store: Type of the online store.
 
     Raises:
         ModelRefusedError: The version does not fit its digests, this project or this image.
@@ -43,8 +40,7 @@ def open_version(
     if damage:
         raise ModelRefusedError(damage)
     contract = ModelManifest.model_validate_json((folder / CONTRACT_FILE).read_bytes())
-    store_type = (online_store or {}).get("type")
-    problem = _look_up_problem(contract, store_type)
+    problem = _look_up_problem(contract, online_store)
     if contract.model != spec.name:
         problem = f"expected model {spec.name}, found {contract.model}"
     if problem:
@@ -91,12 +87,9 @@ def _check_defaults(session: Session, contract: ModelManifest) -> None:
         )
 
 
-def _look_up_problem(contract: ModelManifest, online_store: str | None) -> str | None:
+def _look_up_problem(contract: ModelManifest, online_store: str) -> str | None:
     """Say why the features cannot be looked up in a store of this type; None if they can."""
     lookup = contract.lookup
-    if online_store is None:
-        file = PROJECT / "feature_repo" / "feature_store.yaml"
-        online_store = yaml.safe_load(file.read_bytes())["online_store"]["type"]
     feast_version = package_version("feast")
     if (lookup.feast, lookup.online_store) != (feast_version, online_store):
         found = f"Feast {feast_version} with {online_store}"

@@ -8,8 +8,8 @@ from core.errors import SettingsError
 from core.schedule import periods
 from core.settings import load_settings
 from core.spec import load_spec
+from feature_engine.check import late_features
 from tests.conftest import new_settings
-from training.check import late_features
 
 MINUTE = timedelta(minutes=1)
 

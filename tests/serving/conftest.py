@@ -155,7 +155,7 @@ def opened_version(folder, served, model, spec=SPEC):
     """Open a version as a worker does: its contract and its session."""
     (folder / ONNX_FILE).write_bytes(model.SerializeToString())
     (folder / CONTRACT_FILE).write_text(served.model_dump_json())
-    return open_version(folder, digest_tags(folder), spec)
+    return open_version(folder, digest_tags(folder), spec, "redis")
 
 
 def place(view, customer, *names):

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_engine.offline.labels import dataset_labels
 from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SPEC
@@ -27,7 +28,8 @@ def test_every_member_is_scored_once_with_the_score_of_serving(tracked, second):
     report = score_population(tracked, SPEC, AS_OF)
     moment = [Snapshot(AS_OF, AS_OF)]
     version = raw_table(tracked, ORDERS).version
-    frame = build_frame(tracked, SPEC, ORDERS, moment, AS_OF, version)
+    source = dataset_labels(tracked, ORDERS, SPEC.label)
+    frame = build_frame(tracked, SPEC, source, moment, AS_OF, version)
     assert (report.rows, report.version) == (frame.num_rows, "2")
     scored = version_scores(tracked, SPEC, "2", frame)
     rows = scores_of(tracked).filter(pc.field("as_of") == AS_OF)

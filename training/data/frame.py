@@ -21,11 +21,10 @@ from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
 from core.spec.training import MOST_CATEGORIES
-from feature_engine.engines.engine import engine_connection
-from feature_engine.offline.raw import labels, open_raw, raw_table
-from feature_engine.offline.views import entities, require_built
-from feature_repo.definition import Dataset
+from feature_repo.engine import LabelSource
+from feature_repo.labels import label_rows
 from feature_repo.published.service import ARROW, PublishedService, as_stored
+from feature_repo.views import entities, require_built
 from training.data.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)
@@ -45,19 +44,18 @@ LABEL_TYPES = {
 def build_frame(
     settings: Settings,
     spec: ModelSpec,
-    dataset: Dataset,
+    source: LabelSource,
     snapshots: Sequence[Snapshot],
     as_of: datetime,
-    version: int,
+    version: int | None,
 ) -> pa.Table:
-    """Label every snapshot from raw version `version` and join the features as they were then.
+    """Label every snapshot from version `version` of `source`, and join the features as they were then.
 
     Labels of entities outside the population are left out: in a prediction of these `in_population`
     is false.
     """
-    with engine_connection(settings) as connection:
-        raw = open_raw(connection, raw_table(settings, dataset), version, as_of)
-        labelled = labelled_rows(spec, dataset, snapshots, raw)
+    with source.opened(as_of, version) as raw:
+        labelled = labelled_rows(spec, source, snapshots, raw)
     require_memory(spec, labelled)
     frame = with_features(settings, spec, labelled)
     require_memory(spec, frame)
@@ -78,7 +76,7 @@ def build_frame(
 
 
 def labelled_rows(
-    spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
+    spec: ModelSpec, source: LabelSource, snapshots: Sequence[Snapshot], raw: ir.Table
 ) -> pa.Table:
     """Return keys, event_timestamp, label, and all other columns of the label's expression.
 
@@ -86,9 +84,9 @@ def labelled_rows(
         TrainingError: An entity has two labels at one time, or a label is no value of the task.
 
     """
-    label_rows = snapshot_labels(spec, dataset, snapshots, raw)
-    require_outcome_key(spec, label_rows)
-    label_table = sampled(spec, label_rows).to_pyarrow()
+    rows_of_label = snapshot_labels(spec, source, snapshots, raw)
+    require_outcome_key(spec, rows_of_label)
+    label_table = sampled(spec, rows_of_label).to_pyarrow()
     rows = with_typed_labels(spec, snapshot_rows(label_table, snapshots))
     key = [*spec.entity_key, "event_timestamp"]
     keys = rows.select(key).to_pandas()
@@ -96,13 +94,13 @@ def labelled_rows(
     if repeated_keys.size:
         values = ", ".join(map(str, repeated_keys.iloc[0]))
         raise TrainingError(
-            f"label {spec.label}: expected one row for each {', '.join(key)}, "
+            f"label {spec.label_name}: expected one row for each {', '.join(key)}, "
             f"found several of {values}"
         )
     return rows
 
 
-def require_outcome_key(spec: ModelSpec, label_rows: ir.Table) -> None:
+def require_outcome_key(spec: ModelSpec, rows: ir.Table) -> None:
     """Refuse rows of a label without the columns that match them to predictions.
 
     Raises:
@@ -110,20 +108,20 @@ def require_outcome_key(spec: ModelSpec, label_rows: ir.Table) -> None:
 
     """
     for name in spec.outcome_key or ():
-        if name not in label_rows.columns:
+        if name not in rows.columns:
             raise DataError(
                 f"{spec.name}.toml: outcome_key: {name}: expected a column of the rows of "
-                f"label {spec.label}, found {', '.join(label_rows.columns)}"
+                f"label {spec.label_name}, found {', '.join(rows.columns)}"
             )
 
 
 def snapshot_labels(
-    spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
+    spec: ModelSpec, source: LabelSource, snapshots: Sequence[Snapshot], raw: ir.Table
 ) -> ir.Table:
     """Return the rows of the label's expression over raw rows, from the first moment to the last."""
     moments = sorted({time for part in snapshots for time in (part.start, part.last)})
     own_rows = spec.snapshots.rows == "label"
-    return labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
+    return label_rows(raw, source.label, moments, own_rows=own_rows)
 
 
 def sampled(spec: ModelSpec, rows: ir.Table) -> ir.Table:
@@ -212,13 +210,14 @@ def population(
         DataError: The spec has no population, or nobody is in it.
 
     """
-    views = _population_views(settings, spec)
+    service = PublishedService(settings, spec.feature_service)
+    require_listed(spec, service)
     if spec.population is None:
         raise DataError(
             f"{spec.name}: expected [population], to say whom to score, found none: ask "
             f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
         )
-    known_entities = entities(settings, views, spec.entity_key, moment)
+    known_entities = entities(service, spec.entity_key, moment)
     if in_sample:
         known_entities = sampled(spec, ibis.memtable(known_entities)).to_pyarrow()
     entity_count = known_entities.num_rows
@@ -233,27 +232,28 @@ def population(
     raise DataError(
         f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {entity_count} "
         f"entities none has {bounds}. Expected a [population] in {spec.name}.toml that "
-        f"entities meet, or newer features: gyre ingest {spec.dataset}"
+        "entities meet, or newer features"
     )
 
 
-def _population_views(settings: Settings, spec: ModelSpec) -> dict[str, list[str]]:
-    """Return the join keys of the views that have all of the entity's keys, by view."""
-    service = PublishedService(settings, spec.feature_service)
+def require_listed(spec: ModelSpec, service: PublishedService) -> None:
+    """Refuse a population whose entities no view lists, or whose features need a request.
+
+    Raises:
+        NoRequestError: Only requests name the entities to score.
+
+    """
     key = spec.entity_key
-    views = {
-        name: keys for name, keys in service.join_keys.items() if {*key} <= {*keys}
-    }
+    is_listed = any({*key} <= {*keys} for keys in service.join_keys.values())
     reason = ""
     if service.request_data:
         reason = f"its features need {', '.join(service.request_data)} of a request"
-    elif not views:
+    elif not is_listed:
         reason = f"no view of {spec.feature_service} has all of {', '.join(key)}"
     if reason:
         raise NoRequestError(
             f"{spec.name}: {reason}: a population cannot be scored without requests"
         )
-    return views
 
 
 def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
@@ -276,7 +276,7 @@ def with_typed_labels(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
     column = labelled["label"]
     wanted_type = LABEL_TYPES[spec.task]
     problem = (
-        f"label {spec.label}: expected {wanted_type}, as a {spec.task} has it, "
+        f"label {spec.label_name}: expected {wanted_type}, as a {spec.task} has it, "
         f"found {column.type}"
     )
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
@@ -299,7 +299,7 @@ def _positions(
     other_values = column.filter(pc.invert(is_class)).drop_null()
     if len(other_values):
         raise TrainingError(
-            f"label {spec.label}: expected {', '.join(spec.classes)} (classes in "
+            f"label {spec.label_name}: expected {', '.join(spec.classes)} (classes in "
             f"{spec.name}.toml), or 0 to {len(classes) - 1}, found {other_values[0]}"
         )
     return pc.index_in(column, classes)
@@ -319,7 +319,7 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
         place = labelled.schema.get_field_index(name)
         if place < 0 or labelled[name].null_count:
             raise TrainingError(
-                f"label {spec.label}: expected request data {name} ({kind}) in each of "
+                f"label {spec.label_name}: expected request data {name} ({kind}) in each of "
                 "its rows, found none"
             )
         labelled = labelled.set_column(place, name, as_stored(labelled[name], kind))
@@ -331,7 +331,7 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
         if column_type != wanted_type:
             raise TrainingError(
                 f"{spec.name}.toml: audit.{name}: expected {wanted_type} of "
-                f"{spec.feature_service} or {spec.label}'s rows, found {column_type}"
+                f"{spec.feature_service} or {spec.label_name}'s rows, found {column_type}"
             )
         labelled = labelled.set_column(place, name, labelled[name].cast(pa.string()))
     entity_rows = labelled.to_pandas()

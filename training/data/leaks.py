@@ -39,6 +39,6 @@ def leak_remarks(
         if is_classes:
             decided = 1 - (1 - decided) / share_wrong if share_wrong else 0
         if decided >= SUSPICIOUS:
-            yield f"{name} alone almost determines {spec.label}: {advice}"
+            yield f"{name} alone almost determines {spec.label_name}: {advice}"
     if metrics.get("auc", 0) >= SUSPICIOUS:
-        yield f"AUC {metrics['auc']:.4f} is near 1: a feature may know {spec.label}"
+        yield f"AUC {metrics['auc']:.4f} is near 1: a feature may know {spec.label_name}"

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -272,6 +273,10 @@ def _output_nodes(
     constants: dict[str, Any] = {}
     nodes = []
     scores = graph.output[-1].name
+    if graph.output[-1].type.tensor_type.elem_type == TensorProto.DOUBLE:
+        cast = helper.make_node("Cast", [scores], ["/float"], to=TensorProto.FLOAT)
+        nodes.append(cast)
+        scores = "/float"
     # Probabilities beside the label: ten of 0.1 are 1.0000001.
     if len(graph.output) > 1:
         constants |= {"/low": np.float32(0), "/high": np.float32(1)}
@@ -326,6 +331,7 @@ def prove(
     real: pd.DataFrame,
     spec: ModelSpec,
     threshold: float | None,
+    unseen: Mapping[InputType, Any] = UNSEEN_VALUES,
 ) -> Proof:
     """Score real and permuted rows with both models and compare; a difference is no error.
 
@@ -338,9 +344,10 @@ def prove(
         real: Rows of the features.
         spec: Spec of the model.
         threshold: Threshold of two classes.
+        unseen: Value of each type of input that some permuted rows have.
 
     """
-    probes = {"real": real, "permuted": permuted_rows(real, spec)}
+    probes = {"real": real, "permuted": permuted_rows(real, spec, unseen)}
     reasons = []
     largest = 0.0
     unit = 1.0
@@ -372,14 +379,18 @@ def prove(
     return Proof(largest, tuple(reasons))
 
 
-def permuted_rows(frame: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
+def permuted_rows(
+    frame: pd.DataFrame,
+    spec: ModelSpec,
+    unseen: Mapping[InputType, Any] = UNSEEN_VALUES,
+) -> pd.DataFrame:
     """Draw each feature by itself; one value in a hundred is missing, or a text never seen."""
     random = np.random.default_rng(spec.seed)
     permuted = {}
     for name, kind in spec.inputs.items():
         values = pd.Series(random.choice(frame[name].to_numpy(), PERMUTED_ROWS))
-        if kind in UNSEEN_VALUES:
+        if kind in unseen:
             is_missing = random.random(PERMUTED_ROWS) < MISSING_SHARE
-            values = values.mask(is_missing, UNSEEN_VALUES[kind])
+            values = values.mask(is_missing, unseen[kind])
         permuted[name] = values
     return pd.DataFrame(permuted)

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 from core.errors import NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import FLOAT32, INPUTS, ModelSpec
-from feature_repo.datasets import load_dataset
-from feature_repo.definition import table_versions
+from feature_repo.labels import label_source
 from mlflow_server.api.tracking import Tracking
 from training.artifacts import (
     FRAME,
@@ -32,7 +31,7 @@ from training.data.frame import (
     population,
     snapshot_rows,
 )
-from training.data.lineage import FIRST_EVENT_TAG, PLANNED_TAG
+from training.data.lineage import FIRST_EVENT_TAG, PLANNED_TAG, label_version
 from training.data.snapshots import PLANS, Plan, dates, plan_snapshots
 
 log = logging.getLogger(__name__)
@@ -53,10 +52,10 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     tags = tracking.run(run_id).tags
     as_of = datetime.fromisoformat(tags["as_of"])
     planned_until = datetime.fromisoformat(tags[PLANNED_TAG])
-    source = load_dataset(spec.dataset)
-    version = table_versions(tags)[spec.dataset]
+    source = label_source(settings, spec)
+    version = label_version(spec, tags)
     first_event = datetime.fromisoformat(tags[FIRST_EVENT_TAG])
-    label = source.labels[spec.label]
+    label = source.label
     planned = plan_snapshots(first_event, planned_until, label, spec.snapshots)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
     log.info(extent(spec, planned, frame))
@@ -74,7 +73,7 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     tracking.log_dict(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
     store_table(tracking, run_id, UNLABELLED, unlabelled)
     store_table(tracking, run_id, FRAME, frame)
-    tracking.log_dataset(run_id, FRAME, frame, name=spec.label, digest=digest)
+    tracking.log_dataset(run_id, FRAME, frame, name=spec.label_name, digest=digest)
     params = {
         "train_snapshots": dates(planned.train),
         "test_snapshot": dates(planned.test),
@@ -126,15 +125,13 @@ def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None)
     """
     if not unlabelled:
         return ""
-    sentence = (
-        f"{unlabelled:,} of {members:,} members of the population have no {spec.label}"
-    )
+    sentence = f"{unlabelled:,} of {members:,} members of the population have no {spec.label_name}"
     if reason:
         return f"{sentence} ({reason})"
     if unlabelled > TOLERATED_SHARE * members:
         raise TrainingError(
-            f"label {spec.label}: {sentence}. Expected a label for each member, a narrower "
-            f'[population], or a stated reason: Label(unlabelled="…") in {spec.dataset}.py'
+            f"label {spec.label_name}: {sentence}. Expected a label for each member, a narrower "
+            f'[population], or a stated reason: Label(unlabelled="…")'
         )
     return sentence
 
@@ -187,7 +184,7 @@ def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
     lines = []
     if labels.null_count:
         lines.append(
-            f"label {spec.label} is null in {labels.null_count} rows: leave these out"
+            f"label {spec.label_name} is null in {labels.null_count} rows: leave these out"
         )
     if spec.classes:
         return lines
@@ -199,7 +196,7 @@ def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
     wrong_labels = labels.filter(pc.invert(is_value)).drop_null()
     if len(wrong_labels):
         lines.append(
-            f"label {spec.label}: expected {expected}, found {wrong_labels[0]}"
+            f"label {spec.label_name}: expected {expected}, found {wrong_labels[0]}"
         )
     return lines
 

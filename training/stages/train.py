@@ -76,9 +76,8 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         train_rows = snapshot_rows(frame, plan.train)
         as_of = run.tags["as_of"]
         folder = Path(name)
-        served = write_model(
-            settings, spec, model, train_rows, threshold, as_of, folder
-        )
+        served = exported(model, spec, feature_columns(spec, train_rows))
+        write_model(settings, spec, served, train_rows, threshold, as_of, folder)
         tracking.log_artifacts(run_id, name, CANDIDATE)
     proof = prove(model, served, feature_columns(spec, frame), spec, threshold)
     tracking.log_dict(run_id, asdict(proof), PROOF)
@@ -264,15 +263,14 @@ def cheapest_threshold(y: Labels, p: Scores, costs: Costs, default: float) -> fl
 def write_model(
     settings: Settings,
     spec: ModelSpec,
-    model: Any,
+    served: ModelFile,
     train: pa.Table,
     threshold: float | None,
     as_of: str,
     folder: Path,
-) -> ModelFile:
-    """Write the files of a model that was fitted on the rows `train`: served model and manifest."""
+) -> None:
+    """Write the files of a model that was fitted on rows such as `train`: served model and manifest."""
     rows = feature_columns(spec, train)
-    served = exported(model, spec, rows)
     background = rows.sample(min(BACKGROUND_ROWS, len(rows)), random_state=spec.seed)
     is_missing = (rows.isna() | (rows == MISSING)).any()
     defaults = {name: _default(rows[name], kind) for name, kind in spec.inputs.items()}
@@ -293,7 +291,6 @@ def write_model(
         lookup=look_up_specification(settings, spec.feature_service),
     )
     (folder / CONTRACT_FILE).write_text(manifest.model_dump_json(indent=2))
-    return served
 
 
 def _default(column: "pd.Series[Any]", kind: str) -> int | float | str:

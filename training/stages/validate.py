@@ -6,31 +6,23 @@ from datetime import datetime
 from core.errors import TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
-from feature_repo.datasets import dataset_of
 from feature_repo.definition import Dataset, table_versions
+from feature_repo.engine import feature_engine
 from feature_repo.published.service import PublishedService
-from feature_repo.rules import suite_file
 from mlflow_server.api.pages import Pages
 from mlflow_server.api.tracking import Tracking
 from training.artifacts import EXPECTATION_PAGES
-from training.stages.expectations import validate_rows
 
 EXPECTATIONS_TAG = "gyre.expectations."
 """Beginning of the tags with the result of Great Expectations for a dataset's raw rows."""
 
 
-def mismatches(
-    spec: ModelSpec, dataset: Dataset, service: PublishedService
-) -> list[str]:
-    """Return a line for each key of the spec that dataset or Feast lack or have otherwise."""
+def mismatches(spec: ModelSpec, service: PublishedService) -> list[str]:
+    """Return a line for each key of the spec that Feast lacks or has otherwise."""
     lines = []
     published: Mapping[str, str] = service.features
     # Raises for request data that no request can bring.
     available = {**published, **service.request_data}
-    if spec.label not in dataset.labels:
-        lines.append(
-            f"label: expected one of {dataset.name}: {', '.join(dataset.labels)}; found {spec.label}"
-        )
     for name, kind in spec.features.items():
         if name not in published:
             expected = f"expected one of {spec.feature_service}: {', '.join(published)}"
@@ -44,10 +36,6 @@ def mismatches(
         lines.append(
             f"entity_key: expected {service.key_types}, found {spec.entity_key}"
         )
-    for name in service.join_keys:
-        if name not in dataset.views and dataset_of(name) is None:
-            expected = f"expected views of a Dataset in feature_repo/datasets, found {name} of none"
-            lines.append(f"feature_service: {spec.feature_service}: {expected}")
     return [f"{spec.name}.toml: {line}" for line in lines]
 
 
@@ -67,13 +55,14 @@ def validate(settings: Settings, run_id: str, datasets: Mapping[str, Dataset]) -
     tags = tracking.run(run_id).tags
     as_of = datetime.fromisoformat(tags["as_of"])
     for name, version in table_versions(tags).items():
-        result = validate_rows(settings, datasets[name], version, as_of)
+        dataset = datasets[name]
+        result = feature_engine().validate_rows(settings, dataset, version, as_of)
         if result.rejections:
             page = f"{EXPECTATION_PAGES}/{name}.html"
             tracking.log_text(run_id, result.page, page)
             link = f"{Pages(settings).run(run_id)}/artifacts/{page}"
             raise TrainingError(
                 f"{name}: {result.words}: {'; '.join(result.rejections)}. Correct the rule in "
-                f"{suite_file(datasets[name])}, or the rows at the source. All rules: {link}"
+                f"expectations/{dataset.source_name}.json, or the rows at the source. All rules: {link}"
             )
         tracking.log(run_id, tags={f"{EXPECTATIONS_TAG}{name}": result.words})

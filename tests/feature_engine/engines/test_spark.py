@@ -19,6 +19,7 @@ from core.errors import UncomputableError
 from core.settings import PROJECT
 from feature_engine.engines.engine import spark_connection
 from feature_engine.ingest.pipeline import ingest, raw_table
+from feature_engine.offline.labels import dataset_labels
 from feature_engine.offline.views import write_views
 from feature_engine.online.refresh import refresh_online
 from feature_engine.online.values import OnlineValues
@@ -76,18 +77,29 @@ def assert_same(*tables):
     assert_frame_equal(*frames, rtol=1e-9, atol=0)
 
 
+def labels_of(settings):
+    return dataset_labels(settings, ORDERS, SHIPPED.label)
+
+
 @pytest.mark.nightly
 def test_spark_gives_the_frame_and_population_of_duckdb_for_all_orders(applied):
     settings = with_engine("spark", applied)
     ingest(settings, "orders", AS_OF)
     version = raw_table(applied, ORDERS).version
-    first_event = first_known_event(applied, ORDERS, AS_OF, version)
+    first_event = first_known_event(labels_of(applied), AS_OF, version)
     label = ORDERS.labels[SHIPPED.label]
     plan = plan_snapshots(first_event, AS_OF, label, SHIPPED.snapshots)
     snapshots = SHIPPED.snapshots.model_copy(update={"sample": 0.75})
     spec = SHIPPED.model_copy(update={"snapshots": snapshots})
     frames = [
-        build_frame(installation, spec, ORDERS, plan.snapshots, AS_OF, version)
+        build_frame(
+            installation,
+            spec,
+            labels_of(installation),
+            plan.snapshots,
+            AS_OF,
+            version,
+        )
         for installation in (applied, settings)
     ]
     assert_same(*frames)

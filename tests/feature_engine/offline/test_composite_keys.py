@@ -11,11 +11,12 @@ import pytest
 
 from core.settings import PROJECT
 from feature_engine.ingest.pipeline import catch_up
-from feature_engine.offline.raw import labels, open_raw, raw_table
+from feature_engine.offline.raw import open_raw, raw_table
 from feature_engine.online.refresh import refresh_online
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo import datasets
+from feature_repo.labels import label_rows
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
 from tests.support.feature_engine.installation import land_orders, online_reader
@@ -115,9 +116,9 @@ def test_values_of_a_key_of_two_columns_are_the_same_online_offline_and_by_hand(
     for moment in (expiry, expiry + TICK):
         assert shop.online(keys, moment) == shop.offline(keys, moment)
     raw_rows = open_raw(ibis.duckdb.connect(), shop.raw)
-    label_rows = labels(raw_rows, spend.labels["spend_90d"], [FEBRUARY])
+    rows_of_label = label_rows(raw_rows, spend.labels["spend_90d"], [FEBRUARY])
     label_values = {
-        key_of(row): row["label"] for row in label_rows.to_pyarrow().to_pylist()
+        key_of(row): row["label"] for row in rows_of_label.to_pyarrow().to_pylist()
     }
     assert label_values == {(1, "several"): 0.0, (2, "single"): 5.0}
 

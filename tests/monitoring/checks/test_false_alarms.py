@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from core.spec import load_spec
+from feature_engine.offline.labels import dataset_labels
 from monitoring.checks.report import report_results
 from monitoring.checks.report_metrics import report_lines
 from monitoring.log.outcomes import Outcomes
@@ -41,10 +42,11 @@ LIMIT = 0.01
 @pytest.fixture(scope="module")
 def reference(history):
     """The newest snapshot that matured by AS_OF, as training stores it."""
-    first_event = first_known_event(history, ORDERS, AS_OF, 0)
+    source = dataset_labels(history, ORDERS, SPEC.label)
+    first_event = first_known_event(source, AS_OF, 0)
     label = ORDERS.labels[SPEC.label]
     plan = plan_snapshots(first_event, AS_OF, label, SPEC.snapshots)
-    frame = build_frame(history, SPEC, ORDERS, plan.snapshots, AS_OF, 0)
+    frame = build_frame(history, SPEC, source, plan.snapshots, AS_OF, 0)
     pipeline = fit_pipeline(SPEC, SPEC.estimators[0], snapshot_rows(frame, plan.train))
     tested = snapshot_rows(frame, plan.test)
     rows = feature_columns(SPEC, tested)

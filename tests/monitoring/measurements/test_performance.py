@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from core.spec.monitoring import MetricLimit, Monitoring
+from feature_repo.labels import label_source
 from mlflow_server.roles import RoleAssignment
 from monitoring.log.actuals import read_actuals
 from monitoring.log.collect import collect
@@ -55,7 +56,9 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(settin
         (None, MIDNIGHT),
     )
     feedback = {"r3": 0.0, "r8": 0.0}
-    labels, _ = read_actuals(settings, SPEC, answers, feedback, AS_OF)
+    labels, _ = read_actuals(
+        SPEC, label_source(settings, SPEC), answers, feedback, AS_OF
+    )
     expected = [0, np.nan, 1, 1, 0, 1, np.nan, np.nan, 0]
     assert labels == pytest.approx(expected, nan_ok=True)
     few = SPEC.monitoring.model_copy(update={"fewest": 1})

@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import TrainingError
 from feature_engine.ingest.pipeline import raw_table
+from feature_engine.offline.labels import dataset_labels
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, installation
 from training.data.frame import (
@@ -22,17 +23,22 @@ from training.planning import first_known_event
 from training.stages.dataset import without_label
 
 
+def labels_of(settings):
+    return dataset_labels(settings, ORDERS, SHIPPED.label)
+
+
 @pytest.fixture(scope="module")
 def planned(sample):
     version = raw_table(sample, ORDERS).version
-    first_event = first_known_event(sample, ORDERS, AS_OF, version)
+    first_event = first_known_event(labels_of(sample), AS_OF, version)
     label = ORDERS.labels[SHIPPED.label]
     return plan_snapshots(first_event, AS_OF, label, SHIPPED.snapshots)
 
 
 def frame_of(settings, planned, spec=SHIPPED):
     version = raw_table(settings, ORDERS).version
-    return build_frame(settings, spec, ORDERS, planned.snapshots, AS_OF, version)
+    source = labels_of(settings)
+    return build_frame(settings, spec, source, planned.snapshots, AS_OF, version)
 
 
 @pytest.fixture(scope="module")

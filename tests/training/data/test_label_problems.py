@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from feature_engine.check import label_problems
 from feature_engine.ingest.source import pull
+from feature_engine.offline.labels import dataset_labels
 from feature_repo.definition import Label
 from tests.conftest import AS_OF, new_settings
 from tests.training.conftest import ORDERS, SHIPPED
-from training.check import label_problems
 from training.data.leaks import leak_remarks
 from training.data.snapshots import plan_snapshots
 
@@ -35,7 +36,8 @@ def test_repeated_labels_and_labels_that_later_rows_change_are_named(tmp_path):
         ({"expression": every_label_twice}, "expected one row for each customer_id"),
     ):
         dataset = replace(ORDERS, labels={SHIPPED.label: replace(LABEL, **changes)})
-        (line,) = label_problems(SHIPPED, dataset, rows, planned.test)
+        source = dataset_labels(new_settings(tmp_path), dataset, SHIPPED.label)
+        (line,) = label_problems(SHIPPED, source, rows, planned.test)
         assert f"label churned_90d: {message}" in line
 
 

@@ -14,6 +14,7 @@ from core.errors import DataError
 from core.spec.training import Snapshots
 from feature_engine.offline.raw import raw_table
 from feature_repo.definition import Label
+from feature_repo.labels import label_source
 from mlflow_server.api.registry import Registry
 from monitoring.log.actuals import read_actuals, units
 from monitoring.log.outcomes import backfilled_outcomes
@@ -110,7 +111,9 @@ def test_the_monitor_compares_with_evaluated_rows_and_takes_outcomes_from_feedba
     for name in ("auc", "log_loss", "f1"):
         assert metrics[name] == pytest.approx(evaluation.challenger[name], abs=1e-6)
     answers = about([("4", None), ("4", None)])
-    labels, _ = read_actuals(settings, SPEC, answers, {"r0": 1.0}, AS_OF)
+    labels, _ = read_actuals(
+        SPEC, label_source(settings, SPEC), answers, {"r0": 1.0}, AS_OF
+    )
     assert np.isnan(labels).tolist() == [False, True]
 
 
@@ -140,7 +143,9 @@ def test_outcomes_arrive_with_the_rows_of_the_label_that_answers_name(
     ]
     expected = [float(row["label"]) for row in tested]
     answers = about([*asked, ("4", 10**12), ("4", None), (None, 7)])
-    labels, ambiguous = read_actuals(settings, SPEC, answers, {"r41": 1.0}, AS_OF)
+    labels, ambiguous = read_actuals(
+        SPEC, label_source(settings, SPEC), answers, {"r41": 1.0}, AS_OF
+    )
     assert labels.tolist() == pytest.approx(
         [*expected, np.nan, 1.0, np.nan], nan_ok=True
     )
@@ -150,10 +155,14 @@ def test_outcomes_arrive_with_the_rows_of_the_label_that_answers_name(
     keyless = SPEC.model_copy(update={"outcome_key": None})
     row = tested[0]
     answers = about([(str(row["customer_id"]), None)], row["event_timestamp"])
-    labels, _ = read_actuals(settings, keyless, answers, {}, AS_OF)
+    labels, _ = read_actuals(
+        keyless, label_source(settings, keyless), answers, {}, AS_OF
+    )
     assert labels.tolist() == [row["label"]]
     answers = about([(str(row["customer_id"]), None)], row["event_timestamp"] + DAY / 7)
-    labels, _ = read_actuals(settings, keyless, answers, {}, AS_OF)
+    labels, _ = read_actuals(
+        keyless, label_source(settings, keyless), answers, {}, AS_OF
+    )
     assert np.isnan(labels).all()
 
 
@@ -166,7 +175,9 @@ def test_an_answer_that_fits_two_rows_of_the_label_is_unknown_and_counted(settin
     usual = next(row["values"] for row in customers.to_pylist() if row["counts"] > 20)
     try:
         answers = about([(str(usual), 1), ("-5", 1)])
-        labels, ambiguous = read_actuals(settings, spec, answers, {"r0": 0.0}, AS_OF)
+        labels, ambiguous = read_actuals(
+            spec, label_source(settings, spec), answers, {"r0": 0.0}, AS_OF
+        )
     finally:
         del ORDERS.labels["same"]
     assert labels.tolist() == pytest.approx([0.0, np.nan], nan_ok=True)

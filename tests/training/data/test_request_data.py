@@ -12,6 +12,7 @@ from core.errors import NoRequestError, TrainingError
 from core.settings import PROJECT
 from core.spec import MISSING, Population
 from feature_engine.ingest.source import pull
+from feature_engine.offline.labels import dataset_labels
 from feature_engine.offline.raw import raw_table
 from feature_engine.parity import parity
 from feature_repo.published.service import PublishedService
@@ -64,7 +65,8 @@ def history(carts, tmp_path_factory):
 def frame_of(history, carts, **changes):
     spec = SPEC.model_copy(update=changes)
     version = raw_table(history, carts).version
-    return build_frame(history, spec, carts, SNAPSHOTS, AS_OF, version)
+    source = dataset_labels(history, carts, spec.label)
+    return build_frame(history, spec, source, SNAPSHOTS, AS_OF, version)
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +122,12 @@ def test_batch_scoring_of_a_model_with_request_data_is_refused(history, carts):
         population(history, SPEC, AS_OF)
 
 
-def test_mismatches_of_spec_datasets_and_service_are_named(history, carts):
+def test_mismatches_of_spec_and_service_are_named(history, carts):
     service = PublishedService(history, "cart_v1")
-    assert mismatches(SPEC, carts, service) == []
+    assert mismatches(SPEC, service) == []
     wrong = SPEC.model_copy(update={"audit": {"gift": "string"}})
-    views = "expected views of a Dataset in feature_repo/datasets, found cart_customers of none"
-    assert mismatches(wrong, ORDERS, service) == [
-        "carts.toml: label: expected one of orders: churned_90d; found with_carts",
-        "carts.toml: audit.gift: expected bool, found string",
-        f"carts.toml: feature_service: cart_v1: {views}",
+    assert mismatches(wrong, service) == [
+        "carts.toml: audit.gift: expected bool, found string"
     ]
 
 

@@ -21,6 +21,7 @@ from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.landing import in_batches
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import Dataset
+from feature_repo.engine import RowsResult
 from feature_repo.rules import DatasetRules, suite_rules
 
 
@@ -45,24 +46,14 @@ class PinnedRows:
 
 
 @dataclass(frozen=True)
-class RowsResult:
-    """The result of the rules for pinned rows.
-
-    Attributes:
-        rows: The pinned rows.
-        words: The result in one sentence.
-        rejections: Rules that fail, in words; if there are any, the training stops.
-        page: Great Expectations' page of the rows where one fails, HTML.
-
-    """
+class KeptResult:
+    """The last result of rules that all passed, in one sentence, and its rows."""
 
     rows: PinnedRows
     words: str
-    rejections: tuple[str, ...] = ()
-    page: str = ""
 
 
-RESULT = TypeAdapter(RowsResult)
+KEPT = TypeAdapter(KeptResult)
 
 
 def validate_rows(
@@ -99,21 +90,22 @@ def validate_rows(
             count=row["count"],
             newest=row["newest"].isoformat() if row["newest"] else "",
         )
-        last_result = _read(file)
-        if last_result and last_result.rows == pinned:
-            return last_result
+        kept = _read(file)
+        if kept and kept.rows == pinned:
+            return RowsResult(kept.words)
         result = _judge(dataset, pinned, rows, as_of)
     if not result.rejections:
-        replace_file(file, RESULT.dump_json(result).decode())
+        kept = KeptResult(pinned, result.words)
+        replace_file(file, KEPT.dump_json(kept).decode())
     return result
 
 
-def _read(file: UPath) -> RowsResult | None:
+def _read(file: UPath) -> KeptResult | None:
     """Return the kept result; None if there is none, or it cannot be read."""
     if not file.exists():
         return None
     try:
-        return RESULT.validate_json(read_file(file))
+        return KEPT.validate_json(read_file(file))
     except ValidationError:
         return None
 
@@ -131,7 +123,6 @@ def _judge(
                 text.partition(", such as ")[0] for text in validation.rejections
             ]
             return RowsResult(
-                rows=pinned,
                 words=f"version {pinned.version} of its rows breaks a rule",
                 rejections=tuple(rejections),
                 page=validation.page(),
@@ -142,4 +133,4 @@ def _judge(
     )
     if bad_count:
         words += f"; rows that break one, within its `mostly`: {bad_count:,}"
-    return RowsResult(pinned, words)
+    return RowsResult(words)

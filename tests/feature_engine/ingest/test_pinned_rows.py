@@ -9,6 +9,7 @@ import pytest
 
 from core.errors import TrainingError
 from feature_engine.ingest import landing
+from feature_engine.ingest.pinned_rows import validate_rows
 from feature_engine.offline.raw import raw_table
 from feature_repo import rules
 from feature_repo.rules import EXPECTATIONS
@@ -19,7 +20,6 @@ from tests.support.feature_engine.suites import RULES_OF_DELIVERIES, RULES_OF_RO
 from tests.support.training.chains import open_run
 from tests.training.conftest import ORDERS, SPEC
 from training.artifacts import artifact_bytes
-from training.stages.expectations import validate_rows
 
 BETWEEN = "expect_column_values_to_be_between"
 DAY = timedelta(days=1)

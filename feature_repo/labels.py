@@ -1,0 +1,220 @@
+"""Labels: of a dataset, or of a table that a team keeps."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from core.errors import DataError
+from core.settings import PROJECT, Settings
+from core.spec import KeyType, LabelTable, ModelSpec
+from core.tables.addresses import is_url, rows_at, shown_address
+from feature_repo.datasets import load_dataset
+from feature_repo.definition import TIMESTAMP, Label
+from feature_repo.engine import LabelSource, feature_engine
+
+UTC_MICROSECONDS = "timestamp('UTC', 6)"
+"""Type of times that Feast's DuckDB store wants."""
+
+
+def label_source(settings: Settings, spec: ModelSpec) -> LabelSource:
+    """Return where the labels of a model come from.
+
+    Raises:
+        DataError: The dataset of the spec, or its label, is not there.
+
+    """
+    if isinstance(spec.label, LabelTable):
+        return table_labels(spec, spec.label)
+    dataset = load_dataset(str(spec.dataset))
+    if spec.label not in dataset.labels:
+        names = ", ".join(dataset.labels) or "none"
+        expected = f"expected one of {dataset.name}: {names}"
+        raise DataError(f"{spec.name}.toml: label: {expected}; found {spec.label}")
+    return feature_engine().dataset_labels(settings, dataset, spec.label)
+
+
+def table_labels(spec: ModelSpec, table: LabelTable) -> LabelSource:
+    """Return the source of the labels of a table.
+
+    It has no versions: a row counts from the time on at which its label became known.
+    """
+    return LabelSource(
+        name=shown_address(table.source),
+        remedy="expected a table with labels that were known by then",
+        label=Label(
+            expression=lambda rows: rows,
+            horizon=timedelta(days=table.horizon_days),
+            lateness=timedelta(days=table.lateness_days),
+        ),
+        entity=next(iter(spec.entity_key)),
+        event_time="event_timestamp",
+        opened=partial(_opened_table, spec, table),
+    )
+
+
+@contextmanager
+def _opened_table(
+    spec: ModelSpec,
+    table: LabelTable,
+    as_of: datetime,
+    _version: int | None,
+) -> Iterator[ir.Table]:
+    """Open keys, event_timestamp, label and the table's other columns, of known labels.
+
+    Raises:
+        DataError: The table cannot be read, or lacks a column.
+
+    """
+    connection = ibis.duckdb.connect()
+    try:
+        yield known_labels(spec, table, _rows(connection, table.source), as_of)
+    finally:
+        connection.disconnect()
+
+
+def known_labels(
+    spec: ModelSpec, table: LabelTable, rows: ir.Table, as_of: datetime
+) -> ir.Table:
+    """Return the rows whose label is known at `as_of`, with the names and types of the spec.
+
+    Args:
+        spec: The model.
+        table: Its `[label]`.
+        rows: Rows of the table.
+        as_of: Aware UTC.
+
+    Raises:
+        DataError: A column is missing, or of another type.
+
+    """
+    keys = {key: table.entity.get(key, key) for key in spec.entity_key}
+    used_names = [*keys.values(), table.event_time, table.name]
+    if table.known_at:
+        used_names.append(table.known_at)
+    for name in used_names:
+        if name not in rows.columns:
+            found = ", ".join(rows.columns)
+            problem = f"expected a column {name} of {shown_address(table.source)}"
+            raise DataError(f"{spec.name}.toml: label: {problem}, found {found}")
+    rows = rows.filter(rows[table.name].notnull())
+    if table.known_at:
+        event_time = _time(rows, table.event_time)
+        known_at = _time(rows, table.known_at)
+        wait = timedelta(days=table.horizon_days + table.lateness_days)
+        last_moment = event_time + ibis.interval(seconds=int(wait.total_seconds()))
+        is_known = known_at <= ibis.literal(as_of)
+        rows = rows.filter(is_known & (known_at <= last_moment))
+    columns = {
+        key: _key(rows, name, spec.entity_key[key]) for key, name in keys.items()
+    }
+    columns["event_timestamp"] = _time(rows, table.event_time)
+    columns["label"] = rows[table.name]
+    for name in rows.columns:
+        if name not in used_names:
+            columns.setdefault(name, rows[name])
+    return rows.select(columns)
+
+
+def _key(rows: ir.Table, name: str, kind: KeyType) -> ir.Value:
+    """Return a column of keys in the type of the spec.
+
+    Raises:
+        DataError: The table has another type.
+
+    """
+    column = rows[name]
+    column_type = column.type()
+    fits = column_type.is_integer() if kind == "int64" else column_type.is_string()
+    if not fits:
+        expected = f"expected {kind}, as entity_key says"
+        raise DataError(f"label table: {name}: {expected}, found {column_type}")
+    return column.cast(kind)
+
+
+def _time(rows: ir.Table, name: str) -> ir.Value:
+    """Return a column of times in UTC; a time without a zone is UTC, as Feast reads it.
+
+    Raises:
+        DataError: The column has no times.
+
+    """
+    column_type = rows[name].type()
+    if not (column_type.is_timestamp() or column_type.is_date()):
+        raise DataError(f"label table: {name}: expected times, found {column_type}")
+    return rows[name].cast("timestamp('UTC', 6)")
+
+
+def _rows(connection: Any, source: str) -> ir.Table:
+    """Open the rows of a table; DuckDB reads them.
+
+    Raises:
+        DataError: There is no such table.
+
+    """
+    shown = shown_address(source)
+    try:
+        if is_url(source):
+            address, _, table = source.rpartition("#")
+            database = ibis.connect(address)
+            try:  # DuckDB joins: a team's database is only read
+                rows = database.table(table).to_pyarrow()
+            finally:
+                database.disconnect()
+            return ibis.memtable(rows)
+        path = PROJECT / source
+        if (path / "_delta_log").is_dir():
+            return ibis.memtable(rows_at(str(path), None, None).read_all())
+        pattern = str(path / "**" / "*.parquet") if path.is_dir() else str(path)
+        return connection.read_parquet(pattern)
+    except Exception as exc:  # every reader fails in its own way
+        reason = " ".join(str(exc).split())[:200]
+        if is_url(source):
+            reason = type(exc).__name__  # the text may have the password
+        expected = "parquet files, a Delta table, or an Ibis address and #table"
+        raise DataError(f"label table {shown}: expected {expected}: {reason}") from exc
+
+
+def label_rows(
+    raw: ir.Table,
+    label: Label,
+    snapshots: Sequence[datetime],
+    *,
+    own_rows: bool = False,
+) -> ir.Table:
+    """Compute a label at snapshots.
+
+    Args:
+        raw: Raw rows of the label's source.
+        label: Label to compute.
+        snapshots: Times of the snapshots, aware UTC.
+        own_rows: Take the label's own rows from the first of `snapshots` to the last.
+
+    Returns:
+        Join keys, event_timestamp and label at every snapshot, sorted by time and keys.
+
+    Raises:
+        DataError: The label's expression lacks one of these columns.
+
+    """
+    if own_rows:
+        rows = label.expression(raw)
+    else:
+        times = pa.array(snapshots, TIMESTAMP)
+        moments = pa.table({"event_timestamp": times})
+        rows = label.expression(raw, ibis.memtable(moments))
+    missing_columns = {"event_timestamp", "label"} - set(rows.columns)
+    if missing_columns:
+        expected = f"expected columns {', '.join(sorted(missing_columns))}"
+        raise DataError(f"a label's rows: {expected}, found {', '.join(rows.columns)}")
+    if own_rows:
+        is_within = rows.event_timestamp.between(min(snapshots), max(snapshots))
+        rows = rows.filter(is_within)
+    rows = rows.mutate(event_timestamp=rows.event_timestamp.cast(UTC_MICROSECONDS))
+    keys = rows.drop("event_timestamp", "label").columns
+    return rows.order_by("event_timestamp", *keys)

@@ -1,0 +1,109 @@
+"""`python -m tests.support.training.team_models ADDRESS FOLDER RESULT`: models of a team.
+
+It knows nothing of Gyre. RESULT gets, as JSON, their addresses and their scores of `rows`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import lightgbm
+import mlflow.lightgbm
+import mlflow.onnx
+import mlflow.sklearn
+import mlflow.xgboost
+import numpy as np
+import pandas as pd
+import xgboost
+from mlflow.models import infer_signature
+from skl2onnx import to_onnx
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+NAMES = ["conv_rate", "conv_rate_plus_val1"]
+
+
+def rows():
+    """Return inputs as the team has them."""
+    random = np.random.default_rng(5)
+    frame = pd.DataFrame({"conv_rate": random.random(500).astype("float32")})
+    frame["conv_rate_plus_val1"] = frame["conv_rate"] + random.integers(0, 5, 500)
+    return frame
+
+
+def fitted():
+    """Return models of each library: over a frame, over a matrix, behind named columns."""
+    x = rows()
+    y = (x["conv_rate"] > 0.5).astype(int)
+    named = ColumnTransformer([("numbers", StandardScaler(), NAMES[:1])])
+    data = lightgbm.Dataset(x, y)
+    booster = lightgbm.train({"objective": "binary", "verbose": -1}, data, 10)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
+    by_name = make_pipeline(named, LogisticRegression()).fit(x, y)
+    return {
+        "pipeline": pipeline,
+        "columns": by_name,
+        "xgboost": xgboost.XGBClassifier(n_estimators=10).fit(x, y),
+        "lightgbm": booster,
+        "matrix": to_onnx(pipeline, x.to_numpy(np.float32)[:1]),
+        "frame": to_onnx(by_name, x[:1]),
+    }
+
+
+def log_models(models, folder):
+    """Log each as MLflow does by default, but scikit-learn's as skops; save one in a folder."""
+    x = rows()
+    signature = infer_signature(x, np.zeros(500))
+    matrix = infer_signature(x.to_numpy(np.float32), np.zeros(500))
+    skops = {"signature": signature, "serialization_format": "skops"}
+    log = {
+        "pipeline": (mlflow.sklearn, skops | {"registered_model_name": "theirs"}),
+        "columns": (mlflow.sklearn, skops),
+        "xgboost": (mlflow.xgboost, {"signature": signature}),
+        "lightgbm": (mlflow.lightgbm, {"signature": signature}),
+        "matrix": (mlflow.onnx, {"signature": matrix}),
+        "frame": (mlflow.onnx, {"signature": signature}),
+    }
+    places = {}
+    mlflow.set_experiment("elsewhere")
+    with mlflow.start_run() as run:
+        for name, (flavor, options) in log.items():
+            logged = flavor.log_model(models[name], name=name, **options)
+            places[name] = logged.model_uri
+        for name, options in {
+            "pickle": {"signature": signature, "serialization_format": "cloudpickle"},
+            "unsigned": {"serialization_format": "skops"},
+        }.items():
+            logged = mlflow.sklearn.log_model(models["pipeline"], name=name, **options)
+            places[name] = logged.model_uri
+        wide = infer_signature(x.assign(more=1.0), np.zeros(500))
+        logged = mlflow.xgboost.log_model(models["xgboost"], name="w", signature=wide)
+        places["wide"] = logged.model_uri
+        places["run"] = f"runs:/{run.info.run_id}/xgboost"
+    places["registered"] = "models:/theirs/1"
+    mlflow.xgboost.save_model(models["xgboost"], folder, signature=signature)
+    places["folder"] = folder
+    return places
+
+
+def scores_of(models):
+    """Return the probability of class 1 by each model of a library."""
+    x = rows()
+    scores = {}
+    for name in ("pipeline", "columns", "xgboost"):
+        scores[name] = models[name].predict_proba(x)[:, 1].tolist()
+    scores["lightgbm"] = models["lightgbm"].predict(x).tolist()
+    for name, other in (("run", "xgboost"), ("folder", "xgboost")):
+        scores[name] = scores[other]
+    scores["registered"] = scores["pipeline"]
+    return scores
+
+
+if __name__ == "__main__":
+    address, folder, result = sys.argv[1:]
+    mlflow.set_tracking_uri(address)
+    models = fitted()
+    found = {"places": log_models(models, folder), "scores": scores_of(models)}
+    Path(result).write_text(json.dumps(found))

@@ -1,0 +1,150 @@
+"""Models that were trained elsewhere, as a team logs them in MLflow, become versions."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+
+from core.errors import RegistryError, SettingsError, TrainingError
+from core.settings import CLONE
+from core.spec import load_spec
+from mlflow_server.api.registry import Registry
+from mlflow_server.api.tracking import Tracking
+from mlflow_server.model.pyfunc import read_version
+from tests.conftest import mlflow_server, new_settings
+from tests.support.feature_repo.team import MODEL, SPEC, make_team
+from tests.support.training.team_models import rows
+from training.adopt import adopt
+from training.artifacts import PROOF, artifact_bytes
+from training.chain import train
+from training.model.scoring import score
+from training.reproduce import reproduce
+
+PICKLE = "model.pkl is a pickle, which can run any code while it is opened: .*GYRE_ADOPT_PICKLES"
+GATE = '[[gates]]\nmetric = "log_loss"\nrule = "better_than_baseline"\n'
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    """A spec without estimators: its versions come from elsewhere."""
+    folder = tmp_path_factory.mktemp("spec")
+    (folder / f"{MODEL}.toml").write_text(SPEC.partition("[[estimators]]")[0] + GATE)
+    return load_spec(MODEL, folder)
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory):
+    return make_team(tmp_path_factory.mktemp("team"))
+
+
+@pytest.fixture(scope="module")
+def settings(team, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    settings = new_settings(home, feast_repo=team / "feature_repo")
+    with mlflow_server(settings):
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def theirs(settings, tmp_path_factory):
+    """The addresses and the scores of a team's models."""
+    folder = tmp_path_factory.mktemp("models")
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.support.training.team_models",
+    ]
+    arguments = [
+        settings.mlflow_address,
+        str(folder / "saved"),
+        str(folder / "found.json"),
+    ]
+    subprocess.run(command + arguments, cwd=CLONE, check=True, capture_output=True)
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture
+def here(spec, team):
+    """The spec, with the address of the team's labels."""
+    label = spec.label.model_copy(update={"source": str(team / "labels.parquet")})
+    return spec.model_copy(update={"label": label})
+
+
+def take(settings, spec, source, key=None):
+    return adopt(
+        settings, spec, source, datetime.now(UTC), key=key or source, reason="r", who="t"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pipeline",
+        "columns",
+        "xgboost",
+        "lightgbm",
+        "matrix",
+        "frame",
+        "run",
+        "registered",
+    ],
+)
+def test_a_model_of_each_library_becomes_a_version_with_its_scores(
+    settings, theirs, here, name
+):
+    source = theirs["places"][name]
+    report = take(settings, here, source)
+    assert report.version, report.outcome
+    assert "in production" in report.outcome
+    registry = Registry(settings)
+    version = registry.version(MODEL, report.version)
+    assert version.tags["adopted_from"] == source
+    contract, model = read_version(registry, version)
+    is_booster = name == "lightgbm"
+    assert contract.loader == ("mlflow.lightgbm" if is_booster else "mlflow.onnx")
+    if name in theirs["scores"]:
+        expected = theirs["scores"][name]
+        assert score(model, here.inputs, rows()) == pytest.approx(expected, abs=1e-5)
+    tracking = Tracking(settings)
+    proof = json.loads(artifact_bytes(tracking, report.run_id, PROOF))
+    assert proof["reasons"] == []
+    assert proof["largest_difference"] < 1e-4
+    with pytest.raises(RegistryError, match="was trained elsewhere: "):
+        reproduce(settings, MODEL, report.version)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pickle", PICKLE),
+        ("unsigned", "the model has no signature: log it again with one"),
+        ("wide", r"driver_trips.toml: features: more \(double\) is missing"),
+    ],
+)
+def test_a_model_that_cannot_be_taken_is_named_and_registers_nothing(
+    settings, theirs, here, name, message
+):
+    versions = len(Registry(settings).versions(MODEL))
+    with pytest.raises(TrainingError, match=message):
+        take(settings, here, theirs["places"][name])
+    assert len(Registry(settings).versions(MODEL)) == versions
+
+
+def test_a_pickle_is_opened_where_the_installation_says_so(
+    settings, theirs, here, monkeypatch
+):
+    monkeypatch.setenv("GYRE_ADOPT_PICKLES", "true")
+    report = take(settings, here, theirs["places"]["pickle"], key="allowed")
+    assert report.version, report.outcome
+    folder = settings.home / "none"
+    with pytest.raises(TrainingError, match=f"expected a folder with .*, no {folder}"):
+        take(settings, here, str(folder))
+
+
+def test_a_spec_without_estimators_cannot_be_trained_and_says_so(settings, here):
+    with pytest.raises(SettingsError, match="gyre adopt"):
+        train(settings, here, datetime.now(UTC), key="t", reason="r", who="t")
