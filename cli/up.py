@@ -336,10 +336,10 @@ def newest_entities(
         count: Number of entities at most; all by default.
 
     """
-    from feature_repo.published.service import PublishedService  # noqa: PLC0415  (seconds)
+    from feature_repo.published.service import service_of  # noqa: PLC0415  (seconds)
     from feature_repo.views import entities  # noqa: PLC0415
 
-    service = PublishedService(settings, spec.feature_service)
+    service = service_of(settings, spec)
     rows = entities(service, spec.entity_key, datetime.now(UTC), count)
     return list[dict[str, Any]](rows.to_pylist())
 

@@ -132,6 +132,7 @@ class ModelManifest(Frozen):
     outcome_key: dict[str, KeyType] = {}
     """Columns by which a request may name the label's row that it is about; see `ModelSpec`."""
     feature_service: str
+    """Empty: a request brings all features."""
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
     """Medians (numbers) and modes (strings) of the training frame, as the model takes them."""

@@ -16,7 +16,7 @@ from core.spec import ModelSpec
 from core.user_code import in_one_line
 from feature_repo.engine import LabelSource, feature_engine
 from feature_repo.labels import label_source
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import service_of
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from training.data.frame import build_frame, extent, feature_columns, snapshot_rows
@@ -52,7 +52,7 @@ def check(
 
 
 def _published(settings: Settings, spec: ModelSpec) -> Iterator[str]:
-    yield from mismatches(spec, PublishedService(settings, spec.feature_service))
+    yield from mismatches(spec, service_of(settings, spec))
 
 
 def _labelled(settings: Settings, spec: ModelSpec, as_of: datetime) -> Iterator[str]:

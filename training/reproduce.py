@@ -19,7 +19,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import Estimator
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import service_of
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import DIGEST_TAG, SKOPS_FILE, digest_tags
@@ -158,7 +158,7 @@ def _changed_inputs(
     settings: Settings, spec: ModelSpec, registered: Version, train_rows: pa.Table
 ) -> dict[str, str]:
     """Return how the inputs of a version differ from the inputs of a training now."""
-    definitions = PublishedService(settings, spec.feature_service).definitions()
+    definitions = service_of(settings, spec).definitions()
     tags_now = input_tags(spec, definitions)
     tags_now["frame_sha256"] = content_hash(train_rows)
     inputs = _differences(registered.tags, tags_now)

@@ -7,7 +7,7 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from feature_repo.labels import label_source
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import service_of
 from mlflow_server.api.tracking import Run, Tracking
 from mlflow_server.tags import KEY_TAG, tag_equals
 from training.artifacts import SPEC
@@ -70,7 +70,7 @@ def open_run(
     tracking = Tracking(settings)
     if cause and _is_answered(tracking, spec, cause, key, as_of):
         return None
-    service = PublishedService(settings, spec.feature_service)
+    service = service_of(settings, spec)
     problems = [*mismatches(spec, service), *estimator_problems(spec)]
     if problems:
         raise SettingsError("\n".join(problems))
@@ -106,7 +106,7 @@ def nothing_new(settings: Settings, spec: ModelSpec, as_of: datetime) -> str | N
         RegistryError, DataError: A store that it needs does not answer.
 
     """
-    service = PublishedService(settings, spec.feature_service)
+    service = service_of(settings, spec)
     planned = planned_run(settings, spec, service, as_of)
     if not _finished_runs(Tracking(settings), spec, planned.fingerprint):
         return None

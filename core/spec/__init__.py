@@ -156,7 +156,9 @@ class ModelSpec(Strict):
     """The module of feature_repo/datasets that has the label; with `[label]` the module whose views
     the feature service reads, if it reads any of Gyre's."""
     entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
-    feature_service: str  # the service of Feast that lists the features' views
+    feature_service: str = ""
+    """The service of Feast that lists the features' views. Without one the label's table has a column
+    for each feature, and a request brings all of them."""
     label: str | LabelTable  # the name of a label of `dataset`, or a table
     schedule: Schedule  # when to train: a cron expression, or a name such as @weekly
     seed: int = Field(ge=0)  # the seed of every random choice in a training
@@ -292,6 +294,8 @@ class ModelSpec(Strict):
         if isinstance(self.label, str):
             if self.dataset is None:
                 yield "dataset: expected the dataset of the label, or a table [label]"
+            if not self.feature_service:
+                yield "feature_service: expected one, or a table [label] with the features"
             return
         if self.snapshots.rows != "label":
             yield 'snapshots.rows: expected "label", as a table [label] lists the rows'

@@ -23,6 +23,7 @@ from core.errors import BrokerUnavailableError, DataError
 from core.json_types import Float64, Int64, exact_time
 from core.settings import Settings
 from core.timestamps import EARLIEST_TIME, LATEST_TIME
+from core.user_code import DATASETS, makes_dataset
 from feature_repo.online_store import redis_client, redis_errors
 
 if TYPE_CHECKING:
@@ -319,7 +320,9 @@ def _await_rewrite(redis: Any) -> None:
 
 
 def consumer_problem(settings: Settings) -> str | None:
-    """Return the reason why no consumer reads events; None if one does."""
+    """Return the reason why no consumer reads events; None if one does, or no dataset takes any."""
+    if not any(map(makes_dataset, DATASETS.glob("*.py"))):
+        return None
     try:
         with redis_client(settings) as redis:
             for dataset in _datasets(redis):

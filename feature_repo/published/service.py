@@ -17,9 +17,9 @@ from feast.utils import _get_feature_views_to_use
 
 from core.errors import DataError
 from core.settings import Settings
-from core.spec import FRAME_COLUMNS, FeatureType
+from core.spec import FRAME_COLUMNS, FeatureType, ModelSpec
 from feature_repo.datasets import dataset_of
-from feature_repo.definition import TIMESTAMP, Dataset
+from feature_repo.definition import POSITION, TIMESTAMP, Dataset
 from feature_repo.definition_hash import (
     function_definition,
     source_definition,
@@ -156,9 +156,15 @@ class PublishedService:
 
         """
         job = self.store.get_historical_features(
-            entity_df=frame, features=self.feast_service
+            entity_df=frame.assign(**{POSITION: range(len(frame))}),
+            features=self.feast_service,
         )
         rows = job.to_arrow()
+        if rows.num_rows > len(frame):
+            # Feast's SQL stores repeat a row where two rows of a view have the same times.
+            positions = rows[POSITION].to_pandas()
+            rows = rows.filter(pa.array(~positions.duplicated()))
+        rows = rows.drop_columns(POSITION)
         for name, kind in self.features.items():
             if kind in ARROW:
                 position = rows.schema.get_field_index(name)
@@ -194,6 +200,51 @@ class PublishedService:
         text = json.dumps(schema, sort_keys=True)
         hashes[f"service.{self.name}"] = digest(text)
         return hashes
+
+
+class RequestFeatures(PublishedService):
+    """The features of a model without a service: requests and the label's rows have all of them."""
+
+    def __init__(self, settings: Settings, spec: ModelSpec) -> None:
+        self.settings = settings
+        self.name = ""
+        self.stored = []
+        self.on_demand = []
+        self.features = dict(spec.features)
+        self.feature_views = {}
+        self.join_keys = {}
+        self.key_types = dict(spec.entity_key)
+
+    def historical(self, frame: pd.DataFrame) -> pa.Table:
+        """Return the rows, which have the features already.
+
+        Raises:
+            DataError: A feature is missing.
+
+        """
+        for name in self.features:
+            if name not in frame.columns:
+                raise DataError(
+                    f"expected a column for each feature among the label's rows, no {name}: "
+                    "the spec names no feature_service"
+                )
+        return pa.Table.from_pandas(frame, preserve_index=False)
+
+    def definitions(self) -> dict[str, str]:
+        """Return none: nothing is computed."""
+        return {}
+
+
+def service_of(settings: Settings, spec: ModelSpec) -> PublishedService:
+    """Return the feature service of a model.
+
+    Raises:
+        DataError: The service is not published.
+
+    """
+    if spec.feature_service:
+        return PublishedService(settings, spec.feature_service)
+    return RequestFeatures(settings, spec)
 
 
 def service_names(

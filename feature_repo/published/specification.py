@@ -44,13 +44,15 @@ def look_up_specification(
 
     Args:
         settings: Settings of the installation.
-        service_name: Name of the feature service.
+        service_name: Name of the feature service; empty: there is none.
         modules: Modules that define on-demand functions; by default the modules of datasets.
 
     Raises:
         DataError: The service is not published, or its request data has a wrong type or name.
 
     """
+    if not service_name:  # a request brings all features
+        return LookupSpecification(feast=version("feast"), online_store="")
     service = PublishedService(settings, service_name)
     specification = LookupSpecification(
         feast=version("feast"),

@@ -7,7 +7,7 @@ from core.settings import Settings
 from feature_repo.definition import Dataset
 from feature_repo.engine import feature_engine
 from feature_repo.online_store import eviction_problem
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import service_of
 from monitoring.check import CheckResult, Status
 from monitoring.run import MonitoringRun
 from training.evaluation.reference import Reference
@@ -20,7 +20,7 @@ def online_store(
 ) -> Iterator[CheckResult]:
     """Look up a sample of the keys that are online, in each view that the model reads."""
     yield _eviction(run.settings)
-    service = PublishedService(run.settings, run.spec.feature_service)
+    service = service_of(run.settings, run.spec)
     for dataset in service.datasets().values():
         for view in service.join_keys.keys() & dataset.views.keys():
             yield _lost_rows(run.settings, dataset, view)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from feature_repo.datasets import dataset_of
 from feature_repo.published.definition_check import changed_definitions
 from feature_repo.published.feast_reader import OnlineFeatures
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import service_of
 from mlflow_server.api.registry import Registry
 from mlflow_server.model.pyfunc import read_version
 from monitoring.check import CheckResult
@@ -26,7 +26,7 @@ def team_views(
     run: MonitoringRun, _reference: Reference | None
 ) -> Iterator[CheckResult]:
     """Alert of definitions that changed since the training, and of views whose values are all old."""
-    service = PublishedService(run.settings, run.spec.feature_service)
+    service = service_of(run.settings, run.spec)
     views = [view for view in service.stored if dataset_of(view.name) is None]
     if not views:
         return

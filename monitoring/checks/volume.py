@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import service_of
 from feature_repo.views import late_features
 from monitoring.check import CheckResult
 from monitoring.decisions.decision import ENTITIES
@@ -60,7 +60,7 @@ def freshness(
     run: MonitoringRun, _reference: Reference | None
 ) -> Iterator[CheckResult]:
     """Alert of features that are not materialised, too old, or silent at the source."""
-    service = PublishedService(run.settings, run.spec.feature_service)
+    service = service_of(run.settings, run.spec)
     problems = late_features(
         settings=run.settings,
         service=service,

@@ -22,6 +22,20 @@ NO_LOOKUP = LookupSpecification(feast="", online_store="")
 logger = logging.getLogger(__name__)
 
 
+class NoReader:
+    """Stands for a reader where requests bring all features: nothing is read, nothing can fail."""
+
+    async def read(self, keys: Keys, _moments: Moments) -> StoredRows:
+        """Return no row of any key."""
+        return [None] * len(keys)
+
+    async def probe(self) -> None:
+        """Find nothing wrong."""
+
+    async def close(self) -> None:
+        """Close nothing."""
+
+
 class FeatureSource:
     """One version's features, read through a circuit breaker.
 
@@ -56,8 +70,11 @@ class FeatureSource:
         self.identity = ""
         lookup = NO_LOOKUP
         features: tuple[str, ...] = ()
-        reader: RedisReader | FeastReader | None = None
-        if contract is not None:
+        reader: RedisReader | FeastReader | NoReader | None = None
+        if contract is not None and not contract.feature_service:
+            self.identity = "requests"
+            reader = NoReader()
+        elif contract is not None:
             fields = {"feature_service", "features", "lookup"}
             self.identity = contract.model_dump_json(include=fields)
             lookup = contract.lookup

@@ -71,7 +71,7 @@ async def complete(
 def _given_features(model: LoadedModel, row: Row, *, refuse: bool) -> Completed | None:
     """Return the features that a request gives; None: they are to be looked up."""
     contract = model.contract
-    if row.given or row.key is None:
+    if row.given or row.key is None or not contract.feature_service:
         missing = [name for name in contract.features if name not in row.given]
         if missing:
             return InvalidRequestError(

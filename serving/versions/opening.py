@@ -89,6 +89,8 @@ def _check_defaults(session: Session, contract: ModelManifest) -> None:
 
 def _look_up_problem(contract: ModelManifest, online_store: str) -> str | None:
     """Say why the features cannot be looked up in a store of this type; None if they can."""
+    if not contract.feature_service:
+        return None
     lookup = contract.lookup
     feast_version = package_version("feast")
     if (lookup.feast, lookup.online_store) != (feast_version, online_store):

@@ -22,6 +22,7 @@ from tests.support.feature_repo.team import (
     REQUEST,
     SERVICE,
     VIEW,
+    by_hand,
     labels,
     make_team,
     rows_of,
@@ -73,23 +74,6 @@ def questions(repository):
     return questions.drop_duplicates(["driver_id", "event_timestamp"])
 
 
-def by_hand(repository, frame):
-    """The newest conv_rate at or before each moment, of the last day."""
-    rows = rows_of(repository).sort_values(["event_timestamp", "created"])
-    values = []
-    for question in frame.itertuples():
-        is_own = rows["driver_id"] == question.driver_id
-        is_known = rows["event_timestamp"] <= question.event_timestamp
-        known = rows[is_own & is_known]
-        value = np.nan
-        if len(known):
-            newest = known.iloc[-1]
-            if newest["event_timestamp"] + DAY >= question.event_timestamp:
-                value = newest["conv_rate"]
-        values.append(value)
-    return np.array(values, np.float32)
-
-
 def test_the_frame_has_the_values_of_feasts_own_store_and_of_a_search_by_hand(
     repository, settings, monkeypatch
 ):
@@ -112,7 +96,7 @@ def test_the_frame_has_the_values_of_feasts_own_store_and_of_a_search_by_hand(
     assert lost_rows["conv_rate"].isna().all()
     same_rows = own_rows.loc[stock_rows.index]
     assert_frame_equal(same_rows, stock_rows, check_dtype=False, rtol=1e-6)
-    expected = by_hand(repository, frame)
+    expected = by_hand(rows_of(repository), frame)
     assert np.isnan(expected).sum() > 50
     own_values = own_rows["conv_rate"].to_numpy(np.float32)
     assert own_values == pytest.approx(expected, nan_ok=True)

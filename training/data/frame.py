@@ -23,7 +23,12 @@ from core.spec import MISSING, FeatureType, ModelSpec
 from core.spec.training import MOST_CATEGORIES
 from feature_repo.engine import LabelSource
 from feature_repo.labels import label_rows
-from feature_repo.published.service import ARROW, PublishedService, as_stored
+from feature_repo.published.service import (
+    ARROW,
+    PublishedService,
+    as_stored,
+    service_of,
+)
 from feature_repo.views import entities, require_built
 from training.data.snapshots import Plan, Snapshot, dates
 
@@ -210,7 +215,7 @@ def population(
         DataError: The spec has no population, or nobody is in it.
 
     """
-    service = PublishedService(settings, spec.feature_service)
+    service = service_of(settings, spec)
     require_listed(spec, service)
     if spec.population is None:
         raise DataError(
@@ -314,7 +319,7 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
         TrainingError: A row of `labelled` lacks request data, or `labelled` an audit column.
 
     """
-    service = PublishedService(settings, spec.feature_service)
+    service = service_of(settings, spec)
     for name, kind in service.request_data.items():
         place = labelled.schema.get_field_index(name)
         if place < 0 or labelled[name].null_count:

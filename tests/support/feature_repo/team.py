@@ -111,8 +111,13 @@ def rows_of(repository: Path) -> pd.DataFrame:
 
 
 def labels(repository: Path) -> pd.DataFrame:
-    """A label for each row of the view's file, 20 minutes after it, known an hour later."""
-    rows = rows_of(repository).dropna(subset=["driver_id", "conv_rate"])
+    """`labels_of` the rows of the view's file."""
+    return labels_of(rows_of(repository))
+
+
+def labels_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """A label for each row of a view, 20 minutes after it, known an hour later."""
+    rows = rows.dropna(subset=["driver_id", "conv_rate"])
     rows = rows.drop_duplicates(["driver_id", "event_timestamp"])
     rows = rows.sort_values(["event_timestamp", "driver_id"])
     random = np.random.default_rng(1)
@@ -128,3 +133,22 @@ def labels(repository: Path) -> pd.DataFrame:
             "val_to_add_2": random.integers(0, 5, len(rows)),
         }
     )
+
+
+def by_hand(rows: pd.DataFrame, questions: pd.DataFrame) -> np.ndarray:
+    """The newest conv_rate at or before each moment, of the last day."""
+    rows = rows.sort_values(["event_timestamp", "created"])
+    values = []
+    for question in questions.itertuples():
+        is_own = rows["driver_id"] == question.driver_id
+        known = rows[is_own & (rows["event_timestamp"] <= question.event_timestamp)]
+        value = np.nan
+        if len(known):
+            newest = known.iloc[-1]
+            if (
+                newest["event_timestamp"] + pd.Timedelta(days=1)
+                >= question.event_timestamp
+            ):
+                value = newest["conv_rate"]
+        values.append(value)
+    return np.array(values, np.float32)

@@ -181,11 +181,20 @@ class Shop:
         pairs = zip(keys, as_of, strict=True)
         return [row for key, at in pairs for row in reader.read([key], at)]
 
+    def lookup(self, service):
+        """How the service is read, with a state of each view, as views of datasets have it."""
+        lookup = look_up_specification(self.settings, service, (__name__,))
+        views = [
+            view.model_copy(update={"state": state_key(self.store.project, view.name)})
+            for view in lookup.views
+        ]
+        return lookup.model_copy(update={"views": tuple(views)})
+
     def contract(self, service="mixed", names=NAMES):
         return ModelManifest(
             model=SPEC.name, entity_key={"customer_id": "int64"}, feature_service=service,
             features=dict.fromkeys(names, "double"), defaults={}, population=SPEC.population,
-            as_of="", lookup=look_up_specification(self.settings, service, (__name__,)),
+            as_of="", lookup=self.lookup(service),
         )  # fmt: skip
 
     @asynccontextmanager
