@@ -1,6 +1,15 @@
 """`make bench`: what the README says of it, measured here and now."""
 
-from benchmarks import busy_entity, drift, features, ingest, onnx, serving, training
+from benchmarks import (
+    busy_entity,
+    drift,
+    features,
+    ingest,
+    onnx,
+    serving,
+    team_feast,
+    training,
+)
 
 serving.main(3.0)
 onnx.main()
@@ -8,4 +17,5 @@ features.main(1_000_000)
 busy_entity.main(105_000)
 ingest.main(10_000_000)
 training.main(1_000_000)
+team_feast.main(200_000)
 drift.main(10_000_000)

@@ -86,7 +86,12 @@ def take(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     with TemporaryDirectory(prefix="gyre-adopt-") as name:
         folder = Path(name)
         pq.write_table(frame, folder / "frame.parquet")
-        request = Request(source, settings.mlflow_address, spec)
+        request = Request(
+            source=source,
+            address=settings.mlflow_address,
+            spec=spec,
+            opens_pickles=settings.adopt_pickles,
+        )
         result = _converted(folder, request)
         content = (folder / MODEL_FILES[result.loader]).read_bytes()
         candidate = folder / CANDIDATE

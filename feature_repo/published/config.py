@@ -81,8 +81,11 @@ def online_store_type(settings: Settings) -> str:
 
 
 def online_redis(settings: Settings) -> str:
-    """Return the address of the Redis that is the online store, with its password."""
-    if settings.feast_repo is None:
+    """Return the address of the Redis that is the online store, with its password.
+
+    Where another store is the online store, it is the Redis of the installation.
+    """
+    if settings.feast_repo is None or online_store_type(settings) != "redis":
         return settings.redis_address
     store = feast_config(settings, COMMAND_TIMEOUT_SECONDS).get("online_store")
     connection = "localhost:6379"  # Feast's default

@@ -5,7 +5,6 @@ A pickle can run any code while it is opened: it is opened where the installatio
 process that does nothing else.
 """
 
-import os
 import pickle
 from importlib import import_module
 from pathlib import Path
@@ -115,7 +114,11 @@ def describe(folder: Path) -> ForeignModel:
 
 
 def opened(
-    foreign: ForeignModel, trusted: tuple[str, ...], *, is_classifier: bool
+    foreign: ForeignModel,
+    trusted: tuple[str, ...],
+    *,
+    is_classifier: bool,
+    opens_pickles: bool,
 ) -> Any:
     """Open a model by its library.
 
@@ -123,6 +126,7 @@ def opened(
         foreign: The model.
         trusted: Types that skops may make, by the spec of the project.
         is_classifier: Whether it gives probabilities.
+        opens_pickles: Whether the installation allows to open a pickle.
 
     Returns:
         A fitted model of the library; bytes of ONNX; LightGBM's Booster.
@@ -134,7 +138,7 @@ def opened(
     """
     file = foreign.file
     is_pickle = file.suffix in PICKLES
-    if is_pickle and os.environ.get("GYRE_ADOPT_PICKLES") != "true":
+    if is_pickle and not opens_pickles:
         raise SettingsError(f"{file.name} {PICKLE_REMEDY}")
     try:
         if is_pickle:
@@ -154,8 +158,11 @@ def opened(
         raise SettingsError(f"{exc}: {with_extra('boosters')}") from exc
     except Exception as exc:
         reason = " ".join(str(exc).split())[:300]
+        remedy = ""
+        if foreign.flavor == "sklearn":
+            remedy = "; types that you trust: trusted_types of [serving]"
         raise RegistryError(
-            f"{file.name}: {foreign.flavor} cannot open it: {reason}"
+            f"{file.name}: {foreign.flavor} cannot open it: {reason}{remedy}"
         ) from exc
     return model
 

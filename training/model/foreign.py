@@ -58,12 +58,14 @@ class Request:
         source: Where it lies.
         address: MLflow's address.
         spec: Spec of the model here.
+        opens_pickles: Whether the installation allows to open a pickle.
 
     """
 
     source: str
     address: str
     spec: ModelSpec
+    opens_pickles: bool
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,12 @@ def convert(request: Request, rows: pd.DataFrame, folder: Path) -> Result:
     foreign = describe(fetch(request.address, request.source, download))
     names = input_order(spec, foreign)
     is_classifier = spec.task != "regression"
-    model = opened(foreign, spec.serving.trusted_types, is_classifier=is_classifier)
+    model = opened(
+        foreign,
+        spec.serving.trusted_types,
+        is_classifier=is_classifier,
+        opens_pickles=request.opens_pickles,
+    )
     kind = f"{foreign.flavor}: {type(model).__name__}"
     fitted = fitted_model(spec, model, names)
     remarks = []
