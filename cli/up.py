@@ -182,11 +182,16 @@ def _model(
     until = time.monotonic() + READY_SECONDS
     while True:
         try:
+            if not spec.is_trained_here and not Registry(settings).production(
+                spec.name
+            ):
+                return f"{spec.name}: no version yet: gyre adopt {spec.name} MODEL"
             with _step(f"model {spec.name}"):
                 version = _production(settings, airflow, spec, as_of)
                 _reconcile(settings, spec.name)
-            with _step(f"prediction of {spec.name}"):
-                _predict(settings, spec)
+            if spec.feature_service and not spec.serving.external:
+                with _step(f"prediction of {spec.name}"):
+                    _predict(settings, spec)
             runs = Pages(settings).experiment(spec.experiment)
         except RegistryUnavailableError as exc:
             if time.monotonic() > until:

@@ -149,7 +149,8 @@ def _label(spec: ModelSpec, dataset: Dataset) -> Iterator[str]:
         return
     if spec.label not in dataset.labels:
         names = ", ".join(dataset.labels)
-        yield f"expected one of {dataset.name}: {names}; found {spec.label}"
+        problem = f"expected one of {dataset.name}: {names}; found {spec.label}"
+        yield f"{spec.name}.toml: label: {problem}"
         return
     tables = [_raw(dataset)]
     if spec.snapshots.rows == "members":

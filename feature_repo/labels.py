@@ -4,19 +4,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
 from core.errors import DataError
-from core.settings import PROJECT, Settings
+from core.settings import Settings
 from core.spec import KeyType, LabelTable, ModelSpec
-from core.tables.addresses import is_url, rows_at, shown_address
+from core.tables.addresses import shown_address
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import TIMESTAMP, Label
 from feature_repo.engine import LabelSource, feature_engine
+from feature_repo.team_tables import open_table, utc_time
 
 UTC_MICROSECONDS = "timestamp('UTC', 6)"
 """Type of times that Feast's DuckDB store wants."""
@@ -73,7 +73,7 @@ def _opened_table(
     """
     connection = ibis.duckdb.connect()
     try:
-        yield known_labels(spec, table, _rows(connection, table.source), as_of)
+        yield known_labels(spec, table, open_table(connection, table.source), as_of)
     finally:
         connection.disconnect()
 
@@ -104,8 +104,8 @@ def known_labels(
             raise DataError(f"{spec.name}.toml: label: {problem}, found {found}")
     rows = rows.filter(rows[table.name].notnull())
     if table.known_at:
-        event_time = _time(rows, table.event_time)
-        known_at = _time(rows, table.known_at)
+        event_time = utc_time(rows, table.event_time)
+        known_at = utc_time(rows, table.known_at)
         wait = timedelta(days=table.horizon_days + table.lateness_days)
         last_moment = event_time + ibis.interval(seconds=int(wait.total_seconds()))
         is_known = known_at <= ibis.literal(as_of)
@@ -113,7 +113,7 @@ def known_labels(
     columns = {
         key: _key(rows, name, spec.entity_key[key]) for key, name in keys.items()
     }
-    columns["event_timestamp"] = _time(rows, table.event_time)
+    columns["event_timestamp"] = utc_time(rows, table.event_time)
     columns["label"] = rows[table.name]
     for name in rows.columns:
         if name not in used_names:
@@ -135,49 +135,6 @@ def _key(rows: ir.Table, name: str, kind: KeyType) -> ir.Value:
         expected = f"expected {kind}, as entity_key says"
         raise DataError(f"label table: {name}: {expected}, found {column_type}")
     return column.cast(kind)
-
-
-def _time(rows: ir.Table, name: str) -> ir.Value:
-    """Return a column of times in UTC; a time without a zone is UTC, as Feast reads it.
-
-    Raises:
-        DataError: The column has no times.
-
-    """
-    column_type = rows[name].type()
-    if not (column_type.is_timestamp() or column_type.is_date()):
-        raise DataError(f"label table: {name}: expected times, found {column_type}")
-    return rows[name].cast("timestamp('UTC', 6)")
-
-
-def _rows(connection: Any, source: str) -> ir.Table:
-    """Open the rows of a table; DuckDB reads them.
-
-    Raises:
-        DataError: There is no such table.
-
-    """
-    shown = shown_address(source)
-    try:
-        if is_url(source):
-            address, _, table = source.rpartition("#")
-            database = ibis.connect(address)
-            try:  # DuckDB joins: a team's database is only read
-                rows = database.table(table).to_pyarrow()
-            finally:
-                database.disconnect()
-            return ibis.memtable(rows)
-        path = PROJECT / source
-        if (path / "_delta_log").is_dir():
-            return ibis.memtable(rows_at(str(path), None, None).read_all())
-        pattern = str(path / "**" / "*.parquet") if path.is_dir() else str(path)
-        return connection.read_parquet(pattern)
-    except Exception as exc:  # every reader fails in its own way
-        reason = " ".join(str(exc).split())[:200]
-        if is_url(source):
-            reason = type(exc).__name__  # the text may have the password
-        expected = "parquet files, a Delta table, or an Ibis address and #table"
-        raise DataError(f"label table {shown}: expected {expected}: {reason}") from exc
 
 
 def label_rows(

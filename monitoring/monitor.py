@@ -22,6 +22,7 @@ from monitoring.checks.check_list import run_checks
 from monitoring.conclude import MonitorReport, conclude
 from monitoring.decisions.decision import STALE, Decision
 from monitoring.log.collect import collect
+from monitoring.log.external import take_predictions
 from monitoring.run import prepare_run
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
             words=reason,
             decision=Decision("nothing", "insufficient_data", reason),
         )
+    take_predictions(settings, spec, version)
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         folder = Path(name)
         run, reference = prepare_run(settings, spec, version, as_of, folder)

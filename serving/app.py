@@ -33,6 +33,7 @@ from serving.repository import ModelRepository
 from serving.routes import status
 from serving.routes.documentation import OpenApiDocument
 from serving.routes.feedback import FeedbackRoute
+from serving.routes.predictions import PredictionsRoute
 from serving.watcher import RegistryWatcher
 
 ERRORS = (HTTPException, GyreError, ValidationError, ClientDisconnect, Exception)
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> RequestMiddleware:
     watcher = RegistryWatcher(settings, repository)
     routes = [
         FeedbackRoute(feedback_log),
+        PredictionsRoute(repository, log),
         *status.routes(repository, log, watcher, settings.link("console")),
     ]
     scoring = list(predict.SCORING)

@@ -124,6 +124,18 @@ class LabelTable(Strict):
     """How long after its horizon a label may still become known."""
 
 
+class PredictionTable(Strict):
+    """A table of the team's with a row for each prediction, which Gyre only reads.
+
+    Its columns are request_id, predicted_at, score, the keys and the features; version may be one.
+    """
+
+    source: str
+    """See `source` of `[label]`."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The table's column for one of these, where it has another name."""
+
+
 class Serving(Strict):
     """How serving answers when the online store gives no features in time, and how it scores.
 
@@ -137,6 +149,11 @@ class Serving(Strict):
     (docs/how-to/own-model.md)."""
     trusted_types: tuple[str, ...] = ()
     """Types that skops may make of a native model beside those it knows; `gyre check` names them."""
+    external: bool = False
+    """Predictions are made elsewhere and arrive as rows: by `POST /models/NAME/predictions`, or in the
+    table `predictions`."""
+    predictions: PredictionTable | None = None
+    """`[serving.predictions]`: a table with predictions that were made elsewhere."""
 
 
 class ModelSpec(Strict):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from annotated_types import Len
-from pydantic import Field, TypeAdapter, with_config
+from pydantic import TypeAdapter, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -16,13 +16,16 @@ from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import DescribedRoute, Document, Operation
 from serving.prediction_log.append_log import AppendLog
 from serving.protocols.endpoint import BATCH_LIMIT
-from serving.scoring.schemas import FORBID, MAX_ROWS, Number, Text, rows_reader
+from serving.scoring.schemas import (
+    FORBID,
+    MAX_ROWS,
+    Number,
+    PredictionId,
+    Text,
+    rows_reader,
+)
 
 PATH = "/feedback"
-PredictionId = Annotated[
-    str, Field(strict=True, pattern=r"^[0-9A-Za-z._:/+=@-]{1,137}$")
-]
-"""At most 128 characters of a proxy's id, a hyphen and 8 digits."""
 
 
 @with_config(FORBID)

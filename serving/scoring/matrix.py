@@ -63,7 +63,7 @@ def _score_together(model: LoadedModel, lines: Sequence[Line]) -> list[Result]:
 
 def _result(model: LoadedModel, line: Line, exact_score: Score) -> Result:
     contract = model.contract
-    row_score = _rounded(contract, exact_score)
+    row_score = rounded_score(contract, exact_score)
     problem = score_problem(contract, row_score)
     if problem:
         text = (
@@ -72,17 +72,17 @@ def _result(model: LoadedModel, line: Line, exact_score: Score) -> Result:
         if line["features_from"] == "request":
             return Result(line=None, error=InvalidRequestError(text))
         return _failure(line, ModelFailedError(text))
-    return Result(line | _outcome(contract, row_score))
+    return Result(line | outcome_fields(contract, row_score))
 
 
-def _rounded(contract: ModelManifest, exact_score: Score) -> Score:
+def rounded_score(contract: ModelManifest, exact_score: Score) -> Score:
     """Return a score as it is answered."""
     if isinstance(exact_score, list):
         return [rounded_one(probability, 0.5) for probability in exact_score]
     return rounded_one(exact_score, contract.threshold)
 
 
-def _outcome(contract: ModelManifest, rounded: Score) -> dict[str, Any]:
+def outcome_fields(contract: ModelManifest, rounded: Score) -> dict[str, Any]:
     """Return the prediction of a rounded score as the log has it; of many classes the likeliest."""
     if isinstance(rounded, list):
         largest = max(rounded)
@@ -119,11 +119,11 @@ def _line(role: Role, model: LoadedModel, row: ReceivedRow, features: Features) 
         "request_data": row.row.request_data,
         "features": features.values,
         "features_from": features.origin,
-        "in_population": _is_in_population(model.contract, features),
+        "in_population": is_in_population(model.contract, features),
     }
 
 
-def _is_in_population(contract: ModelManifest, features: Features) -> bool:
+def is_in_population(contract: ModelManifest, features: Features) -> bool:
     """Whether the label is defined for a row."""
     population = contract.population
     if population is None:

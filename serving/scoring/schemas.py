@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
 
 from annotated_types import Len
-from pydantic import ConfigDict, FailFast, Field, TypeAdapter, with_config
+from pydantic import (
+    AwareDatetime,
+    ConfigDict,
+    FailFast,
+    Field,
+    TypeAdapter,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from core.json_types import Float32, Int32, Int64, Timestamp
@@ -18,6 +25,10 @@ Double = Annotated[
 ]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Text = Annotated[str, Field(strict=True)]
+PredictionId = Annotated[
+    str, Field(strict=True, pattern=r"^[0-9A-Za-z._:/+=@-]{1,137}$")
+]
+"""At most 128 characters of a proxy's id, a hyphen and 8 digits."""
 TYPES: dict[FeatureType, Any] = {
     "int32": Int32,
     "int64": Int64,
@@ -38,12 +49,17 @@ class Schemas:
         row: Reads a row of Gyre's protocol: the key, request data, and all `features` or none.
         rows: Reads a list of these.
         records: Reads a list of rows that have the key, the features or both side by side.
+        prediction: Reads a prediction that was made elsewhere: its id, moment, score and version,
+            the key, and all `features`, which may be null.
+        predictions: Reads a list of these.
 
     """
 
     row: TypeAdapter[dict[str, Any]]
     rows: TypeAdapter[list[dict[str, Any]]]
     records: TypeAdapter[list[dict[str, Any]]]
+    prediction: TypeAdapter[dict[str, Any]]
+    predictions: TypeAdapter[list[dict[str, Any]]]
 
 
 def object_type(
@@ -78,6 +94,19 @@ def build_schemas(signature: Signature) -> Schemas:
     all_features = object_type("Features", features, further)
     row = object_type("Row", key, {**data, "features": all_features})
     record = object_type("Record", {}, {**key, **data, **features, **further})
+    given = {name: kind | None for name, kind in features.items()}
+    sent = {
+        "request_id": PredictionId,
+        "predicted_at": AwareDatetime,
+        "score": Number | list[Number],
+        **key,
+        "features": object_type("GivenFeatures", given, {}),
+    }
+    prediction = object_type("Prediction", sent, {"version": Text})
     return Schemas(
-        row=TypeAdapter(row), rows=rows_reader(row), records=rows_reader(record)
+        row=TypeAdapter(row),
+        rows=rows_reader(row),
+        records=rows_reader(record),
+        prediction=TypeAdapter(prediction),
+        predictions=rows_reader(prediction),
     )

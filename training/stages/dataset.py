@@ -131,7 +131,7 @@ def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None)
     if unlabelled > TOLERATED_SHARE * members:
         raise TrainingError(
             f"label {spec.label_name}: {sentence}. Expected a label for each member, a narrower "
-            f'[population], or a stated reason: Label(unlabelled="…")'
+            f'[population], or a stated reason: Label(unlabelled="…") in {spec.dataset}.py'
         )
     return sentence
 
