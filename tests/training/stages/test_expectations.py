@@ -129,7 +129,7 @@ def test_a_result_is_kept_for_the_same_rows_and_rules(shop, suites, monkeypatch)
             validate(shop)
     assert validate(shop).words.endswith("pass 11 rules")
     add(order(101, 1, AS_OF - DAY))
-    assert validate(shop).rows.count == 101
+    assert validate(shop).words.startswith("101 rows")
 
 
 def test_a_failing_rule_ends_the_training_with_a_page_in_mlflow(tracked, suites):
