@@ -63,8 +63,8 @@ class Operation:
 class DescribedRoute(Route):
     """A route that FastAPI does not describe, as it reads its body itself."""
 
-    async def describe(self) -> Operation:
-        """Return the description of the route."""
+    async def describe(self) -> Operation | None:
+        """Return the description of the route; None: nobody can call it now."""
         raise NotImplementedError
 
     async def close(self) -> None:

@@ -52,11 +52,12 @@ class OpenApiDocument:
 
     async def respond(self, _request: Request) -> Response:
         """Answer with the document."""
-        operations = [
-            await route.describe()
-            for route in self._app.routes
-            if isinstance(route, DescribedRoute)
-        ]
+        operations = []
+        for route in self._app.routes:
+            if isinstance(route, DescribedRoute):
+                operation = await route.describe()
+                if operation:
+                    operations.append(operation)
         models = [model.versions for model in self._repository]
         parts = [(model.spec, model.current, model.signature) for model in models]
         written_of = (parts, operations)

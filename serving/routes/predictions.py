@@ -16,7 +16,6 @@ from serving.errors import InvalidRequestError, NotFoundError
 from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import (
     EXAMPLES,
-    OBJECT,
     DescribedRoute,
     Document,
     Operation,
@@ -92,22 +91,21 @@ class PredictionsRoute(DescribedRoute):
         )
         return json_response(content)
 
-    async def describe(self) -> Operation:
-        """Describe a body of one of the models that are watched only."""
+    async def describe(self) -> Operation | None:
+        """Describe a body of one of the models that are watched only, if there is one."""
         names = [model.name for model in self._repository if _is_external(model)]
-        document = Document(OBJECT, {})
-        if names:
-            model = self._repository.find(names[0])
-            signature = model.versions.signature
-            keys = {name: EXAMPLES[kind] for name, kind in signature.entity_key.items()}
-            example = {
-                "request_id": "a1",
-                "predicted_at": EXAMPLES["timestamp"],
-                "score": 0.5,
-                **keys,
-                "features": example_features(model.versions),
-            }
-            document = Document(model.schemas.prediction, example)
+        if not names:
+            return None
+        model = self._repository.find(names[0])
+        keys = model.versions.signature.entity_key
+        example = {
+            "request_id": "a1",
+            "predicted_at": EXAMPLES["timestamp"],
+            "score": 0.5,
+            **{name: EXAMPLES[kind] for name, kind in keys.items()},
+            "features": example_features(model.versions),
+        }
+        document = Document(model.schemas.prediction, example)
         return Operation(PATH, names, "Predictions", record_predictions, document)
 
 
