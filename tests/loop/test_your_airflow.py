@@ -149,8 +149,7 @@ def test_an_approval_waits_there_or_names_the_command(team):
         assert Registry(settings).production(ASKING) is None
         if "3.0" in str(airflow.python("import airflow; print(airflow.__version__)")):
             assert f"gyre promote {ASKING} 1 --replaces none --reason" in output
-            with pytest.raises(StackError, match="404"):
-                api.last_runs(f"approve_{ASKING}")
+            assert api.last_runs(f"approve_{ASKING}") == []
             return
         assert f"approve_{ASKING} waits for your answer" in output
         dag = f"approve_{ASKING}"
