@@ -184,6 +184,8 @@ def test_a_running_consumer_takes_every_edit_and_a_broken_file_stops_only_its_da
         project.waits_for("visits_count", 2, 60)
         project.define("visits", SPEND)
         project.publish("visits")
+        # An event before that goes online with the next ingest.
+        wait_until("a new start", lambda: b"starting again" in project.log.read_bytes())
         project.sends("visits")
         project.waits_for("visits_spend", 6.0, 10)
         project.allow("visits", 10)
