@@ -16,10 +16,7 @@ from core.tables.addresses import shown_address
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import TIMESTAMP, Label
 from feature_repo.engine import LabelSource, feature_engine
-from feature_repo.team_tables import open_table, utc_time
-
-UTC_MICROSECONDS = "timestamp('UTC', 6)"
-"""Type of times that Feast's DuckDB store wants."""
+from feature_repo.team_tables import UTC_MICROSECONDS, open_table, utc_time
 
 
 def label_source(settings: Settings, spec: ModelSpec) -> LabelSource:

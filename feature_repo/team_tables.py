@@ -9,6 +9,9 @@ from core.errors import DataError
 from core.settings import PROJECT
 from core.tables.addresses import is_url, rows_at, shown_address
 
+UTC_MICROSECONDS = "timestamp('UTC', 6)"
+"""Type of times that Feast's DuckDB store wants."""
+
 
 def utc_time(rows: ir.Table, name: str) -> ir.Value:
     """Return a column of times in UTC; a time without a zone is UTC, as Feast reads it.
@@ -20,7 +23,7 @@ def utc_time(rows: ir.Table, name: str) -> ir.Value:
     column_type = rows[name].type()
     if not (column_type.is_timestamp() or column_type.is_date()):
         raise DataError(f"table: {name}: expected times, found {column_type}")
-    return rows[name].cast("timestamp('UTC', 6)")
+    return rows[name].cast(UTC_MICROSECONDS)
 
 
 def open_table(connection: Any, source: str) -> ir.Table:

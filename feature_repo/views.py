@@ -7,11 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from core.settings import Settings
+from core.timestamps import BEGINNING
 from feature_repo.datasets import dataset_of
 from feature_repo.engine import LateFeatures, feature_engine
 from feature_repo.published.service import PublishedService
-
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def require_built(service: PublishedService) -> None:

@@ -89,7 +89,8 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         ibis.get_backend().raw_sql("SET asof_loop_join_threshold = 0")
         column_types = dict(options["entity_df"].dtypes)
         event_time = infer_event_timestamp_from_entity_df(column_types)
-        uses_spark = bool(config.offline_store.spark_master)
+        are_tables = all(_is_table(view.batch_source) for view in feature_views)
+        uses_spark = bool(config.offline_store.spark_master) and are_tables
         read = _read_on_spark if uses_spark else _read
         join = _join_on_spark if uses_spark else asof_join
         # The job's table lacks a column `entity_row_id`; it has made the frame's times UTC.

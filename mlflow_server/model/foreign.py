@@ -86,18 +86,18 @@ def describe(folder: Path) -> ForeignModel:
 
     """
     model = Model.load(str(folder))
-    known = [name for name in FLAVORS if name in model.flavors]
-    if not known:
-        found = ", ".join(model.flavors) or "none"
+    flavors = [name for name in FLAVORS if name in model.flavors]
+    if not flavors:
+        other_flavors = ", ".join(model.flavors) or "none"
         raise RegistryError(
-            f"expected a model of {', '.join(FLAVORS)}, found {found}: convert it to ONNX, and "
+            f"expected a model of {', '.join(FLAVORS)}, found {other_flavors}: convert it to ONNX, and "
             "log it by mlflow.onnx"
         )
     if model.signature is None:
         raise RegistryError(
             "the model has no signature: log it again with one (mlflow.models.infer_signature)"
         )
-    flavor = known[0]
+    flavor = flavors[0]
     options = model.flavors[flavor]
     file = folder / str(options.get("pickled_model") or options["data"])
     schema = model.signature.inputs

@@ -178,7 +178,7 @@ def materialised_moments(
 
     Values come online while Feast materialises: for each view the last two ends count.
     """
-    found = []
+    earlier_moments = []
     for view in service.stored:
         if dataset_of(view.name) is None:
             published = service.store.get_feature_view(view.name)
@@ -188,8 +188,8 @@ def materialised_moments(
                 positions = ends.searchsorted(moments, side="right") - back
                 times = ends.to_numpy()[positions.clip(min=0)]
                 times = pd.Series(pd.to_datetime(times, utc=True))
-                found.append(times.where(positions >= 0, moments))
-    return found
+                earlier_moments.append(times.where(positions >= 0, moments))
+    return earlier_moments
 
 
 def _remove_equal(

@@ -119,7 +119,7 @@ def convert(request: Request, rows: pd.DataFrame, folder: Path) -> Result:
         remarks.append(f"{kind} {SLOWER}")
     else:
         served = exported(fitted, spec, rows)
-    unseen = known_to(fitted, spec, rows)
+    unseen = accepted_values_of(fitted, spec, rows)
     refused_kinds = {*spec.inputs.values()} & UNSEEN_VALUES.keys() - unseen.keys()
     remarks += [f"{kind} takes no {UNSEEN_WORDS[each]}" for each in refused_kinds]
     proof = prove(fitted, served, rows, spec, spec.threshold, unseen)
@@ -127,16 +127,18 @@ def convert(request: Request, rows: pd.DataFrame, folder: Path) -> Result:
     return Result(loader=loader, kind=kind, remark="; ".join(remarks), proof=proof)
 
 
-def known_to(fitted: Any, spec: ModelSpec, rows: pd.DataFrame) -> dict[InputType, Any]:
+def accepted_values_of(
+    fitted: Any, spec: ModelSpec, rows: pd.DataFrame
+) -> dict[InputType, Any]:
     """Return the values for what is missing or was never seen that a model can score, by type."""
-    found: dict[InputType, Any] = {}
+    accepted_values: dict[InputType, Any] = {}
     for kind, value in UNSEEN_VALUES.items():
         names = [name for name, own_kind in spec.inputs.items() if own_kind == kind]
         probe = rows.head(1).assign(**dict.fromkeys(names, value))
         with suppress(Exception):  # whatever its library raises
             if np.isfinite(pipeline_scores(fitted, probe)).all():
-                found[kind] = value
-    return found
+                accepted_values[kind] = value
+    return accepted_values
 
 
 def input_order(spec: ModelSpec, foreign: ForeignModel) -> list[str]:
