@@ -5,8 +5,10 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import feast
+from feast.infra.registry.caching_registry import CachingRegistry
 from feast.repo_config import RepoConfig
 from sqlalchemy import NullPool
 
@@ -40,7 +42,23 @@ def open_store(
 
     """
     if settings.feast_repo:
-        return _team_store(settings, settings.feast_repo, deadline)
+        store = _team_store(settings, settings.feast_repo, deadline)
+    else:
+        store = _own_store(settings, deadline)
+    if isinstance(store.registry, CachingRegistry):
+        # Feast keeps lists of objects by this id and the registry's address in memory. A closed store
+        # may have had the same address, and Feast gives each the same id.
+        store.registry.cached_registry_proto.version_id = uuid4().hex
+    return store
+
+
+def _own_store(settings: Settings, deadline: float) -> feast.FeatureStore:
+    """Open Gyre's own repository.
+
+    Raises:
+        DataError: No definitions were published here.
+
+    """
     if not settings.database_url and not registry_path(settings).exists():
         raise DataError(
             "the definitions are not published: cd feature_repo && feast apply; "

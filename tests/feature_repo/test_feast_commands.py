@@ -126,3 +126,10 @@ def test_any_password_of_redis_works_in_feasts_configuration(tmp_path):
                 [f"{VIEW}:lifetime_orders"], [{"customer_id": 1}]
             )
             assert values.to_dict()["lifetime_orders"] == [None]
+
+
+def test_each_opened_registry_has_an_id_of_its_own(applied):
+    """Feast keeps lists by this id and by an address in memory, which a closed store gives away."""
+    stores = [open_store(applied) for _ in range(2)]
+    ids = {store.registry.cached_registry_proto.version_id for store in stores}
+    assert len(ids - {""}) == 2
