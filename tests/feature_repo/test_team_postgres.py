@@ -1,5 +1,6 @@
 """A team's Feast on PostgreSQL, as its template has it: offline, online, registry and labels."""
 
+import gc
 import subprocess
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -45,6 +46,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("postgres")
     with postgres_server(folder / "postgres.log") as server:
         yield server
+        gc.collect()  # what Feast left open, while this module's filters hold
 
 
 def load_example(address):

@@ -102,7 +102,10 @@ class Copy:
         copy = f"{files} | xargs -0 cp --parents --target-directory={folder}"
         # A file that is deleted and still of git's index is named on stderr.
         subprocess.run(copy, shell=True, cwd=PROJECT, check=False)
-        self.environment = stack_environment(settings) | {"PYTHONPATH": str(folder)}
+        self.environment = stack_environment(settings) | {
+            "PYTHONPATH": str(folder),
+            "GYRE_PROJECT": str(folder),
+        }
 
     def run(self, command, code=0, timeout=900, **more):
         environment = self.environment | more
