@@ -65,10 +65,10 @@ rule = "better_than_baseline"
 MINUTES_20 = pd.Timedelta(minutes=20)
 
 
-def feast(folder, *arguments):
+def feast(folder, *arguments, programs=None):
     """Run a command of Feast as a team does, without anything of Gyre in its environment."""
     done = subprocess.run(
-        [commands_folder() / "feast", *arguments],
+        [(programs or commands_folder()) / "feast", *arguments],
         cwd=folder,
         capture_output=True,
         check=False,
@@ -78,18 +78,21 @@ def feast(folder, *arguments):
     return done.stdout
 
 
-def make_team(folder: Path, store: str | None = None) -> Path:
+def make_team(
+    folder: Path, store: str | None = None, programs: Path | None = None
+) -> Path:
     """Write the project of a team into a folder, published and materialised by Feast itself.
 
     Args:
         folder: An existing folder.
         store: What to write in place of `online_store` of feature_store.yaml, and below it.
+        programs: Folder with another Feast than that of this environment.
 
     Returns:
         The project, with a spec, a table of labels, and `feature_repo`.
 
     """
-    feast(folder, "init", "team")
+    feast(folder, "init", "team", programs=programs)
     project = folder / "team"
     (project / "models").mkdir()
     (project / "models" / f"{MODEL}.toml").write_text(SPEC)
@@ -99,9 +102,9 @@ def make_team(folder: Path, store: str | None = None) -> Path:
         head = file.read_text().partition("online_store:")[0]
         file.write_text(f"{head}{store}\nentity_key_serialization_version: 3\n")
     labels(repository).to_parquet(project / "labels.parquet", index=False)
-    feast(repository, "apply")
+    feast(repository, "apply", programs=programs)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    feast(repository, "materialize-incremental", now)
+    feast(repository, "materialize-incremental", now, programs=programs)
     return project
 
 

@@ -1,0 +1,152 @@
+"""A feature service that reads a dataset's views and plain Feast views beside them."""
+
+import asyncio
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from feast import FeatureService, FeatureView, Field, FileSource
+from feast.types import Int64, String
+
+from core.spec import load_spec
+from core.timestamps import microseconds
+from feature_engine.ingest.pipeline import ingest
+from feature_repo.published.config import online_redis
+from feature_repo.published.service import PublishedService
+from feature_repo.published.specification import look_up_specification
+from feature_repo.published.store import open_store
+from feature_repo.views import late_features
+from serving.features.redis_reader import RedisReader
+from tests.conftest import AS_OF, mlflow_server
+from training.chain import train
+
+MODEL = "customer_churn_model"
+SERVICE = "churn_and_loyalty"
+OWN = ["lifetime_orders", "days_since_last_order"]
+THEIRS = ["points", "tier"]
+CUSTOMERS = range(1, 401)
+TTL = timedelta(days=900)
+
+
+def loyalty():
+    """Points of customers 1 to 400, twice in each of 900 days for some of them."""
+    random = np.random.default_rng(3)
+    count = 6_000
+    days = random.integers(0, 900, count)
+    return pd.DataFrame(
+        {
+            "customer_id": random.choice(CUSTOMERS, count),
+            "event_timestamp": [AS_OF - timedelta(days=int(day)) for day in days],
+            "points": random.integers(0, 1_000, count),
+            "tier": random.choice(["silver", "gold"], count),
+        }
+    ).drop_duplicates(["customer_id", "event_timestamp"])
+
+
+def newest(rows, customer, moment):
+    """Return the newest row of a customer at a moment, by a search by hand."""
+    is_known = (rows["customer_id"] == customer) & (rows["event_timestamp"] <= moment)
+    known_rows = rows[is_known & (rows["event_timestamp"] >= moment - TTL)]
+    if known_rows.empty:
+        return None
+    return known_rows.sort_values("event_timestamp").iloc[-1]
+
+
+@pytest.fixture
+def rows(small, tmp_path):
+    """The rows of a plain view of the team, in one service with the view of the orders."""
+    rows = loyalty()
+    rows.to_parquet(tmp_path / "loyalty.parquet")
+    ingest(small, "orders", AS_OF)
+    store = open_store(small, 60)
+    view = FeatureView(
+        name="loyalty",
+        entities=[store.get_entity("customer")],
+        ttl=TTL,
+        schema=[Field(name="points", dtype=Int64), Field(name="tier", dtype=String)],
+        source=FileSource(
+            path=str(tmp_path / "loyalty.parquet"), timestamp_field="event_timestamp"
+        ),
+    )
+    orders = store.get_feature_view("customer_features")
+    on_demand = store.list_on_demand_feature_views()
+    parts = [orders[[OWN[0]]], *on_demand, view]
+    store.apply([view, FeatureService(name=SERVICE, features=parts)])
+    store.materialize(AS_OF - TTL, AS_OF, feature_views=["loyalty"])
+    return rows
+
+
+def test_offline_and_online_values_are_those_of_both_kinds_of_view(small, rows):
+    service = PublishedService(small, SERVICE)
+    moments = [
+        AS_OF,
+        AS_OF - timedelta(days=100, seconds=1),
+        AS_OF - 800 * timedelta(days=1),
+    ]
+    questions = pd.DataFrame(
+        [
+            {
+                "customer_id": customer,
+                "event_timestamp": moment,
+                "as_of": microseconds(moment),
+            }
+            for customer in range(380, 420)
+            for moment in moments
+        ]
+    )
+    frame = service.historical(questions).to_pandas()
+    assert len(frame) == len(questions)
+    orders = (
+        PublishedService(small, "customer_churn_v1").historical(questions).to_pandas()
+    )
+    order = ["customer_id", "event_timestamp"]
+    frame = frame.sort_values(order, ignore_index=True)
+    orders = orders.sort_values(order, ignore_index=True)
+    pd.testing.assert_frame_equal(frame[OWN], orders[OWN])
+    unknown_count = 0
+    for row in frame.itertuples():
+        known = newest(rows, row.customer_id, row.event_timestamp)
+        if known is None:
+            unknown_count += 1
+            assert pd.isna(row.points)
+        else:
+            assert (row.points, row.tier) == (known["points"], known["tier"])
+    assert 0 < unknown_count < len(frame)
+
+    lookup = look_up_specification(small, SERVICE)
+    assert lookup.unsupported is None
+    keys = [{"customer_id": number} for number in range(380, 420)]
+    names = [*OWN, *THEIRS]
+    with asyncio.Runner() as runner:
+        reader = RedisReader(online_redis(small), lookup, names)
+        assert runner.run(reader.probe()) == AS_OF
+        online = runner.run(reader.read(keys, [AS_OF] * len(keys)))
+        runner.run(reader.close())
+    stock_service = service.store.get_feature_service(SERVICE)
+    requests = [key | {"as_of": microseconds(AS_OF)} for key in keys]
+    stock = service.store.get_online_features(stock_service, requests).to_dict()
+    for position, row in enumerate(online):
+        assert row.features == {name: stock[name][position] for name in names}
+    assert any(row.features["points"] is None for row in online)
+
+
+def test_a_model_learns_from_both_and_the_age_of_each_is_watched(small, rows):
+    spec = load_spec(MODEL)
+    kinds = {name: spec.features[name] for name in OWN}
+    spec = spec.model_copy(
+        update={
+            "feature_service": SERVICE,
+            "features": kinds | {"tier": "string"},
+            "segment": (),
+        }
+    )
+    with mlflow_server(small):
+        report = train(small, spec, AS_OF, key="k", reason="r", who="t")
+    assert "version 1 is in production" in report.outcome
+    service = PublishedService(small, SERVICE)
+    late = late_features(
+        small, service, (), AS_OF + timedelta(days=2), timedelta(hours=1)
+    )
+    assert "loyalty: not materialised" in {each.incident for each in late}
+    assert service.definitions().keys() >= {"loyalty", "customer_features"}
