@@ -16,7 +16,7 @@ from cli.terminal import progress, show, table
 from cli.verbs import log_to_stderr
 from core.errors import SettingsError
 from core.files import append_secrets
-from core.settings import ENV_FILE, PROJECT, load_settings
+from core.settings import ENV_FILE, PROJECT, Settings, load_settings
 from core.spec import MODEL_NAME, MODELS, ModelSpec, load_spec
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,6 +26,8 @@ FILES = {
     "expectations.json": "feature_repo/expectations/{}.json",
 }
 """Template → its place in the project."""
+ADOPTED = "adopted.toml.jinja"
+"""The template of a model that was trained elsewhere."""
 LONGEST_NAME = 30
 """Characters of a name: lines of the files stay within 100."""
 OLD = timedelta(days=30)
@@ -33,6 +35,7 @@ OLD = timedelta(days=30)
 SOURCE_HELP = (
     "Files, a folder of them, a glob, or an Ibis address#table: rows of the source."
 )
+MODEL_HELP = "A model that was trained elsewhere: its signature gives the features."
 EXAMPLE_ROWS = {
     "event_id": [1, 2],
     "entity_id": [1, 1],
@@ -69,19 +72,39 @@ def new(
         ),
     ] = None,
     outcome: Annotated[
-        str | None, typer.Option(help="Column that --label event learns.")
+        str | None, typer.Option(help="Column that --label event or --model learns.")
     ] = None,
     days: Annotated[
         int, typer.Option(min=1, help="Days that --label silence covers.")
     ] = 30,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model: Feast's service that has its inputs. Default: requests bring all."
+        ),
+    ] = None,
 ) -> None:
     """Write the three files of a use case that work as they are; edit them to yours.
 
     They fit the rows of --from; a terminal asks for missing options.
     Without --from a row has event_id and entity_id (int64), event_ts (UTC) and amount (float64).
+    With --model it is one file, the spec of that model; --from is then the table with its labels.
     """
     log_to_stderr()
     settings = load_settings()
+    if model or service:
+        new_adopted(
+            settings,
+            name,
+            model=model,
+            table=source,
+            service=service,
+            entity=entity,
+            time=time,
+            outcome=outcome,
+        )
+        return
     places = _new_files(name)
     import pyarrow as pa  # noqa: PLC0415  (heavy)
 
@@ -110,6 +133,48 @@ def new(
     _name_source(settings.home / ENV_FILE, name, source)
     next_steps = _next_steps(name, source, columns["last"])
     typer.echo("\n".join([*_summary(columns), next_steps]))
+
+
+def new_adopted(
+    settings: Settings,
+    name: str,
+    *,
+    model: str | None,
+    table: str | None,
+    service: str | None,
+    entity: str | None,
+    time: str | None,
+    outcome: str | None,
+) -> None:
+    """Write the spec of a model that was trained elsewhere; see `describe_adopted`."""
+    if model is None or table is None:
+        raise SettingsError("--model: expected beside it --from, the table with labels")
+    place = FILES["model.toml"].format(name)
+    _check_name(name)
+    if (PROJECT / place).exists():
+        raise SettingsError(f"{place}: there already, nothing was written")
+    with progress(f"new {name}"):
+        from cli.adopted import describe_adopted  # noqa: PLC0415  (heavy)
+
+        variables = describe_adopted(
+            settings,
+            model,
+            _address_in_project(table),
+            service=service,
+            entity=entity,
+            time=time,
+            outcome=outcome,
+        )
+    _write(PROJECT / place, ADOPTED, {**variables, "name": name})
+    typer.echo(
+        f"wrote {place}\nnext:\n  gyre check {name}\n  gyre adopt {name} {model}"
+    )
+
+
+def _address_in_project(table: str) -> str:
+    """Return an address, or the path of files: of those in the project as it lies there."""
+    address = _full_address(table)
+    return address.removeprefix(f"{PROJECT}/")
 
 
 def _next_steps(name: str, source: str | None, last: datetime) -> str:
@@ -165,16 +230,7 @@ def _summary(columns: Mapping[str, Any]) -> list[str]:
 
 def _new_files(name: str) -> list[str]:
     """Return the paths of the files of use case `name`, none of which exists."""
-    is_name = (
-        re.fullmatch(MODEL_NAME, name)
-        and "__" not in name
-        and not keyword.iskeyword(name)
-    )
-    if not is_name or len(name) > LONGEST_NAME:
-        raise SettingsError(
-            f"{name!r}: expected up to {LONGEST_NAME} small letters, digits and single _, "
-            "such as web_visits"
-        )
+    _check_name(name)
     places = [place.format(name) for place in FILES.values()]
     existing = [place for place in places if (PROJECT / place).exists()]
     if existing:
@@ -191,6 +247,19 @@ def _new_files(name: str) -> list[str]:
     return places
 
 
+def _check_name(name: str) -> None:
+    is_name = (
+        re.fullmatch(MODEL_NAME, name)
+        and "__" not in name
+        and not keyword.iskeyword(name)
+    )
+    if not is_name or len(name) > LONGEST_NAME:
+        raise SettingsError(
+            f"{name!r}: expected up to {LONGEST_NAME} small letters, digits and single _, "
+            "such as web_visits"
+        )
+
+
 def write_use_case(
     folder: Path, name: str, columns: Mapping[str, Any], shipped: str = ""
 ) -> None:
@@ -203,6 +272,14 @@ def write_use_case(
         shipped: A file of the project that stands in for a source; empty if there is none.
 
     """
+    title = name.replace("_", " ").capitalize()
+    variables = {**columns, "name": name, "title": title, "shipped": shipped}
+    for template, place in FILES.items():
+        _write(folder / place.format(name), f"{template}.jinja", variables)
+
+
+def _write(path: Path, template: str, variables: Mapping[str, Any]) -> None:
+    """Write a file from a template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(  # noqa: S701  (no HTML)
@@ -212,14 +289,9 @@ def write_use_case(
     )
     # JSON would write an emoji as surrogates, which Python does not read.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    title = name.replace("_", " ").capitalize()
-    for template, place in FILES.items():
-        rendered = environment.get_template(f"{template}.jinja")
-        path = folder / place.format(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            rendered.render(columns, name=name, title=title, shipped=shipped), "utf-8"
-        )
+    rendered = environment.get_template(template)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(rendered.render(variables), "utf-8")
 
 
 def check(

@@ -1,0 +1,141 @@
+"""`gyre new NAME --model`: the spec of a model that was trained elsewhere, from its signature."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+
+from cli.columns import ask
+from core.errors import SettingsError
+from core.settings import Settings
+from feature_repo.published.service import PublishedService
+from feature_repo.team_tables import open_table
+from mlflow_server.model.foreign import describe, fetch
+
+EVERY = {
+    "day": timedelta(days=1),
+    "week": timedelta(days=7),
+    "month": timedelta(days=31),
+}
+"""Length of a snapshot."""
+MOST_SNAPSHOTS = 12
+GATES = {"classification": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
+
+
+def describe_adopted(
+    settings: Settings,
+    model: str,
+    table: str,
+    *,
+    service: str | None,
+    entity: str | None,
+    time: str | None,
+    outcome: str | None,
+) -> dict[str, Any]:
+    """Return the variables of templates/adopted.toml.jinja.
+
+    Args:
+        settings: Settings of the installation.
+        model: A folder, or an address of MLflow: `runs:/…`, `models:/NAME/7`.
+        table: Address of the table with labels.
+        service: Service of Feast that has the features; None: the table has them.
+        entity: Column of the entity's key; None: a terminal asks.
+        time: Column with the moment that features are read for; None: likewise.
+        outcome: Column with the label; None: likewise.
+
+    Raises:
+        SettingsError: The model has no names of inputs, or the table lacks a column.
+        GyreError: Model or table cannot be read.
+
+    """
+    with TemporaryDirectory(prefix="gyre-new-") as folder:
+        inputs = describe(fetch(settings.mlflow_address, model, Path(folder))).inputs
+    if not inputs:
+        raise SettingsError(
+            f"--model: {model}: its signature has no names of inputs: expected columns, or [features] "
+            "that you write"
+        )
+    served_types = {}
+    if service:
+        served_types = PublishedService(settings, service).features
+        served_types = {
+            name: served_types[name] for name in inputs if name in served_types
+        }
+    connection = ibis.duckdb.connect()
+    try:
+        rows = open_table(connection, table)
+        own_columns = rows.drop(*[name for name in inputs if name in rows.columns])
+        roles = _roles(own_columns, entity=entity, time=time, outcome=outcome)
+    finally:
+        connection.disconnect()
+    return {
+        "model": model,
+        "table": table,
+        "service": service,
+        "features": {**inputs, **served_types},
+        "metric": GATES[roles["task"]],
+        **roles,
+    }
+
+
+def _roles(
+    rows: ir.Table, *, entity: str | None, time: str | None, outcome: str | None
+) -> dict[str, Any]:
+    """Return which column is what, the task that the label has, and the length of snapshots."""
+    kinds = rows.schema()
+    keys = [
+        name for name, kind in kinds.items() if kind.is_integer() or kind.is_string()
+    ]
+    times = [
+        name for name, kind in kinds.items() if kind.is_timestamp() or kind.is_date()
+    ]
+    entity = _column("--entity", entity, "column of the entity's key", keys)
+    words = "column with the moment that features are read for"
+    time = _column("--time", time, words, times)
+    others = [name for name in kinds if name not in (entity, time)]
+    outcome = _column("--outcome", outcome, "column with the label", others)
+    task, classes = _task(rows[outcome])
+    moments = rows.aggregate(first=rows[time].min(), last=rows[time].max()).execute()
+    span = moments["last"][0] - moments["first"][0]
+    every = next(
+        (name for name, length in EVERY.items() if span < MOST_SNAPSHOTS * length),
+        "month",
+    )
+    snapshot_count = min(MOST_SNAPSHOTS, span // EVERY[every])
+    return {
+        "entity": entity,
+        "is_number": kinds[entity].is_integer(),
+        "time": time,
+        "outcome": outcome,
+        "task": task,
+        "classes": classes,
+        "every": every,
+        "train": max(1, snapshot_count - 2),
+    }
+
+
+def _column(option: str, name: str | None, role: str, names: Sequence[str]) -> str:
+    """Return the column that an option names, or the only one there is, or ask."""
+    if name is None and len(names) == 1:
+        return names[0]
+    if not name:
+        return ask(option, role, names)
+    if name not in names:
+        raise SettingsError(
+            f"{option}: expected a {role}: {', '.join(names) or 'none'}; found {name}"
+        )
+    return name
+
+
+def _task(label: ir.Column) -> tuple[str, list[str]]:
+    """Return the task of a label, and the names of its classes, if these are texts."""
+    if label.type().is_string():
+        names = label.as_table().distinct().dropna().execute()
+        return "multiclass", sorted(names.iloc[:, 0])
+    if label.type().is_boolean() or label.isin([0, 1]).all().execute():
+        return "classification", []
+    return "regression", []
