@@ -255,8 +255,8 @@ class Settings(BaseSettings):
     """Apprise addresses (Slack, PagerDuty, mail, a webhook …), separated by blanks. Default: the
     file `logs/alerts.log` in GYRE_HOME."""
     adopt_pickles: bool = False
-    """Allows `gyre adopt` to open a pickle, which can run any code, in a process of its own. Set it
-    for models that you trust."""
+    """Allows to open a model that can run any code, in a process of its own: a pickle, or a model of
+    MLflow's pyfunc, of which serving has such a process, too. Set it for models that you trust."""
     change_live_features: bool = False
     """Allows ingest to change the feature values that a version in a role is served. It is meant for
     a single command."""

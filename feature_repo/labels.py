@@ -91,15 +91,15 @@ def known_labels(
 
     """
     keys = {key: table.entity.get(key, key) for key in spec.entity_key}
-    used_names = [*keys.values(), table.event_time, table.name]
-    if table.known_at:
-        used_names.append(table.known_at)
+    used_names = [*keys.values(), table.event_time]
+    used_names += [name for name in (table.name, table.known_at) if name]
     for name in used_names:
         if name not in rows.columns:
             found = ", ".join(rows.columns)
             problem = f"expected a column {name} of {shown_address(table.source)}"
             raise DataError(f"{spec.name}.toml: label: {problem}, found {found}")
-    rows = rows.filter(rows[table.name].notnull())
+    if table.name:
+        rows = rows.filter(rows[table.name].notnull())
     if table.known_at:
         event_time = utc_time(rows, table.event_time)
         known_at = utc_time(rows, table.known_at)
@@ -111,7 +111,7 @@ def known_labels(
         key: _key(rows, name, spec.entity_key[key]) for key, name in keys.items()
     }
     columns["event_timestamp"] = utc_time(rows, table.event_time)
-    columns["label"] = rows[table.name]
+    columns["label"] = rows[table.name] if table.name else ibis.null("int64")
     for name in rows.columns:
         if name not in used_names:
             columns.setdefault(name, rows[name])

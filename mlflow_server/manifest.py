@@ -16,14 +16,22 @@ from core.spec.training import Task
 
 ONNX_FILE = "model.onnx"
 SKOPS_FILE = "model.skops"
-Loader = Literal["mlflow.onnx", "mlflow.sklearn", "mlflow.xgboost", "mlflow.lightgbm"]
+Loader = Literal[
+    "mlflow.onnx",
+    "mlflow.sklearn",
+    "mlflow.xgboost",
+    "mlflow.lightgbm",
+    "mlflow.pyfunc",
+]
 MODEL_FILES: dict[Loader, str] = {
     "mlflow.onnx": ONNX_FILE,
     "mlflow.sklearn": SKOPS_FILE,
     "mlflow.xgboost": "model.ubj",
     "mlflow.lightgbm": "model.lgb",
+    "mlflow.pyfunc": "model.zip",
 }
-"""Files of a model by MLflow's loader module, for all loaders that a version may name: data only."""
+"""Files of a model by MLflow's loader module, for all loaders that a version may name. All are data,
+but `model.zip`, which has code: `mlflow_server.model.packed`."""
 CONTRACT_FILE = "serving.json"
 DIGEST_TAG = "sha256."
 SCORE = "score"

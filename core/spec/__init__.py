@@ -111,7 +111,8 @@ class LabelTable(Strict):
     """Parquet files, a folder of them, a Delta table, or an Ibis address and `#table`. A relative path
     begins at the project."""
     name: str = "label"
-    """The column with the label."""
+    """The column with the label. Empty: the table has none. A model that is adopted is then neither
+    measured nor gated, and the rows are only what its predictions are compared with."""
     event_time: str = "event_timestamp"
     """The column with the moment that features are read for."""
     known_at: str | None = None
@@ -207,7 +208,7 @@ class ModelSpec(Strict):
     """Without them and without `[training]`, versions come from `gyre adopt` alone."""
     training: Training | None = None
     search: Search | None = None
-    gates: tuple[Gate, ...] = Field(min_length=1)
+    gates: tuple[Gate, ...] = ()
     promotion: Promotion = Promotion()
     rollout: Rollout = Rollout()
 
@@ -229,6 +230,11 @@ class ModelSpec(Strict):
     def label_name(self) -> str:
         """The name of the label, for people."""
         return self.label if isinstance(self.label, str) else self.label.name
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether rows have labels; without them a model is adopted, and not measured."""
+        return bool(self.label_name)
 
     @property
     def is_trained_here(self) -> bool:
@@ -308,6 +314,13 @@ class ModelSpec(Strict):
                 )
 
     def _problems_of_label(self) -> Iterator[str]:
+        if self.has_labels and not self.gates:
+            yield "gates: expected one at least"
+        if not self.has_labels and (self.gates or self.is_trained_here or self.segment):
+            yield (
+                "label.name: expected a column with labels, as there are [[gates]], [[estimators]], "
+                "[training] or segment"
+            )
         if isinstance(self.label, str):
             if self.dataset is None:
                 yield "dataset: expected the dataset of the label, or a table [label]"

@@ -17,10 +17,12 @@ from core.errors import RegistryError, SettingsError
 from core.packages import with_extra
 from core.spec import InputType
 from mlflow_server.api.connection import translated
-from mlflow_server.model.pyfunc import TRUSTED
+from mlflow_server.model.packed import packed
+from mlflow_server.model.pyfunc import TRUSTED, ModelFile
 
-FLAVORS = ("onnx", "xgboost", "lightgbm", "sklearn")
-"""Flavours of MLflow that can be opened, the first one that a model has is taken."""
+FLAVORS = ("onnx", "xgboost", "lightgbm", "sklearn", "python_function")
+"""Flavours of MLflow that can be opened. The first one that a model has is taken: nearly all have the
+last one, too."""
 PICKLES = (".pkl", ".pickle", ".cloudpkl", ".joblib")
 PICKLE_REMEDY = (
     "is a pickle, which can run any code while it is opened: log it again in a data format "
@@ -41,7 +43,8 @@ class ForeignModel(NamedTuple):
     """A model in a folder, not opened yet.
 
     Attributes:
-        flavor: Library that opens it.
+        flavor: Flavour of MLflow that opens it.
+        library: Library that it was made by.
         file: Its file, or folder.
         inputs: Name and type of each input, in order; without names the signature is a tensor.
         width: Number of inputs.
@@ -49,6 +52,7 @@ class ForeignModel(NamedTuple):
     """
 
     flavor: str
+    library: str
     file: Path
     inputs: dict[str, InputType]
     width: int
@@ -98,19 +102,24 @@ def describe(folder: Path) -> ForeignModel:
             "the model has no signature: log it again with one (mlflow.models.infer_signature)"
         )
     flavor = flavors[0]
-    options = model.flavors[flavor]
-    file = folder / str(options.get("pickled_model") or options["data"])
+    library = next(
+        (name for name in model.flavors if name != "python_function"), "pyfunc"
+    )
+    file = folder
+    if flavor != "python_function":
+        options = model.flavors[flavor]
+        file = folder / str(options.get("pickled_model") or options["data"])
     schema = model.signature.inputs
     if schema.is_tensor_spec():
         width = int(schema.inputs[0].shape[-1])
-        return ForeignModel(flavor, file, {}, width)
+        return ForeignModel(flavor, library, file, {}, width)
     inputs = {}
     for column in schema.inputs:
         kind = TYPES.get(column.type.name)
         if kind is None:
             raise RegistryError(f"input {column.name} is {column.type.name}")
         inputs[str(column.name)] = kind
-    return ForeignModel(flavor, file, inputs, len(inputs))
+    return ForeignModel(flavor, library, file, inputs, len(inputs))
 
 
 def opened(
@@ -129,7 +138,7 @@ def opened(
         opens_pickles: Whether the installation allows to open a pickle.
 
     Returns:
-        A fitted model of the library; bytes of ONNX; LightGBM's Booster.
+        A fitted model of the library; bytes of ONNX; LightGBM's Booster; the file of a packed folder.
 
     Raises:
         SettingsError: It is a pickle, and the installation opens none, or a library is missing.
@@ -137,6 +146,8 @@ def opened(
 
     """
     file = foreign.file
+    if foreign.flavor == "python_function":
+        return ModelFile(packed(file), "mlflow.pyfunc")
     is_pickle = file.suffix in PICKLES
     if is_pickle and not opens_pickles:
         raise SettingsError(f"{file.name} {PICKLE_REMEDY}")

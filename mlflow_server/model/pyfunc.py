@@ -25,6 +25,7 @@ from mlflow_server.manifest import (
     ModelManifest,
     wrong_files,
 )
+from mlflow_server.model.packed import PackedModel, pyfunc_module
 
 BOOSTERS = {"xgboost": "xgboost.core.Booster", "lightgbm": "lightgbm.basic.Booster"}
 TRUSTED = ("numpy.dtype", "skl2onnx.sklapi.cast_transformer.CastTransformer")
@@ -95,7 +96,9 @@ class ModelFile:
 
     @cached_property
     def loaded(self) -> Any:
-        import mlflow.pyfunc  # noqa: PLC0415  (readers of the registry do without)
+        if self.loader == "mlflow.pyfunc":
+            return PackedModel(self.content)
+        pyfunc = pyfunc_module()
         from mlflow.models import Model  # noqa: PLC0415
 
         model = Model()
@@ -104,7 +107,7 @@ class ModelFile:
         model.add_flavor(
             flavor, data=file, model_class=BOOSTERS.get(flavor), **self.skops
         )
-        mlflow.pyfunc.add_to_model(
+        pyfunc.add_to_model(
             model,
             loader_module=self.loader,
             model_path=file,
@@ -113,7 +116,7 @@ class ModelFile:
         with TemporaryDirectory(prefix="gyre-pyfunc-") as folder:
             self.write(Path(folder))
             model.save(str(Path(folder, "MLmodel")))
-            return mlflow.pyfunc.load_model(folder)
+            return pyfunc.load_model(folder)
 
     def run(
         self, _outputs: Sequence[str], columns: Mapping[str, Any]

@@ -1,6 +1,7 @@
 """Registration: a trained model becomes a version, once for each run, also after a kill."""
 
 import platform
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from core.text_limits import DESCRIPTION, cut
 from mlflow_server.api.connection import mlflow_client, translated
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.manifest import MODEL_FILES, SCORE, digest_tags
+from mlflow_server.model.packed import unpack
 from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.tags import packed
 
@@ -177,6 +179,15 @@ def _save(
     exported: ModelFile, folder: Path, logged: LoggedModel, content: dict[str, Any]
 ) -> None:
     """Write the files of an ordinary MLflow model of the flavour."""
+    description = Model(
+        logged.artifact_location,
+        logged.source_run_id,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+    )
+    if exported.loader == "mlflow.pyfunc":
+        _save_packed(exported, folder, description, content["extra_files"])
+        return
     options: dict[str, Any] = {}
     if exported.loader == "mlflow.onnx":
         model = onnx.load_model_from_string(exported.content)
@@ -185,12 +196,6 @@ def _save(
         model = exported.loaded.get_raw_model()
     if exported.loader == "mlflow.sklearn":
         options = {**exported.skops, "pyfunc_predict_fn": exported.method}
-    description = Model(
-        logged.artifact_location,
-        logged.source_run_id,
-        model_uuid=logged.model_id,
-        model_id=logged.model_id,
-    )
     flavor = import_module(exported.loader)
     with warnings.catch_warnings():
         # MLflow warns about type hints of its own modules.
@@ -199,6 +204,22 @@ def _save(
             model, path=str(folder), mlflow_model=description, **options, **content
         )
     exported.write(folder)  # skops writes other bytes each time
+
+
+def _save_packed(
+    exported: ModelFile, folder: Path, description: Model, extra_files: Sequence[str]
+) -> None:
+    """Write the files of a packed model as they were, with the description of a new one."""
+    unpack(exported.content, folder)
+    original = Model.load(str(folder))
+    description.flavors = original.flavors
+    description.signature = original.signature
+    description.save(str(folder / "MLmodel"))
+    extra_folder = folder / "extra_files"
+    extra_folder.mkdir(exist_ok=True)
+    for file in extra_files:
+        shutil.copy(file, extra_folder)
+    exported.write(folder)
 
 
 def _new_version(

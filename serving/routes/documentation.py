@@ -114,7 +114,8 @@ def _description(model: LoadedVersions) -> str:
     key = _typed_names(signature.entity_key)
     features = _typed_names(signature.features)
     kind = " of ".join(filter(None, [signature.task, ", ".join(signature.classes)]))
-    label = " of ".join(f"`{name}`" for name in (spec.label_name, *spec.datasets))
+    names = [name for name in (spec.label_name, *spec.datasets) if name]
+    label = " of ".join(f"`{name}`" for name in names) or "a score"
     return (
         f"**{spec.name}** predicts {label} ({kind}).\n\n"
         f"- Key: {key}\n- Features: {features}"

@@ -1,6 +1,7 @@
 """Models that were trained elsewhere, as a team logs them in MLflow, become versions."""
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,17 +14,28 @@ from core.spec import load_spec
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import read_version
+from serving.errors import ModelFailedError
+from serving.versions.opening import open_version
 from tests.conftest import mlflow_server, new_settings
 from tests.support.feature_repo.team import MODEL, SPEC, make_team
 from tests.support.training.team_models import rows
 from training.adopt import adopt
 from training.artifacts import PROOF, artifact_bytes
 from training.chain import train
-from training.model.scoring import score
+from training.model.scoring import score, session_inputs
 from training.reproduce import reproduce
 
 PICKLE = "model.pkl is a pickle, which can run any code while it is opened: .*GYRE_ADOPT_PICKLES"
-GATE = '[[gates]]\nmetric = "log_loss"\nrule = "better_than_baseline"\n'
+GATE = '[[gates]]\nmetric = "log_loss"\nrule = "at_most"\nvalue = 10\n'
+"""Feast's example rows are drawn anew each time: a stricter gate would pass by chance."""
+
+LOAD = """
+import json, sys, mlflow.pyfunc
+from tests.support.training.team_models import rows
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(json.dumps(model.predict(rows()).tolist()))
+"""
+"""A version as MLflow's own tools open it."""
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +153,47 @@ def test_a_pickle_is_opened_where_the_installation_says_so(settings, theirs, her
     folder = settings.home / "none"
     with pytest.raises(TrainingError, match=f"expected a folder with .*, no {folder}"):
         take(settings, here, str(folder))
+
+
+def test_a_model_of_pyfunc_is_scored_in_a_process_of_its_own_where_it_may_run(
+    settings, theirs, here, tmp_path, monkeypatch, caplog
+):
+    source = theirs["places"]["pyfunc"]
+    remedy = "the model runs its own code while it is opened: .*GYRE_ADOPT_PICKLES=true"
+    with pytest.raises(TrainingError, match=remedy):
+        take(settings, here, source, key="refused")
+    opened_by = tmp_path / "opened_by"
+    monkeypatch.setenv("OPENED_BY", str(opened_by))
+    monkeypatch.setenv("GYRE_ADOPT_PICKLES", "true")
+    report = take(settings, here, source, key="pyfunc")
+    assert "in production" in report.outcome
+    assert "slower than ONNX; each server runs the model's code" in caplog.text
+    with pytest.raises(TrainingError, match="predicts probabilities, found classes"):
+        take(settings, here, theirs["places"]["classes"], key="classes")
+
+    registry = Registry(settings)
+    version = registry.version(MODEL, report.version)
+    registry.download(version, tmp_path)
+    place = {"digests": version.tags, "spec": here, "online_store": "sqlite"}
+    contract, session = open_version(tmp_path, **place)
+    expected = theirs["scores"]["pyfunc"]
+    columns = session_inputs(here.inputs, rows())
+    assert session.run([], columns)[0] == pytest.approx(expected, abs=1e-6)
+    session.close()
+    assert contract.file == "model.zip"
+    processes = {*opened_by.read_text().split()}
+    assert len(processes) >= 3  # those of the conversion, of the evaluation, of serving
+    assert str(os.getpid()) not in processes
+    address = f"models:/{settings.mlflow_name(MODEL)}/{report.version}"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOAD, address], cwd=CLONE,
+        env=os.environ | {"MLFLOW_TRACKING_URI": settings.mlflow_address},
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == pytest.approx(expected)
+    monkeypatch.setenv("GYRE_ADOPT_PICKLES", "false")
+    with pytest.raises(ModelFailedError, match=remedy):
+        open_version(tmp_path, **place)
 
 
 def test_a_spec_without_estimators_cannot_be_trained_and_says_so(settings, here):

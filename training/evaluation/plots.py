@@ -50,6 +50,8 @@ def draw(
         axes.barh([*contributions], [*contributions.values()])
         axes.invert_yaxis()
         axes.set(xlabel="mean size of the contribution to the score")
+    if not spec.has_labels:
+        return
     if spec.task == "regression":
         with axes_named("predicted_against_actual") as axes:
             PredictionErrorDisplay.from_predictions(

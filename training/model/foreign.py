@@ -7,7 +7,7 @@ A process of its own, as opening a foreign model may run code or crash. It reads
 import json
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ UNSEEN_WORDS: dict[InputType, str] = {
     "string": "text that it was not trained on",
 }
 SLOWER = "is scored by its library in a process of its own, which is slower than ONNX"
+RUNS_CODE = "each server runs the model's code, with GYRE_ADOPT_PICKLES=true, and needs its packages"
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,19 @@ def convert(request: Request, rows: pd.DataFrame, folder: Path) -> Result:
         is_classifier=is_classifier,
         opens_pickles=request.opens_pickles,
     )
-    kind = f"{foreign.flavor}: {type(model).__name__}"
+    kind = foreign.library
+    if not isinstance(model, ModelFile):
+        kind = f"{kind}: {type(model).__name__}"
     fitted = fitted_model(spec, model, names)
     remarks = []
-    if isinstance(fitted, Booster):
+    if isinstance(fitted, ServedAsItIs):
         served = fitted.file
         remarks.append(f"{kind} {SLOWER}")
     else:
         served = exported(fitted, spec, rows)
+    if served.loader == "mlflow.pyfunc":
+        remarks.append(RUNS_CODE)
+        require_probabilities(spec, pipeline_scores(fitted, rows))
     unseen = accepted_values_of(fitted, spec, rows)
     refused_kinds = {*spec.inputs.values()} & UNSEEN_VALUES.keys() - unseen.keys()
     remarks += [f"{kind} takes no {UNSEEN_WORDS[each]}" for each in refused_kinds]
@@ -182,8 +188,10 @@ def fitted_model(spec: ModelSpec, model: Any, names: list[str]) -> Any:
     """
     if isinstance(model, bytes):
         return OnnxModel(spec, model, names)
+    if isinstance(model, ModelFile):
+        return packed_model(spec, model)
     if type(model).__module__.startswith("lightgbm.basic"):
-        return Booster(spec, model, names)
+        return booster(spec, model, names)
     first = model[0] if isinstance(model, Pipeline) else model
     if isinstance(first, ColumnTransformer):
         return model  # it finds its columns by their names
@@ -198,27 +206,79 @@ def fitted_model(spec: ModelSpec, model: Any, names: list[str]) -> Any:
     return Pipeline([("columns", columns), ("model", model)])
 
 
-class Booster:
-    """LightGBM's Booster over a frame, and its file as it is served."""
+class ServedAsItIs:
+    """A model over a frame that keeps its format.
 
-    def __init__(self, spec: ModelSpec, booster: Any, names: list[str]) -> None:
-        if names != [*spec.features]:
-            raise TrainingError(
-                f"{spec.name}.toml: features: expected the model's order: {', '.join(names)}"
-            )
-        self._booster = booster
-        classes = 0 if spec.task == "regression" else len(spec.classes) or 2
-        content = booster.model_to_string().encode()
-        self.file = ModelFile(content, "mlflow.lightgbm", classes)
-        if classes:
+    Attributes:
+        file: Its file, as it is served.
+
+    """
+
+    def __init__(self, file: ModelFile, model: Any) -> None:
+        self.file = file
+        self._model = model
+        if file.classes:
             self.predict_proba = self._probabilities
 
     def predict(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        return np.asarray(self._booster.predict(rows), np.float64)
+        return np.asarray(self._model.predict(rows), np.float64)
 
     def _probabilities(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        scores = self.predict(rows)
-        return scores if scores.ndim > 1 else np.column_stack([1 - scores, scores])
+        scores = self.predict(rows).reshape(len(rows), -1)
+        if scores.shape[1] == 1:
+            scores = np.column_stack([1 - scores, scores])
+        return scores
+
+
+def booster(spec: ModelSpec, model: Any, names: list[str]) -> ServedAsItIs:
+    """Return LightGBM's Booster over a frame.
+
+    Raises:
+        TrainingError: The spec has its features in another order.
+
+    """
+    if names != [*spec.features]:
+        raise TrainingError(
+            f"{spec.name}.toml: features: expected the model's order: {', '.join(names)}"
+        )
+    content = model.model_to_string().encode()
+    return ServedAsItIs(
+        ModelFile(content, "mlflow.lightgbm", _class_count(spec)), model
+    )
+
+
+def packed_model(spec: ModelSpec, file: ModelFile) -> ServedAsItIs:
+    """Return a packed folder's model over a frame, opened here."""
+    file = replace(file, classes=_class_count(spec))
+    return ServedAsItIs(file, file.loaded)
+
+
+def _class_count(spec: ModelSpec) -> int:
+    return 0 if spec.task == "regression" else len(spec.classes) or 2
+
+
+def require_probabilities(spec: ModelSpec, scores: NDArray[np.float64]) -> None:
+    """Refuse scores of a classifier that are classes, or numbers beyond 0 and 1.
+
+    Raises:
+        TrainingError: They are no probabilities.
+
+    """
+    if spec.task == "regression":
+        return
+    count = scores.size // len(scores)
+    problem = ""
+    if count != (len(spec.classes) or 1):
+        problem = f"{count} numbers for a row"
+    elif not ((scores >= 0) & (scores <= 1)).all():
+        problem = f"numbers from {scores.min():.3g} to {scores.max():.3g}"
+    elif np.isin(scores, (0, 1)).all():
+        problem = "classes"
+    if problem:
+        raise TrainingError(
+            f"expected a model that predicts probabilities, found {problem}: log it with a predict "
+            "that returns them (mlflow.sklearn: pyfunc_predict_fn='predict_proba')"
+        )
 
 
 class OnnxModel:

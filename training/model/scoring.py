@@ -17,6 +17,7 @@ from mlflow_server.manifest import DTYPES, SCORE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile, read_version
 from training.data.frame import feature_columns, with_features
 from training.evaluation.metrics import Scored
+from training.model.separate import SeparateModel
 
 
 def score(
@@ -28,7 +29,11 @@ def score(
     return scores.astype(np.float64)
 
 
-def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
+def open_session(
+    model: ModelFile,
+) -> onnxruntime.InferenceSession | ModelFile | SeparateModel:
+    if model.loader == "mlflow.pyfunc":
+        return SeparateModel(model)
     if model.loader != "mlflow.onnx":
         return model
     options = onnxruntime.SessionOptions()

@@ -73,7 +73,8 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     tracking.log_dict(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
     store_table(tracking, run_id, UNLABELLED, unlabelled)
     store_table(tracking, run_id, FRAME, frame)
-    tracking.log_dataset(run_id, FRAME, frame, name=spec.label_name, digest=digest)
+    name = spec.label_name or spec.name
+    tracking.log_dataset(run_id, FRAME, frame, name=name, digest=digest)
     params = {
         "train_snapshots": dates(planned.train),
         "test_snapshot": dates(planned.test),
@@ -147,18 +148,9 @@ def unlearnable(
                 f"expected at least {fewest} {name} rows, found {rows.num_rows}; "
                 f"more: {key} of [snapshots] in {spec.name}.toml"
             )
-        if not _has_two_values(rows["label"]):
-            lines.append(f"every label of the {rows.num_rows} {name} rows is the same")
-    positions = train["label"].unique().to_pylist()
-    absent = [
-        name for position, name in enumerate(spec.classes) if position not in positions
-    ]
-    if absent:
-        lines.append(
-            f"no label of the {train.num_rows} training rows is {', '.join(absent)}"
-        )
+    if spec.has_labels:
+        lines += _label_problems(spec, train, test)
     rows = pa.concat_tables([train, test], promote_options="permissive")
-    lines += _label_problems(spec, rows["label"])
     for feature, kind in spec.features.items():
         if not _has_two_values(train[feature]):
             lines.append(
@@ -179,9 +171,22 @@ def unlearnable(
     return lines
 
 
-def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
-    """Return a line for labels that are no value of the task."""
+def _label_problems(spec: ModelSpec, train: pa.Table, test: pa.Table) -> list[str]:
+    """Return a line for labels that are all the same, or are no value of the task."""
     lines = []
+    for name, rows in (("training", train), ("test", test)):
+        if not _has_two_values(rows["label"]):
+            lines.append(f"every label of the {rows.num_rows} {name} rows is the same")
+    positions = train["label"].unique().to_pylist()
+    absent = [
+        name for position, name in enumerate(spec.classes) if position not in positions
+    ]
+    if absent:
+        lines.append(
+            f"no label of the {train.num_rows} training rows is {', '.join(absent)}"
+        )
+    both = pa.concat_tables([train, test], promote_options="permissive")
+    labels = both["label"]
     if labels.null_count:
         lines.append(
             f"label {spec.label_name} is null in {labels.null_count} rows: leave these out"

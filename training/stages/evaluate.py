@@ -84,8 +84,12 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     challenger = scored_members.of(slice(len(y)))
 
     version = Registry(settings).production(spec.name)
-    champion, problems = _champion(settings, spec, version, rows)
-    evaluation = measure_models(spec, y, challenger, champion, version)
+    champion: Scored | None = None
+    problems: dict[str, Any] = {}
+    evaluation = unmeasured(manifest.threshold, version)
+    if spec.has_labels:
+        champion, problems = _champion(settings, spec, version, rows)
+        evaluation = measure_models(spec, y, challenger, champion, version)
     segments = _segments(spec, rows, challenger)
     proof = json.loads(artifact_bytes(tracking, run_id, PROOF))
     reasons = proof["reasons"]
@@ -139,7 +143,7 @@ def _figures(
 ) -> dict[str, float]:
     """Return the agreement of the export, and for two classes the fairness."""
     figures = {"onnx_difference": proof["largest_difference"]}
-    if spec.task == "classification":
+    if spec.task == "classification" and spec.has_labels:
         figures |= fairness(segments)
     return figures
 
@@ -149,7 +153,8 @@ def _remarks(
 ) -> tuple[str, ...]:
     """Return remarks on features that may know the label, and on texts with many values."""
     many_values = category_remarks(spec.inputs, feature_columns(spec, train))
-    return (*leak_remarks(spec, test, metrics), *many_values)
+    leaks = leak_remarks(spec, test, metrics) if spec.has_labels else ()
+    return (*leaks, *many_values)
 
 
 def contributions(
@@ -227,6 +232,25 @@ def measure_models(
         champion=champion_metrics,
         differences=differences,
         figures={"ece": calibration(*top_class(y, challenger))},
+    )
+
+
+def unmeasured(threshold: float | None, version: str | None) -> Evaluation:
+    """Return the evaluation of a model on rows without labels.
+
+    Args:
+        threshold: Threshold of the challenger.
+        version: The version in production.
+
+    """
+    return Evaluation(
+        rows=0,
+        threshold=threshold,
+        challenger={},
+        baseline={},
+        champion_version=version,
+        champion={},
+        differences={},
     )
 
 

@@ -79,9 +79,12 @@ def _description(run: Run) -> str:
             value = run.metrics[f"test/{name}"]
             baseline = run.metrics[f"baseline/{name}"]
             metrics.append(f"{name.replace('_', ' ')} {value:.4f} ({baseline:.4f})")
+    measured = f"in brackets the best constant: {', '.join(metrics)}"
+    if not metrics:
+        measured = "which have no labels: not measured"
     return (
         f"As of {run.tags['as_of'][:10]}: tested on {int(run.params['test_rows']):,} rows at "
-        f"{run.params['test_snapshot']}, in brackets the best constant: {', '.join(metrics)}. "
+        f"{run.params['test_snapshot']}, {measured}. "
         f"More: {CARD} of its run. Reason: {run.tags['reason']}."
     )
 

@@ -4,6 +4,7 @@ It knows nothing of Gyre. RESULT gets, as JSON, their addresses and their scores
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +32,26 @@ def rows():
     frame = pd.DataFrame({"conv_rate": random.random(500).astype("float32")})
     frame["conv_rate_plus_val1"] = frame["conv_rate"] + random.integers(0, 5, 500)
     return frame
+
+
+def rules(*, has_classes):
+    """Return a model of the team's own, as pyfunc keeps it: probabilities by a rule, or classes."""
+    import mlflow.pyfunc  # noqa: PLC0415  (it warns of itself)
+
+    class Rules(mlflow.pyfunc.PythonModel):
+        def load_context(self, context):  # noqa: ARG002  (as MLflow calls it)
+            with Path(os.environ.get("OPENED_BY", os.devnull)).open("a") as file:
+                print(os.getpid(), file=file)
+
+        def predict(self, model_input: pd.DataFrame):
+            scores = probabilities(model_input)
+            return scores > 0.5 if has_classes else scores
+
+    return Rules()
+
+
+def probabilities(frame):
+    return 1 / (1 + np.exp(4 - 8 * frame["conv_rate"].to_numpy()))
 
 
 def fitted():
@@ -78,6 +99,13 @@ def log_models(models, folder):
         }.items():
             logged = mlflow.sklearn.log_model(models["pipeline"], name=name, **options)
             places[name] = logged.model_uri
+        for name, has_classes in (("pyfunc", False), ("classes", True)):
+            logged = mlflow.pyfunc.log_model(
+                python_model=rules(has_classes=has_classes),
+                name=name,
+                signature=signature,
+            )
+            places[name] = logged.model_uri
         wide = infer_signature(x.assign(more=1.0), np.zeros(500))
         logged = mlflow.xgboost.log_model(models["xgboost"], name="w", signature=wide)
         places["wide"] = logged.model_uri
@@ -98,6 +126,7 @@ def scores_of(models):
     for name, other in (("run", "xgboost"), ("folder", "xgboost")):
         scores[name] = scores[other]
     scores["registered"] = scores["pipeline"]
+    scores["pyfunc"] = probabilities(x).tolist()
     return scores
 
 
