@@ -16,8 +16,9 @@ from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import read_version
 from serving.errors import ModelFailedError
 from serving.versions.opening import open_version
-from tests.conftest import mlflow_server, new_settings
-from tests.support.feature_repo.team import MODEL, SPEC, make_team
+from stack.environment import process_environment
+from tests.conftest import BIN, mlflow_server, new_settings
+from tests.support.feature_repo.team import MODEL, SERVICE, SPEC, make_team
 from tests.support.training.team_models import rows
 from training.adopt import adopt
 from training.artifacts import PROOF, artifact_bytes
@@ -101,6 +102,8 @@ def take(settings, spec, source, key=None):
         "lightgbm",
         "matrix",
         "frame",
+        "one column",
+        "one number",
         "run",
         "registered",
     ],
@@ -199,3 +202,24 @@ def test_a_model_of_pyfunc_is_scored_in_a_process_of_its_own_where_it_may_run(
 def test_a_spec_without_estimators_cannot_be_trained_and_says_so(settings, here):
     with pytest.raises(SettingsError, match="gyre adopt"):
         train(settings, here, datetime.now(UTC), key="t", reason="r", who="t")
+
+
+def test_a_spec_is_written_from_the_signature_and_the_service_of_a_team(
+    settings, theirs, team
+):
+    environment = process_environment(settings) | {"GYRE_PROJECT": str(team)}
+    options = ["--service", SERVICE, "--from", "labels.parquet"]
+    options += ["--entity", "Driver ID", "--time", "asked", "--outcome", "reached goal"]
+    done = subprocess.run(
+        [sys.executable, BIN / "gyre", "new", "theirs", "--model", theirs["places"]["run"], *options],
+        cwd=team, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = load_spec("theirs", team / "models")
+    assert written.entity_key == {"driver_id": "int64"}
+    assert written.label.entity == {"driver_id": "Driver ID"}
+    assert written.features == {"conv_rate": "float32", "conv_rate_plus_val1": "double"}
+    label = written.label.model_copy(update={"source": str(team / "labels.parquet")})
+    written = written.model_copy(update={"label": label})
+    report = take(settings, written, theirs["places"]["run"], key="written")
+    assert report.version or "not better than" in report.outcome, report.outcome

@@ -224,10 +224,12 @@ class ServedAsItIs:
         return np.asarray(self._model.predict(rows), np.float64)
 
     def _probabilities(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        scores = self.predict(rows).reshape(len(rows), -1)
-        if scores.shape[1] == 1:
-            scores = np.column_stack([1 - scores, scores])
-        return scores
+        return _with_both_classes(self.predict(rows).reshape(len(rows), -1))
+
+
+def _with_both_classes(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities [N, K]; of [N, 1], that of class 1, both classes."""
+    return np.column_stack([1 - scores, scores]) if scores.shape[1] == 1 else scores
 
 
 def booster(spec: ModelSpec, model: Any, names: list[str]) -> ServedAsItIs:
@@ -284,7 +286,8 @@ def require_probabilities(spec: ModelSpec, scores: NDArray[np.float64]) -> None:
 class OnnxModel:
     """An ONNX graph over a frame, with an input [N, 1] for each feature.
 
-    The graph has one input of numbers [N, F], or an input for each feature.
+    The graph has one input of numbers [N, F], or an input for each feature. Its last output has the
+    probabilities [N, K], or the probability of class 1, or the number, as [N] or [N, 1].
     """
 
     def __init__(self, spec: ModelSpec, content: bytes, names: list[str]) -> None:
@@ -297,7 +300,7 @@ class OnnxModel:
         if spec.task == "regression":
             self.predict = self._scores
         else:
-            self.predict_proba = self._scores
+            self.predict_proba = self._probabilities
 
     def to_onnx(self) -> onnx.ModelProto:
         return self._graph()
@@ -311,8 +314,11 @@ class OnnxModel:
         scores = np.asarray(self._session.run([last], feed)[0], np.float64)
         return scores.reshape(len(rows), -1)
 
+    def _probabilities(self, rows: pd.DataFrame) -> NDArray[np.float64]:
+        return _with_both_classes(self._scores(rows))
+
     def _graph(self) -> onnx.ModelProto:
-        """Return the graph behind casts of the features, and without a map as its last output."""
+        """Return the graph between casts of the features and a matrix [N, K] as its last output."""
         graph = compose.add_prefix(self._model, "model/")
         _without_map(graph.graph)
         # An initialiser may be listed as an input, too.
@@ -337,12 +343,19 @@ class OnnxModel:
             helper.make_tensor_value_info(name, ONNX_KINDS[kind], [None, 1])
             for name, kind in self._spec.inputs.items()
         ]
+        last = graph.graph.output[-1]
+        matrix = helper.make_node("Reshape", [last.name, "/matrix"], ["scores"])
+        # A 0 is the first dimension as it is.
+        shape = helper.make_tensor("/matrix", TensorProto.INT64, [2], [0, -1])
+        scores = helper.make_tensor_value_info(
+            "scores", last.type.tensor_type.elem_type, None
+        )
         merged = helper.make_graph(
-            [*casts, *graph.graph.node],
+            [*casts, *graph.graph.node, matrix],
             "adopted",
             own_inputs,
-            [*graph.graph.output],
-            [*graph.graph.initializer],
+            [*graph.graph.output[:-1], scores],
+            [*graph.graph.initializer, shape],
         )
         return helper.make_model(
             merged, opset_imports=graph.opset_import, ir_version=graph.ir_version

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import xgboost
 from mlflow.models import infer_signature
+from onnx import TensorProto, helper
 from skl2onnx import to_onnx
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
@@ -70,7 +71,38 @@ def fitted():
         "lightgbm": booster,
         "matrix": to_onnx(pipeline, x.to_numpy(np.float32)[:1]),
         "frame": to_onnx(by_name, x[:1]),
+        "one column": neuron(["N", 1]),
+        "one number": neuron(["N"]),
     }
+
+
+def neuron(shape):
+    """Return a network with one neuron, as PyTorch exports it: the probability alone."""
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 1], [4.0, 0.5])
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("Sigmoid", ["z"], ["y"]),
+    ]
+    constants = [weights]
+    if len(shape) == 1:
+        constants.append(helper.make_tensor("all", TensorProto.INT64, [1], [-1]))
+        nodes.append(helper.make_node("Reshape", ["y", "all"], ["score"]))
+    name = nodes[-1].output[0]
+    graph = helper.make_graph(
+        nodes,
+        "neuron",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+        constants,
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+
+
+def neuron_scores(frame):
+    sums = frame.to_numpy(np.float32) @ np.array([4.0, 0.5], np.float32)
+    return 1 / (1 + np.exp(-sums))
 
 
 def log_models(models, folder):
@@ -86,6 +118,8 @@ def log_models(models, folder):
         "lightgbm": (mlflow.lightgbm, {"signature": signature}),
         "matrix": (mlflow.onnx, {"signature": matrix}),
         "frame": (mlflow.onnx, {"signature": signature}),
+        "one column": (mlflow.onnx, {"signature": matrix}),
+        "one number": (mlflow.onnx, {"signature": matrix}),
     }
     places = {}
     mlflow.set_experiment("elsewhere")
@@ -126,6 +160,7 @@ def scores_of(models):
     for name, other in (("run", "xgboost"), ("folder", "xgboost")):
         scores[name] = scores[other]
     scores["registered"] = scores["pipeline"]
+    scores["one column"] = scores["one number"] = neuron_scores(x).tolist()
     scores["pyfunc"] = probabilities(x).tolist()
     return scores
 
