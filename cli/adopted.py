@@ -8,6 +8,7 @@ from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import pandas as pd
 
 from cli.columns import ask
 from core.errors import SettingsError
@@ -17,12 +18,15 @@ from feature_repo.team_tables import open_table
 from mlflow_server.model.foreign import describe, fetch
 
 EVERY = {
-    "day": timedelta(days=1),
-    "week": timedelta(days=7),
     "month": timedelta(days=31),
+    "week": timedelta(days=7),
+    "day": timedelta(days=1),
 }
 """Length of a snapshot."""
+FEWEST_SNAPSHOTS = 8
 MOST_SNAPSHOTS = 12
+FEW_ROWS = 20
+"""The oldest one in so many rows does not count for the length of a snapshot."""
 GATES = {"classification": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
 
 
@@ -59,11 +63,13 @@ def describe_adopted(
             f"--model: {model}: its signature has no names of inputs: expected columns, or [features] "
             "that you write"
         )
-    served_types = {}
+    keys: dict[str, str] = {}
+    features: dict[str, str] = dict(inputs)
     if service:
-        served_types = PublishedService(settings, service).features
-        served_types = {
-            name: served_types[name] for name in inputs if name in served_types
+        published = PublishedService(settings, service)
+        keys = published.key_types
+        features |= {
+            name: kind for name, kind in published.features.items() if name in inputs
         }
     connection = ibis.duckdb.connect()
     try:
@@ -76,8 +82,9 @@ def describe_adopted(
         "model": model,
         "table": table,
         "service": service,
-        "features": {**inputs, **served_types},
+        "features": features,
         "metric": GATES[roles["task"]],
+        "entity_key": keys or {roles["entity"]: roles["entity_type"]},
         **roles,
     }
 
@@ -99,22 +106,25 @@ def _roles(
     others = [name for name in kinds if name not in (entity, time)]
     outcome = _column("--outcome", outcome, "column with the label", others)
     task, classes = _task(rows[outcome])
-    moments = rows.aggregate(first=rows[time].min(), last=rows[time].max()).execute()
-    span = moments["last"][0] - moments["first"][0]
+    moments = pd.to_datetime(rows[time].execute()).dropna().sort_values()
+    if moments.empty:
+        raise SettingsError(f"--from: expected rows with a {time}, found none")
+    # Of a few old rows there would be snapshots without a row.
+    span = moments.iloc[-1] - moments.iloc[len(moments) // FEW_ROWS]
     every = next(
-        (name for name, length in EVERY.items() if span < MOST_SNAPSHOTS * length),
-        "month",
+        (name for name, length in EVERY.items() if span >= FEWEST_SNAPSHOTS * length),
+        "day",
     )
     snapshot_count = min(MOST_SNAPSHOTS, span // EVERY[every])
     return {
         "entity": entity,
-        "is_number": kinds[entity].is_integer(),
+        "entity_type": "int64" if kinds[entity].is_integer() else "string",
         "time": time,
         "outcome": outcome,
         "task": task,
         "classes": classes,
         "every": every,
-        "train": max(1, snapshot_count - 2),
+        "train": max(1, snapshot_count - 3),
     }
 
 

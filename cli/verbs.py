@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from cli.terminal import ErrorLines, show
 from core.errors import StackError
-from core.settings import Settings, load_settings
+from core.settings import ENV_FILE, Settings, load_settings
 from core.spec import ModelSpec, load_spec
 from core.timestamps import parse_timestamp
 
@@ -69,7 +69,9 @@ def signal(settings: Settings, asset: str) -> None:
             airflow.emit(asset)
     except StackError as exc:
         typer.echo(
-            f"Airflow got no event; its DAG starts by the clock: {exc}", err=True
+            f"Airflow got no event; its DAG starts by the clock: {exc}. Is there no Airflow? Write "
+            f"GYRE_WITHOUT=airflow to {settings.home / ENV_FILE}",
+            err=True,
         )
 
 
