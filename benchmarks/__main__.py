@@ -8,6 +8,7 @@ from benchmarks import (
     onnx,
     serving,
     team_feast,
+    team_serving,
     training,
 )
 
@@ -18,4 +19,5 @@ busy_entity.main(105_000)
 ingest.main(10_000_000)
 training.main(1_000_000)
 team_feast.main(200_000)
+team_serving.main(3.0)
 drift.main(10_000_000)
