@@ -219,10 +219,9 @@ def _with_columns(
     rows: see `exported`.
     """
     input_nodes, constants = _input_nodes(spec, rows)
+    columns = _columns(model.graph, spec)
     for node in model.graph.node:
-        node.input[:] = [
-            f"{name}/column" if name in spec.inputs else name for name in node.input
-        ]
+        node.input[:] = [columns.get(name, name) for name in node.input]
     output_nodes, output_constants = _output_nodes(model.graph, spec)
     shape = ["N", len(spec.classes)] if spec.classes else ["N"]
     tensors = [
@@ -246,6 +245,18 @@ def _with_columns(
     served = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
     onnx.checker.check_model(served)
     return served
+
+
+def _columns(graph: onnx.GraphProto, spec: ModelSpec) -> dict[str, str]:
+    """Return the matrix [N, 1] of each input, by the input's name in the graph.
+
+    skl2onnx writes `_` for a blank and other signs in a name, and keeps the order.
+    """
+    names = [each.name for each in graph.input]
+    if {*names} <= {*spec.inputs}:
+        return {name: f"{name}/column" for name in spec.inputs}
+    pairs = zip(names, spec.inputs, strict=True)
+    return {name: f"{feature}/column" for name, feature in pairs}
 
 
 def _input_nodes(

@@ -65,6 +65,20 @@ def test_the_served_file_scores_real_and_permuted_rows_like_the_fitted_model(
     assert proof_of(pipeline, model, frame, threshold=threshold).reasons == ()
 
 
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_features_of_any_name_are_exported(kind):
+    frame, churned = customers()
+    odd_names = ["door opens/h", "door_opens_h", "a<b", "7 days [x]", "größe"]
+    names = dict(zip(frame.columns, odd_names, strict=False))
+    assert len(names) == len(frame.columns)
+    features = {names[name]: kind for name, kind in FEATURES.items()}
+    frame = frame.rename(columns=names)[[*features]]
+    spec = spec_of(features=features)
+    pipeline = pipeline_of(kind, PARAMETERS[kind], spec, frame).fit(frame, churned)
+    proof = proof_of(pipeline, export(pipeline, spec, frame), frame, spec=spec)
+    assert proof.reasons == ()
+
+
 @pytest.mark.parametrize(
     ("task", "moved_rows", "passed"),
     [
