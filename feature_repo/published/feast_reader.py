@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,6 +92,15 @@ class OnlineFeatures:
             if (view.projection.name_to_use(), *values) in self._online.present:
                 return True
         return False
+
+    def warm_up(self) -> None:
+        """Read an entity that hardly exists: the first call of an on-demand view takes seconds."""
+        now = datetime.now(UTC)
+        kinds = self._service.key_types | self._service.request_data
+        others: dict[str, Any] = {"string": "", "timestamp": now}
+        key = {name: others.get(kind, 0) for name, kind in kinds.items()}
+        with suppress(Exception):  # a team's function need not take such values
+            self.read([key], now)
 
     def probe(self) -> datetime | None:
         """Read an unknown entity of each view; return the time (UTC) that all views are online to.

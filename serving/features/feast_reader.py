@@ -74,7 +74,10 @@ class FeastReader:
         # 190 MB: only a worker that needs Feast's reader has it.
         from feature_repo.published.feast_reader import OnlineFeatures  # noqa: PLC0415
 
-        online = self._online or OnlineFeatures(*self._arguments)
-        watermark = online.probe()  # the first call takes longer than a read may
+        online = self._online
+        if online is None:
+            online = OnlineFeatures(*self._arguments)
+            online.warm_up()  # the first calls take longer than a read may
+        watermark = online.probe()
         self._online = online
         return watermark
