@@ -37,7 +37,9 @@ SHIPPED = CLONE / "gyre" / "shipped"
 """Files of the clone that an installed Gyre has too: example rows, example spec, lock file."""
 STORE = Path("feature_repo", "feature_store.yaml")
 """Feast's configuration in a project. A folder with it and with models/ is a project."""
-
+LOOPBACK = "127.0.0.1"
+ENV_FILE = "gyre.env"
+"""File in a stack's home with the settings that always belong to it."""
 
 OFFLINE_STORE = "feature_repo.extensions.offline.AsofOfflineStore"
 """Gyre's offline store, by which its own `feature_store.yaml` is known."""
@@ -49,8 +51,18 @@ def is_own_store(file: Path) -> bool:
 
 
 def is_project(folder: Path) -> bool:
-    """Whether a folder is a project of a team, as `gyre init` writes it, or the clone."""
-    return (folder / "models").is_dir() and (folder / STORE).is_file()
+    """Whether a folder is a project of a team, as `gyre init` writes it, or the clone.
+
+    Its Feast repository may lie elsewhere, where GYRE_FEAST_REPO names it.
+    """
+    has_features = (folder / STORE).is_file() or _has_feast_elsewhere(folder)
+    return (folder / "models").is_dir() and has_features
+
+
+def _has_feast_elsewhere(folder: Path) -> bool:
+    file = Path(os.environ.get("GYRE_HOME") or folder / ".gyre", ENV_FILE)
+    is_in_file = file.is_file() and "GYRE_FEAST_REPO=" in file.read_text()
+    return is_in_file or "GYRE_FEAST_REPO" in os.environ
 
 
 def find_project() -> Path:
@@ -76,9 +88,6 @@ PROJECT = find_project()
 modules by it; `load_settings` checks it."""
 # The clone first: in a project `feature_repo` is a folder, in the clone the package.
 sys.path += [str(folder) for folder in (CLONE, PROJECT) if str(folder) not in sys.path]
-LOOPBACK = "127.0.0.1"
-ENV_FILE = "gyre.env"
-"""File in a stack's home with the settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """Programs of the stack that listen on a port: the setting `<name>_port`."""
 # Linux takes ports of outgoing connections from 32768 on: such a port may be taken before
@@ -303,10 +312,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"set it in the environment, not in {ENV_FILE}: there it is {PROJECT}"
             )
-        for part in (Path("models"), STORE):
-            if PROJECT != CLONE and not (PROJECT / part).exists():
-                text = f"expected a project, and {PROJECT} has no {part}"
-                raise ValueError(f"{text}; make one: gyre init DIR")
+        if PROJECT != CLONE and not is_project(PROJECT):
+            part = STORE if (PROJECT / "models").is_dir() else "models"
+            text = f"expected a project, and {PROJECT} has no {part}"
+            raise ValueError(
+                f"{text}; make one: gyre init DIR, or name your Feast repository: GYRE_FEAST_REPO"
+            )
         return PROJECT
 
     @field_validator("feast_repo")

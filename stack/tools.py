@@ -40,7 +40,7 @@ def find_tools(settings: Settings) -> list[Tool]:
 
     A line named MISSING follows for each thing that an installation needs before it can start.
     """
-    definitions = str(PROJECT / "feature_repo")
+    definitions = str(settings.feast_repo or PROJECT / "feature_repo")
     tools = [Tool("Feast", definitions, "", version("feast"))]
     tools.append(
         Tool(

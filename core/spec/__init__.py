@@ -242,6 +242,13 @@ class ModelSpec(Strict):
         return bool(self.estimators or self.training)
 
     @property
+    def command(self) -> str:
+        """The command that makes a version, for people."""
+        if self.is_trained_here:
+            return f"gyre train {self.name}"
+        return f"gyre adopt {self.name} MODEL"
+
+    @property
     def datasets(self) -> tuple[str, ...]:
         """The dataset, if the model has one."""
         return (self.dataset,) if self.dataset else ()

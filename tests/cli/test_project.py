@@ -158,5 +158,25 @@ def test_init_fills_an_empty_folder_once_and_puts_the_home_into_it(tmp_path):
 def test_a_folder_without_a_project_is_reported_in_one_line_with_the_remedy(tmp_path):
     environment = outer_environment() | {"GYRE_PROJECT": "none"}
     output = run("gyre env", tmp_path, environment, 2)
-    expected = f"expected a project, and {tmp_path}/none has no models; make one: gyre init DIR"
+    expected = (
+        f"expected a project, and {tmp_path}/none has no models; make one: gyre init DIR, or name "
+        "your Feast repository: GYRE_FEAST_REPO"
+    )
     assert output.strip() == f"gyre: GYRE_PROJECT: {expected} (found 'none')"
+
+
+def test_a_folder_with_models_and_a_feast_repository_elsewhere_is_a_project(tmp_path):
+    folder = tmp_path / "shop"
+    (folder / "models").mkdir(parents=True)
+    (folder / ".gyre").mkdir()
+    repository = tmp_path / "features"
+    repository.mkdir()
+    (repository / "feature_store.yaml").write_text(
+        "project: theirs\nregistry: data/registry.db\nprovider: local\n"
+    )
+    environment = outer_environment()
+    outside = run("gyre env", folder, environment)
+    assert f"export GYRE_PROJECT={folder}\n" not in outside
+    (folder / ".gyre" / "gyre.env").write_text(f"GYRE_FEAST_REPO={repository}\n")
+    inside = run("gyre env", folder, environment)
+    assert f"export GYRE_PROJECT={folder}\n" in inside
