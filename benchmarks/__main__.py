@@ -7,10 +7,10 @@ from benchmarks import (
     ingest,
     onnx,
     serving,
-    team_feast,
-    team_serving,
     training,
 )
+from benchmarks.team import frame
+from benchmarks.team import serving as team_serving
 
 serving.main(3.0)
 onnx.main()
@@ -18,6 +18,6 @@ features.main(1_000_000)
 busy_entity.main(105_000)
 ingest.main(10_000_000)
 training.main(1_000_000)
-team_feast.main(200_000)
+frame.main(200_000)
 team_serving.main(3.0)
 drift.main(10_000_000)

@@ -1,6 +1,6 @@
 """Requests per second of one serving worker: features of a team's own Feast view, beside ours.
 
-    python -m benchmarks.team_serving [seconds per measurement, 3 if not given]
+    python -m benchmarks.team.serving [seconds per measurement, 3 if not given]
 
 Both answer with the same ONNX file and the same values of 10,000 customers in one Redis. Ours were
 written by Gyre's ingest, theirs by `feast materialize` of a view of theirs over a parquet file; the

@@ -1,6 +1,6 @@
 """A training frame of a team's Feast repository: by Feast's own DuckDB store, and by Gyre's join.
 
-    python -m benchmarks.team_feast [label rows, 200,000 if not given]
+    python -m benchmarks.team.frame [label rows, 200,000 if not given]
 
 A parquet file with 50 rows for each of 20,000 keys, a view of three features, and label rows at
 moments of their own. Each measurement is a process of its own; the rows of both are compared.
@@ -117,7 +117,7 @@ def main(label_count: int) -> None:
         folder = Path(name)
         prepare(folder, label_count)
         title(f"{label_count:,} label rows, {ROWS_PER_KEY} rows a key, three features")
-        rounds = rounds_of(PEERS, lambda peer: child("team_feast", peer, name))
+        rounds = rounds_of(PEERS, lambda peer: child("team.frame", peer, name))
         times = median(rounds, "feast") / median(rounds, "gyre")
         promised("times Feast's DuckDB store", times, 1, "x", least=True)
         columns = [*ORDER, "a", "b", "c"]
