@@ -1,5 +1,6 @@
 """`gyre new NAME --model`: the spec of a model that was trained elsewhere, from its signature."""
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from core.settings import Settings
 from feature_repo.published.service import PublishedService
 from feature_repo.team_tables import open_table
 from mlflow_server.model.foreign import describe, fetch
+from training.stages.dataset import FEWEST_ROWS
 
 EVERY = {
     "month": timedelta(days=31),
@@ -25,6 +27,9 @@ EVERY = {
 """Length of a snapshot."""
 FEWEST_SNAPSHOTS = 8
 MOST_SNAPSHOTS = 12
+PANDAS_INDEX = "__index_level_"
+SURELY_ENOUGH = 2 * FEWEST_ROWS
+"""Rows that a test set has at least: snapshots have more and fewer rows than the mean."""
 FEW_ROWS = 20
 """The oldest one in so many rows does not count for the length of a snapshot."""
 GATES = {"classification": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
@@ -49,7 +54,7 @@ def describe_adopted(
         service: Service of Feast that has the features; None: the table has them.
         entity: Column of the entity's key; None: a terminal asks.
         time: Column with the moment that features are read for; None: likewise.
-        outcome: Column with the label; None: likewise.
+        outcome: Column with the label; empty: there is none; None: likewise.
 
     Raises:
         SettingsError: The model has no names of inputs, or the table lacks a column.
@@ -74,6 +79,12 @@ def describe_adopted(
     connection = ibis.duckdb.connect()
     try:
         rows = open_table(connection, table)
+        missing = [name for name in inputs if name not in rows.columns]
+        if missing and not service:
+            raise SettingsError(
+                f"--from: expected a column for each input of the model, no {', '.join(missing)}: "
+                "found in a feature service? --service names it"
+            )
         own_columns = rows.drop(*[name for name in inputs if name in rows.columns])
         roles = _roles(own_columns, entity=entity, time=time, outcome=outcome)
     finally:
@@ -103,19 +114,30 @@ def _roles(
     entity = _column("--entity", entity, "column of the entity's key", keys)
     words = "column with the moment that features are read for"
     time = _column("--time", time, words, times)
-    others = [name for name in kinds if name not in (entity, time)]
-    outcome = _column("--outcome", outcome, "column with the label", others)
-    task, classes = _task(rows[outcome])
+    others = [
+        name
+        for name in kinds
+        if name not in (entity, time) and not name.startswith(PANDAS_INDEX)
+    ]
+    task = "classification"
+    classes: list[str] = []
+    if outcome != "":
+        words = "column with the label ('' if there is none)"
+        outcome = _column("--outcome", outcome, words, others)
+        task, classes = _task(rows[outcome])
     moments = pd.to_datetime(rows[time].execute()).dropna().sort_values()
     if moments.empty:
         raise SettingsError(f"--from: expected rows with a {time}, found none")
     # Of a few old rows there would be snapshots without a row.
-    span = moments.iloc[-1] - moments.iloc[len(moments) // FEW_ROWS]
+    few = len(moments) // FEW_ROWS
+    span = moments.iloc[-1] - moments.iloc[few]
     every = next(
         (name for name, length in EVERY.items() if span >= FEWEST_SNAPSHOTS * length),
         "day",
     )
-    snapshot_count = min(MOST_SNAPSHOTS, span // EVERY[every])
+    snapshot_count = max(1, span // EVERY[every])
+    rows_of_one = (len(moments) - few) / snapshot_count
+    fewest = math.ceil(SURELY_ENOUGH / rows_of_one)
     return {
         "entity": entity,
         "entity_type": "int64" if kinds[entity].is_integer() else "string",
@@ -124,7 +146,8 @@ def _roles(
         "task": task,
         "classes": classes,
         "every": every,
-        "train": max(1, snapshot_count - 3),
+        "train": max(fewest, min(MOST_SNAPSHOTS, snapshot_count - fewest - 2)),
+        "test": fewest,
     }
 
 
@@ -132,7 +155,7 @@ def _column(option: str, name: str | None, role: str, names: Sequence[str]) -> s
     """Return the column that an option names, or the only one there is, or ask."""
     if name is None and len(names) == 1:
         return names[0]
-    if not name:
+    if name is None:
         return ask(option, role, names)
     if name not in names:
         raise SettingsError(

@@ -71,7 +71,7 @@ def adopt(
 ) -> None:
     """Make a version of a model that was trained elsewhere: convert, evaluate, gate, promote.
 
-    The spec of MODEL names its features and its labels; it needs no [[estimators]].
+    The spec of MODEL names its features and its labels; it needs no estimators.
     """
     settings, spec, time = begin(model, as_of)
     key = f"adopt-{uuid.uuid4().hex[:12]}"

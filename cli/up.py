@@ -185,7 +185,7 @@ def _model(
             if not spec.is_trained_here and not Registry(settings).production(
                 spec.name
             ):
-                return f"{spec.name}: no version yet: gyre adopt {spec.name} MODEL"
+                return f"{spec.name}: no version yet: {spec.command}"
             with _step(f"model {spec.name}"):
                 version = _production(settings, airflow, spec, as_of)
                 _reconcile(settings, spec.name)

@@ -93,11 +93,13 @@ def known_labels(
     keys = {key: table.entity.get(key, key) for key in spec.entity_key}
     used_names = [*keys.values(), table.event_time]
     used_names += [name for name in (table.name, table.known_at) if name]
-    for name in used_names:
-        if name not in rows.columns:
-            found = ", ".join(rows.columns)
-            problem = f"expected a column {name} of {shown_address(table.source)}"
-            raise DataError(f"{spec.name}.toml: label: {problem}, found {found}")
+    missing = [name for name in used_names if name not in rows.columns]
+    if missing:
+        problem = f"expected the columns {', '.join(missing)} of {shown_address(table.source)}"
+        raise DataError(
+            f"{spec.name}.toml: label: {problem}, found {', '.join(rows.columns)}; name, event_time, "
+            "known_at and entity of [label] name a column that is called otherwise"
+        )
     if table.name:
         rows = rows.filter(rows[table.name].notnull())
     if table.known_at:

@@ -75,7 +75,7 @@ def score_population(
     version = registry.production(spec.name)
     if version is None:
         raise NoChampionError(
-            f"{spec.name}: nothing is in production to score with; run: gyre train {spec.name}"
+            f"{spec.name}: nothing is in production to score with; run: {spec.command}"
         )
     manifest, _ = read_version(registry, registry.version(spec.name, version))
     version_spec = as_trained(spec, manifest)

@@ -41,7 +41,7 @@ def train(
     if not spec.is_trained_here:
         raise SettingsError(
             f"{spec.name}.toml has no [[estimators]] and no [training]: its versions come from "
-            f"gyre adopt {spec.name} MODEL"
+            + spec.command
         )
     run_id = open_run(
         settings,

@@ -54,7 +54,7 @@ def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> 
         which = (
             f"run of version {version}" if version else "run that its gates have judged"
         )
-        raise RegistryError(f"{name}: MLflow has no {which}: gyre train {name}")
+        raise RegistryError(f"{name}: MLflow has no {which}: {spec.command}")
     newest = runs[0]
     outcomes = GATE_OUTCOMES.validate_json(
         artifact_bytes(tracking, newest.run_id, GATES)

@@ -105,7 +105,9 @@ def run_checks(
                 kind=REFERENCE,
                 status="unknown",
                 words=f"there is no reference: {reference}",
-                remedy=f"gyre train {run.spec.name} --force",
+                remedy=f"{run.spec.command} --force"
+                if run.spec.is_trained_here
+                else run.spec.command,
             )
         )
     for check in chosen_checks:

@@ -37,7 +37,7 @@ def team_views(
             kind="freshness",
             status="alert",
             words=f"{name} is defined otherwise than when version {run.version} was trained",
-            remedy=f"gyre train {run.spec.name}, or publish the change under a new name",
+            remedy=f"{run.spec.command}, or publish the change under a new name",
             feature=name,
             incident=f"version {run.version}: {name} changed",
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
+from core.spec import ModelSpec
 from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import FAILED, ROLLOUT_STOPPED, WAITS
 from mlflow_server.api.pages import DeletedExperiment, RunPage
@@ -50,7 +51,7 @@ def states_of_model(status: ModelStatus, now: datetime) -> Iterator[LoopState]:
         yield from _states_of_decision(model, status.rows.value)
         yield from _states_of_alerts(status, status.rows.value, now)
     if status.runs.at:
-        yield _state_of_training(model, status.runs.value, now)
+        yield _state_of_training(status.spec, status.runs.value, now)
     for record in status.freshness.value or ():
         age_limit = status.spec.monitoring.feature_age_limit
         yield _state_of_features(record, age_limit, now)
@@ -253,14 +254,14 @@ def _state_of_alert(model: str, alert: Alert) -> LoopState:
 
 
 def _state_of_training(
-    model: str, run: RunPage | DeletedExperiment | None, now: datetime
+    spec: ModelSpec, run: RunPage | DeletedExperiment | None, now: datetime
 ) -> LoopState:
     if isinstance(run, DeletedExperiment):
         return LoopState(
             name="last training",
             kind="training",
             status="alert",
-            words=f"no training of {model} can start: {run.words}",
+            words=f"no training of {spec.name} can start: {run.words}",
             remedy=run.remedy,
             link="mlflow/",
         )
@@ -270,8 +271,8 @@ def _state_of_training(
             kind="waiting",
             status="unknown",
             words="no training yet",
-            remedy=f"`gyre train {model}`",
-            link=f"airflow/dags/train_{model}/runs",
+            remedy=f"`{spec.command}`",
+            link=f"airflow/dags/train_{spec.name}/runs",
         )
     outcome = run.tags.get("outcome") or run.tags.get("gate") or "no outcome yet"
     end = f"ended {_time_text(run.ended)}" if run.ended else "goes on"
@@ -280,12 +281,12 @@ def _state_of_training(
     has_failed = run.status in {"FAILED", "KILLED"}
     remedy = "Production is unchanged. The model card names the gate."
     if has_failed:
-        remedy = f"Open its run. After the fix: `gyre train {model}`"
+        remedy = f"Open its run. After the fix: `{spec.command}`"
     return LoopState(
         name="last training",
         kind="training",
         status="alert" if has_failed or is_refused else "ok",
-        words=f"training of {model} for {run.tags.get('reason')}: {run.status.lower()}, {end}: "
+        words=f"training of {spec.name} for {run.tags.get('reason')}: {run.status.lower()}, {end}: "
         f"{outcome}",
         remedy=remedy,
         link=run.address,

@@ -54,7 +54,7 @@ OF_SPEC = [
     ('"silent_30d"', '"silent_90d"', "{}.toml: .*expected one of plain: silent_30d; found silent_90d"),
     ('dataset = "', 'dataset = "x', "{}.toml: dataset: no dataset 'xplain'"),
     ('_v1"', '_v2"', r"{}.toml: feature_service: expected one of plain.py, .*found 'plain_v2'"),
-    ('"entity_id"', '"entity"', "{}.toml: entity_key: expected .'entity_id': 'int64'., found "),
+    ('"entity_id"', '"entity"', "{}.toml: entity_key: expected . .entity_id. = .int64. ., found "),
 ]  # fmt: skip
 OF_MODULE = [
     ('key=("event_id"', 'key=("event"', "{}: key event: expected a column of .*found 'event'"),

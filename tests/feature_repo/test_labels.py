@@ -98,8 +98,8 @@ def test_a_time_without_a_zone_and_a_day_are_utc(spec, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "label"}, "driver_trips.toml: label: expected a column label of .*, found Driver"),
-        ({"entity": {}}, "expected a column driver_id of"),
+        ({"name": "label"}, "driver_trips.toml: label: expected the columns label of .*, found Driver"),
+        ({"entity": {}}, "expected the columns driver_id of"),
         ({"event_time": "val_to_add"}, "val_to_add: expected times, found int64"),
         ({"entity": {"driver_id": "reached goal"}}, "reached goal: expected int64, as entity_key says"),
         ({"source": "nowhere.parquet"}, "table nowhere.parquet: expected parquet files, a Delta"),

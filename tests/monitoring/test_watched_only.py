@@ -1,10 +1,9 @@
 """A model that is watched and not served here: predictions arrive as rows, outcomes as ever."""
 
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import httpx
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,13 +14,19 @@ from monitoring.log.tables import predictions
 from monitoring.monitor import monitor
 from stack.environment import process_environment
 from tests.conftest import answers, mlflow_server, new_settings, running, wait_until
-from tests.support.training.loans import MODEL, SPEC, loans, make_project
+from tests.support.training.loans import (
+    FEATURES,
+    MODEL,
+    SPEC,
+    make_project,
+    scored,
+    with_table,
+)
 from training.chain import train
 
 WATCHED = SPEC.replace(
     'missing_features = "defaults"', 'missing_features = "defaults"\nexternal = true'
 )
-FEATURES = ["income", "children", "town"]
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +51,6 @@ def settings(tmp_path_factory, spec):
         report = train(settings, spec, datetime.now(UTC), key="k", reason="r", who="t")
         assert "version 1 is in production" in report.outcome
         yield settings
-
-
-def scored(factor=1.0, count=300):
-    """Rows as another server scored them a minute ago, with incomes times `factor`."""
-    rows = loans().tail(count).reset_index(drop=True)
-    moment = datetime.now(UTC) - timedelta(minutes=1)
-    income = rows["income"] * factor
-    risk = 1 / (1 + np.exp((income - 1_500) / 300 - (rows["town"] == "Bern")))
-    return rows.assign(income=income, score=risk.round(6), predicted_at=moment)
 
 
 def sent(row, number, **more):
@@ -108,14 +104,6 @@ def test_predictions_that_are_sent_are_watched_with_their_outcomes(
     assert report.figures["psi/income"] < 0.25
     assert "online/log_loss" in report.figures
     assert report.verdict == "ok", report.words
-
-
-def with_table(spec, source, **columns):
-    table = {"source": str(source), "columns": columns}
-    serving = spec.serving.model_validate(
-        spec.serving.model_dump() | {"predictions": table}
-    )
-    return spec.model_copy(update={"serving": serving})
 
 
 def test_predictions_of_a_table_arrive_once_and_their_drift_is_found(

@@ -58,7 +58,8 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     label = source.label
     planned = plan_snapshots(first_event, planned_until, label, spec.snapshots)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
-    log.info(extent(spec, planned, frame))
+    if spec.is_trained_here:
+        log.info(extent(spec, planned, frame))
     train = snapshot_rows(frame, planned.train)
     test = snapshot_rows(frame, planned.test)
     unlabelled = without_label(settings, spec, planned, test)

@@ -1,5 +1,6 @@
 """Stage 1, validate: do spec and feature service fit together, and do the raw rows pass their rules?"""
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -26,17 +27,26 @@ def mismatches(spec: ModelSpec, service: PublishedService) -> list[str]:
     for name, kind in spec.features.items():
         if name not in published:
             expected = f"expected one of {spec.feature_service}: {', '.join(published)}"
-            lines.append(f"features.{name}: {expected}; found {name}")
+            line = f"features.{name}: {expected}; found {name}"
+            if name in service.request_data:
+                line += ", which is request data: an on-demand view can give it as a feature"
+            lines.append(line)
         elif published[name] != kind:
             lines.append(f"features.{name}: expected {published[name]}, found {kind}")
     for name, kind in spec.audit.items():  # else a column of the label's rows
         if available.get(name, kind) != kind:
             lines.append(f"audit.{name}: expected {available[name]}, found {kind}")
     if service.key_types != spec.entity_key:
+        expected = _as_toml(service.key_types)
         lines.append(
-            f"entity_key: expected {service.key_types}, found {spec.entity_key}"
+            f"entity_key: expected {expected}, found {_as_toml(spec.entity_key)}"
         )
     return [f"{spec.name}.toml: {line}" for line in lines]
+
+
+def _as_toml(key: Mapping[str, str]) -> str:
+    pairs = [f'{json.dumps(name)} = "{kind}"' for name, kind in key.items()]
+    return f"{{ {', '.join(pairs)} }}"
 
 
 def validate(settings: Settings, run_id: str, datasets: Mapping[str, Dataset]) -> None:

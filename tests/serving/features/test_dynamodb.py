@@ -1,6 +1,5 @@
 """DynamoDB in place of Redis: Feast's own store, from rows to predictions, against moto."""
 
-import subprocess
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -16,11 +15,10 @@ from feature_repo.published.config import write_feast_config
 from tests.conftest import new_settings
 from tests.serving.conftest import KNOWN, SPEC, Rig
 from tests.support.serving.event_requests import URL, order, soon
+from tests.support.tools.dynamodb import dynamodb_programs
 from tests.support.tools.s3 import s3_server
 
 pytestmark = pytest.mark.nightly
-ENVIRONMENT = ".venv-dynamodb"
-"""Where aiobotocore is, which Feast's store imports, with the older boto3 that it wants."""
 
 
 def row_counts():
@@ -33,8 +31,7 @@ def row_counts():
 @pytest.fixture
 def rig(tmp_path, monkeypatch):
     """An installation that ingests some of the orders, and whose features go to DynamoDB."""
-    command = ["make", "--silent", f"{ENVIRONMENT}/gyre.stamp"]
-    subprocess.run(command, cwd=CLONE, check=True)
+    programs = dynamodb_programs()
     demo = new_settings(tmp_path / "demo", demo_start=None)
     rows = pull(demo, ORDERS, datetime.now(UTC)).read_all()
     rows = rows.filter(pc.field("customer_id") < 2000)
@@ -45,7 +42,7 @@ def rig(tmp_path, monkeypatch):
     monkeypatch.setenv("GYRE_SOURCES__ORDERS", str(file))
     settings = new_settings(tmp_path / "home", demo_start=None)
     with s3_server(tmp_path, monkeypatch), ExitStack() as opened:
-        rig = Rig(settings, tmp_path, opened, CLONE / ENVIRONMENT / "bin")
+        rig = Rig(settings, tmp_path, opened, programs)
         rig.start_mlflow()
         rig.start_redis()  # of the stream of events
         write_feast_config(settings)

@@ -6,12 +6,11 @@ import subprocess
 import httpx
 import pytest
 
-from core.settings import CLONE
 from stack.environment import process_environment
 from tests.conftest import answers, mlflow_server, new_settings, running, wait_until
 from tests.serving.conftest import read_log
-from tests.serving.features.test_dynamodb import ENVIRONMENT
 from tests.support.feature_repo.team import MODEL, REQUEST, SERVICE, make_team, rows_of
+from tests.support.tools.dynamodb import dynamodb_programs
 from tests.support.tools.s3 import s3_server
 
 pytestmark = pytest.mark.nightly
@@ -38,9 +37,7 @@ def run(programs, folder, environment, *command):
 def test_a_model_is_trained_and_served_on_it_with_the_values_of_feasts_own_reader(
     tmp_path, monkeypatch
 ):
-    command = ["make", "--silent", f"{ENVIRONMENT}/gyre.stamp"]
-    subprocess.run(command, cwd=CLONE, check=True)
-    programs = CLONE / ENVIRONMENT / "bin"
+    programs = dynamodb_programs()
     with s3_server(tmp_path, monkeypatch):
         project = make_team(tmp_path, STORE, programs)
         repository = project / "feature_repo"

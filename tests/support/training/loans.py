@@ -1,11 +1,24 @@
 """Loans: a model without a feature view, whose table has the features and the labels."""
 
+import subprocess
+import sys
+import warnings
 from datetime import UTC, datetime, timedelta
 
+import mlflow.sklearn
 import numpy as np
 import pandas as pd
+from mlflow.models import infer_signature
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from stack.environment import process_environment
+from tests.conftest import BIN
 
 MODEL = "loans"
+FEATURES = ["income", "children", "town"]
 SPEC = f"""
 name = "{MODEL}"
 experiment = "{MODEL}"
@@ -81,3 +94,54 @@ def make_project(folder, spec=SPEC):
     (folder / "feature_repo" / "feature_store.yaml").write_text(store)
     (folder / "models" / f"{MODEL}.toml").write_text(spec)
     loans().to_parquet(folder / "loans.parquet", index=False)
+
+
+def save_model(folder):
+    """Save a model as a team does: fitted and saved by plain MLflow, in the format of skops."""
+    rows = loans()
+    columns = ColumnTransformer(
+        [
+            ("numbers", StandardScaler(), FEATURES[:2]),
+            ("town", OneHotEncoder(), ["town"]),
+        ]
+    )
+    model = make_pipeline(columns, LogisticRegression(max_iter=1000))
+    model.fit(rows[FEATURES], rows["defaulted"].astype(int))
+    with warnings.catch_warnings(action="ignore"):  # MLflow warns of itself
+        mlflow.sklearn.save_model(
+            model,
+            folder,
+            signature=infer_signature(rows[FEATURES], rows["income"]),
+            serialization_format="skops",
+        )
+
+
+def gyre(settings, folder, *arguments):
+    """Return the finished process of a command in a project."""
+    environment = process_environment(settings) | {"GYRE_PROJECT": str(folder)}
+    command = [sys.executable, BIN / "gyre", *arguments]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+
+def scored(factor=1.0, count=300):
+    """Rows as another server scored them a minute ago, with incomes times `factor`."""
+    rows = loans().tail(count).reset_index(drop=True)
+    moment = datetime.now(UTC) - timedelta(minutes=1)
+    income = rows["income"] * factor
+    risk = 1 / (1 + np.exp((income - 1_500) / 300 - (rows["town"] == "Bern")))
+    return rows.assign(income=income, score=risk.round(6), predicted_at=moment)
+
+
+def with_table(spec, source, **columns):
+    table = {"source": str(source), "columns": columns}
+    serving = spec.serving.model_validate(
+        spec.serving.model_dump() | {"predictions": table}
+    )
+    return spec.model_copy(update={"serving": serving})
