@@ -45,7 +45,9 @@ def test_a_value_that_was_materialised_late_is_no_skew_and_any_other_value_is(
     file = repository / "data" / "driver_stats.parquet"
     rows = pd.read_parquet(file)
     late = rows[rows["event_timestamp"] == newest]
-    late = late.assign(event_timestamp=moment - timedelta(seconds=1), conv_rate=0.125)
+    late = late.assign(
+        event_timestamp=moment - timedelta(milliseconds=1), conv_rate=0.125
+    )
     try:
         # They happened before the moment, and come online after it.
         pd.concat([rows, late]).to_parquet(file)
