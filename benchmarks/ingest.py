@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.support import measure
 from benchmarks.support.measure import ROUNDS, child, median, promised, ratio, rounds_of
-from core.settings import PROJECT, Settings, load_settings
+from core.project import PROJECT
+from core.settings import Settings, load_settings
 
 NEW, SHIPPED = 10_000, PROJECT / "data" / "cdnow_orders.parquet"
 SHIPPED_ROWS = pq.read_metadata(SHIPPED).num_rows

@@ -20,15 +20,11 @@ trees of 15 leaves, and our worker serves them in turn, as ONNX.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
@@ -198,15 +194,7 @@ def boosting(rig: Rig, ours: Server, seconds: float) -> None:
 
 
 def main(seconds: float) -> None:
-    with (
-        tempfile.TemporaryDirectory(prefix="gyre-bench-") as name,
-        ExitStack() as opened,
-    ):
-        # Other benchmarks follow.
-        opened.callback(os.sched_setaffinity, 0, servers.CORES)
-        opened.enter_context(servers.paused_stack())
-        rig = servers.install(opened, Path(name))
-        ours = servers.start_ours(opened, rig)
+    with servers.installed() as (opened, rig, ours):
         started = {
             "gyre": ours,
             "empty": servers.start_empty(opened, rig, ours),

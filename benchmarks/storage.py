@@ -22,7 +22,7 @@ import pytest
 
 from benchmarks.support import measure
 from benchmarks.support.measure import ROUNDS, promised, ratio
-from core.settings import PROJECT
+from core.project import PROJECT
 from stack.environment import process_environment
 from tests.conftest import feast_apply, mlflow_server, new_settings, redis_server
 from tests.support.feature_engine.delivered_source import deliver, source

@@ -103,11 +103,21 @@ def choose(rows: pa.Table, option: str, name: str | None) -> str:
     names = [field.name for field in rows.schema if str(field.type) in types]
     if option == "--entity":
         names = [column for column in names if _is_plain(column)]
+    return chosen(option, role, names, name)
+
+
+def chosen(option: str, role: str, choices: Sequence[str], name: str | None) -> str:
+    """Return the word that an option gives; if it gives none, ask for it at a terminal.
+
+    Raises:
+        SettingsError: It is none of the choices, or there is no terminal.
+
+    """
     if not name:
-        return ask(option, role, names)
-    if name not in names:
+        return ask(option, role, choices)
+    if name not in choices:
         raise SettingsError(
-            f"{option}: expected a {role}: {', '.join(names) or 'none'}; found {name}"
+            f"{option}: expected a {role}: {', '.join(choices) or 'none'}; found {name}"
         )
     return name
 

@@ -29,7 +29,8 @@ from cli.terminal import OUT, progress, show, tell
 from cli.up import ask_model, newest_entities
 from core.additions import is_present
 from core.errors import MonitoringError, SettingsError
-from core.settings import CLONE, SHIPPED, STORE, Settings, load_settings
+from core.project import CLONE, SHIPPED, STORE
+from core.settings import Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
 from core.tokens import serving_headers

@@ -13,7 +13,8 @@ from cli.terminal import progress
 from cli.verbs import CONSOLE, AsJson, AsOf, moment, say
 from core.additions import is_present
 from core.errors import StackError
-from core.settings import PROJECT, SHIPPED, Settings, load_settings
+from core.project import PROJECT, SHIPPED
+from core.settings import Settings, load_settings
 from core.spec import MODELS
 
 COMMAND_HELP = (

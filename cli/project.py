@@ -12,7 +12,7 @@ import typer
 
 from cli.use_case import TEMPLATES, write_use_case
 from core.errors import SettingsError
-from core.settings import CLONE, SHIPPED, STORE
+from core.project import CLONE, SHIPPED, STORE
 
 ROWS = "data/orders.parquet"
 NEXT_STEPS = """wrote a project to {folder}; next:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -16,8 +16,12 @@ from cli.terminal import progress, show, table
 from cli.verbs import log_to_stderr
 from core.errors import SettingsError
 from core.files import append_secrets
-from core.settings import ENV_FILE, PROJECT, Settings, load_settings
+from core.project import ENV_FILE, PROJECT
+from core.settings import Settings, load_settings
 from core.spec import MODEL_NAME, MODELS, ModelSpec, load_spec
+
+if TYPE_CHECKING:
+    from cli.adopted import AdoptedModel
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = {
@@ -93,17 +97,24 @@ def new(
     """
     log_to_stderr()
     settings = load_settings()
-    if model or service:
-        new_adopted(
-            settings,
-            name,
-            model=model,
-            table=source,
+    if service and not model:
+        raise SettingsError("--service: expected --model beside it")
+    if model:
+        from cli.adopted import AdoptedModel  # noqa: PLC0415  (heavy)
+
+        if source is None:
+            raise SettingsError(
+                "--model: expected --from beside it, the table of labels"
+            )
+        adopted = AdoptedModel(
+            source=model,
+            table=_address_in_project(source),
             service=service,
             entity=entity,
             time=time,
             outcome=outcome,
         )
+        _new_adopted(settings, name, adopted)
         return
     places = _new_files(name)
     import pyarrow as pa  # noqa: PLC0415  (heavy)
@@ -135,40 +146,19 @@ def new(
     typer.echo("\n".join([*_summary(columns), next_steps]))
 
 
-def new_adopted(
-    settings: Settings,
-    name: str,
-    *,
-    model: str | None,
-    table: str | None,
-    service: str | None,
-    entity: str | None,
-    time: str | None,
-    outcome: str | None,
-) -> None:
-    """Write the spec of a model that was trained elsewhere; see `describe_adopted`."""
-    if model is None or table is None:
-        raise SettingsError("--model: expected beside it --from, the table with labels")
-    place = FILES["model.toml"].format(name)
+def _new_adopted(settings: Settings, name: str, model: "AdoptedModel") -> None:
+    """Write the spec of a model that was trained elsewhere."""
     _check_name(name)
+    place = FILES["model.toml"].format(name)
     if (PROJECT / place).exists():
         raise SettingsError(f"{place}: there already, nothing was written")
     with progress(f"new {name}"):
         from cli.adopted import describe_adopted  # noqa: PLC0415  (heavy)
 
-        variables = describe_adopted(
-            settings,
-            model,
-            _address_in_project(table),
-            service=service,
-            entity=entity,
-            time=time,
-            outcome=outcome,
-        )
+        variables = describe_adopted(settings, model)
     _write(PROJECT / place, ADOPTED, {**variables, "name": name})
-    typer.echo(
-        f"wrote {place}\nnext:\n  gyre check {name}\n  gyre adopt {name} {model}"
-    )
+    next_steps = f"gyre check {name}\n  gyre adopt {name} {shlex.quote(model.source)}"
+    typer.echo(f"wrote {place}\nnext:\n  {next_steps}")
 
 
 def _address_in_project(table: str) -> str:

@@ -11,7 +11,8 @@ from rich.console import RenderableType
 
 from cli.terminal import ErrorLines, show
 from core.errors import StackError
-from core.settings import ENV_FILE, Settings, load_settings
+from core.project import ENV_FILE
+from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_spec
 from core.timestamps import parse_timestamp
 

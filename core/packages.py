@@ -3,7 +3,7 @@
 import re
 from importlib.metadata import PackageNotFoundError, version
 
-from core.settings import SHIPPED
+from core.project import SHIPPED
 
 DISTRIBUTION = "gyre-loop"
 """Gyre's own name among the installed packages."""

@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import sys
 from contextlib import suppress
 from datetime import date
 from functools import partial
@@ -29,65 +28,18 @@ from upath import UPath
 
 from core.errors import SettingsError
 from core.files import location
+from core.project import (
+    CLONE,
+    ENV_FILE,
+    PROJECT,
+    SHIPPED,
+    STORE,
+    is_own_store,
+    is_project,
+)
 from core.schedule import Schedule
 
-CLONE = Path(__file__).resolve().parents[1]
-"""Folder of Gyre's own packages: the clone, or site-packages."""
-SHIPPED = CLONE / "gyre" / "shipped"
-"""Files of the clone that an installed Gyre has too: example rows, example spec, lock file."""
-STORE = Path("feature_repo", "feature_store.yaml")
-"""Feast's configuration in a project. A folder with it and with models/ is a project."""
 LOOPBACK = "127.0.0.1"
-ENV_FILE = "gyre.env"
-"""File in a stack's home with the settings that always belong to it."""
-
-OFFLINE_STORE = "feature_repo.extensions.offline.AsofOfflineStore"
-"""Gyre's offline store, by which its own `feature_store.yaml` is known."""
-
-
-def is_own_store(file: Path) -> bool:
-    """Whether a `feature_store.yaml` is Gyre's, or absent; any other is a team's."""
-    return not file.is_file() or OFFLINE_STORE in file.read_text()
-
-
-def is_project(folder: Path) -> bool:
-    """Whether a folder is a project of a team, as `gyre init` writes it, or the clone.
-
-    Its Feast repository may lie elsewhere, where GYRE_FEAST_REPO names it.
-    """
-    has_features = (folder / STORE).is_file() or _has_feast_elsewhere(folder)
-    return (folder / "models").is_dir() and has_features
-
-
-def _has_feast_elsewhere(folder: Path) -> bool:
-    file = Path(os.environ.get("GYRE_HOME") or folder / ".gyre", ENV_FILE)
-    is_in_file = file.is_file() and "GYRE_FEAST_REPO=" in file.read_text()
-    return is_in_file or "GYRE_FEAST_REPO" in os.environ
-
-
-def find_project() -> Path:
-    """Return the folder that GYRE_PROJECT names, or the project that the working directory is in.
-
-    Where both are absent, it is the clone. An installed Gyre has none: it gives SHIPPED, which
-    `load_settings` refuses.
-    """
-    named_folder = os.environ.get("GYRE_PROJECT")
-    if named_folder:
-        return Path(named_folder).expanduser().resolve()
-    folders = [CLONE]
-    with suppress(FileNotFoundError):  # the working directory was deleted
-        folders = [Path.cwd(), *Path.cwd().parents, CLONE]
-    for folder in folders:
-        if is_project(folder):
-            return folder
-    return SHIPPED if SHIPPED.is_dir() else CLONE
-
-
-PROJECT = find_project()
-"""Folder of a team's models/, feature_repo/ and Python packages. It is a constant, as Python finds
-modules by it; `load_settings` checks it."""
-# The clone first: in a project `feature_repo` is a folder, in the clone the package.
-sys.path += [str(folder) for folder in (CLONE, PROJECT) if str(folder) not in sys.path]
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """Programs of the stack that listen on a port: the setting `<name>_port`."""
 # Linux takes ports of outgoing connections from 32768 on: such a port may be taken before
@@ -264,8 +216,8 @@ class Settings(BaseSettings):
     """Apprise addresses (Slack, PagerDuty, mail, a webhook …), separated by blanks. Default: the
     file `logs/alerts.log` in GYRE_HOME."""
     adopt_pickles: bool = False
-    """Allows to open a model that can run any code, in a process of its own: a pickle, or a model of
-    MLflow's pyfunc, of which serving has such a process, too. Set it for models that you trust."""
+    """Allows a process of its own to open a model that can run any code: a pickle in `gyre adopt`, a
+    model of MLflow's pyfunc beside a worker, too. Set it for models that you trust."""
     change_live_features: bool = False
     """Allows ingest to change the feature values that a version in a role is served. It is meant for
     a single command."""

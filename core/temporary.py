@@ -8,7 +8,8 @@ from tempfile import mkdtemp
 
 from core.errors import StackError
 from core.files import append_secrets
-from core.settings import ENV_FILE, Settings, free_ports
+from core.project import ENV_FILE
+from core.settings import Settings, free_ports
 
 
 @contextmanager

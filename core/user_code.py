@@ -10,7 +10,7 @@ from typing import Any
 
 from core.errors import GyreError, SettingsError
 from core.packages import with_extra
-from core.settings import CLONE, PROJECT
+from core.project import CLONE, PROJECT
 
 DATASETS = PROJECT / "feature_repo" / "datasets"
 FOLDER = "feature_repo.datasets."

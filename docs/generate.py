@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 
-from core.settings import CLONE, PROJECT, Settings
+from core.project import CLONE, PROJECT
+from core.settings import Settings
 from docs.routes import routes
 from docs.spec_fields import spec
 from monitoring.console.loop_metrics import METRICS

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import httpx
 from PIL import Image
 
-from core.settings import CLONE, load_settings
+from core.project import CLONE
+from core.settings import load_settings
 from core.spec import load_specs
 from docs.browser import HIGHEST, PHONE, browser
 from mlflow_server.api.pages import Pages

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from core.settings import CLONE
+from core.project import CLONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

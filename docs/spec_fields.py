@@ -6,7 +6,7 @@ import ast
 import json
 from typing import TYPE_CHECKING, Any
 
-from core.settings import CLONE
+from core.project import CLONE
 from core.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from core.errors import DataError
 from core.settings import Settings
-from core.spec import KeyType, LabelTable, ModelSpec
+from core.spec import KeyType, ModelSpec
+from core.spec.tables import LabelTable
 from core.tables.addresses import shown_address
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import TIMESTAMP, Label
@@ -93,9 +94,10 @@ def known_labels(
     keys = {key: table.entity.get(key, key) for key in spec.entity_key}
     used_names = [*keys.values(), table.event_time]
     used_names += [name for name in (table.name, table.known_at) if name]
-    missing = [name for name in used_names if name not in rows.columns]
-    if missing:
-        problem = f"expected the columns {', '.join(missing)} of {shown_address(table.source)}"
+    missing_columns = [name for name in used_names if name not in rows.columns]
+    if missing_columns:
+        names = ", ".join(missing_columns)
+        problem = f"expected the columns {names} of {shown_address(table.source)}"
         raise DataError(
             f"{spec.name}.toml: label: {problem}, found {', '.join(rows.columns)}; name, event_time, "
             "known_at and entity of [label] name a column that is called otherwise"

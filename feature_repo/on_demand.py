@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from core.errors import DataError
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.user_code import parse
 
 

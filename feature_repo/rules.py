@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from core.errors import BatchRejectedError, DataError
-from core.settings import PROJECT
+from core.project import PROJECT
 from feature_repo.definition import Dataset
 
 EXPECTATIONS = PROJECT / "feature_repo" / "expectations"

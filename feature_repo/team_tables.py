@@ -6,7 +6,7 @@ import ibis
 import ibis.expr.types as ir
 
 from core.errors import DataError
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.tables.addresses import is_url, rows_at, shown_address
 
 UTC_MICROSECONDS = "timestamp('UTC', 6)"

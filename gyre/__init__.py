@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.settings import PROJECT
+    from core.project import PROJECT
     from feature_engine.windows import DECIMAL, Window, Windows, feature_view
     from feature_repo.definition import Dataset, Label
     from monitoring.check import CheckResult
@@ -26,7 +26,7 @@ __all__ = [
 ]
 MODULES = {
     "DECIMAL": "feature_engine.windows",
-    "PROJECT": "core.settings",
+    "PROJECT": "core.project",
     "CheckResult": "monitoring.check",
     "Dataset": "feature_repo.definition",
     "Label": "feature_repo.definition",

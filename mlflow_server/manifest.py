@@ -31,7 +31,7 @@ MODEL_FILES: dict[Loader, str] = {
     "mlflow.pyfunc": "model.zip",
 }
 """Files of a model by MLflow's loader module, for all loaders that a version may name. All are data,
-but `model.zip`, which has code: `mlflow_server.model.packed`."""
+but `model.zip`, which has code: `mlflow_server.model.zipped`."""
 CONTRACT_FILE = "serving.json"
 DIGEST_TAG = "sha256."
 SCORE = "score"

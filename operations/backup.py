@@ -20,7 +20,8 @@ from dotenv import dotenv_values, unset_key
 from core.errors import StackError
 from core.files import reached
 from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
-from core.settings import ENV_FILE, LAYOUT, PORTS, SCHEMAS, SHARED, Settings
+from core.project import ENV_FILE
+from core.settings import LAYOUT, PORTS, SCHEMAS, SHARED, Settings
 from core.spec import load_specs
 from core.tables.addresses import table_names
 from mlflow_server.promotion.ledger import Ledger

@@ -5,7 +5,8 @@ from configparser import ConfigParser
 from io import StringIO
 
 from core.files import replace_file
-from core.settings import CLONE, Settings
+from core.project import CLONE
+from core.settings import Settings
 from stack.environment import LOGIN, load_secrets
 
 CONFIG_HEAD = """\

@@ -12,7 +12,8 @@ from pathlib import Path
 from core import UNREPORTED
 from core.errors import StackError
 from core.files import replace_file
-from core.settings import CLONE, PORTS, SHARED, Settings
+from core.project import CLONE
+from core.settings import PORTS, SHARED, Settings
 from feature_repo.published.config import feast_config_path
 
 MARK = "GYRE_STACK"

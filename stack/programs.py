@@ -17,7 +17,8 @@ from pkgutil import resolve_name
 
 from core.additions import present
 from core.errors import StackError
-from core.settings import CLONE, PROJECT, Settings
+from core.project import CLONE, PROJECT
+from core.settings import Settings
 from core.spec import MODELS
 from feature_repo.online_store import (
     find_server,

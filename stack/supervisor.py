@@ -17,7 +17,8 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from core.errors import StackError
-from core.settings import CLONE, Settings
+from core.project import CLONE
+from core.settings import Settings
 from stack.environment import MARK, SOCKET
 
 FALLEN = {"FATAL", "EXITED", "STOPPED", "UNKNOWN"}

@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from core.errors import GyreError, RegistryError, StackError
-from core.settings import PROJECT, Settings
+from core.project import PROJECT
+from core.settings import Settings
 from feature_repo.online_store import redis_place, redis_problem, redis_version
 from mlflow_server.api.login import read_login
 from mlflow_server.api.rest import mlflow_version

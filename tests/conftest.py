@@ -20,7 +20,8 @@ from redis.exceptions import RedisError
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from core.settings import PROJECT, Settings, free_ports
+from core.project import PROJECT
+from core.settings import Settings, free_ports
 from feature_repo.online_store import find_server
 from feature_repo.published.config import write_feast_config
 from mlflow_server.server import command as mlflow_command

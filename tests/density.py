@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from core.additions import ADDITIONS
-from core.settings import CLONE
+from core.project import CLONE
 
 NOT_PRODUCT = ("tests/", "benchmarks/", "docs/")
 COUNTED = {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}

@@ -6,7 +6,7 @@ import sys
 
 import psutil
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import wait_until
 
 PROGRAM = """

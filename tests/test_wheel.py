@@ -9,7 +9,8 @@ import zipfile
 
 import pytest
 
-from core.settings import CLONE, PORTS, SHIPPED, free_ports
+from core.project import CLONE, SHIPPED
+from core.settings import PORTS, free_ports
 from tests.conftest import BIN
 from tests.support.tools.clone import few_orders, fewer_trees, online_answer
 

@@ -90,11 +90,10 @@ def take(settings: Settings, spec: ModelSpec, run_id: str) -> None:
             source=source,
             address=settings.mlflow_address,
             spec=spec,
-            opens_pickles=settings.adopt_pickles,
         )
         log.info("%s: opening and converting %s", spec.name, source)
         result = _converted(folder, request)
-        log.info("%s: %s, compared with what is served", spec.name, result.kind)
+        log.info("%s: %s is converted", spec.name, result.kind)
         content = (folder / MODEL_FILES[result.loader]).read_bytes()
         candidate = folder / CANDIDATE
         candidate.mkdir()

@@ -40,8 +40,8 @@ def train(
     """
     if not spec.is_trained_here:
         raise SettingsError(
-            f"{spec.name}.toml has no [[estimators]] and no [training]: its versions come from "
-            + spec.command
+            f"{spec.name}.toml has no [[estimators]] and no [training]: expected one of them, or "
+            f"versions that come from {spec.command}"
         )
     run_id = open_run(
         settings,

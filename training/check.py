@@ -94,8 +94,7 @@ def learning_problems(
     if not problems:
         yield from _trials(spec, frame, train)
         many_values = category_remarks(spec.inputs, feature_columns(spec, train))
-        leaks = leak_remarks(spec, train, {}) if spec.has_labels else ()
-        for remark in (*leaks, *many_values):
+        for remark in (*leak_remarks(spec, train, {}), *many_values):
             log.warning("%s.toml: %s", spec.name, remark)
     unlabelled = without_label(settings, spec, plan, test).num_rows
     # An error of it is one more finding.

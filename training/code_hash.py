@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from core.settings import CLONE, PROJECT
+from core.project import CLONE, PROJECT
 from core.spec import ModelSpec
 from core.user_code import dataset_modules, parse, user_modules
 from training.stages import STAGES
@@ -23,6 +23,7 @@ WITHOUT_EFFECT = (
     # Where files, tables and settings are, and the words of errors.
     "core.errors",
     "core.files",
+    "core.project",
     "core.settings",
     "core.tables",
     "core.timestamps",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.packages import DISTRIBUTION
-from core.settings import CLONE, PROJECT, SHIPPED
+from core.project import CLONE, PROJECT, SHIPPED
 from core.spec import ModelSpec
 from feature_repo.definition import DEFINITION_TAG
 from training.code_hash import code_hash

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from redis import Redis
 
-from core.settings import PROJECT
+from core.project import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -13,14 +13,17 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from core.settings import PROJECT, load_settings
+from core.project import PROJECT
+from core.settings import load_settings
 from mlflow_server.api.registry import Registry
 from mlflow_server.model.pyfunc import read_version
 from stack.supervisor import members
@@ -38,8 +41,6 @@ from tests.support.serving.flood import post
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import ExitStack
-    from pathlib import Path
 
     from core.spec import ModelSpec
 
@@ -94,6 +95,20 @@ def on_first_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, {CORES[-1]})
+
+
+@contextmanager
+def installed() -> Iterator[tuple[ExitStack, Rig, Server]]:
+    """Run an installation in a temporary folder, and its worker; yield what closes more, too."""
+    with (
+        tempfile.TemporaryDirectory(prefix="gyre-bench-") as name,
+        ExitStack() as opened,
+    ):
+        # Other benchmarks follow.
+        opened.callback(os.sched_setaffinity, 0, CORES)
+        opened.enter_context(paused_stack())
+        rig = install(opened, Path(name))
+        yield opened, rig, start_ours(opened, rig)
 
 
 def install(opened: ExitStack, folder: Path) -> Rig:

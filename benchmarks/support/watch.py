@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.support.measure import peak_mb
-from core.settings import PROJECT
+from core.project import PROJECT
 
 SECONDS_BETWEEN = 1
 LIMIT_MB = 6_000

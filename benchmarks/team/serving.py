@@ -13,7 +13,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -153,15 +152,8 @@ def start_theirs(opened: ExitStack, rig: Rig, folder: Path) -> Server:
 
 
 def main(seconds: float) -> None:
-    with (
-        tempfile.TemporaryDirectory(prefix="gyre-bench-") as name,
-        ExitStack() as opened,
-    ):
-        opened.callback(os.sched_setaffinity, 0, servers.CORES)
-        opened.enter_context(servers.paused_stack())
-        rig = servers.install(opened, Path(name))
-        ours = servers.start_ours(opened, rig)
-        theirs = start_theirs(opened, rig, Path(name, "team"))
+    with servers.installed() as (opened, rig, ours):
+        theirs = start_theirs(opened, rig, rig.folder / "team")
         title("/predict on a team's Feast view in Redis, and on ours")
         for connections in (1, 16):
             ratios = []

@@ -28,7 +28,8 @@ from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
 from core.locks import one_writer
-from core.settings import PROJECT, Settings
+from core.project import PROJECT
+from core.settings import Settings
 from core.user_code import change_times, in_one_line
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
 from feature_engine.events.broker import Entry, Stream, event_schema

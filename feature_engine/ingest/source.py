@@ -22,7 +22,8 @@ from pyarrow.fs import LocalFileSystem
 
 from core.errors import DataError
 from core.files import read_file, replace_file
-from core.settings import ENV_FILE, Settings
+from core.project import ENV_FILE
+from core.settings import Settings
 from core.tables.addresses import is_url, rows_at, shown_address
 from feature_engine.engines.engine import value_error
 from feature_engine.ingest.exact_types import (

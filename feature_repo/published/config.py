@@ -13,7 +13,8 @@ import yaml
 from redis.connection import parse_url
 
 from core.files import replace_file
-from core.settings import CLONE, PROJECT, STORE, Settings, is_own_store
+from core.project import CLONE, PROJECT, STORE, is_own_store
+from core.settings import Settings
 
 VIEWS_FOLDER = "features"
 """Folder of the data that holds the Delta table of each feature view."""

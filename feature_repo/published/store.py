@@ -13,7 +13,8 @@ from feast.repo_config import RepoConfig
 from sqlalchemy import NullPool
 
 from core.errors import DataError
-from core.settings import OFFLINE_STORE, PROJECT, STORE, Settings
+from core.project import OFFLINE_STORE, PROJECT, STORE
+from core.settings import Settings
 from core.user_code import DATASETS, dataset_modules
 from feature_repo.definition import Dataset
 from feature_repo.published.config import feast_config, registry_path, view_address

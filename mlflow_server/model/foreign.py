@@ -17,16 +17,16 @@ from core.errors import RegistryError, SettingsError
 from core.packages import with_extra
 from core.spec import InputType
 from mlflow_server.api.connection import translated
-from mlflow_server.model.packed import packed
 from mlflow_server.model.pyfunc import TRUSTED, ModelFile
+from mlflow_server.model.zipped import require_trust, zipped
 
 FLAVORS = ("onnx", "xgboost", "lightgbm", "sklearn", "python_function")
 """Flavours of MLflow that can be opened. The first one that a model has is taken: nearly all have the
 last one, too."""
 PICKLES = (".pkl", ".pickle", ".cloudpkl", ".joblib")
-PICKLE_REMEDY = (
+PICKLE = (
     "is a pickle, which can run any code while it is opened: log it again in a data format "
-    "(ONNX, or skops), or, if you trust it, set GYRE_ADOPT_PICKLES=true"
+    "(ONNX, or skops)"
 )
 TYPES: dict[str, InputType] = {
     "boolean": "int64",
@@ -127,7 +127,6 @@ def opened(
     trusted: tuple[str, ...],
     *,
     is_classifier: bool,
-    opens_pickles: bool,
 ) -> Any:
     """Open a model by its library.
 
@@ -135,10 +134,9 @@ def opened(
         foreign: The model.
         trusted: Types that skops may make, by the spec of the project.
         is_classifier: Whether it gives probabilities.
-        opens_pickles: Whether the installation allows to open a pickle.
 
     Returns:
-        A fitted model of the library; bytes of ONNX; LightGBM's Booster; the file of a packed folder.
+        A fitted model of the library; bytes of ONNX; LightGBM's Booster; the file of a zipped folder.
 
     Raises:
         SettingsError: It is a pickle, and the installation opens none, or a library is missing.
@@ -147,10 +145,10 @@ def opened(
     """
     file = foreign.file
     if foreign.flavor == "python_function":
-        return ModelFile(packed(file), "mlflow.pyfunc")
+        return ModelFile(zipped(file), "mlflow.pyfunc")
     is_pickle = file.suffix in PICKLES
-    if is_pickle and not opens_pickles:
-        raise SettingsError(f"{file.name} {PICKLE_REMEDY}")
+    if is_pickle:
+        require_trust(f"{file.name} {PICKLE}")
     try:
         if is_pickle:
             return _unpickled(file)

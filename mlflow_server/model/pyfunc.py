@@ -25,7 +25,7 @@ from mlflow_server.manifest import (
     ModelManifest,
     wrong_files,
 )
-from mlflow_server.model.packed import PackedModel, pyfunc_module
+from mlflow_server.model.zipped import ZippedModel, pyfunc_module
 
 BOOSTERS = {"xgboost": "xgboost.core.Booster", "lightgbm": "lightgbm.basic.Booster"}
 TRUSTED = ("numpy.dtype", "skl2onnx.sklapi.cast_transformer.CastTransformer")
@@ -97,7 +97,7 @@ class ModelFile:
     @cached_property
     def loaded(self) -> Any:
         if self.loader == "mlflow.pyfunc":
-            return PackedModel(self.content)
+            return ZippedModel(self.content)
         pyfunc = pyfunc_module()
         from mlflow.models import Model  # noqa: PLC0415
 

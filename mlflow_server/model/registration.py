@@ -29,8 +29,8 @@ from core.text_limits import DESCRIPTION, cut
 from mlflow_server.api.connection import mlflow_client, translated
 from mlflow_server.api.registry import Registry, Version
 from mlflow_server.manifest import MODEL_FILES, SCORE, digest_tags
-from mlflow_server.model.packed import unpack
 from mlflow_server.model.pyfunc import ModelFile
+from mlflow_server.model.zipped import unzip
 from mlflow_server.tags import packed
 
 LOGGED_NAME = "model"
@@ -186,7 +186,7 @@ def _save(
         model_id=logged.model_id,
     )
     if exported.loader == "mlflow.pyfunc":
-        _save_packed(exported, folder, description, content["extra_files"])
+        _save_zipped(exported, folder, description, content["extra_files"])
         return
     options: dict[str, Any] = {}
     if exported.loader == "mlflow.onnx":
@@ -206,11 +206,11 @@ def _save(
     exported.write(folder)  # skops writes other bytes each time
 
 
-def _save_packed(
+def _save_zipped(
     exported: ModelFile, folder: Path, description: Model, extra_files: Sequence[str]
 ) -> None:
-    """Write the files of a packed model as they were, with the description of a new one."""
-    unpack(exported.content, folder)
+    """Write the files of a zipped model as they were, with the description of a new one."""
+    unzip(exported.content, folder)
     original = Model.load(str(folder))
     description.flavors = original.flavors
     description.signature = original.signature

@@ -99,15 +99,16 @@ def run_checks(
     if known_reference:
         chosen_checks += [*comparisons, *limits.checks]
     else:
+        remedy = run.spec.command
+        if run.spec.is_trained_here:
+            remedy = f"{remedy} --force"
         results.append(
             CheckResult(
                 name=REFERENCE,
                 kind=REFERENCE,
                 status="unknown",
                 words=f"there is no reference: {reference}",
-                remedy=f"{run.spec.command} --force"
-                if run.spec.is_trained_here
-                else run.spec.command,
+                remedy=remedy,
             )
         )
     for check in chosen_checks:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from core.errors import DataError
 from core.settings import Settings
-from core.spec import ModelSpec, PredictionTable
+from core.spec import ModelSpec
+from core.spec.tables import PredictionTable
 from core.tables.addresses import shown_address
 from feature_repo.team_tables import open_table, utc_time
 from mlflow_server.api.registry import Registry

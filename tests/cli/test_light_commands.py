@@ -3,7 +3,7 @@
 import json
 import sys
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from mlflow_server.promotion.ledger import Ledger
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings

@@ -10,7 +10,7 @@ import pytest
 from cli.use_case import new
 from cli.verbs import LOGGING_PACKAGES, say
 from core.errors import SettingsError
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import wait_until
 from tests.support.tools.clone import outer_environment, run
 from tests.support.tools.preloaded import commands_folder

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import new_settings
 from tests.support.tools.clone import (
     events,

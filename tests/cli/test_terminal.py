@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from mlflow_server.promotion.ledger import Ledger
 from monitoring.decisions.decision import INPUTS, Inputs, decide
 from monitoring.decisions.store import store_decision

@@ -11,7 +11,8 @@ import yaml
 from croniter import croniter
 
 from cli.main import typer_app
-from core.settings import PROJECT, Settings
+from core.project import PROJECT
+from core.settings import Settings
 from tests.conftest import BIN
 
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))

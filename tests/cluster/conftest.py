@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import BIN, answers, running, wait_until
 from tests.support.tools.s3 import s3_server
 

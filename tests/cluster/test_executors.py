@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from core.errors import DataError
-from core.settings import PROJECT
+from core.project import PROJECT
 from tests.cluster.conftest import MARKS, PACKAGES
 from tests.conftest import wait_until
 from tests.faults.conftest import standing_still

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from core.settings import PROJECT, free_ports, load_settings
+from core.project import PROJECT
+from core.settings import free_ports, load_settings
 from feature_engine.offline.views import view_table
 from stack.environment import process_environment
 from tests.cluster.conftest import HOST, spark_defaults

@@ -7,7 +7,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from feature_engine.offline.views import view_table, write_views
 from tests.cluster.conftest import MARKS, spark_defaults
 from tests.conftest import AS_OF, new_settings

@@ -11,7 +11,7 @@ from zlib import crc32
 import pytest
 import yaml
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import BIN
 from tests.serving.conftest import rig  # noqa: F401  (a fixture)
 

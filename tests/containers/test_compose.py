@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import BIN, at_most, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, logs, podman
 from tests.faults.conftest import more

@@ -8,7 +8,8 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 import pytest
 
 from core import UNREPORTED
-from core.settings import PROJECT, Settings
+from core.project import PROJECT
+from core.settings import Settings
 from stack.environment import child_environment
 from tests.serving.conftest import tiny_onnx
 

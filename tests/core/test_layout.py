@@ -5,7 +5,7 @@ import subprocess
 from collections import Counter
 from pathlib import PurePath
 
-from core.settings import CLONE
+from core.project import CLONE
 
 MOST_MODULES = 15
 COMMAND = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]

@@ -12,7 +12,7 @@ from setuptools import find_packages
 
 from cli.main import PANELS
 from core.additions import ADDITIONS
-from core.settings import CLONE
+from core.project import CLONE
 from stack.programs import PROGRAMS
 
 PROJECT = tomllib.loads((CLONE / "pyproject.toml").read_text())

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from core.errors import SettingsError
-from core.settings import PROJECT, load_settings
+from core.project import PROJECT
+from core.settings import load_settings
 from core.spec import MODELS, load_spec, load_specs
 from core.spec.monitoring import Rollout
 from docs import spec_fields

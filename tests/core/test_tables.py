@@ -15,7 +15,7 @@ import pytest
 from deltalake import DeltaTable
 
 from core.errors import DataError
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.tables.commits import added_file
 from core.tables.query import quoted
 from core.tables.table import RETENTION, Table

@@ -4,7 +4,8 @@ import pytest
 
 from core.errors import StackError
 from core.files import append_secrets
-from core.settings import ENV_FILE, PORTS, load_settings
+from core.project import ENV_FILE
+from core.settings import PORTS, load_settings
 from core.temporary import temporary_installation
 from tests.conftest import new_settings
 

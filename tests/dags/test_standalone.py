@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from stack.environment import process_environment
 from tests.conftest import BIN, new_settings
 from tests.support.tools.dag_reader import read

@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 
 from cli.main import typer_app
-from core.settings import CLONE
+from core.project import CLONE
 
 PAGES = [
     *CLONE.glob("*.md"),

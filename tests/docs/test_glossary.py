@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 
 GLOSSARY = (CLONE / "docs" / "glossary.md").read_text()
 ROW = re.compile(r"^\| (`[A-Z].*`) \| .* \| `([a-z_.]+)` \|$", re.MULTILINE)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from docs.browser import NAMES, PHONE, browser
 from tests.conftest import new_settings
 from tests.support.tools.clone import Copy

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.spec import MODELS
 from tests.conftest import wait_until
 from tests.mlflow_server.conftest import (  # noqa: F401  (fixtures)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from tests.support.tools.clone import outer_environment
 from tests.support.tools.preloaded import commands_folder
 

@@ -30,7 +30,7 @@ TTL = timedelta(days=900)
 
 
 def loyalty():
-    """Points of customers 1 to 400, twice in each of 900 days for some of them."""
+    """6,000 rows of 400 customers, on days of 900."""
     random = np.random.default_rng(3)
     count = 6_000
     days = random.integers(0, 900, count)
@@ -106,12 +106,13 @@ def test_offline_and_online_values_are_those_of_both_kinds_of_view(small, rows):
     pd.testing.assert_frame_equal(frame[OWN], orders[OWN])
     unknown_count = 0
     for row in frame.itertuples():
-        known = newest(rows, row.customer_id, row.event_timestamp)
-        if known is None:
+        newest_row = newest(rows, row.customer_id, row.event_timestamp)
+        if newest_row is None:
             unknown_count += 1
             assert pd.isna(row.points)
         else:
-            assert (row.points, row.tier) == (known["points"], known["tier"])
+            expected = (newest_row["points"], newest_row["tier"])
+            assert (row.points, row.tier) == expected
     assert 0 < unknown_count < len(frame)
 
     lookup = look_up_specification(small, SERVICE)

@@ -16,6 +16,7 @@ from feature_repo.published.service import PublishedService
 from feature_repo.published.specification import look_up_specification
 from feature_repo.published.store import open_store
 from feature_repo.views import entities, late_features
+from serving.features.feast_reader import FeastReader
 from serving.features.redis_reader import RedisReader
 from tests.conftest import new_settings, redis_server, unused_port
 from tests.support.feature_repo.team import (
@@ -207,3 +208,31 @@ def test_a_look_up_reads_a_teams_redis_by_the_bytes_of_feast(tmp_path):
     for position, row in enumerate(rows[:-1]):
         expected = {name: stock[name][position] for name in names}
         assert row.features == by_feast[position] == expected
+
+
+NOTED = """
+@on_demand_feature_view(sources=[driver_stats_fv], schema=[Field(name="noted", dtype=Float64)])
+def noted(inputs: pd.DataFrame) -> pd.DataFrame:
+    with open({calls!r}, "a") as file:
+        file.write("called ")
+    return pd.DataFrame({{"noted": inputs["conv_rate"] * 2}})
+
+driver_noted = FeatureService(name="driver_noted", features=[driver_stats_fv, noted])
+"""
+
+
+def test_a_worker_calls_on_demand_views_before_it_is_asked(tmp_path):
+    repository = make_team(tmp_path) / "feature_repo"
+    calls = tmp_path / "calls"
+    with (repository / "feature_definitions.py").open("a") as file:
+        file.write(NOTED.format(calls=str(calls)))
+    run_feast(repository, "apply")
+    calls.unlink(missing_ok=True)  # Feast calls them, too, to learn their types
+    settings = new_settings(tmp_path / "home", feast_repo=repository)
+    with asyncio.Runner() as runner:
+        reader = FeastReader(settings, "driver_noted", ["noted"])
+        assert runner.run(reader.probe()) is not None
+        assert calls.read_text() == "called "
+        runner.run(reader.probe())
+        assert calls.read_text() == "called "  # once is enough
+        runner.run(reader.close())

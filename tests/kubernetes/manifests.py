@@ -8,7 +8,7 @@ from pathlib import Path
 import kubernetes_validate
 import yaml
 
-from core.settings import CLONE
+from core.project import CLONE
 
 FOLDER = CLONE / "deploy" / "kubernetes"
 RELEASES = ("1.29", "1.37")

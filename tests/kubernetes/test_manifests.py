@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.kubernetes.conftest import run
 from tests.kubernetes.manifests import (
     FOLDER,

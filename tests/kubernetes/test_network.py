@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.kubernetes.manifests import base, read_documents
 
 GYRE = {"app.kubernetes.io/part-of": "gyre"}

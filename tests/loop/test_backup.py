@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from core.settings import ENV_FILE
+from core.project import ENV_FILE
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_dataset
 from monitoring.decisions.store import newest_decisions

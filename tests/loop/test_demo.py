@@ -6,7 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from core.settings import PROJECT, Settings
+from core.project import PROJECT
+from core.settings import Settings
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW

@@ -13,7 +13,7 @@ import pytest
 
 from cli.demo import AGE, DemoRun
 from core.errors import StackError
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.spec import load_spec
 from mlflow_server.api.tracking import Tracking
 from stack.airflow_api import AirflowApi

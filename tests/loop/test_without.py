@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from tests.conftest import BIN, new_settings, wait_until
 from tests.support.tools.stack import MODEL, Stack
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import StackError
-from core.settings import CLONE, load_settings
+from core.project import CLONE
+from core.settings import load_settings
 from core.spec import load_spec
 from mlflow_server.alerts import Alerts
 from mlflow_server.api.registry import Registry

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import BIN, new_settings
 from tests.support.feature_repo.team import feast, labels
 from tests.support.tools.clone import finished

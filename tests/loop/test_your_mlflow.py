@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from mlflow_server.api.registry import Registry
 from tests.conftest import BIN, new_settings
 from tests.mlflow_server.conftest import client

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import certifi
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from mlflow_server.alerts import QUIET, Alerts, is_open
 from stack.environment import process_environment
 from tests.conftest import BIN, new_settings, unused_port

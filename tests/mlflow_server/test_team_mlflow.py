@@ -10,7 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from core.errors import ArtifactError, RegistryError
-from core.settings import CLONE
+from core.project import CLONE
 from core.spec import load_specs
 from mlflow_server.api.pages import Pages
 from mlflow_server.api.registry import Registry

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 from core.errors import DataError
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.spec.training import Estimator
 from feature_engine.ingest.source import pull
 from mlflow_server.alerts import Alerts

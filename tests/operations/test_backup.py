@@ -18,7 +18,8 @@ from redis.exceptions import ResponseError
 
 from core.errors import DataError, StackError
 from core.locks import one_writer
-from core.settings import ENV_FILE, LAYOUT
+from core.project import ENV_FILE
+from core.settings import LAYOUT
 from core.tables.table import Table
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.spec import load_spec
 from mlflow_server.alerts import Alerts
 from mlflow_server.api.tracking import Tracking

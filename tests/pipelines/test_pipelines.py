@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from core.settings import CLONE
+from core.project import CLONE
 from mlflow_server.api.registry import Registry
 from tests.conftest import new_settings
 from tests.support.tools.clone import Copy, few_orders, mlflow_and_redis

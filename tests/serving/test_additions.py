@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.serving.conftest import FEATURES, KNOWN, SPEC
 
 PACKAGES = (

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from core.errors import StackError
-from core.settings import CLONE
+from core.project import CLONE
 from stack.airflow_api import AirflowApi
 from stack.environment import make_secrets
 from tests.conftest import BIN, new_settings

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from core.errors import SettingsError
-from core.settings import CLONE, ENV_FILE, LAYOUT, LOOPBACK, load_settings
+from core.project import CLONE, ENV_FILE
+from core.settings import LAYOUT, LOOPBACK, load_settings
 from stack.environment import process_environment
 from stack.machine import LAYOUT_FILE, disk_problems, layout_problems
 from tests.conftest import BIN, at_most, new_settings, unused_port

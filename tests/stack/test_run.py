@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from core.errors import StackError
-from core.settings import CLONE, load_settings
+from core.project import CLONE
+from core.settings import load_settings
 from stack.airflow_config import write_airflow_config
 from stack.environment import (
     child_environment,

@@ -4,7 +4,8 @@ import pytest
 from pydantic import SecretStr
 
 from core.errors import SettingsError
-from core.settings import ENV_FILE, load_settings
+from core.project import ENV_FILE
+from core.settings import load_settings
 from stack.environment import child_environment
 from stack.machine import airflow_problems, mlflow_problems
 from stack.programs import PROGRAMS, local_programs, used_elsewhere

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from core.errors import RegistryError, SettingsError, TrainingError
-from core.settings import CLONE
+from core.project import CLONE
 from core.spec import load_spec
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
@@ -149,9 +149,11 @@ def test_a_model_that_cannot_be_taken_is_named_and_registers_nothing(
     assert len(Registry(settings).versions(MODEL)) == versions
 
 
-def test_a_pickle_is_opened_where_the_installation_says_so(settings, theirs, here):
-    allowing = settings.model_copy(update={"adopt_pickles": True})
-    report = take(allowing, here, theirs["places"]["pickle"], key="allowed")
+def test_a_pickle_is_opened_where_the_installation_says_so(
+    settings, theirs, here, monkeypatch
+):
+    monkeypatch.setenv("GYRE_ADOPT_PICKLES", "true")
+    report = take(settings, here, theirs["places"]["pickle"], key="allowed")
     assert report.version, report.outcome
     folder = settings.home / "none"
     with pytest.raises(TrainingError, match=f"expected a folder with .*, no {folder}"):

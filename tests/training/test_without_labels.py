@@ -44,7 +44,7 @@ def settings(tmp_path_factory):
 
 def test_a_spec_is_written_from_a_signature_and_a_table_and_fits(settings, folder):
     missing = gyre(settings, folder, "new", MODEL, "--model", "saved")
-    assert "--model: expected beside it --from" in missing.stderr
+    assert "--model: expected --from beside it" in missing.stderr
     options = ["--model", "saved", "--from", "loans.parquet", "--entity", "loan_id"]
     wrong = gyre(settings, folder, "new", MODEL, *options, "--outcome", "income")
     expected = "a column with the label ('' if there is none): defaulted; found income"

@@ -18,12 +18,16 @@ def leak_remarks(
 ) -> Iterator[str]:
     """Yield a line for each feature that almost determines the label, and one for the AUC.
 
+    There is none if the rows have no labels.
+
     Args:
         spec: The model.
-        rows: Labelled rows of a frame.
+        rows: Rows of a frame.
         metrics: Metrics of the model on these rows; may be empty.
 
     """
+    if not spec.has_labels:
+        return
     y = rows["label"].to_numpy()
     advice = "is it known before the label?"
     is_classes = spec.task != "regression"

@@ -59,14 +59,12 @@ class Request:
         source: Where it lies.
         address: MLflow's address.
         spec: Spec of the model here.
-        opens_pickles: Whether the installation allows to open a pickle.
 
     """
 
     source: str
     address: str
     spec: ModelSpec
-    opens_pickles: bool
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,6 @@ def convert(request: Request, rows: pd.DataFrame, folder: Path) -> Result:
         foreign,
         spec.serving.trusted_types,
         is_classifier=is_classifier,
-        opens_pickles=request.opens_pickles,
     )
     kind = foreign.library
     if not isinstance(model, ModelFile):
@@ -189,7 +186,7 @@ def fitted_model(spec: ModelSpec, model: Any, names: list[str]) -> Any:
     if isinstance(model, bytes):
         return OnnxModel(spec, model, names)
     if isinstance(model, ModelFile):
-        return packed_model(spec, model)
+        return zipped_model(spec, model)
     if type(model).__module__.startswith("lightgbm.basic"):
         return booster(spec, model, names)
     first = model[0] if isinstance(model, Pipeline) else model
@@ -249,8 +246,8 @@ def booster(spec: ModelSpec, model: Any, names: list[str]) -> ServedAsItIs:
     )
 
 
-def packed_model(spec: ModelSpec, file: ModelFile) -> ServedAsItIs:
-    """Return a packed folder's model over a frame, opened here."""
+def zipped_model(spec: ModelSpec, file: ModelFile) -> ServedAsItIs:
+    """Return a zipped model over a frame, opened here."""
     file = replace(file, classes=_class_count(spec))
     return ServedAsItIs(file, file.loaded)
 

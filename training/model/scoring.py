@@ -17,7 +17,7 @@ from mlflow_server.manifest import DTYPES, SCORE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile, read_version
 from training.data.frame import feature_columns, with_features
 from training.evaluation.metrics import Scored
-from training.model.separate import SeparateModel
+from training.model.separate import SeparateModel, separate_model
 
 
 def score(
@@ -33,7 +33,7 @@ def open_session(
     model: ModelFile,
 ) -> onnxruntime.InferenceSession | ModelFile | SeparateModel:
     if model.loader == "mlflow.pyfunc":
-        return SeparateModel(model)
+        return separate_model(model)
     if model.loader != "mlflow.onnx":
         return model
     options = onnxruntime.SessionOptions()

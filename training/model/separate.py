@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ class SeparateModel:
     ) -> list[NDArray[np.float64]]:
         """Return scores of the rows in `columns`, [N] or [N, K]."""
         return self._process.submit(_run, outputs, dict(columns)).result()
+
+
+@lru_cache(maxsize=2)
+def separate_model(model: ModelFile) -> SeparateModel:
+    """Return the model's process: one for all that a program scores by it, and by its champion."""
+    return SeparateModel(model)
 
 
 def _open(model: ModelFile) -> None:

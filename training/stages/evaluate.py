@@ -143,7 +143,7 @@ def _figures(
 ) -> dict[str, float]:
     """Return the agreement of the export, and for two classes the fairness."""
     figures = {"onnx_difference": proof["largest_difference"]}
-    if spec.task == "classification" and spec.has_labels:
+    if spec.task == "classification":
         figures |= fairness(segments)
     return figures
 
@@ -153,8 +153,7 @@ def _remarks(
 ) -> tuple[str, ...]:
     """Return remarks on features that may know the label, and on texts with many values."""
     many_values = category_remarks(spec.inputs, feature_columns(spec, train))
-    leaks = leak_remarks(spec, test, metrics) if spec.has_labels else ()
-    return (*leaks, *many_values)
+    return (*leak_remarks(spec, test, metrics), *many_values)
 
 
 def contributions(

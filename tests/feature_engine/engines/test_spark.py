@@ -16,7 +16,7 @@ from redis import Redis
 from upath import UPath
 
 from core.errors import UncomputableError
-from core.settings import PROJECT
+from core.project import PROJECT
 from feature_engine.engines.engine import spark_connection
 from feature_engine.ingest.pipeline import ingest, raw_table
 from feature_engine.offline.labels import dataset_labels

@@ -13,7 +13,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from redis import Redis
 
 from core.locks import ONLINE_LOCK, one_writer
-from core.settings import CLONE
+from core.project import CLONE
 from feature_engine.events.broker import IDLE_AFTER, consumer_problem
 from feature_repo.published.config import write_feast_config
 from feature_repo.published.redis_names import hash_fields, hash_names

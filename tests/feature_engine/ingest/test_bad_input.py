@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import DataError
-from core.settings import PROJECT
+from core.project import PROJECT
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from tests.conftest import AS_OF

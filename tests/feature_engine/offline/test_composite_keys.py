@@ -9,7 +9,7 @@ import ibis
 import pandas as pd
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from feature_engine.ingest.pipeline import catch_up
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_engine.online.refresh import refresh_online

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from feature_engine.events.broker import Stream, event_schema
 from feature_repo.datasets import load_dataset
 from stack.supervisor import Program, end_stack, start, start_supervisor

@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from core.settings import ENV_FILE
+from core.project import ENV_FILE
 from tests.conftest import at_most, wait_until
 from tests.support.monitoring.year_pages import (
     PAGES,

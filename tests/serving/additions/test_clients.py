@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 
 CLIENTS = Path(__file__).parent / "clients"
 NAME = "customer_churn_model"

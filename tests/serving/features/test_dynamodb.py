@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from feature_engine.ingest.source import pull
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.published.config import write_feast_config

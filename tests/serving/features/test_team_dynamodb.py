@@ -58,18 +58,9 @@ def test_a_model_is_trained_and_served_on_it_with_the_values_of_feasts_own_reade
                     )
                     assert answer.json()["features_from"] == "online"
         keys = json.dumps([{"driver_id": driver, **REQUEST} for driver in DRIVERS])
-        stock = run(
-            programs,
-            project,
-            environment,
-            "python",
-            "-c",
-            READ,
-            repository,
-            SERVICE,
-            keys,
-        )
-    stock = json.loads(stock)
+        command = ["python", "-c", READ, repository, SERVICE, keys]
+        output = run(programs, project, environment, *command)
+    stock = json.loads(output)
     rows = rows_of(repository).sort_values(["event_timestamp", "created"])
     logged = read_log(settings.home / "serving" / "log", "predictions", "")
     assert len(logged) == len(DRIVERS)

@@ -18,7 +18,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from core.settings import CLONE
+from core.project import CLONE
 from mlflow_server.manifest import LookupSpecification
 from tests.conftest import PROMISED, at_most, new_settings
 from tests.serving.conftest import Rig, onnx_graph

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from feature_repo.published.config import write_feast_config
 from stack.environment import child_environment
 from tests.conftest import (

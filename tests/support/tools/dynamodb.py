@@ -2,7 +2,7 @@
 
 import subprocess
 
-from core.settings import CLONE
+from core.project import CLONE
 
 ENVIRONMENT = ".venv-dynamodb"
 """Where aiobotocore is, which Feast's store imports, with the older boto3 that it wants."""

@@ -5,7 +5,7 @@ import os
 import subprocess
 from contextlib import ExitStack, contextmanager
 
-from core.settings import CLONE
+from core.project import CLONE
 from tests.conftest import BIN, answers, running, unused_port, wait_until
 
 RELEASES = {"3.0.6": "2025-09-05", "3.3.2": "2026-11-20"}

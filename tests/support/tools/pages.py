@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from core.settings import PROJECT
+from core.project import PROJECT
 
 BLOCK = re.compile(r"^```(sh|python|json|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"^`(\S+)`: ", re.MULTILINE)

@@ -6,7 +6,7 @@ import subprocess
 import httpx
 import psutil
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from tests.conftest import BIN
 from tests.support.tools.clone import run, stack_environment
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pyarrow.compute as pc
 
-from core.settings import CLONE
+from core.project import CLONE
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import write_views

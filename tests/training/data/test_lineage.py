@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from core import user_code
-from core.settings import CLONE
+from core.project import CLONE
 from core.spec.monitoring import Promotion
 from core.spec.training import Estimator, Training
 from tests.conftest import AS_OF

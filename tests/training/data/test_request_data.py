@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from core.errors import NoRequestError, TrainingError
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.spec import MISSING, Population
 from feature_engine.ingest.source import pull
 from feature_engine.offline.labels import dataset_labels

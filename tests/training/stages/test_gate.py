@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.settings import PROJECT
+from core.project import PROJECT
 from core.spec import load_spec
 from core.spec.training import AgainstChampion, BetterThanBaseline, Limit
 from tests.support.training.scored_rows import some_rows
