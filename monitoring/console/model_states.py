@@ -146,7 +146,7 @@ def _state_of_monitoring(model: str, rows: ModelRows, now: datetime) -> LoopStat
 
 
 def _run_monitoring(model: str) -> str:
-    return f"It runs every hour. At once: `gyre monitor {model}`"
+    return f"Airflow runs it every hour. At once: `gyre monitor {model}`"
 
 
 def _states_of_decision(model: str, rows: ModelRows) -> Iterator[LoopState]:

@@ -111,7 +111,7 @@ def apply_gates(
     text = "the served file scores as the fitted model"
     if evaluation.unproved:
         text = f"{UNPROVED}: {evaluation.unproved}"
-    proof = GateOutcome("onnx_proof", "onnx", not evaluation.unproved, text)
+    proof = GateOutcome("same_scores", "score", not evaluation.unproved, text)
     return (*outcomes, *remarks, proof)
 
 

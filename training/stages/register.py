@@ -79,12 +79,14 @@ def _description(run: Run) -> str:
             value = run.metrics[f"test/{name}"]
             baseline = run.metrics[f"baseline/{name}"]
             metrics.append(f"{name.replace('_', ' ')} {value:.4f} ({baseline:.4f})")
-    measured = f"in brackets the best constant: {', '.join(metrics)}"
+    measured = (
+        f"tested on {int(run.params['test_rows']):,} rows at {run.params['test_snapshot']}, "
+        f"in brackets the best constant: {', '.join(metrics)}"
+    )
     if not metrics:
-        measured = "which have no labels: not measured"
+        measured = "not measured, as there are no labels"
     return (
-        f"As of {run.tags['as_of'][:10]}: tested on {int(run.params['test_rows']):,} rows at "
-        f"{run.params['test_snapshot']}, {measured}. "
+        f"As of {run.tags['as_of'][:10]}: {measured}. "
         f"More: {CARD} of its run. Reason: {run.tags['reason']}."
     )
 
