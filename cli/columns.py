@@ -42,31 +42,45 @@ ROLES = {
 """Option → the column that it names, as `choose` formats it, and the types of such a column."""
 
 
-def in_types(rows: pa.Table) -> pa.Table:
+def in_types(rows: pa.Table, time_zone: str | None = None) -> pa.Table:
     """Return the rows in the types that columns of a dataset can have, each row once.
 
     Rows that ingest would set aside are left out: they have a time or number that no event can have.
+
+    Args:
+        rows: Rows of a source.
+        time_zone: Zone of times that name none.
 
     Raises:
         SettingsError: A column has another type, a value that its type does not hold, or a name
             that Gyre gives to one of its own.
 
     """
-    from feature_engine.ingest.exact_types import type_of, within_limits  # noqa: PLC0415
+    from feature_engine.ingest.exact_types import (  # noqa: PLC0415
+        exact_values,
+        type_of,
+        within_limits,
+    )
 
     problems = name_problems(rows.column_names, OWN_COLUMNS)
     if problems:
         raise SettingsError(f"--from: {'; '.join(problems)}")
-    kinds = {field.name: type_of(field.type) for field in rows.schema}
+    kinds = {field.name: type_of(field.type, time_zone) for field in rows.schema}
     wrong = [
         f"{field.name} ({field.type})" for field in rows.schema if not kinds[field.name]
     ]
     if wrong:
         raise SettingsError(
             f"--from: expected {', '.join(WRITTEN)}; found {', '.join(wrong)}: "
-            "leave it out, or rename or convert it"
+            "leave it out, or rename or convert it; name the zone of times by --time-zone"
         )
     for position, field in enumerate(rows.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz is None:
+            times = rows[field.name].combine_chunks()
+            moments = exact_values(times, kinds[field.name], time_zone=time_zone)
+            rows = rows.set_column(position, field.name, moments)
+            rows = rows.filter(pc.or_(times.is_null(), moments.is_valid()))
+            continue
         values = _in_type(rows[field.name], field, kinds[field.name])
         rows = rows.set_column(position, field.name, values)
     for name in rows.column_names:

@@ -17,7 +17,7 @@ from cli.verbs import log_to_stderr
 from core.errors import SettingsError
 from core.files import append_secrets
 from core.project import ENV_FILE, PROJECT
-from core.settings import Settings, load_settings
+from core.settings import Settings, checked_zone, load_settings
 from core.spec import MODEL_NAME, MODELS, ModelSpec, load_spec
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ LONGEST_NAME = 30
 """Characters of a name: lines of the files stay within 100."""
 OLD = timedelta(days=30)
 """Age of the newest row from which on the training is proposed as of that row."""
-SOURCE_HELP = (
-    "Files, a folder of them, a glob, or an Ibis address#table: rows of the source."
-)
+SOURCE_HELP = "Files, a folder of them, a glob, or a database's address#table: rows of the source."
 MODEL_HELP = "A model that was trained elsewhere: its signature gives the features."
 EXAMPLE_ROWS = {
     "event_id": [1, 2],
@@ -68,6 +66,14 @@ def new(
     ] = None,
     time: Annotated[
         str | None, typer.Option(help="Column that says when it happened.")
+    ] = None,
+    time_zone: Annotated[
+        str | None,
+        typer.Option(
+            parser=checked_zone,
+            metavar="ZONE",
+            help="Zone of times that name none, such as Europe/Berlin.",
+        ),
     ] = None,
     label: Annotated[
         LabelKind | None,
@@ -120,14 +126,15 @@ def new(
     import pyarrow as pa  # noqa: PLC0415  (heavy)
 
     from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
-    from feature_engine.ingest.source import read  # noqa: PLC0415
+    from core.sources.reading import read  # noqa: PLC0415
 
     if source is None:
         rows = pa.table(EXAMPLE_ROWS)
         columns = describe(rows, ["event_id"], "entity_id", "event_ts", days=days)
     else:
         source = _full_address(source)
-        rows = in_types(read(source))
+        with progress(f"new {name}"):
+            rows = in_types(read(source), time_zone)
         kind = label or ask("--label", "kind of label", get_args(LabelKind))
         if outcome and kind != "event":
             raise SettingsError("--outcome: expected --label event beside it")
@@ -141,7 +148,7 @@ def new(
         )
     write_use_case(PROJECT, name, columns)
     typer.echo("\n".join(f"wrote {place}" for place in places))
-    _name_source(settings.home / ENV_FILE, name, source)
+    _name_source(settings.home / ENV_FILE, name, source, time_zone)
     next_steps = _next_steps(name, source, columns["last"])
     typer.echo("\n".join([*_summary(columns), next_steps]))
 
@@ -177,7 +184,7 @@ def _next_steps(name: str, source: str | None, last: datetime) -> str:
 
 def _full_address(source: str) -> str:
     """Return an address, or the absolute path of files."""
-    from core.tables.addresses import is_url  # noqa: PLC0415  (heavy)
+    from core.sources.addresses import is_url  # noqa: PLC0415
 
     if is_url(source):
         return source
@@ -185,15 +192,20 @@ def _full_address(source: str) -> str:
     return str(path.resolve() if ".." in path.parts else path)
 
 
-def _name_source(file: Path, name: str, source: str | None) -> None:
-    """Write the setting of the source, or print how to."""
+def _name_source(
+    file: Path, name: str, source: str | None, time_zone: str | None
+) -> None:
+    """Write the settings of the source, or print how to."""
     variable = f"GYRE_SOURCES__{name.upper()}"
     if source:
-        append_secrets(file, {variable: source})  # it may hold a password
-        typer.echo(f"wrote {variable} to {file}")
+        variables = {variable: source}  # it may hold a password
+        if time_zone:
+            variables[f"GYRE_TIME_ZONES__{name.upper()}"] = time_zone
+        append_secrets(file, variables)
+        typer.echo(f"wrote {', '.join(variables)} to {file}")
     else:  # Airflow's tasks read the file as well
         typer.echo(
-            f"first: echo '{variable}=…' >> {shlex.quote(str(file))}  # files, or an Ibis address#table"
+            f"first: echo '{variable}=…' >> {shlex.quote(str(file))}  # files, or address#table"
         )
 
 

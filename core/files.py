@@ -28,12 +28,13 @@ RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
 def location(address: str) -> UPath:
-    """Return a folder or a file on disk, or at `s3://…`, which AWS's own variables describe."""
+    """Return a folder or a file on disk, or in a bucket, which the cloud's own variables describe."""
     if "://" not in address:
         return UPath(Path(address))
     from obstore.fsspec import register  # noqa: PLC0415  (0.1 s, and only teams need it)
 
-    register("s3")  # with the library by which Delta tables reach S3
+    # With the library by which Delta tables reach buckets.
+    register(address.partition("://")[0])
     _wait_at_end()
     return UPath(address, retry_config=RETRIES)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -70,6 +71,8 @@ SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 AIRFLOW_USERS = re.compile(r"([\w.@+-]+:(viewer|user|op|admin)(,(?=.)|$))*")
 LAYOUT = "8"
 """Layout of stored data. A home, a database and a backup name theirs; Gyre refuses another."""
+TOOLS = ("aws_", "google_", "azure_", "pyiceberg_", "mlflow_tracking_")
+"""Beginnings of the names of files of GYRE_SECRETS_DIR that are variables of other tools."""
 KEEP_DAYS = {"predictions": 400, "outcomes": 400, "scores": 400}
 
 
@@ -87,9 +90,24 @@ def _checked_url(schemes: tuple[str, ...], address: str) -> str:
     return address.rstrip("/")
 
 
+def checked_zone(name: str) -> str:
+    """Return the name of a time zone.
+
+    Raises:
+        ValueError: There is none of that name.
+
+    """
+    try:
+        return ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+        raise ValueError(
+            f"expected a time zone such as Europe/Berlin, found {name}"
+        ) from exc
+
+
 ServerUrl = Annotated[str, AfterValidator(partial(_checked_url, ("http", "https")))]
 RedisUrl = Annotated[str, AfterValidator(partial(_checked_url, ("redis", "rediss")))]
-BucketUrl = Annotated[str, AfterValidator(partial(_checked_url, ("s3",)))]
+BucketUrl = Annotated[str, AfterValidator(partial(_checked_url, ("s3", "gs", "az")))]
 DatabaseUrl = Annotated[
     str, AfterValidator(partial(_checked_url, ("postgresql", "postgres")))
 ]
@@ -99,6 +117,7 @@ Parts = Annotated[
     NoDecode,
     BeforeValidator(lambda names: names.split() if isinstance(names, str) else names),
 ]
+ZoneName = Annotated[str, AfterValidator(checked_zone)]
 Host = Annotated[str, AfterValidator(lambda text: str(ip_address(text)))]
 
 
@@ -179,8 +198,9 @@ class Settings(BaseSettings):
     other."""
     secrets_dir: Path = Path("/run/secrets")
     """A folder where each file is a setting: `gyre_database_url` is read where the environment has no
-    GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), those of
-    MLflow's login (`mlflow_tracking_password`), and the secrets of Airflow: `airflow_fernet`,
+    GYRE_DATABASE_URL. The own variables of AWS, Google, Azure and pyiceberg are read there too
+    (`aws_secret_access_key`), those of MLflow's login (`mlflow_tracking_password`), and the secrets of
+    Airflow: `airflow_fernet`,
     `airflow_api`, `airflow_jwt`, `airflow_password`. Name it in the environment, not in `gyre.env`."""
     database_url: DatabaseUrl | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
@@ -190,15 +210,21 @@ class Settings(BaseSettings):
     """`postgresql://…` of the ledger alone, such as a team's, where another machine promotes into
     the team's MLflow. Default: GYRE_DATABASE_URL."""
     data_url: BucketUrl | None = None
-    """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables and reports; each host keeps
-    copies. Several hosts need GYRE_DATABASE_URL, which has the locks of writers, and GYRE_HOME at
-    the same path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION."""
+    """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables and reports, or `gs://…` (Google
+    Cloud Storage), or `az://container/prefix` (Azure); each host keeps copies. Several hosts need
+    GYRE_DATABASE_URL, which has the locks of writers, and GYRE_HOME at the same path. The cloud's own
+    variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_DEFAULT_REGION; GOOGLE_SERVICE_ACCOUNT; AZURE_STORAGE_ACCOUNT_NAME,
+    AZURE_STORAGE_ACCOUNT_KEY."""
     artifacts_url: str | None = None
     """`s3://bucket/prefix` in place of GYRE_HOME for the files that MLflow keeps."""
     sources: dict[str, str] = Field(default_factory=dict)
-    """Source of a dataset's rows (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a folder of them,
-    a glob, or an Ibis address followed by `#table`. Default: the file in `data/`."""
+    """[Source](../how-to/sources.md) of a dataset's rows (`GYRE_SOURCES__ORDERS`): files (parquet, CSV,
+    JSON lines), a folder of them or a glob, on disk or in a bucket, a Delta table, an Iceberg table, or
+    a database's address followed by `#table`. Default: the file in `data/`."""
+    time_zones: dict[str, ZoneName] = Field(default_factory=dict)
+    """Time zone of a source whose times have none (`GYRE_TIME_ZONES__ORDERS=Europe/Berlin`). Default:
+    such times are refused."""
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
@@ -483,9 +509,9 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _read_tool_variables(secrets: Path | None) -> None:
-    """Put variables of AWS and MLflow into the environment: of all libraries boto3 reads files."""
+    """Put variables of other tools into the environment: of all libraries boto3 reads files."""
     for file in secrets.iterdir() if secrets else ():
-        if file.name.startswith(("aws_", "mlflow_tracking_")):
+        if file.name.lower().startswith(TOOLS):
             os.environ.setdefault(file.name.upper(), file.read_text().strip())
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         os.environ["AWS_ALLOW_HTTP"] = "true"  # the address says it already

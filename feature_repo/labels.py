@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from core.errors import DataError
 from core.settings import Settings
+from core.sources.addresses import shown_address
 from core.spec import KeyType, ModelSpec
 from core.spec.tables import LabelTable
-from core.tables.addresses import shown_address
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import TIMESTAMP, Label
 from feature_repo.engine import LabelSource, feature_engine

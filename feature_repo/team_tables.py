@@ -1,5 +1,6 @@
 """Tables that a team keeps: Gyre reads them, and never writes."""
 
+from pathlib import Path
 from typing import Any
 
 import ibis
@@ -7,7 +8,8 @@ import ibis.expr.types as ir
 
 from core.errors import DataError
 from core.project import PROJECT
-from core.tables.addresses import is_url, rows_at, shown_address
+from core.sources.addresses import is_url
+from core.sources.reading import parts_of, read, reading
 
 UTC_MICROSECONDS = "timestamp('UTC', 6)"
 """Type of times that Feast's DuckDB store wants."""
@@ -29,28 +31,17 @@ def utc_time(rows: ir.Table, name: str) -> ir.Value:
 def open_table(connection: Any, source: str) -> ir.Table:
     """Open the rows of a table; DuckDB reads them.
 
+    Args:
+        connection: Ibis' connection to a DuckDB.
+        source: See `source` of `[label]`; a relative path begins at the project.
+
     Raises:
-        DataError: There is no such table.
+        DataError: There is no such table, or it cannot be read.
 
     """
-    shown = shown_address(source)
-    try:
-        if is_url(source):
-            address, _, table = source.rpartition("#")
-            database = ibis.connect(address)
-            try:  # DuckDB joins: a team's database is only read
-                rows = database.table(table).to_pyarrow()
-            finally:
-                database.disconnect()
-            return ibis.memtable(rows)
-        path = PROJECT / source
-        if (path / "_delta_log").is_dir():
-            return ibis.memtable(rows_at(str(path), None, None).read_all())
-        pattern = str(path / "**" / "*.parquet") if path.is_dir() else str(path)
-        return connection.read_parquet(pattern)
-    except Exception as exc:  # every reader fails in its own way
-        reason = " ".join(str(exc).split())[:200]
-        if is_url(source):
-            reason = type(exc).__name__  # the text may have the password
-        expected = "parquet files, a Delta table, or an Ibis address and #table"
-        raise DataError(f"table {shown}: expected {expected}: {reason}") from exc
+    address = source if is_url(source) else str(PROJECT / source)
+    parts = parts_of(address)
+    if all(part.endswith(".parquet") and Path(part).is_file() for part in parts):
+        with reading(address):
+            return connection.read_parquet(parts)
+    return ibis.memtable(read(address))

@@ -13,6 +13,7 @@ from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
 from core.packages import with_extra
 from core.settings import LAYOUT, PORTS, Settings, is_free
+from core.sources.addresses import is_bucket
 from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
 from mlflow_server.api.registry import Registry
@@ -112,7 +113,7 @@ def connection_problems(settings: Settings) -> list[str]:
             lines.append(str(exc))
     for name in ("data_url", "artifacts_url"):
         url = getattr(settings, name) or ""
-        problem = bucket_problem(url) if url.startswith("s3://") else None
+        problem = bucket_problem(url) if is_bucket(url) else None
         if problem:
             lines.append(f"GYRE_{name.upper()} {problem}")
     problem = None if settings.starts("redis") else redis_problem(settings)

@@ -1,34 +1,18 @@
 """Delta tables by their address: names, files and rows, without a `Table` and its schema."""
 
-import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import PyFileSystem
 from upath import UPath
 
-from core.errors import DataError
 from core.files import local_copies, location
 from core.settings import Settings
-from core.tables.query import S3, quoted, short_text, table_errors
-
-
-def is_url(address: str) -> bool:
-    """Whether rows are named by an address, and not by a path."""
-    return re.match(r"[A-Za-z][\w+.-]*://", address) is not None
-
-
-def shown_address(address: str) -> str:
-    """Return an address without user, password and options."""
-    if not is_url(address):
-        return address
-    return re.sub(r"\?[^#]*", "", address.rpartition("@")[2])
+from core.tables.query import S3, table_errors
 
 
 def table_names(settings: Settings) -> list[str]:
@@ -69,36 +53,6 @@ def files_below(address: str) -> PyFileSystem:
     Spark sends it to executors, whose own environment has the keys of S3: no credentials travel.
     """
     return PyFileSystem(DeltaStorageHandler(address, S3))
-
-
-def rows_at(
-    folder: str, event_time: str | None, since: datetime | None
-) -> pa.RecordBatchReader:
-    """Read the newest version of any tool's Delta table on this disk, by batches.
-
-    Args:
-        folder: Folder of the table.
-        event_time: Column of times, if only rows later than `since` are read, and rows without one.
-        since: See `event_time`.
-
-    Raises:
-        DataError: There is no table, or it cannot be read.
-
-    """
-    if "%" in folder:  # deltalake decodes it, and reads another folder
-        raise DataError(
-            f"{folder}: deltalake reads no folder with % in its name: rename it"
-        )
-    condition = None
-    if event_time:
-        name = quoted(event_time)
-        condition = f"{name} > '{since}' OR {name} IS NULL"
-    try:
-        table = DeltaTable(folder)
-        rows = pa.RecordBatchReader.from_stream(table.scan(predicate=condition))
-    except (DeltaError, OSError) as exc:
-        raise DataError(short_text(exc)) from exc
-    return rows.cast(pa.schema(table.schema().to_arrow()))
 
 
 def file_names(table: DeltaTable, within: str | None = None) -> list[str]:

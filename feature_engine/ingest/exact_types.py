@@ -12,19 +12,14 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.sources.texts import EXACT_DOUBLE, WHOLE_NUMBER, with_offsets
 from core.timestamps import EARLIEST_TIME, LATEST_TIME
 from feature_repo.definition import TIMESTAMP, Dataset
 
 TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
 YEARS = "a year from 2 to 9998"
-WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
-WHOLE_NUMBER = r"^(0|-?[1-9]\d*)$"
-CODE = r"^[+-]?0\d|^\+"
-"""Beginning of a text that is the same number as another text, such as 007 and 7."""
 ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
-EXACT_DOUBLE = 2.0**53
-"""From here on a double stands for several whole numbers."""
 UNREADABLE = pa.field(
     "unreadable row", pa.struct({"row": pa.string(), "problem": pa.string()})
 )
@@ -36,8 +31,11 @@ problem: the columns, each with the expected type and the value found.
 """
 
 
-def type_of(source_type: Any) -> pa.DataType | None:
-    """Return a dataset's type for a column of a source (type of Arrow or Ibis); None: it has none."""
+def type_of(source_type: Any, time_zone: str | None = None) -> pa.DataType | None:
+    """Return a dataset's type for a column of a source (type of Arrow or Ibis); None: it has none.
+
+    time_zone: Zone of times that name none; without it, such times have no type.
+    """
     try:
         kind: Any = ibis.dtype(source_type)
     except (KeyError, ValueError):  # Ibis has no such type
@@ -50,12 +48,16 @@ def type_of(source_type: Any) -> pa.DataType | None:
         return pa.bool_()
     if kind.is_string():
         return pa.string()
-    is_time = kind.is_date() or (kind.is_timestamp() and kind.timezone)
-    return TIMESTAMP if is_time else None
+    has_zone = kind.is_timestamp() and bool(kind.timezone or time_zone)
+    return TIMESTAMP if kind.is_date() or has_zone else None
 
 
 def exact_values(
-    column: pa.Array, kind: pa.DataType, *, is_identity: bool = False
+    column: pa.Array,
+    kind: pa.DataType,
+    *,
+    is_identity: bool = False,
+    time_zone: str | None = None,
 ) -> pa.Array:
     """Return a column in another type, null where that type does not hold the value.
 
@@ -63,10 +65,15 @@ def exact_values(
         column: Values of a source; texts come from a CSV.
         kind: Type of a dataset's column.
         is_identity: Whether different texts have to stay different: 007 is not 7.
+        time_zone: Zone of times that name none. A time that a change of clocks repeats or leaves
+            out becomes null.
 
     """
     is_text = pa.types.is_string(column.type)
-    values = _cast(_with_offsets(column, kind) if is_text else column, kind)
+    if time_zone and kind == TIMESTAMP:
+        values = _zoned(column, time_zone)
+    else:
+        values = _cast(with_offsets(column, kind) if is_text else column, kind)
     if is_identity and is_text and pa.types.is_integer(kind):
         is_exact = pc.match_substring_regex(column, WHOLE_NUMBER)
     elif pa.types.is_floating(column.type) and pa.types.is_integer(kind):
@@ -91,6 +98,27 @@ def within_limits(values: pa.Array) -> pa.Array:
     return _where(is_within, values)
 
 
+def _zoned(column: pa.Array, time_zone: str) -> pa.Array:
+    """Return times in UTC; those without a zone are of `time_zone`."""
+    if pa.types.is_string(column.type):
+        values = _cast(with_offsets(column, TIMESTAMP), TIMESTAMP)
+        local_times = _cast(column, pa.timestamp("us"))
+        return pc.coalesce(values, _unambiguous(local_times, time_zone))
+    if pa.types.is_timestamp(column.type) and column.type.tz is None:
+        return _unambiguous(_cast(column, pa.timestamp("us")), time_zone)
+    return _cast(column, TIMESTAMP)
+
+
+def _unambiguous(local_times: pa.Array, time_zone: str) -> pa.Array:
+    """Return the moments of local times, null where there is none, or two."""
+    earliest, latest = (
+        pc.assume_timezone(local_times, time_zone, ambiguous=side, nonexistent=side)
+        for side in ("earliest", "latest")
+    )
+    moments = earliest.cast(TIMESTAMP)
+    return _where(pc.equal(earliest, latest), moments)
+
+
 def _where(condition: Any, values: pa.Array) -> pa.Array:
     """Return values, null where the condition is false."""
     if pc.all(condition).as_py():  # mostly; it saves a copy
@@ -113,33 +141,6 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     return pa.concat_arrays(halves)
 
 
-def inferred(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of CSVs in the first type that holds all its texts; a code stays a text."""
-    if texts.null_count == len(texts):
-        return texts
-    is_code = pc.match_substring_regex(texts, CODE)
-    is_whole = pc.match_substring_regex(texts, WHOLE_NUMBER)
-    number = pa.int64() if pc.all(is_whole).as_py() else pa.float64()
-    for kind in (number, pa.bool_(), TIMESTAMP):
-        try:
-            values = _with_offsets(texts, kind).cast(kind)
-        except pa.ArrowInvalid:
-            continue
-        if kind == pa.float64():
-            is_large = pc.greater_equal(pc.abs(values), EXACT_DOUBLE)
-            is_other = pc.or_(is_code, pc.and_(is_whole, is_large))
-            return texts if pc.any(is_other).as_py() else values
-        return values
-    return texts
-
-
-def _with_offsets(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return texts of times with an offset, also where they are whole days."""
-    if not pa.types.is_timestamp(kind):
-        return texts
-    return pc.replace_substring_regex(texts, WHOLE_DAY, r"\1T00:00:00Z")
-
-
 def type_problem(field: pa.Field, source_type: pa.DataType) -> str:
     """Return the message that a column of the source has another type than the dataset's."""
     expected = TIME_WORDS if field.type == TIMESTAMP else field.type
@@ -147,7 +148,10 @@ def type_problem(field: pa.Field, source_type: pa.DataType) -> str:
 
 
 def in_schema(
-    batch: pa.RecordBatch, dataset: Dataset, problems: dict[str, str | None]
+    batch: pa.RecordBatch,
+    dataset: Dataset,
+    problems: dict[str, str | None],
+    time_zone: str | None = None,
 ) -> pa.RecordBatch:
     """Return rows with the dataset's columns and UNREADABLE.
 
@@ -156,6 +160,7 @@ def in_schema(
         dataset: The dataset of the rows.
         problems: Gets, for each column whose values are all of another kind, the problem of the
             first value.
+        time_zone: Zone of times that name none.
 
     """
     columns = []
@@ -164,7 +169,12 @@ def in_schema(
     for field in dataset.schema:
         column = batch[field.name]
         is_identity = field.name in {*dataset.key, dataset.entity}
-        typed_values = exact_values(column, field.type, is_identity=is_identity)
+        typed_values = exact_values(
+            column,
+            field.type,
+            is_identity=is_identity,
+            time_zone=time_zone,
+        )
         values = within_limits(typed_values)
         columns.append(values)
         if typed_values.null_count < len(batch):

@@ -25,6 +25,7 @@ from core.errors import BatchRejectedError
 from core.files import replace_file
 from core.locks import one_writer
 from core.settings import Settings
+from core.sources.formats import PARQUET
 from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.engines.engine import read_files
@@ -37,7 +38,7 @@ from feature_engine.ingest.quarantine import (
     quarantine_faults,
     quarantine_table,
 )
-from feature_engine.ingest.source import PARQUET, place
+from feature_engine.ingest.source import place
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset

@@ -29,7 +29,8 @@ from feast.transformation.python_transformation import PythonTransformation
 
 from core.errors import DataError
 from core.files import location
-from core.tables.addresses import files_at, is_url, names_at
+from core.sources.addresses import is_url
+from core.tables.addresses import files_at, names_at
 from feature_repo.engine import feature_engine
 from feature_repo.extensions.asof_join import (
     LATEST,

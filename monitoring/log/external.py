@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from core.errors import DataError
 from core.settings import Settings
+from core.sources.addresses import shown_address
 from core.spec import ModelSpec
 from core.spec.tables import PredictionTable
-from core.tables.addresses import shown_address
 from feature_repo.team_tables import open_table, utc_time
 from mlflow_server.api.registry import Registry
 from mlflow_server.manifest import ModelManifest

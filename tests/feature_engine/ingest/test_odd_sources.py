@@ -15,15 +15,16 @@ from pydantic_core import to_json
 from cli.columns import choose, describe, in_types
 from cli.use_case import write_use_case
 from core import user_code
+from core.sources.reading import read
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.quarantine import quarantine_table
-from feature_engine.ingest.source import read
 from feature_repo import datasets, rules
 from feature_repo.datasets import load_dataset
 from feature_repo.published import store
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
 from tests.support.feature_engine.installation import Events, online_reader
+from tests.support.feature_engine.odd_places import Bucket, Iceberg, MariaDB, Postgres
 from tests.support.feature_engine.odd_source import (
     DAY,
     HOUR,
@@ -35,6 +36,10 @@ from tests.support.feature_engine.odd_source import (
     micros,
     moment,
 )
+from tests.support.tools.iceberg import use_catalog
+from tests.support.tools.mariadb import mariadb_server
+from tests.support.tools.postgres import postgres_server
+from tests.support.tools.s3 import s3_server
 
 OFF = {
     "period": "as entity: the partition of a view has that name",
@@ -49,12 +54,12 @@ LATER = (HOUR, DAY, DAY + 1, 9 * DAY, 40 * DAY)
 class Shop:
     """An installation that ingests an odd source, beside what is expected of it."""
 
-    def __init__(self, settings, source, folder):
+    def __init__(self, settings, source, folder, layouts):
         self.settings = settings
         self.source = source
         self.expected = Expected(source)
-        self.layouts = Layouts(source, folder / "source")
-        self.name = f"odd_{source.seed}"
+        self.layouts = layouts
+        self.name = f"odd_{type(layouts).__name__}_{source.seed}".lower()
         self.last = 0
         source.begin()
         self._new(folder)
@@ -68,7 +73,8 @@ class Shop:
     def _new(self, folder):
         """Do as `gyre new`, and add the source's windows."""
         source = self.source
-        rows = in_types(read(self.layouts.write(source.rows)))
+        rows = read(self.layouts.write(source.rows))
+        rows = in_types(rows, self.layouts.time_zone)
         types = {name: TYPES[kind] for name, kind in source.kinds.items()}
         found = dict(zip(rows.schema.names, rows.schema.types, strict=True))
         assert found == types
@@ -108,8 +114,10 @@ class Shop:
         full = full or source.now // DAY != self.last // DAY
         self.last = source.now
         address = self.layouts.write(source.rows)
-        sources = {self.name: address}
-        self.settings = self.settings.model_copy(update={"sources": sources})
+        source_settings = {"sources": {self.name: address}}
+        if self.layouts.time_zone:
+            source_settings["time_zones"] = {self.name: self.layouts.time_zone}
+        self.settings = self.settings.model_copy(update=source_settings)
         ingest(self.settings, self.name, moment(source.now), full=full)
         self.expected.ingest(source.now, full=full)
         self.check_rows()
@@ -207,10 +215,11 @@ def same(found, expected):
     return type(found) is not float and found == expected
 
 
-def check(settings, folder, seed):
+def check(settings, folder, seed, place=Layouts, more_off=(), **options):
     """Let a drawn source come in three deliveries, with events between them."""
-    source = Source(seed, OFF)
-    shop = Shop(settings, source, folder)
+    source = Source(seed, {*OFF, *more_off})
+    layouts = place(source, folder / "source", **options)
+    shop = Shop(settings, source, folder, layouts)
     shop.ingest(full=True)
     for _ in range(2):
         if source.draws("events", 0.5):
@@ -249,3 +258,55 @@ def test_table_quarantine_and_features_hold_what_sources_of_the_day_say(
 ):
     """To repeat one: ODD_SEED=… pytest -m nightly, with the number in the test's name."""
     check(template.restore(), project, seed)
+
+
+NIGHT = [
+    pytest.param(number, marks=pytest.mark.nightly)
+    for number in range(FIRST, FIRST + 15)
+]
+
+
+@pytest.mark.parametrize("seed", [2, *NIGHT])
+def test_postgresql_gives_what_an_odd_source_says(template, project, seed, postgres):
+    check(template.restore(), project, seed, Postgres, server=postgres)
+
+
+@pytest.mark.parametrize("seed", [2, *NIGHT])
+def test_mariadb_gives_what_an_odd_source_says(template, project, seed, mariadb):
+    check(template.restore(), project, seed, MariaDB, server=mariadb)
+
+
+@pytest.mark.parametrize("seed", [2, *NIGHT])
+def test_iceberg_gives_what_an_odd_source_says(
+    template, project, seed, monkeypatch, tmp_path
+):
+    catalog = use_catalog(monkeypatch, "odd", tmp_path)
+    check(template.restore(), project, seed, Iceberg, catalog=catalog)
+
+
+@pytest.mark.parametrize("seed", [2, *NIGHT])
+def test_a_bucket_gives_what_an_odd_source_says(
+    template, project, seed, monkeypatch, tmp_path
+):
+    with s3_server(tmp_path, monkeypatch):
+        databases = {"_duckdb", "_sqlite"}
+        check(
+            template.restore(),
+            project,
+            seed,
+            Bucket,
+            databases,
+            address="s3://gyre/odd",
+        )
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    with postgres_server(tmp_path_factory.mktemp("postgres") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mariadb(tmp_path_factory):
+    with mariadb_server(tmp_path_factory.mktemp("mariadb") / "log") as server:
+        yield server

@@ -2,8 +2,8 @@
 
 import psycopg
 
+from core.sources.reading import read
 from feature_engine.ingest.pipeline import ingest, raw_table
-from feature_engine.ingest.source import read
 from tests.conftest import AS_OF
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS
 from tests.support.tools.postgres import postgres_server

@@ -15,10 +15,11 @@ from deltalake import DeltaTable, write_deltalake
 from pyarrow import csv
 
 from core.errors import BatchRejectedError, DataError
+from core.sources.reading import read
 from feature_engine.ingest.forgotten import keep_out
 from feature_engine.ingest.landing import land
 from feature_engine.ingest.quarantine import quarantined
-from feature_engine.ingest.source import pull, read
+from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF, new_settings
 from tests.support.feature_engine.shop import DAY, ORDERS, order, order_table
@@ -65,8 +66,11 @@ def test_a_folder_or_a_glob_is_a_source_of_parquet_and_csv_files(tmp_path, addre
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("{}", "{}: expected parquet files or CSV files, found none"),
-        ("{}/none.parquet", "{}/none.parquet: expected parquet files or CSV files"),
+        ("{}", "{}: expected parquet, CSV or JSON-lines files, found none"),
+        (
+            "{}/none.parquet",
+            "{}/none.parquet: expected parquet, CSV or JSON-lines files",
+        ),
         ("postgres://reader:secret@127.0.0.1:1/shop#orders", "127.0.0.1:1/shop#orders"),
     ],
 )

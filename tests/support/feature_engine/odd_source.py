@@ -115,6 +115,7 @@ class Source:
         # Only a CSV has texts for numbers, and no CSV has empty texts beside nulls.
         self.off.add("" if self.draws("text", 0.5) else "text")
         self.style = self.chance.choice(["whole", "growing", "newest"])
+        self.truths = (True, False, None)
         self.now = micros(datetime(2099, 11, 20, 12, tzinfo=UTC))
         self.entity = self.chance.choice(self.allowed(ENTITIES))
         self.time, self.tag, self.amount, self.big, self.pieces, *names = self._names()
@@ -195,7 +196,7 @@ class Source:
         """Draw the first rows, which `gyre new` reads: all are good, and say what is never null."""
         rows = [self._new_row() for _ in range(self.chance.randint(4, 15))]
         rows[0] |= {self.entity: self.entities[0], self.big: 2**53 + 1}
-        rows[0] |= {self.note: "a word", self.flag: True, self.amount: 0.5}
+        rows[0] |= {self.note: "a word", self.flag: self.truths[0], self.amount: 0.5}
         self._deliver(rows)
         self.filled = set(self.kinds)
         for row in rows:
@@ -330,7 +331,7 @@ class Source:
         row[self.amount] = chance.choice(self.allowed(AMOUNTS))
         row[self.big] = chance.choice(self.allowed(INTS))
         row[self.pieces] = chance.choice([0, 1, 2, -5, 10**9])
-        row[self.flag] = chance.choice([True, False, None])
+        row[self.flag] = chance.choice(self.truths)
         row[self.note] = chance.choice([None, *self.allowed(TEXTS)])
         return row
 
@@ -356,6 +357,9 @@ class Layouts:
         folder: An empty one.
 
     """
+
+    time_zone = None
+    """Zone of times that have none."""
 
     def __init__(self, source, folder):
         self.source = source

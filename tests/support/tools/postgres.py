@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 
 from tests.conftest import unused_port, wait_until
+from tests.support.tools.debian import install
 
 PLACES = ("usr/lib/postgresql/*/bin", "usr/local/bin", "usr/bin")
 
@@ -76,8 +77,5 @@ def programs() -> Path:
         return [file for place in PLACES for file in Path("/").glob(f"{place}/initdb")]
 
     if not found():
-        apt = "apt-get -q" if os.geteuid() == 0 else "sudo apt-get -q"
-        variables = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("update", "install -y --no-install-recommends postgresql"):
-            subprocess.run(f"{apt} {command}".split(), check=True, env=variables)
+        install("postgresql")
     return found()[0].resolve().parent

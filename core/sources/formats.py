@@ -1,0 +1,187 @@
+"""Files of rows: parquet, CSV and JSON lines, on this disk or in a bucket, a batch at a time."""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from io import TextIOWrapper
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow import csv
+from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
+from upath import UPath
+
+from core.errors import DataError
+
+BLOCK_BYTES = 16 * 1024 * 1024
+"""Bytes of a CSV that are read at a time: no row may be longer."""
+READ_ROWS = 100_000
+"""Rows that are read at a time."""
+PARQUET = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us", pre_buffer=False)
+"""Reads a file row group by row group, not all of it ahead."""
+OFFSETS = timedelta(days=1)
+"""No zone is further from UTC."""
+
+
+class Later(NamedTuple):
+    """Rows later than a moment are asked for, and rows without a time.
+
+    A source may give earlier rows, too.
+    """
+
+    column: str
+    moment: datetime
+
+    def limit(self, *, has_zone: bool) -> datetime:
+        """Return the limit for a column of times, naive where they have no zone."""
+        if has_zone:
+            return self.moment
+        return self.moment.astimezone(UTC).replace(tzinfo=None) - OFFSETS
+
+
+def open_parquet(path: Path | UPath, later: Later | None) -> pa.RecordBatchReader:
+    """Open one file: no folder of its path is a column, and no name a pattern."""
+    file_system: FileSystem = LocalFileSystem()
+    if not isinstance(path, Path):
+        file_system = PyFileSystem(FSSpecHandler(path.fs))
+    fragment = PARQUET.make_fragment(_name(path), file_system)
+    schema = fragment.physical_schema
+    require_names(schema.names)
+    # Arrow 25 cannot filter columns of such texts.
+    can_filter = pa.string_view() not in schema.types
+    condition = None
+    if later and can_filter and later.column in schema.names:
+        kind = schema.field(later.column).type
+        if pa.types.is_timestamp(kind):
+            limit = later.limit(has_zone=kind.tz is not None)
+            # The type may be of seconds.
+            earlier = pa.scalar(limit - timedelta(seconds=1))
+            time = ds.field(later.column)
+            condition = (time > earlier.cast(kind, safe=False)) | time.is_null()
+    return fragment.scanner(filter=condition, batch_size=READ_ROWS).to_reader()
+
+
+def open_csv(path: Path | UPath, names: Collection[str]) -> pa.RecordBatchReader:
+    """Open a CSV, with the columns `names` as texts."""
+    return csv.open_csv(
+        pa.TransformInputStream(_stream(path), _TextCheck()),
+        read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def open_json_lines(
+    path: Path | UPath, names: Sequence[str] | None
+) -> pa.RecordBatchReader:
+    """Open a file with a JSON object a line; all its values are texts, as those of a CSV.
+
+    Args:
+        path: The file.
+        names: Its columns; None: the fields of all its lines.
+
+    Raises:
+        DataError: A line is no object, or no line has one of the fields.
+
+    """
+    if names is None:
+        fields: dict[str, None] = {}
+        for row in _json_rows(path):
+            fields |= dict.fromkeys(row)
+        names = [*fields]
+    schema = pa.schema([pa.field(name, pa.string()) for name in names])
+    batches = _json_batches(path, schema)
+    return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+def _json_batches(path: Path | UPath, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    rows = _json_rows(path)
+    known_names = {*schema.names}
+    fields: set[str] = set()
+    while True:
+        batch = [*islice(rows, READ_ROWS)]
+        if not batch:
+            break
+        fields.update(*batch)
+        if not fields <= known_names:
+            break
+        yield pa.RecordBatch.from_pylist(batch, schema=schema)
+    if fields and fields != known_names:
+        expected = f"expected the fields {', '.join(schema.names)}"
+        raise DataError(f"{expected}, found {', '.join(sorted(fields))}")
+
+
+def _json_rows(path: Path | UPath) -> Iterator[dict[str, str | None]]:
+    """Yield the object of each line, its values as texts."""
+    with TextIOWrapper(_stream(path), encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line, parse_int=str, parse_float=str)
+            except ValueError as exc:
+                raise DataError(f"line {number}: expected JSON: {exc}") from exc
+            if not isinstance(row, dict):
+                raise DataError(f"line {number}: expected a JSON object")
+            yield {name: _as_text(value) for name, value in row.items()}
+
+
+def _as_text(value: Any) -> str | None:
+    is_text = value is None or isinstance(value, str)
+    return value if is_text else json.dumps(value)
+
+
+def _stream(path: Path | UPath) -> Any:
+    """Open the bytes of a file, which may be packed."""
+    compression = "gzip" if path.name.lower().endswith(".gz") else None
+    source = str(path) if isinstance(path, Path) else path.open("rb")
+    return pa.input_stream(source, compression=compression)
+
+
+class _TextCheck:
+    """Passes the bytes of a CSV on.
+
+    Raises:
+        DataError: They are no UTF-8, or the last line has no end: half a number would be a number.
+
+    """
+
+    def __init__(self) -> None:
+        self._last_byte = b""
+
+    def __call__(self, block: pa.Buffer) -> pa.Buffer:
+        if b"\0" in memoryview(block)[:1000].tobytes():
+            raise DataError(
+                "expected a CSV in UTF-8, found UTF-16 or no text: convert it"
+            )
+        if len(block):
+            self._last_byte = block[-1:].to_pybytes()
+        elif self._last_byte not in (b"\n", b"\r"):
+            raise DataError(
+                "the last line has no end: the file is incomplete, or still being written. "
+                "If it is complete, add a line end"
+            )
+        return block
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Raise a DataError where a column has no name, or two have the same."""
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise DataError(
+                f"column {number} of {len(names)} has no name: name it, or remove the comma at "
+                "the header's end"
+            )
+        if names.index(name) + 1 < number:
+            raise DataError(f"two columns are called {name}: rename one")
+
+
+def _name(path: Path | UPath) -> str:
+    return str(path) if isinstance(path, Path) else path.path

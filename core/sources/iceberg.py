@@ -1,0 +1,53 @@
+"""Tables of Apache Iceberg, by pyiceberg's catalogs."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from core.errors import DataError
+from core.sources.formats import Later
+
+
+def open_iceberg(address: str, later: Later | None) -> pa.RecordBatchReader:
+    """Open the newest snapshot of a table.
+
+    Args:
+        address: `iceberg://CATALOG#namespace.table`; pyiceberg's own environment or file describes
+            the catalog (`PYICEBERG_CATALOG__CATALOG__URI`).
+        later: Files that surely hold no such row are not read.
+
+    Raises:
+        DataError: The address is of another form.
+
+    """
+    table = load_table(address)
+    condition = _condition(table, later) if later else None
+    scan = table.scan(row_filter=condition) if condition else table.scan()
+    return scan.to_arrow_batch_reader()
+
+
+def load_table(address: str) -> Any:
+    """Return pyiceberg's table; see `open_iceberg`."""
+    catalog_name, _, name = address.partition("://")[2].partition("#")
+    if not catalog_name or "." not in name:
+        raise DataError("expected iceberg://CATALOG#namespace.table")
+    from pyiceberg.catalog import load_catalog  # noqa: PLC0415  (an extra)
+
+    return load_catalog(catalog_name).load_table(name)
+
+
+def _condition(table: Any, later: Later) -> Any:
+    from pyiceberg import expressions, types  # noqa: PLC0415  (an extra)
+
+    if later.column not in {field.name for field in table.schema().fields}:
+        return None
+    kind = table.schema().find_field(later.column).field_type
+    if isinstance(kind, types.DateType):
+        limit = later.moment.date().isoformat()
+    elif isinstance(kind, types.TimestampType | types.TimestamptzType):
+        has_zone = isinstance(kind, types.TimestamptzType)
+        limit = later.limit(has_zone=has_zone).isoformat()
+    else:
+        return None
+    is_later = expressions.GreaterThanOrEqual(later.column, limit)
+    return expressions.Or(is_later, expressions.IsNull(later.column))

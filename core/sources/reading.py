@@ -1,0 +1,162 @@
+"""Reading rows of any place: files, tables of Delta and Iceberg, databases."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from core.errors import DataError, SettingsError
+from core.files import location
+from core.packages import with_extra
+from core.sources.addresses import (
+    BUCKETS,
+    ICEBERG,
+    is_bucket,
+    is_url,
+    shown_address,
+    without_secrets,
+)
+from core.sources.databases import open_database
+from core.sources.delta import open_delta
+from core.sources.files import CSV_ENDINGS, JSON_ENDINGS, files_at
+from core.sources.formats import (
+    Later,
+    open_csv,
+    open_json_lines,
+    open_parquet,
+    require_names,
+)
+from core.sources.iceberg import open_iceberg
+from core.sources.texts import inferred
+
+EXTRAS = {
+    **dict.fromkeys(BUCKETS, "s3"),
+    **dict.fromkeys(("postgres", "postgresql"), "postgres"),
+    **dict.fromkeys(("mysql", "mariadb"), "mysql"),
+    ICEBERG: "iceberg",
+}
+"""Scheme of an address → Gyre's extra with its client."""
+
+
+class Rows(NamedTuple):
+    """Rows of a file or a table, and the names of columns whose texts stand for other types."""
+
+    batches: pa.RecordBatchReader
+    texts: Collection[str] = ()
+
+
+def parts_of(address: str) -> list[str]:
+    """Return the files and tables that an address names; the address itself if it is a database's.
+
+    Raises:
+        DataError: There are none, or they cannot be read.
+
+    """
+    if is_url(address) and not is_bucket(address):
+        return [address]
+    with reading(address):
+        return files_at(address)
+
+
+@contextmanager
+def open_part(
+    part: str, names: Sequence[str] | None = None, later: Later | None = None
+) -> Iterator[Rows]:
+    """Open a file or a table that `parts_of` returned.
+
+    Args:
+        part: Its path or address.
+        names: Names of its columns, if they are known; all columns are given anyway.
+        later: Rows that are asked for. All but a CSV and JSON lines may leave out the others.
+
+    Raises:
+        DataError: It cannot be read, or a column has no name of its own.
+
+    """
+    with reading(part), _open(part, names, later) as rows:
+        require_names(rows.batches.schema.names)
+        yield rows
+
+
+@contextmanager
+def _open(
+    part: str, names: Sequence[str] | None, later: Later | None
+) -> Iterator[Rows]:
+    ending = part.lower()
+    if part.startswith(f"{ICEBERG}://"):
+        yield Rows(open_iceberg(part, later))
+    elif is_url(part) and not is_bucket(part):
+        with open_database(part, later) as database:
+            yield Rows(database.rows, database.texts)
+    elif part.endswith("/") or Path(part).is_dir():
+        yield Rows(open_delta(part.rstrip("/"), later))
+    elif ending.endswith(CSV_ENDINGS):
+        path = location(part)
+        if names is None:
+            names = open_csv(path, []).schema.names
+        yield Rows(open_csv(path, names), names)
+    elif ending.endswith(JSON_ENDINGS):
+        rows = open_json_lines(location(part), names)
+        yield Rows(rows, rows.schema.names)
+    else:
+        yield Rows(open_parquet(location(part), later))
+
+
+def read(address: str) -> pa.Table:
+    """Return all rows of a source, texts of files in the types that they stand for.
+
+    Args:
+        address: Files, a Delta table, an Iceberg table, or an address of Ibis and `#table`.
+
+    Raises:
+        DataError: The source cannot be read.
+
+    """
+    typed_tables: list[pa.Table] = []
+    text_tables: list[pa.Table] = []
+    text_names: set[str] = set()
+    for part in parts_of(address):
+        with open_part(part) as rows:
+            table = rows.batches.read_all()
+        (text_tables if rows.texts else typed_tables).append(table)
+        text_names.update(rows.texts)
+    with reading(address):
+        if text_tables:
+            texts = pa.concat_tables(text_tables, promote_options="permissive")
+            columns = {
+                name: inferred(texts[name]) if name in text_names else texts[name]
+                for name in texts.column_names
+            }
+            typed_tables.append(pa.table(columns))
+        return pa.concat_tables(typed_tables, promote_options="permissive")
+
+
+@contextmanager
+def reading(address: str) -> Iterator[None]:
+    """Raise a DataError that names the file or the database where it cannot be read.
+
+    Raises:
+        SettingsError: The client of the place is missing.
+
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        scheme = address.partition("://")[0].partition("+")[0]
+        raise SettingsError(f"{exc}: {_client(scheme)}") from exc
+    except Exception as exc:  # every reader fails in its own way
+        message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
+        text = without_secrets(" ".join(message.split()), address)
+        if "Could not set lock on file" in text:
+            text += "; close the program that writes to it, or name a copy"
+        raise DataError(
+            f"nothing was changed: {shown_address(address)}: {text}"
+        ) from exc
+
+
+def _client(scheme: str) -> str:
+    """Return how to install the client of a place."""
+    extra = EXTRAS.get(scheme)
+    return with_extra(extra) if extra else f"install ibis-framework[{scheme}]"

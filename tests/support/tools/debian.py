@@ -1,0 +1,21 @@
+"""Programs of Debian's packages that tests start."""
+
+import os
+import subprocess
+
+from filelock import FileLock
+
+LOCK = "/tmp/gyre-tests-apt.lock"
+"""Workers install one after the other."""
+
+
+def install(*packages: str) -> None:
+    """Install packages without what they only recommend."""
+    apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
+    if os.geteuid() != 0:
+        apt = ["sudo", *apt]
+    variables = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    with FileLock(LOCK, mode=0o666):
+        subprocess.run([*apt, "update"], check=True, env=variables)
+        command = [*apt, "install", "-y", "--no-install-recommends", *packages]
+        subprocess.run(command, check=True, env=variables)
