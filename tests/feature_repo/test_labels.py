@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import duckdb
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +48,7 @@ def known(spec, as_of):
         return found.to_pyarrow().to_pylist()
 
 
-@pytest.fixture(params=["file", "folder", "delta", "database"])
+@pytest.fixture(params=["file", "folder", "delta", "database", "schema"])
 def stored(request, spec, tmp_path):
     """The spec of a table that lies in each kind of place."""
     place = tmp_path / "labels"
@@ -55,15 +56,28 @@ def stored(request, spec, tmp_path):
     source = str(place)
     if request.param == "delta":
         write_deltalake(source, TABLE)
-    elif request.param == "database":
-        source = f"duckdb://{place}/rows.db#outcomes"
+    elif request.param in {"database", "schema"}:
+        name = "marts.outcomes" if request.param == "schema" else "outcomes"
+        source = f"duckdb://{place}/rows.db#{name}"
         with ibis.duckdb.connect(place / "rows.db").con as connection:
             connection.register("rows", TABLE)
-            connection.execute("CREATE TABLE outcomes AS SELECT * FROM rows")
+            connection.execute("CREATE SCHEMA marts")
+            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM rows")
     else:
         pq.write_table(TABLE, place / "part.parquet")
         source += "/part.parquet" if request.param == "file" else ""
     return with_table(spec, source=source)
+
+
+def test_a_duckdb_file_of_labels_is_only_read(spec, tmp_path):
+    file = tmp_path / "rows.db"
+    with duckdb.connect(file) as connection:
+        connection.register("rows", TABLE)
+        connection.execute("CREATE TABLE outcomes AS SELECT * FROM rows")
+    spec = with_table(spec, source=f"duckdb://{file}#outcomes")
+    # DuckDB opens a file twice only if both read.
+    with duckdb.connect(file, read_only=True):
+        assert known(spec, NOON + HOUR)
 
 
 def test_a_label_counts_from_the_moment_on_at_which_it_became_known(stored):

@@ -473,15 +473,21 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("name", ["shop.ddb", "a#b%20?c.ddb"])
-def test_a_duckdb_file_is_only_read_and_gives_its_unreadable_rows(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("shop.ddb", "orders"), ("a#b%20?c.ddb", "orders"), ("shop.ddb", "marts.orders")],
+)
+def test_a_duckdb_file_is_only_read_and_gives_its_unreadable_rows(
+    tmp_path, name, table
+):
     file = tmp_path / name
     with duckdb.connect(str(file)) as connection:
+        connection.execute("CREATE SCHEMA marts")
         first = order_table(*[order(n, 1, AS_OF - DAY) for n in range(3)])
-        connection.from_arrow(first).create("orders")
+        connection.from_arrow(first).create(table)
         for at in ("infinity", "10001-01-01T00:00:00Z"):
-            connection.execute(f"INSERT INTO orders VALUES (9, 9, '{at}', 1, 'nan')")
-    settings = with_source(tmp_path, f"duckdb://{file}#orders")
+            connection.execute(f"INSERT INTO {table} VALUES (9, 9, '{at}', 1, 'nan')")
+    settings = with_source(tmp_path, f"duckdb://{file}#{table}")
     arguments = [sys.executable, "-c", HOLD, str(file)]
     for mode in ("read", "write"):
         with subprocess.Popen(
