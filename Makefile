@@ -9,6 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/gyre.stamp
 DEV := .venv/dev.stamp
 KSERVE := .venv-kserve/gyre.stamp
+DBT := .venv-dbt/gyre.stamp
 SITE := .venv-docs/gyre.stamp
 # What a target has added to the environment stays in it, at the versions of its lock file.
 added = $(if $(wildcard .venv/lib/*/site-packages/$(1)), $(2).lock)
@@ -68,7 +69,7 @@ HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
 	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
-NIGHT := environment spark jdk nginx $(KSERVE) .venv-dynamodb/gyre.stamp
+NIGHT := environment spark jdk nginx $(KSERVE) $(DBT) .venv-dynamodb/gyre.stamp
 nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects.
 	$(BIN)/pytest -m "nightly and not timed" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
 
@@ -98,7 +99,8 @@ docs: environment $(SITE) ## Write docs/reference/ from the code, build site/htm
 # Environments of their own: what the checks and the stack run on stays as it is.
 $(SITE): docs/requirements.lock
 $(KSERVE): tests/kserve.lock
-$(SITE) $(KSERVE): | environment
+$(DBT): tests/dbt.lock
+$(SITE) $(KSERVE) $(DBT): | environment
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	@$(BIN)/uv pip sync --quiet --python $(@D) --require-hashes $<
 	@touch $@
@@ -147,6 +149,8 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(call extras,spark) | $(BIN)/$(LOCK) - --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
 	$(BIN)/$(LOCK) --group kserve -o tests/kserve.lock
+	@# dbt writes the file of DuckDB that Gyre reads, and Feast the registry.
+	sed -En 's/^(duckdb|feast)(\[.*\])?(==[^ ]+) .*/\1\3/p' requirements.lock | $(BIN)/$(LOCK) - --group dbt -o tests/dbt.lock
 	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
 	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock extras.lock dev.lock | grep -v ^boto > .venv/constraints
 	$(call extras,dynamodb) | $(BIN)/$(LOCK) - --constraints .venv/constraints -o deploy/dynamodb.lock
