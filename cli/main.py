@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import airflow_file, data, models, processes, project, use_case, watch
+from cli import airflow_file, alerts, data, models, processes, project, use_case, watch
 from core.additions import missing_verbs
 from core.errors import GyreError
 from core.packages import DISTRIBUTION, package_version
@@ -42,6 +42,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "forget": data.forget,
     },
     "Operate": {
+        "alerts": alerts.alerts,
         "logs": processes.logs,
         "env": processes.env,
         "maintain": data.maintain,

@@ -76,6 +76,7 @@ def _loop_document(settings: Settings) -> dict[str, Any]:
                 "of": subjects,
                 "words": state.words,
                 "remedy": state.remedy,
+                "incident": state.number,
             }
             for state, subjects in problems(loop.states)
         ],

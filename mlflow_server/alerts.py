@@ -4,6 +4,8 @@ An incident is over once its cause was not seen for 3 hours; no alert says so. `
 holds Apprise addresses (Slack, PagerDuty, mail, a webhook), separated by blanks. Without one, alerts
 are lines of GYRE_HOME/logs/alerts.log. `gyre maintain` deletes alerts that were not seen for 400
 days.
+
+A person may acknowledge an incident, or mute its cause for a time: `Alerts.silence`.
 """
 
 import json
@@ -17,9 +19,10 @@ from typing import Any, Literal
 import sqlalchemy as sql
 from pydantic import TypeAdapter
 
+from core.errors import MonitoringError
 from core.settings import Settings
 from mlflow_server.database import Store, lock_tables
-from mlflow_server.tables import ALERTS
+from mlflow_server.tables import ALERTS, SILENCES
 
 log = logging.getLogger(__name__)
 QUIET = timedelta(hours=3)
@@ -35,6 +38,8 @@ WAITS = " waits for approval"
 COMPARED_LENGTH = 100
 """Characters by which the error of a failed task is compared with earlier errors."""
 Severity = Literal["moderate", "significant", "critical"]
+DEFAULT_SEVERITY: Severity = "significant"
+"""Severity of an alert without details, such as of a failed task."""
 NOTIFY_TYPES = {"moderate": "info", "significant": "warning", "critical": "failure"}
 """Apprise's words for severities: PagerDuty's severity and Slack's colour follow from them."""
 
@@ -120,15 +125,15 @@ class Alerts(Store):
     def deliver(self, subject: str, at: datetime) -> int:
         """Send alerts that no address has taken yet; return the number that went out.
 
-        One address that takes an alert is enough: a dead address must not make the others get it
-        again.
+        A muted alert waits. One address that takes an alert is enough: a dead address must not make
+        the others get it again.
         """
         count = 0
-        if not self.rows(subject, delivered=False):
+        if not self.undelivered(subject, at):
             return count
         send = _send if self._settings.alert_urls else _write
         with self._lock("alerts"):
-            for row in self.rows(subject, delivered=False):
+            for row in self.undelivered(subject, at):
                 if send(self._settings, row, at):
                     same = sql.update(ALERTS).filter_by(sequence=row["sequence"])
                     count += self._execute(same.values(delivered=True))
@@ -137,15 +142,80 @@ class Alerts(Store):
                     log.warning(text, subject, row["cause"])
         return count
 
-    def rows(self, subject: str, **values: Any) -> list[dict[str, Any]]:
-        """Return alerts about a model or a dataset, a row for each incident, the newest last.
+    def undelivered(self, subject: str, at: datetime) -> list[dict[str, Any]]:
+        """Return alerts about a model or a dataset that are still to be sent."""
+        return [row for row in self.rows(subject) if is_undelivered(row, at)]
 
-        values: Values that the rows must have, by column.
+    def rows(self, subject: str | None = None) -> list[dict[str, Any]]:
+        """Return alerts, a row for each incident, the newest last.
+
+        A row also has the columns of the silence of its incident; they are None if there is none.
+
+        subject: A model or a dataset; None: all.
         """
-        query = sql.select(ALERTS).filter_by(model=subject, **values)
+        same_cause = sql.and_(
+            SILENCES.c.model == ALERTS.c.model,
+            SILENCES.c.cause == ALERTS.c.cause,
+            SILENCES.c.until.is_not(None) | (SILENCES.c.said >= ALERTS.c.first),
+        )
+        silence = [SILENCES.c[name] for name in ("who", "why", "said", "until")]
+        query = sql.select(ALERTS, *silence).outerjoin_from(
+            ALERTS, SILENCES, same_cause
+        )
+        if subject is not None:
+            query = query.where(ALERTS.c.model == subject)
         with self._begin() as connection:
             rows = connection.execute(query.order_by(ALERTS.c.first, ALERTS.c.sequence))
             return [dict(row) for row in rows.mappings()]
+
+    def open_rows(
+        self, now: datetime, subject: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the alerts of incidents that go on: see `rows`."""
+        return [row for row in self.rows(subject) if is_open(row, now)]
+
+    def silence(
+        self,
+        number: int,
+        at: datetime,
+        *,
+        who: str,
+        why: str,
+        until: datetime | None = None,
+    ) -> dict[str, Any]:
+        """Acknowledge an open incident, or mute its cause; the newest word about a cause counts.
+
+        An incident that goes on after its mute is delivered, also if it was delivered before.
+
+        Args:
+            number: `sequence` of the incident.
+            at: Now, aware UTC.
+            who: The person.
+            why: The reason; may be empty.
+            until: End of the mute; None: the incident is acknowledged.
+
+        Returns:
+            The row of the incident.
+
+        Raises:
+            MonitoringError: No open incident has this number.
+
+        """
+        incidents = {row["sequence"]: row for row in self.open_rows(at)}
+        if number not in incidents:
+            raise MonitoringError(
+                f"no incident {number} is open: gyre alerts lists the open ones"
+            )
+        cause = {name: incidents[number][name] for name in ("model", "cause")}
+        end = until.isoformat() if until else None
+        silence = {"who": who, "why": why, "said": at.isoformat(), "until": end}
+        same = sql.update(ALERTS).filter_by(sequence=number)
+        with self._begin() as connection:
+            lock_tables(connection, "gyre.alerts")
+            connection.execute(sql.delete(SILENCES).filter_by(**cause))
+            connection.execute(sql.insert(SILENCES).values(cause | silence))
+            connection.execute(same.values(delivered=until is None))
+        return incidents[number] | silence
 
     def end(self, subject: str, cause: str) -> None:
         """Delete the alerts with this cause, which is gone."""
@@ -158,7 +228,8 @@ class Alerts(Store):
         self._execute(sql.delete(ALERTS).where(is_over))
 
     def forget(self, before: datetime) -> int:
-        """Delete alerts last seen before a moment; return their number."""
+        """Delete alerts last seen before a moment, and older silences; return the alerts' number."""
+        self._execute(sql.delete(SILENCES).where(SILENCES.c.said < before.isoformat()))
         return self._execute(
             sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat())
         )
@@ -179,6 +250,27 @@ def is_open(alert: Mapping[str, Any], now: datetime) -> bool:
     return datetime.fromisoformat(alert["last"]) >= now - QUIET
 
 
+def is_muted(alert: Mapping[str, Any], now: datetime) -> bool:
+    """Whether the cause of an alert is muted, or was not seen since its mute ended."""
+    return bool(alert["until"]) and min(now.isoformat(), alert["last"]) < alert["until"]
+
+
+def is_undelivered(alert: Mapping[str, Any], now: datetime) -> bool:
+    """Whether an alert is still to be sent."""
+    return not alert["delivered"] and not is_muted(alert, now)
+
+
+def silence_text(alert: Mapping[str, Any], now: datetime) -> str:
+    """Return who acknowledged or muted an incident, when and why; empty: nobody."""
+    is_over = alert["until"] and not is_muted(alert, now)
+    if not alert["who"] or is_over:
+        return ""
+    moment = datetime.fromisoformat(alert["until"] or alert["said"])
+    word = "muted until" if alert["until"] else "acknowledged at"
+    reason = f": {alert['why']}" if alert["why"] else ""
+    return f"{word} {moment:%Y-%m-%d %H:%M} UTC by {alert['who']}{reason}"
+
+
 def _write(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
     """Append an alert to `logs/alerts.log`; return True, as `_send` may."""
     line = json.loads(row["details"] or "{}") | {"time": at.isoformat()}
@@ -196,7 +288,7 @@ def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
 
     details = json.loads(row["details"] or "{}")
     details.pop("message", None)
-    severity: Severity = details.get("severity", "significant")
+    severity: Severity = details.get("severity", DEFAULT_SEVERITY)
     lines = [f"{row['message']} ({row['cause']}, {at:%Y-%m-%d %H:%M} UTC)"]
     lines += [f"{name}: {value}" for name, value in details.items()]
     deliveries = []

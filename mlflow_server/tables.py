@@ -1,4 +1,4 @@
-"""Tables of the ledger and of alerts. Times are ISO 8601 texts in UTC."""
+"""Tables of the ledger, of alerts and of silences. Times are ISO 8601 texts in UTC."""
 
 from sqlalchemy import (
     BigInteger,
@@ -57,6 +57,18 @@ ALERTS = Table(
     Column("delivered", Boolean, nullable=False),
 )
 """A row for each incident. details: A DriftAlert as JSON."""
+SILENCES = Table(
+    "silences",
+    METADATA,
+    Column("model", Text, primary_key=True),
+    Column("cause", Text, primary_key=True),
+    text("who"),
+    text("why"),
+    text("said"),
+    Column("until", Text),
+)
+"""The newest word of a person about a cause. until: End of its mute; null: the incident that was
+open at `said` is acknowledged."""
 LAYOUTS = Table("alembic_version", METADATA, text("version_num"))
 """The layout of the tables, in one row. Alembic gave the table its name in earlier databases."""
 
@@ -77,3 +89,4 @@ def make_tables(connection: Connection) -> None:
             f"the database has layout {layout}, this release needs layout {LAYOUT}: "
             "name a new database, or use the release that made it"
         )
+    SILENCES.create(connection, checkfirst=True)  # older databases have none

@@ -19,6 +19,7 @@ from monitoring.console.states import (
     LoopState,
     states_of_events,
     states_of_serving,
+    with_silence,
     worst_health,
 )
 from monitoring.console.status import ModelReaders, ModelStatus, ServingStatuses
@@ -124,9 +125,16 @@ class Loop:
         self._consumer = CachedReader(partial(consumer_problem, settings))
         self._lags = CachedReader(partial(consumer_lags, settings))
         self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)
-        self._shared = (self._serving, self._consumer, self._lags, self._broken_specs)
         self.dag_runs = CachedReader(partial(_ended_runs, settings), RUNS_SECONDS)
         stores = cache(lambda: (Ledger(settings), Alerts(settings)))
+        self.incidents = CachedReader(lambda: stores()[1].open_rows(datetime.now(UTC)))
+        self._shared = (
+            self._serving,
+            self._consumer,
+            self._lags,
+            self._broken_specs,
+            self.incidents,
+        )
         self.models = {
             spec.name: ModelReaders(settings, spec, self._serving, stores)
             for spec in load_specs()
@@ -143,14 +151,21 @@ class Loop:
         read_all(readers)
         now = datetime.now(UTC)
         statuses = {model.spec.name: model.status() for model in chosen}
+        incidents = self.incidents.reading.value or ()
+        alerts = {(alert["model"], alert["cause"]): alert for alert in incidents}
         states = {
-            name: [*states_of_model(status, now)] for name, status in statuses.items()
+            name: [
+                with_silence(state, alerts, now)
+                for state in states_of_model(status, now)
+            ]
+            for name, status in statuses.items()
         }
         cards = {
             name: card_of(status, states[name], now)
             for name, status in statuses.items()
         }
-        shared = states_of_events(self._consumer.reading, self._lags.reading, now)
+        events = states_of_events(self._consumer.reading, self._lags.reading, now)
+        shared = [with_silence(state, alerts, now) for state in events]
         states[SHARED] = [*states_of_serving(self._serving.reading), *shared]
         replicas = (self._serving.reading.value or {}).values()
         return LoopStatus(

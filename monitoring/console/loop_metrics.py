@@ -3,7 +3,7 @@
 Times are seconds since 1970. A figure that is not known has no sample: it is never 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import MappingProxyType
@@ -11,16 +11,17 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from feature_engine.ingest.record import DatasetRecord
+from mlflow_server.alerts import DEFAULT_SEVERITY, is_muted, is_undelivered
 from mlflow_server.api.pages import RunPage
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.loop import LoopStatus
-from monitoring.console.status import ModelRows, ModelStatus
+from monitoring.console.status import Alert, ModelRows, ModelStatus, alert_details
 from stack.supervisor import Usage
 
 Add = Callable[..., None]
 METRICS = {
     "alerts_open": "Alerts seen within 3 hours; of a version only while it is in a role.",
-    "alerts_undelivered": "Alerts that no address has taken.",
+    "alerts_undelivered": "Alerts that no address has taken, without muted ones.",
     "check_limit": "The value from which a check acts; none where it does not act.",
     "check_status": "1 for the status of a check that acts and is not ok.",
     "check_value": "The figure of a check in the newest monitoring run.",
@@ -31,6 +32,7 @@ METRICS = {
     "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
     "data_validation_passed": "0: the last batch broke a rule as a whole and was stopped.",
     "feature_age_promise_seconds": "The most that gyre_feature_watermark_age_seconds may be.",
+    "incident": "1 for an open incident that is not muted, only where GYRE_ALERT_URLS is empty.",
     "last_decision_timestamp_seconds": "When an action was last decided.",
     "last_monitoring_run_timestamp_seconds": "The moment that the newest monitoring run is as of.",
     "last_promotion_timestamp_seconds": "When a version came into production.",
@@ -51,6 +53,7 @@ def loop_metrics(
     loop: LoopStatus,
     records: Sequence[DatasetRecord] = (),
     usages: Mapping[str, Usage] = MappingProxyType({}),
+    incidents: Iterable[Alert] = (),
 ) -> bytes:
     """Return all samples in Prometheus's text format.
 
@@ -58,6 +61,7 @@ def loop_metrics(
         loop: The loop at one moment.
         records: Records of datasets.
         usages: Processor time and memory of the programs of a stack on one machine.
+        incidents: Open alerts that no address of Gyre's is told of.
 
     """
     registry = CollectorRegistry()
@@ -81,6 +85,7 @@ def loop_metrics(
         _add_dataset(partial(add, dataset=record.dataset), record, loop.now)
     for dataset, lag in loop.lags.items():
         add("consumer_lag_seconds", lag.seconds(loop.now), dataset=dataset)
+    _add_incidents(add, incidents, loop.now)
     if usages:
         cpu_seconds = Counter(
             "gyre_cpu_seconds_total",
@@ -120,7 +125,7 @@ def _add_sources(add: Add, status: ModelStatus) -> None:
 
 def _add_rows(add: Add, rows: ModelRows, now: datetime) -> None:
     add("alerts_open", len(rows.open_alerts(now)))
-    undelivered = [alert for alert in rows.alerts if not alert["delivered"]]
+    undelivered = [alert for alert in rows.alerts if is_undelivered(alert, now)]
     add("alerts_undelivered", len(undelivered))
     for action, at in rows.last_moments().items():
         add("last_decision_timestamp_seconds", at.timestamp(), action=action)
@@ -139,6 +144,19 @@ def _add_rows(add: Add, rows: ModelRows, now: datetime) -> None:
             add("check_limit", result.limit, check=result.name)
         if result.acts and result.status not in {"ok", "note"}:
             add("check_status", 1, check=result.name, status=result.status)
+
+
+def _add_incidents(add: Add, incidents: Iterable[Alert], now: datetime) -> None:
+    for alert in incidents:
+        if not is_muted(alert, now):
+            details = alert_details(alert)
+            add(
+                "incident",
+                1,
+                model=alert["model"],
+                number=str(alert["sequence"]),
+                severity=details.severity if details else DEFAULT_SEVERITY,
+            )
 
 
 def _add_dag(add: Add, counts: Mapping[str, int]) -> None:

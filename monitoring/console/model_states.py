@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from core.spec import ModelSpec
 from feature_engine.ingest.record import DatasetRecord
-from mlflow_server.alerts import FAILED, ROLLOUT_STOPPED, WAITS
+from mlflow_server.alerts import FAILED, ROLLOUT_STOPPED, WAITS, is_undelivered
 from mlflow_server.api.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
 from monitoring.check import CheckResult, Status, farthest_from_limit
@@ -54,14 +54,15 @@ def states_of_model(status: ModelStatus, now: datetime) -> Iterator[LoopState]:
         yield _state_of_training(status.spec, status.runs.value, now)
     for record in status.freshness.value or ():
         age_limit = status.spec.monitoring.feature_age_limit
-        yield _state_of_features(record, age_limit, now)
+        yield _state_of_features(model, record, age_limit, now)
 
 
 def _state_of_features(
-    record: DatasetRecord, age_limit: timedelta, now: datetime
+    model: str, record: DatasetRecord, age_limit: timedelta, now: datetime
 ) -> LoopState:
     name = record.dataset
-    faults = [text for _, text in record.problems(now, age_limit)]
+    problems = record.problems(now, age_limit)
+    faults = [text for _, text in problems]
     status: Status = "alert" if faults else "ok"
     words = (
         f"{name} complete up to {_time_text(record.watermark)}, newest event "
@@ -79,6 +80,7 @@ def _state_of_features(
         f"`gyre ingest {name}`. If the source is silent, ask who delivers it; `silence` of "
         "the dataset says how long it may be.",
         link=INGEST_RUNS,
+        repeats=(model, problems[0][0]) if len(problems) == 1 else None,
     )
 
 
@@ -116,12 +118,21 @@ def _states_of_roles(status: ModelStatus) -> Iterator[LoopState]:
                 words="; ".join([*refused, f"{role}: {', '.join(parts)}"]),
                 remedy=remedy,
                 link=f"/status/{model}#ledger",
+                repeats=_only_refusal(status),
             )
         elif any(versions.values()):
             words = version_text(next(iter(versions.values())))
             if row:
                 words += f" since {_time_text(row.time)}, by {row.who}: {row.why}"
             yield LoopState(name=role, kind="version", words=words)
+
+
+def _only_refusal(status: ModelStatus) -> tuple[str, str] | None:
+    """Return subject and cause of the alert that a version is refused, if it is one version."""
+    versions = [*status.refused_versions()]
+    if len(versions) != 1:
+        return None
+    return status.spec.name, refusal_cause(versions[0])
 
 
 def _state_of_monitoring(model: str, rows: ModelRows, now: datetime) -> LoopState:
@@ -171,7 +182,8 @@ def _states_of_decision(model: str, rows: ModelRows) -> Iterator[LoopState]:
             link=f"/status/{model}#verdicts",
         )
         checks = [check for check in checks if check.kind in ALERT_ONLY]
-    yield from map(state_of_check, checks)
+    for check in checks:
+        yield state_of_check(check, model, decision.cause)
 
 
 def _state_of_verdict(
@@ -193,6 +205,7 @@ def _state_of_verdict(
         words=f"version {decision.version}: {decision.words or decision.reason}",
         remedy=remedy or f"See which check is bad: `gyre decide {model} --explain`",
         link=link,
+        repeats=(model, decision.cause),
     )
 
 
@@ -215,15 +228,15 @@ def _states_of_alerts(
     alerts = [
         alert
         for alert in rows.alerts
-        if not alert["delivered"] or alert in further_alerts
+        if is_undelivered(alert, now) or alert in further_alerts
     ]
     if not alerts:
         yield LoopState(name="alerts", kind="alerts", words="none other")
     for alert in alerts:
-        yield _state_of_alert(status.spec.name, alert)
+        yield _state_of_alert(status.spec.name, alert, now)
 
 
-def _state_of_alert(model: str, alert: Alert) -> LoopState:
+def _state_of_alert(model: str, alert: Alert, now: datetime) -> LoopState:
     cause = alert["cause"]
     task, is_of_task, _ = cause.partition(FAILED)
     dag, _, _ = task.partition(".")
@@ -240,7 +253,7 @@ def _state_of_alert(model: str, alert: Alert) -> LoopState:
         link = f"airflow/dags/{dag}/runs"
     first = _time_text(datetime.fromisoformat(alert["first"]))
     words = f"{alert['message']} (since {first}; seen: {alert['count']})"
-    if not alert["delivered"]:
+    if is_undelivered(alert, now):
         words = f"not delivered: {words}"
         remedy = "Compare the addresses in GYRE_ALERT_URLS with the receivers'."
     return LoopState(
@@ -250,6 +263,7 @@ def _state_of_alert(model: str, alert: Alert) -> LoopState:
         words=words,
         remedy=remedy,
         link=link,
+        repeats=(alert["model"], cause),
     )
 
 

@@ -20,6 +20,7 @@ from core.packages import DISTRIBUTION, package_version
 from core.settings import Settings
 from core.user_code import dataset_names
 from feature_engine.ingest.record import read_record
+from mlflow_server.alerts import silence_text
 from mlflow_server.api.pages import Document
 from mlflow_server.api.rest import read_artifact
 from mlflow_server.roles import PRODUCTION, ROLES
@@ -54,6 +55,7 @@ TEMPLATES.globals |= {
     "production": PRODUCTION,
     "roles": ROLES,
     "gyre_version": package_version(DISTRIBUTION),
+    "silence_text": silence_text,
     "fromisoformat": datetime.fromisoformat,
     "timedelta": timedelta,
     "worst_health": worst_health,
@@ -184,10 +186,12 @@ class Console:
             None, *self._records.values(), self._usages, self._loop.dag_runs
         )
         values = [reader.reading.value for reader in self._records.values()]
+        incidents = self._loop.incidents.reading.value or ()
         text = loop_metrics(
             loop,
             records=[record for record in values if record],
             usages=self._usages.reading.value or {},
+            incidents=() if self._settings.alert_urls else incidents,
         )
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 

@@ -1,14 +1,15 @@
 """The states of the loop: what is well, what is not, and what to do. All functions are pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from feature_engine.events.broker import MAX_LAG_SECONDS, ConsumerLag
+from mlflow_server.alerts import is_muted, silence_text
 from monitoring.check import CheckResult, Status
 from monitoring.console.cached_reader import Reading
-from monitoring.console.status import ServingStatuses
+from monitoring.console.status import Alert, ServingStatuses
 
 Health = Literal["attention", "unknown", "ok"]
 HEALTHS: tuple[Health, ...] = ("attention", "unknown", "ok")
@@ -45,6 +46,9 @@ class LoopState:
         remedy: What to do, with a command where there is one.
         link: A page that shows more, as in `CheckResult`.
         check: The check of a monitoring run that the state repeats, if it does.
+        repeats: Subject and cause of the incident that the state repeats, if it does.
+        number: The number of that incident while it is open.
+        silence: Who acknowledged or muted that incident; empty: nobody.
 
     """
 
@@ -55,6 +59,9 @@ class LoopState:
     remedy: str = ""
     link: str = ""
     check: CheckResult | None = None
+    repeats: tuple[str, str] | None = None
+    number: int | None = None
+    silence: str = ""
 
     @property
     def health(self) -> Health:
@@ -63,8 +70,11 @@ class LoopState:
         return "unknown" if self.status == "unknown" else "attention"
 
 
-def state_of_check(check: CheckResult) -> LoopState:
-    """Return the state that repeats a check of a monitoring run."""
+def state_of_check(check: CheckResult, model: str, cause: str) -> LoopState:
+    """Return the state that repeats a check of a monitoring run.
+
+    cause: Cause of the incident of the verdict, which a bad check is part of.
+    """
     return LoopState(
         name=check.name,
         kind=check.kind,
@@ -73,6 +83,27 @@ def state_of_check(check: CheckResult) -> LoopState:
         remedy=check.remedy,
         link=check.link,
         check=check,
+        repeats=(model, check.incident or cause),
+    )
+
+
+def with_silence(
+    state: LoopState, alerts: Mapping[tuple[str, str], Alert], now: datetime
+) -> LoopState:
+    """Add to a state the number of its incident, and who silenced it; a muted state is ok.
+
+    alerts: Open alerts by subject and cause.
+    """
+    alert = alerts.get(state.repeats) if state.repeats else None
+    if alert is None or state.health == "ok":
+        return state
+    silence = silence_text(alert, now)
+    return replace(
+        state,
+        number=alert["sequence"],
+        silence=silence,
+        words=f"{state.words} ({silence})" if silence else state.words,
+        status="note" if is_muted(alert, now) else state.status,
     )
 
 
@@ -90,7 +121,7 @@ class Problem(NamedTuple):
 
 
 def problems(states: Mapping[str, Sequence[LoopState]]) -> list[Problem]:
-    """Return the states that are not ok, the most urgent first.
+    """Return the states that are not ok, the most urgent first, what is acknowledged last.
 
     States with the same remedy are one problem, with the words of the first.
 
@@ -98,21 +129,22 @@ def problems(states: Mapping[str, Sequence[LoopState]]) -> list[Problem]:
         states: States by their subject: a model, or serving and its resources.
 
     """
-    problem_of_remedy: dict[str, Problem] = {}
+    problem_of_remedy: dict[tuple[str, str], Problem] = {}
     for subject, states_of_subject in states.items():
         for state in states_of_subject:
             if state.health != "ok":
-                key = state.remedy or state.words
+                key = (state.remedy or state.words, state.silence)
                 problem = problem_of_remedy.setdefault(key, Problem(state, []))
                 if subject not in problem.subjects:
                     problem.subjects.append(subject)
     return sorted(problem_of_remedy.values(), key=_urgency)
 
 
-def _urgency(problem: Problem) -> tuple[int, int]:
+def _urgency(problem: Problem) -> tuple[bool, int, int]:
+    is_acknowledged = problem.state.silence != ""
     kind = problem.state.kind
     place = URGENT.index(kind) if kind in URGENT else len(URGENT)
-    return place, HEALTHS.index(problem.state.health)
+    return is_acknowledged, place, HEALTHS.index(problem.state.health)
 
 
 def states_of_serving(reading: Reading[ServingStatuses]) -> Iterator[LoopState]:
@@ -174,6 +206,7 @@ def states_of_events(
             f"ingested yet: `gyre ingest {dataset}`. No event is lost; where too many wait, new "
             "ones are refused.",
             link=ALL_STATES,
+            repeats=(dataset, EVENTS_WAIT),
         )
 
 

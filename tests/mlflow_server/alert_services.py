@@ -78,7 +78,7 @@ def send_alerts(certificate):
             alerts.note(MODEL, f"drift: {drift.severity}", drift, NOW)
         delivered = alerts.deliver(MODEL, NOW)
         alerts.alert_failure(MODEL, "train.fit", ERROR, NOW)
-        waiting = len(alerts.rows(MODEL, delivered=False))
+        waiting = len(alerts.undelivered(MODEL, NOW))
     return {"delivered": delivered, "waiting": waiting, "requests": received}
 
 

@@ -16,9 +16,12 @@ from urllib.parse import quote
 
 import certifi
 import pytest
+import sqlalchemy as sql
 
+from core.errors import MonitoringError
 from core.project import PROJECT
-from mlflow_server.alerts import QUIET, Alerts, is_open
+from mlflow_server.alerts import QUIET, Alerts, is_open, silence_text
+from mlflow_server.database import open_database
 from stack.environment import process_environment
 from tests.conftest import BIN, new_settings, unused_port
 from tests.support.tools.alert_receivers import (
@@ -278,14 +281,105 @@ def test_an_undelivered_alert_is_delivered_once_later(tmp_path):
     with opened(tmp_path, f"json://127.0.0.1:{port}") as alerts:
         assert not alerts.alert(MODEL, CAUSE, MESSAGE, NOW)  # nobody listens
         alerts.note(MODEL, "a killed run", DRIFT, NOW)
-        undelivered = alerts.rows(MODEL, delivered=False)
+        undelivered = alerts.undelivered(MODEL, NOW)
         assert [row["cause"] for row in undelivered] == [CAUSE, "a killed run"]
         with receiving(port) as (_, received), ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(lambda _: alerts.deliver(MODEL, NOW), range(4))) == 2
         assert len(received) == 2
-        assert alerts.rows(MODEL, delivered=False) == []
+        assert alerts.undelivered(MODEL, NOW) == []
         # A delivery is no sighting.
         assert {row["count"] for row in alerts.rows(MODEL)} == {1}
+
+
+HOUR = timedelta(hours=1)
+ANN = {"who": "ann", "why": "known"}
+
+
+def number_of(alerts, at):
+    """Of the only open incident."""
+    (row,) = alerts.open_rows(at)
+    return row["sequence"]
+
+
+def test_a_muted_cause_is_counted_and_delivered_after_its_mute_if_it_goes_on(
+    empty_database,
+):
+    with receiving() as (url, received):
+        settings = empty_database.model_copy(update={"alert_urls": url})
+        with closing(Alerts(settings)) as alerts:
+            assert alerts.alert(MODEL, CAUSE, DRIFT, NOW)
+            until = NOW + 24 * HOUR
+            alerts.silence(number_of(alerts, NOW), NOW, until=until, **ANN)
+            # It is not seen for 4 hours: what comes then is another incident of the same cause.
+            for hour in (1, 2, 6, 8, 10, 13, 16, 19, 22):
+                assert not alerts.alert(MODEL, CAUSE, DRIFT, NOW + hour * HOUR)
+            assert [row["count"] for row in alerts.rows(MODEL)] == [3, 7]
+            other = "another cause"
+            assert alerts.alert(MODEL, other, MESSAGE, NOW + 22 * HOUR)
+            assert not alerts.deliver(MODEL, until + HOUR), "nobody has seen it since"
+            assert alerts.alert(MODEL, CAUSE, DRIFT, until + HOUR)
+            assert not alerts.alert(MODEL, CAUSE, DRIFT, until + 2 * HOUR)
+    texts = [request["message"] for request in received]
+    assert [other in text for text in texts] == [False, True, False]
+
+
+def test_an_incident_that_was_told_before_its_mute_is_told_again_after_it(tmp_path):
+    with receiving() as (url, received), opened(tmp_path, url) as alerts:
+        assert alerts.alert(MODEL, CAUSE, DRIFT, NOW)
+        number = number_of(alerts, NOW)
+        alerts.silence(number, NOW, until=NOW + HOUR, **ANN)
+        assert not alerts.alert(MODEL, CAUSE, DRIFT, NOW + HOUR / 2)
+        assert alerts.alert(MODEL, CAUSE, DRIFT, NOW + HOUR)
+        # A mute until now ends it at once.
+        alerts.silence(number, NOW + HOUR, until=NOW + 9 * HOUR, **ANN)
+        alerts.silence(number, NOW + HOUR, until=NOW + HOUR, **ANN)
+        assert alerts.alert(MODEL, CAUSE, DRIFT, NOW + 2 * HOUR)
+    assert len(received) == 3
+
+
+def test_an_acknowledged_incident_is_not_delivered_again_and_the_next_is(tmp_path):
+    dead = f"json://127.0.0.1:{unused_port()}"
+    with opened(tmp_path, dead) as alerts:
+        assert not alerts.alert(MODEL, CAUSE, DRIFT, NOW)
+        alerts.silence(number_of(alerts, NOW), NOW, **ANN)
+        assert alerts.undelivered(MODEL, NOW) == [], "a person knows"
+        (row,) = alerts.rows(MODEL)
+        text = "acknowledged at 2026-11-20 12:00 UTC by ann: known"
+        assert silence_text(row, NOW) == text
+        later = NOW + 2 * QUIET
+        alerts.note(MODEL, CAUSE, DRIFT, later)
+        assert [silence_text(row, later) for row in alerts.rows(MODEL)] == [text, ""]
+        assert len(alerts.undelivered(MODEL, later)) == 1
+
+
+def test_only_an_open_incident_is_silenced_and_the_newest_word_counts(tmp_path):
+    with opened(tmp_path, "") as alerts:
+        alerts.alert(MODEL, CAUSE, DRIFT, NOW)
+        number = number_of(alerts, NOW)
+        for at, some_number in ((NOW, number + 1), (NOW + 2 * QUIET, number)):
+            with pytest.raises(MonitoringError, match=f"no incident {some_number} is"):
+                alerts.silence(some_number, at, **ANN)
+        alerts.silence(number, NOW, until=NOW + HOUR, who="bob", why="")
+        (row,) = alerts.rows(MODEL)
+        assert silence_text(row, NOW) == "muted until 2026-11-20 13:00 UTC by bob"
+        alerts.silence(number, NOW, **ANN)
+        (row,) = alerts.rows(MODEL)
+        assert (row["who"], row["until"], row["delivered"]) == ("ann", None, True)
+        assert alerts.forget(NOW + HOUR) == 1
+        alerts.note(MODEL, CAUSE, DRIFT, NOW)
+        assert alerts.rows(MODEL)[0]["who"] is None, "its silence is deleted, too"
+
+
+def test_a_database_of_before_there_were_silences_gets_their_table(empty_database):
+    with closing(Alerts(empty_database)) as alerts:
+        alerts.note(MODEL, CAUSE, DRIFT, NOW)
+    engine = open_database(empty_database)
+    with engine.begin() as connection:
+        connection.execute(sql.text("DROP TABLE silences"))
+    engine.dispose()
+    with closing(Alerts(empty_database)) as alerts:
+        alerts.silence(number_of(alerts, NOW), NOW, **ANN)
+        assert alerts.rows(MODEL)[0]["who"] == "ann"
 
 
 def test_the_end_of_one_failed_task_leaves_the_alerts_of_others(tmp_path):

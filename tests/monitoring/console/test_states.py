@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from core.spec.monitoring import Promotion
+from feature_engine.events.broker import ConsumerLag
 from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import (
     DRIFT_ALERTS,
@@ -23,8 +24,14 @@ from monitoring.console.history import shown_span
 from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.model_states import states_of_model
-from monitoring.console.states import problems, states_of_events, states_of_serving
-from monitoring.console.status import ModelRows, ModelStatus
+from monitoring.console.states import (
+    EVENTS_WAIT,
+    problems,
+    states_of_events,
+    states_of_serving,
+    with_silence,
+)
+from monitoring.console.status import ModelRows, ModelStatus, refusal_cause
 from tests.support.monitoring.ledger_rows import HOUR, LEDGER, NOW, SPEC
 from tests.support.monitoring.year import decision_row
 
@@ -37,7 +44,8 @@ DRIFT = CheckResult(
 SHOWN = replace(DRIFT, name="psi/tenure", acts=False, reason="grows by a day each day")
 ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "count": 3,
          "first": f"{NOW - 2 * HOUR}", "last": f"{NOW - HOUR}", "delivered": True,
-         "details": None}  # fmt: skip
+         "details": None, "sequence": 7, "who": None, "why": None, "said": None,
+         "until": None}  # fmt: skip
 PAST = f"{NOW - 4 * HOUR}"
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"},
@@ -235,10 +243,95 @@ def test_an_unhealthy_resource_of_serving_is_named():
     assert "gyre logs redis" in redis.remedy
 
 
-def metrics_of(status, dag_runs=NO_ANSWER):
+ACKNOWLEDGED = {"who": "ann", "why": "", "said": f"{NOW}", "until": None}
+MUTED = ACKNOWLEDGED | {"until": f"{NOW + HOUR}"}
+REFUSED = refusal_cause("3")
+LATE = {"orders": ConsumerLag(entries=1, oldest=NOW - HOUR)}
+
+
+def states_of_bad_night():
+    """A state of each kind that repeats an incident, by the cause of that."""
+    bad = replace(DECISION, verdict="bad", words="bad: spend drifts", cause="drift")
+    drift = replace(DRIFT, words="spend: PSI 0.31")
+    unknown = CheckResult(
+        name="skew/share", kind="skew", status="unknown", incident="skew", words="?"
+    )
+    alert = ALERT | {"cause": "train.fit failed: #", "model": "orders"}
+    status = replace(
+        rows(decisions=[bad], results=[drift, unknown], alerts=[alert]),
+        freshness=reading([replace(FRESH, newest=NOW - 49 * HOUR)]),
+        serving=workers("2", refused={"3": "why"}),
+        aliases=reading({"production": "3"}),
+    )
+    states = [*states_of_model(status, NOW)]
+    states += states_of_events(reading(None), reading(LATE), NOW)
+    return states
+
+
+REPEATED = {
+    (SPEC.name, "drift"): {"verdict", "psi/spend"},
+    (SPEC.name, "skew"): {"skew/share"},
+    (SPEC.name, REFUSED): {"production"},
+    (SPEC.name, "orders: source is silent"): {"features"},
+    ("orders", EVENTS_WAIT): {"events"},
+    ("orders", "train.fit failed: #"): {"alerts"},
+}
+"""Names of the states that repeat an incident, by its subject and cause."""
+
+
+@pytest.mark.parametrize("incident", REPEATED)
+def test_an_acknowledged_incident_is_shown_last_and_a_muted_one_is_no_problem(incident):
+    states = states_of_bad_night()
+
+    def listed(silence):
+        alerts = {incident: ALERT | silence}
+        silenced = [with_silence(state, alerts, NOW) for state in states]
+        return problems({SPEC.name: silenced})
+
+    before = [problem.state.name for problem in listed({})]
+    assert REPEATED[incident] <= {*before}
+    acknowledged = [problem.state for problem in listed(ACKNOWLEDGED)]
+    last = [state for state in acknowledged if state.silence]
+    assert acknowledged[-len(last) :] == last
+    assert {state.name for state in last} == REPEATED[incident]
+    assert all("acknowledged at 2026-11-20 12:00 UTC by ann" in s.words for s in last)
+    assert len(acknowledged) == len(before)
+    muted = [problem.state.name for problem in listed(MUTED)]
+    assert {*before} - {*muted} == REPEATED[incident]
+
+
+def test_a_muted_problem_hides_no_other_with_its_remedy():
+    first = ALERT | {"cause": "train.fit failed: a"}
+    second = ALERT | {"cause": "train.fit failed: b", "sequence": 8}
+    states = states_of_model(rows(alerts=[first, second]), NOW)
+    alerts = {(SPEC.name, first["cause"]): first | ACKNOWLEDGED,
+              (SPEC.name, second["cause"]): second}  # fmt: skip
+    silenced = [with_silence(state, alerts, NOW) for state in states]
+    shown = [problem.state for problem in problems({SPEC.name: silenced})]
+    assert [(state.number, bool(state.silence)) for state in shown] == [
+        (8, False),
+        (7, True),
+    ]
+
+
+def test_a_muted_alert_is_neither_undelivered_nor_an_incident_for_prometheus():
+    undelivered = ALERT | {"delivered": False}
+    for silence, count in (({}, 1), (MUTED, 0)):
+        alert = undelivered | silence
+        text = metrics_of(rows(alerts=[alert]), incidents=[alert])
+        assert f'alerts_undelivered{{model="{SPEC.name}"}} {count}.0' in text
+        sample = (
+            f'gyre_incident{{model="{SPEC.name}",number="7",severity="significant"}}'
+        )
+        assert (f"{sample} 1.0" in text) == (count == 1)
+        words = checked(rows(alerts=[alert]))["alerts"].words
+        assert words.startswith("not delivered") == (count == 1)
+
+
+def metrics_of(status, dag_runs=NO_ANSWER, incidents=()):
     loop = LoopStatus(now=NOW, is_ready=True, models={SPEC.name: status}, states={},
                       cards={}, lags={}, broken_specs=(), dag_runs=dag_runs)  # fmt: skip
-    return loop_metrics(loop).decode()
+    return loop_metrics(loop, incidents=incidents).decode()
 
 
 def test_unknown_figures_have_no_sample():
