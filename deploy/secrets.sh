@@ -35,6 +35,8 @@ missing airflow_password && random 16 | write airflow_password
 missing serving_tokens && printf 'first:%s\n' "$(random 24)" | write serving_tokens
 
 # Addresses of Apprise that alerts go to, separated by blanks. Empty: alerts are lines of a file in GYRE_HOME.
+# The webhook that Alertmanager of the profile `monitoring` sends to: deploy/prometheus/alertmanager.yml.
+test -e alertmanager_url || { : > alertmanager_url; chmod 644 alertmanager_url; }
 test -e gyre_alert_urls || { : > gyre_alert_urls; chmod 644 gyre_alert_urls; }
 
 # Signed by itself: put your own certificate and key in their place.

@@ -3,22 +3,21 @@
 import json
 import re
 import subprocess
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from core.settings import Settings
-from feature_engine.events.broker import EventSchema, Stream
 from mlflow_server.alerts import Alerts, DriftAlert
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
+from tests.support.monitoring.late_events import late_events
 from tests.support.monitoring.year import decision_row, fill_dataset
 from tests.support.serving.console import console
 
@@ -109,23 +108,6 @@ FAULTS = {
     drifts: ("total_orders_30d: PSI 0.43", "A retraining starts", "check=psi/total_"),
 }
 """What the page says of each fault, the worst first."""
-
-
-@contextmanager
-def late_events(settings):
-    """A dataset with a request that a consumer has read, and has not processed for an hour."""
-    schema = EventSchema(dataset="late", columns={}, required=[], event_time="at")
-    hour_ago = int((datetime.now(UTC) - timedelta(hours=1)).timestamp() * 1000)
-    with (
-        closing(Stream(settings, "test")) as stream,
-        Redis.from_url(settings.redis_address) as redis,
-    ):
-        stream.declare(schema)
-        redis.xadd("gyre:events:late", {"events": "[]"}, id=f"{hour_ago}-0")
-        stream.read("late")
-        yield
-        redis.delete("gyre:events:late")
-        redis.hdel("gyre:events", "late")
 
 
 def has_words(item, words):

@@ -3,13 +3,9 @@
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -19,29 +15,10 @@ from core.project import PROJECT
 from feature_engine.events.broker import Stream, event_schema
 from feature_repo.datasets import load_dataset
 from stack.supervisor import Program, end_stack, start, start_supervisor
-from tests.conftest import answers, running, unused_port, wait_until
+from tests.conftest import wait_until
+from tests.support.tools.prometheus import SHIPPED, programs, prometheus_server
 
-SHIPPED = PROJECT / "deploy" / "prometheus"
-KEPT = Path(sys.prefix) / "debian"
-"""Where the package lies once fetched: it goes with the environment."""
 EXPRESSION = r'"expr": ("(?:[^"\\]|\\.)*")'
-
-
-@pytest.fixture(scope="module")
-def bin_folder():
-    """Prometheus of the system, else of Debian's package, unpacked and never installed."""
-    promtool_path = shutil.which("promtool")
-    if promtool_path:
-        return Path(promtool_path).parent
-    if not KEPT.exists():
-        with TemporaryDirectory(dir=KEPT.parent) as name:
-            fetch = "apt-get download prometheus || { apt-get update && apt-get download prometheus; }"
-            unpack = "dpkg -x prometheus_*.deb here"
-            subprocess.run(
-                f"{{ {fetch}; }} && {unpack}", cwd=name, shell=True, check=True
-            )
-            (Path(name) / "here").rename(KEPT)
-    return KEPT / "usr" / "bin"
 
 
 def rules():
@@ -49,7 +26,8 @@ def rules():
     return [rule for group in groups for rule in group["rules"]]
 
 
-def test_the_configuration_is_valid_and_each_rule_fires_in_its_test(bin_folder):
+def test_the_configuration_is_valid_and_each_rule_fires_in_its_test():
+    bin_folder = programs("prometheus", "promtool")
     for words in (
         ["check", "config", "--lint-fatal", "prometheus.yml"],
         ["test", "rules", "alerts_test.yml"],
@@ -88,35 +66,17 @@ def supervised(rig):
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    rig, served, console, monitored, supervised, bin_folder, tmp_path_factory
-):
+def prometheus(rig, served, console, monitored, supervised, tmp_path_factory):
     """A real one with the shipped configuration, but for the addresses and how often it looks."""
     folder = tmp_path_factory.mktemp("prometheus")
-    own_port = unused_port()
     with closing(Stream(rig.settings, "test")) as stream:
         stream.declare(event_schema(load_dataset("orders"), set()))
-    config = (SHIPPED / "prometheus.yml").read_text().replace(": 15s", ": 2s")
     ports = {8000: rig.settings.serving_port, 8001: rig.settings.console_port}
-    for shipped_port, port in ports.items():
-        shipped_address = f"127.0.0.1:{shipped_port}"
-        assert shipped_address in config
-        config = config.replace(shipped_address, f"127.0.0.1:{port}")
-    (folder / "prometheus.yml").write_text(config)
-    shutil.copy(SHIPPED / "alerts.yml", folder)
-    command = [
-        str(bin_folder / "prometheus"),
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{own_port}",
-    ]
-    address = f"http://127.0.0.1:{own_port}"
     with (
-        running(command, folder / "log"),
+        prometheus_server(folder, ports) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
         server = Prometheus(client)
-        wait_until("Prometheus", lambda: answers(f"{address}/-/ready"))
         for _ in range(3):
             rig.predict(served.client)
         rate = "rate(gyre_requests_total[1m])"
