@@ -54,9 +54,9 @@ def list_open(
 
 
 @alerts.command()
-def acknowledge(number: Number, why: Why = "", *, as_json: AsJson = False) -> None:
+def acknowledge(number: Number, why: Why = "") -> None:
     """Say that you take care of an incident: it is no longer an urgent problem."""
-    _silence(number, why, None, as_json=as_json)
+    _silence(number, why, until=None)
 
 
 @alerts.command()
@@ -64,22 +64,13 @@ def mute(
     number: Number,
     hours: Annotated[float, typer.Option(min=0, help="0 ends a mute.")],
     why: Why = "",
-    *,
-    as_json: AsJson = False,
 ) -> None:
     """Deliver no alert of the cause of an incident for some hours; after them, if it goes on."""
-    _silence(number, why, timedelta(hours=hours), as_json=as_json)
+    _silence(number, why, until=datetime.now(UTC) + timedelta(hours=hours))
 
 
-def _silence(number: int, why: str, length: timedelta | None, *, as_json: bool) -> None:
+def _silence(number: int, why: str, until: datetime | None) -> None:
     now = datetime.now(UTC)
-    until = None if length is None else now + length
     with Alerts(load_settings()) as store:
-        row: dict[str, Any] = store.silence(
-            number, now, who=who(), why=why, until=until
-        )
-    say(
-        f"{row['model']}: {row['cause']}: {silence_text(row, now)}",
-        row,
-        as_json=as_json,
-    )
+        row = store.silence(number, now, who=who(), why=why, until=until)
+    typer.echo(f"{row['model']}: {row['cause']}: {silence_text(row, now)}")

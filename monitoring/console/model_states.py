@@ -88,6 +88,7 @@ def _states_of_roles(status: ModelStatus) -> Iterator[LoopState]:
     """Compare the sources of the version in each role: production, and other roles that are taken."""
     model = status.spec.name
     rows = status.rows.value
+    refused_versions = [*status.refused_versions()]
     for role in ROLES:
         row = rows.newest(role) if rows else None
         versions: dict[str, str | None] = {}
@@ -118,21 +119,15 @@ def _states_of_roles(status: ModelStatus) -> Iterator[LoopState]:
                 words="; ".join([*refused, f"{role}: {', '.join(parts)}"]),
                 remedy=remedy,
                 link=f"/status/{model}#ledger",
-                repeats=_only_refusal(status),
+                repeats=(model, refusal_cause(refused_versions[0]))
+                if len(refused_versions) == 1
+                else None,
             )
         elif any(versions.values()):
             words = version_text(next(iter(versions.values())))
             if row:
                 words += f" since {_time_text(row.time)}, by {row.who}: {row.why}"
             yield LoopState(name=role, kind="version", words=words)
-
-
-def _only_refusal(status: ModelStatus) -> tuple[str, str] | None:
-    """Return subject and cause of the alert that a version is refused, if it is one version."""
-    versions = [*status.refused_versions()]
-    if len(versions) != 1:
-        return None
-    return status.spec.name, refusal_cause(versions[0])
 
 
 def _state_of_monitoring(model: str, rows: ModelRows, now: datetime) -> LoopState:
