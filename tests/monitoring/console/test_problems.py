@@ -102,7 +102,7 @@ def harms(night):
 
 
 FAULTS = {
-    harms: ("version 9 did harm and was taken back", "60 of 110", "gyre decide"),
+    harms: ("version 9 did harm and was taken back", "gyre decide", "gyre alerts mute"),
     dies: ("Events are not processed", "windows that end", "gyre logs consumer"),
     stands_still: ("features are not complete", "6 h, at most 1 h", "/dags/ingest/run"),
     drifts: ("total_orders_30d: PSI 0.43", "A retraining starts", "check=psi/total_"),
