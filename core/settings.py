@@ -71,7 +71,7 @@ SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 AIRFLOW_USERS = re.compile(r"([\w.@+-]+:(viewer|user|op|admin)(,(?=.)|$))*")
 LAYOUT = "8"
 """Layout of stored data. A home, a database and a backup name theirs; Gyre refuses another."""
-TOOLS = ("aws_", "google_", "azure_", "pyiceberg_", "mlflow_tracking_")
+TOOLS = ("aws_", "google_", "azure_", "pyiceberg_", "pg", "mlflow_tracking_")
 """Beginnings of the names of files of GYRE_SECRETS_DIR that are variables of other tools."""
 KEEP_DAYS = {"predictions": 400, "outcomes": 400, "scores": 400}
 
@@ -198,10 +198,10 @@ class Settings(BaseSettings):
     other."""
     secrets_dir: Path = Path("/run/secrets")
     """A folder where each file is a setting: `gyre_database_url` is read where the environment has no
-    GYRE_DATABASE_URL. The own variables of AWS, Google, Azure and pyiceberg are read there too
-    (`aws_secret_access_key`), those of MLflow's login (`mlflow_tracking_password`), and the secrets of
-    Airflow: `airflow_fernet`,
-    `airflow_api`, `airflow_jwt`, `airflow_password`. Name it in the environment, not in `gyre.env`."""
+    GYRE_DATABASE_URL. The own variables of AWS, Google, Azure, pyiceberg and PostgreSQL's clients
+    are read there too (`aws_secret_access_key`, `pgpassword`), those of MLflow's login
+    (`mlflow_tracking_password`), and the secrets of Airflow: `airflow_fernet`, `airflow_api`,
+    `airflow_jwt`, `airflow_password`. Name it in the environment, not in `gyre.env`."""
     database_url: DatabaseUrl | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
     ledger has a schema of its own there. It belongs to one stack. Write it into `gyre.env`, as

@@ -1,6 +1,7 @@
 """Addresses of rows: the kind of place that one names, and what of it may be shown."""
 
 import re
+from urllib.parse import unquote
 
 BUCKETS = ("s3", "s3a", "gs", "az")
 """Schemes of files in buckets: S3, Google Cloud Storage, Azure."""
@@ -33,4 +34,7 @@ def without_secrets(text: str, address: str) -> str:
         return text
     for secret in re.findall(SECRETS, address):
         text = text.replace(secret, "…")
+        password = secret.partition(":")[2]
+        if password:
+            text = text.replace(password, "…").replace(unquote(password), "…")
     return text
