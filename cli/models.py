@@ -30,6 +30,10 @@ SOURCE_HELP = (
 ROLLOUT_HELP = (
     "Begin a rollout: the version is the shadow, and the DAG rollout_MODEL moves it on."
 )
+FROM_HELP = (
+    "A table with the rows to score: keys, request data, and event_timestamp if a row has a time. "
+    "It is named as the source of a label."
+)
 PERCENT_HELP = "How many of a hundred entities a challenger answers."
 
 
@@ -117,16 +121,23 @@ def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
     raise typer.Exit(0 if report.reproduced else 1)
 
 
-def score(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
-    """Score the label's population with the version in production; a second run replaces the first.
+def score(
+    model: str,
+    as_of: AsOf = None,
+    source: Annotated[str | None, typer.Option("--from", help=FROM_HELP)] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Score the population, or other rows, with the version in production.
 
-    A partition of GYRE_HOME/data/scores, a Delta table; score_MODEL does it nightly in Airflow.
+    A second run of a day replaces the first. Scores are a partition of GYRE_HOME/data/scores, a
+    Delta table, and also go where the spec says; score_MODEL does it nightly in Airflow.
     """
     settings, spec, time = begin(model, as_of)
     with progress(f"score {model}"):
         from training.batch import score_population  # noqa: PLC0415  (heavy)
 
-        report = score_population(settings, spec, time)
+        report = score_population(settings, spec, time, source)
     say(report.summary(), report, as_json=as_json)
 
 

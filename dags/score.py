@@ -1,10 +1,12 @@
-"""`score_<MODEL>`: every night the version in production scores the whole population.
+"""`score_<MODEL>`: every night the version in production scores the population, or rows of a table.
 
-The scores are a Delta table (training/batch.py). A second run of a day replaces the first.
+The scores are a Delta table (training/batch.py), and go to the table of `[scores]` too. A second run
+of a day replaces the first.
 """
 
 from core.errors import NoChampionError, NoRequestError
 from core.spec import ModelSpec
+from core.spec.tables import Scores
 from dags.plan import DagPlan, TaskPlan, model_plan
 from dags.run import Run, SkippedError, note
 from stack.airflow_api import WRITE_POOL
@@ -14,8 +16,8 @@ NIGHTLY = "15 0 * * *"
 
 
 def plan(spec: ModelSpec) -> DagPlan | None:
-    if spec.population is None:
-        return None  # the model has no population: it answers requests alone
+    if spec.population is None and spec.scores == Scores():
+        return None  # it answers requests alone
     task = TaskPlan(
         "score", "Score the population", step="score:score", pool=WRITE_POOL
     )

@@ -106,7 +106,8 @@ def _meanings() -> Iterator[tuple[tuple[str, str], str]]:
                         "  # "
                     )[2]
                     meaning = " ".join(f"{comment} {_text(after)}".split())
-                    yield (part.name, ast.unparse(node.target)), meaning
+                    name = ast.unparse(node.target).rstrip("_")
+                    yield (part.name, name), meaning
 
 
 def _text(node: ast.stmt | None) -> str:

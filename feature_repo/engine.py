@@ -108,6 +108,7 @@ class FeatureEngine(Protocol):
         key: Iterable[str],
         until: datetime | None = None,
         limit: int | None = None,
+        since: datetime | None = None,
     ) -> pa.Table:
         """Return entities that have a row in one of some views, those of the newest rows first."""
 

@@ -29,6 +29,7 @@ def entities(
     key: Collection[str],
     until: datetime | None = None,
     limit: int | None = None,
+    since: datetime | None = None,
 ) -> pa.Table:
     """Return entities that have a row in a view; entities with the newest rows are first.
 
@@ -37,6 +38,7 @@ def entities(
         key: Join keys of the entities.
         until: Time up to which rows count, aware UTC; None: now.
         limit: Largest number of entities.
+        since: Time after which rows count, aware UTC; None: all rows count.
 
     Returns:
         The columns `key`; no rows if the views do not have these keys.
@@ -50,10 +52,10 @@ def entities(
             own_keys.update(join_keys)
     if own_keys.issuperset(key):
         settings = service.settings
-        return feature_engine().entities(settings, own_views, key, until, limit)
+        return feature_engine().entities(settings, own_views, key, until, limit, since)
     for view in service.stored:
         if {*view.join_keys}.issuperset(key):
-            return _newest_entities(service, view, key, until, limit)
+            return _newest_entities(service, view, key, until, limit, since)
     return pa.table({name: [] for name in key})
 
 
@@ -63,6 +65,7 @@ def _newest_entities(
     key: Collection[str],
     until: datetime | None,
     limit: int | None,
+    since: datetime | None,
 ) -> pa.Table:
     """Ask Feast's offline store for the newest row of each entity."""
     source = view.batch_source
@@ -75,7 +78,7 @@ def _newest_entities(
         feature_name_columns=[],
         timestamp_field=source.timestamp_field,
         created_timestamp_column=source.created_timestamp_column or None,
-        start_date=BEGINNING,
+        start_date=since or BEGINNING,
         end_date=until or datetime.now(UTC),
     )
     rows = job.to_arrow().sort_by([(source.timestamp_field, "descending")])

@@ -24,7 +24,7 @@ from core.project import PROJECT
 from core.schedule import Schedule
 from core.settings import Settings
 from core.spec.monitoring import CHECK_KINDS, Monitoring, Promotion, Rollout
-from core.spec.tables import LabelTable, PredictionTable
+from core.spec.tables import Destination, LabelTable, PredictionTable, Scores
 from core.spec.training import (
     ESTIMATORS,
     FACTORY,
@@ -176,6 +176,10 @@ class ModelSpec(Strict):
     gates: tuple[Gate, ...] = ()
     promotion: Promotion = Promotion()
     rollout: Rollout = Rollout()
+    # Where rows go is no part of a version: no run and no hash has an address.
+    scores: Scores = Field(Scores(), exclude=True)
+    predictions: Destination = Field(Destination(), exclude=True)
+    decisions: Destination = Field(Destination(), exclude=True)
 
     @property
     def loss(self) -> Metric:

@@ -1,4 +1,4 @@
-"""The part of a model spec about tables of a team: labels, and predictions that were made elsewhere."""
+"""The part of a model spec about tables of a team: those that Gyre reads, and those that it writes."""
 
 from pydantic import Field
 
@@ -40,3 +40,32 @@ class PredictionTable(Strict):
     """See `source` of `[label]`."""
     columns: dict[str, str] = Field(default_factory=dict)
     """The table's column for one of these, where it has another name."""
+
+
+class Destination(Strict):
+    """`[predictions]`, `[decisions]`: where a monitoring run writes rows for people to query.
+
+    Rows of a day are replaced (docs/how-to/bi.md).
+    """
+
+    to: str | None = None
+    """See `to` of `[scores]`."""
+
+
+class Scores(Strict):
+    """`[scores]`: which rows are scored in a batch, and where scores go beside Gyre's own table.
+
+    With this part, or with `[population]`, the DAG `score_MODEL` runs every night.
+    """
+
+    to: str | None = None
+    """`postgresql://…#table`, `mysql://…#table`, `iceberg://CATALOG#namespace.table`, a folder or
+    `s3://…` for parquet files, or one whose address ends in `#delta` for a Delta table. `$NAME` is a
+    variable of the environment. A relative path begins at the project (docs/how-to/bi.md)."""
+    from_: str | None = Field(None, alias="from")
+    """A table with the rows to score: see `source` of `[label]`. Its columns are the keys and the
+    request data, and event_timestamp may be one. Without it, a model with `[population]` scores its
+    members, and a model whose label has rows scores those without a known label."""
+    only_active_hours: float | None = Field(None, gt=0)
+    """Score only the members whose features have changed in so many hours before the run: by an
+    event, or by the end of a window. Without it all members are scored."""

@@ -242,6 +242,7 @@ def entities(
     key: Iterable[str],
     until: datetime | None = None,
     limit: int | None = None,
+    since: datetime | None = None,
 ) -> pa.Table:
     """Return entities that have a row in one of some views; entities with the newest rows are first.
 
@@ -252,6 +253,7 @@ def entities(
             one view is put together with the first entity of each other view, and so on.
         until: Time up to which rows count, aware UTC; None counts all rows.
         limit: Largest number of entities for each set of keys.
+        since: Time after which rows count, aware UTC; None counts all rows.
 
     Returns:
         The columns `key`; no rows if no view has one of these keys.
@@ -273,6 +275,8 @@ def entities(
             rows = ibis.union(*tables)
             if until is not None:
                 rows = rows.filter(rows.event_timestamp <= until)
+            if since is not None:
+                rows = rows.filter(rows.event_timestamp > since)
             times = {"event_timestamp": rows.event_timestamp.max()}
             newest = rows.group_by(view_key).agg(times)
             newest = newest.order_by(ibis.desc("event_timestamp"), *view_key)

@@ -6,7 +6,10 @@ from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 
+from core.errors import NoRequestError
+from core.spec.tables import Scores
 from feature_engine.offline.labels import dataset_labels
 from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF
@@ -74,3 +77,21 @@ def test_a_version_scores_as_it_was_trained_whatever_the_spec_says_by_now(
     edited = SPEC.model_copy(update=changes)
     assert score_population(tracked, edited, moment) == report
     assert scores_of(tracked).num_rows == rows.num_rows
+
+
+def test_only_entities_whose_features_have_changed_are_scored(tracked, second):
+    newest = raw_table(tracked, ORDERS).newest(ORDERS.event_time)
+    moment = newest + HOUR
+    active = SPEC.model_copy(update={"scores": Scores(only_active_hours=2)})
+    score_population(tracked, active, moment)
+    orders = raw_table(tracked, ORDERS).read()
+    is_young = pc.field(ORDERS.event_time) > moment - 2 * HOUR
+    young = {str(key) for key in orders.filter(is_young)["customer_id"].to_pylist()}
+    rows = scores_of(tracked).filter(pc.field("as_of") == moment)
+    scored = {*rows["entity"].to_pylist()}
+    assert young <= scored
+    everybody = score_population(tracked, SPEC, moment).rows
+    assert 0 < len(scored) < everybody
+    never = SPEC.model_copy(update={"scores": Scores(only_active_hours=0.001)})
+    with pytest.raises(NoRequestError, match="no features have changed since"):
+        score_population(tracked, never, moment)

@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 
 import ibis
 import ibis.expr.types as ir
@@ -200,7 +201,12 @@ def _extent_of(
 
 
 def population(
-    settings: Settings, spec: ModelSpec, moment: datetime, *, in_sample: bool = False
+    settings: Settings,
+    spec: ModelSpec,
+    moment: datetime,
+    *,
+    in_sample: bool = False,
+    since: datetime | None = None,
 ) -> pa.Table:
     """Return the members of the population at `moment`, as a frame without `label`.
 
@@ -209,23 +215,26 @@ def population(
         spec: The model.
         moment: Aware UTC.
         in_sample: Whether to leave out members that are not in the spec's sample.
+        since: Leave out members whose features have not changed after this moment.
 
     Raises:
-        NoRequestError: Only requests name the entities to score.
-        DataError: The spec has no population, or nobody is in it.
+        NoRequestError: Only requests name the entities to score, or the spec has no population.
+        DataError: Nobody is in the population.
 
     """
     service = service_of(settings, spec)
     require_listed(spec, service)
     if spec.population is None:
-        raise DataError(
-            f"{spec.name}: expected [population], to say whom to score, found none: ask "
-            f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
+        raise NoRequestError(
+            f"{spec.name}: expected [population], to say whom to score, found none: name a "
+            "table with the rows to score (--from), or add it to the spec and train"
         )
-    known_entities = entities(service, spec.entity_key, moment)
+    known_entities = entities(service, spec.entity_key, moment, since=since)
     if in_sample:
         known_entities = sampled(spec, ibis.memtable(known_entities)).to_pyarrow()
     entity_count = known_entities.num_rows
+    if since and not entity_count:
+        raise NoRequestError(f"{spec.name}: no features have changed since {since}")
     if entity_count:
         moments = pa.repeat(pa.scalar(moment, TIME_TYPE), entity_count)
         rows = known_entities.append_column("event_timestamp", moments)
@@ -257,7 +266,8 @@ def require_listed(spec: ModelSpec, service: PublishedService) -> None:
         reason = f"no view of {spec.feature_service} has all of {', '.join(key)}"
     if reason:
         raise NoRequestError(
-            f"{spec.name}: {reason}: a population cannot be scored without requests"
+            f"{spec.name}: {reason}: a population cannot be scored without requests; "
+            "name a table with the rows to score: --from"
         )
 
 
@@ -310,10 +320,15 @@ def _positions(
     return pc.index_in(column, classes)
 
 
-def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa.Table:
+def with_features(
+    settings: Settings,
+    spec: ModelSpec,
+    labelled: pa.Table,
+    kept: Mapping[str, FeatureType] = MappingProxyType({}),
+) -> pa.Table:
     """Join the features as they were at each row's event_timestamp: a frame.
 
-    All columns of `labelled` reach Feast.
+    All columns of `labelled` reach Feast; the frame has those of `kept` too.
 
     Raises:
         TrainingError: A row of `labelled` lacks request data, or `labelled` an audit column.
@@ -342,7 +357,8 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
     entity_rows = labelled.to_pandas()
     entity_rows["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
     require_built(service)
-    return canonical(spec, service.historical(entity_rows), service.request_data)
+    fields = {**service.request_data, **kept}
+    return canonical(spec, service.historical(entity_rows), fields)
 
 
 def canonical(

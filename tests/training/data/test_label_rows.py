@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from pyarrow import parquet
 
-from core.errors import DataError
+from core.errors import DataError, NoRequestError
+from core.spec.tables import Scores
 from core.spec.training import Snapshots
 from feature_engine.offline.raw import raw_table
 from feature_repo.definition import Label
@@ -22,9 +24,10 @@ from monitoring.measurements.performance import measure
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, changed, train
 from training.batch import score_population
-from training.data.frame import TIME_TYPE, snapshot_rows
+from training.data.frame import TIME_TYPE, snapshot_rows, with_features
 from training.evaluation.reference import load_reference
 from training.evaluation.results import load_evaluation
+from training.model.scoring import version_scores
 from training.stages.dataset import load_frame
 
 WEEK = timedelta(weeks=1)
@@ -92,10 +95,61 @@ def test_rows_of_a_label_get_the_features_of_their_time(settings, tracking, agai
         assert row["label"] == any(-30 <= age < 0 for age in ages)
 
 
-def test_a_model_without_population_refuses_scoring(settings, again):
-    message = r"again: expected \[population\], to say whom to score"
+def test_a_batch_scores_the_rows_of_the_day_whose_label_is_not_known(
+    settings, again, tmp_path
+):
+    orders = raw_table(settings, ORDERS).read().to_pandas()
+    moment = orders["order_ts"].max().to_pydatetime() + DAY / 24
+    scored_spec = SPEC.model_copy(update={"scores": Scores(to=str(tmp_path / "out"))})
+    report = score_population(settings, scored_spec, moment)
+    young = orders[orders["order_ts"] > moment - DAY]
+    refs = young.groupby(["customer_id", "order_ts"])["order_id"].min()
+    rows = parquet.read_table(tmp_path / "out").to_pylist()
+    assert len(rows) == len(refs) == report.rows > 0
+    for row in rows:
+        assert row["order_ref"] == refs[row["customer_id"], row["event_timestamp"]]
+        assert row["as_of"] == moment
+        assert 0 < row["probability"] < 1
+    known = moment + LABEL.horizon + LABEL.lateness + DAY
+    with pytest.raises(NoRequestError, match="again: label again_30d: expected rows"):
+        score_population(settings, SPEC, known)
+
+
+def test_a_batch_scores_the_rows_of_a_table_that_is_named(settings, again, tmp_path):
+    customers = raw_table(settings, ORDERS).read()["customer_id"].unique()[:3]
+    tomorrow = AS_OF + DAY
+    rows = pa.table(
+        {
+            "customer_id": pa.concat_arrays([customers, customers]),
+            "order_ref": pa.array([1, 2, 3, 4, 5, 6]),
+            "event_timestamp": pa.array([tomorrow] * 6, TIME_TYPE),
+            "remark": pa.array([None] * 6, pa.string()),
+        }
+    )
+    source = tmp_path / "tomorrow.parquet"
+    parquet.write_table(rows, source)
+    to = Scores.model_validate({"to": str(tmp_path / "out"), "from": str(source)})
+    scored_spec = SPEC.model_copy(update={"scores": to})
+    assert score_population(settings, scored_spec, AS_OF).rows == 6
+    written = parquet.read_table(tmp_path / "out").to_pandas()
+    assert sorted(written["order_ref"]) == [1, 2, 3, 4, 5, 6]
+    assert (written["event_timestamp"] == tomorrow).all()
+    # As /predict would answer now: nothing is known of tomorrow.
+    keys = pa.table({"customer_id": customers})
+    moments = pa.array([AS_OF] * 3, TIME_TYPE)
+    now = keys.append_column("event_timestamp", moments)
+    frame = with_features(settings, SPEC, now.append_column("label", pa.array([0] * 3)))
+    expected = version_scores(settings, SPEC, "1", frame).rounded().top
+    by_customer = dict(zip(frame["customer_id"].to_pylist(), expected, strict=True))
+    for row in written.to_dict("records"):
+        assert row["probability"] == by_customer[row["customer_id"]]
+
+    parquet.write_table(rows.drop_columns(["order_ref", "event_timestamp"]), source)
+    message = r"again: .*tomorrow.parquet: order_ref: expected int64, found no such col"
     with pytest.raises(DataError, match=message):
-        score_population(settings, SPEC, AS_OF)
+        score_population(settings, SPEC, AS_OF, str(source))
+    parquet.write_table(rows.drop_columns("event_timestamp"), source)
+    assert score_population(settings, SPEC, AS_OF, str(source)).rows == 6
 
 
 def test_the_monitor_compares_with_evaluated_rows_and_takes_outcomes_from_feedback(

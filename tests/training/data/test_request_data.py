@@ -5,10 +5,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from core.errors import NoRequestError, TrainingError
+from core.errors import DataError, NoRequestError, TrainingError
 from core.project import PROJECT
 from core.spec import MISSING, Population
 from feature_engine.ingest.source import pull
@@ -20,7 +21,8 @@ from feature_repo.published.store import publish_beside
 from tests.conftest import AS_OF, new_settings
 from tests.support.training.chains import store
 from tests.training.conftest import ORDERS, SHIPPED
-from training.data.frame import build_frame, feature_columns, population
+from training.data.frame import TIME_TYPE, build_frame, feature_columns, population
+from training.data.requests import request_frame
 from training.data.snapshots import Snapshot
 from training.stages.validate import mismatches
 
@@ -120,6 +122,50 @@ def test_batch_scoring_of_a_model_with_request_data_is_refused(history, carts):
     message = f"carts: its features need {fields} of a request: a population cannot be"
     with pytest.raises(NoRequestError, match=message):
         population(history, SPEC, AS_OF)
+
+
+def test_rows_with_request_data_get_their_features(history, carts, frame):
+    customers = frame["customer_id"].unique()[:4]
+    due = AS_OF + timedelta(days=1)
+    rows = pa.table(
+        {
+            "cart_value": pa.array([3, 5, 7, 9] * 2),
+            "coupon": pa.array(["ten", ""] * 4),
+            "gift": pa.array([True, False] * 4),
+            "due": pa.array([due] * 8, TIME_TYPE),
+            "customer_id": pa.concat_arrays([customers, customers]),
+            "event_timestamp": pa.array([AS_OF] * 4 + [due] * 4, TIME_TYPE),
+        }
+    )
+    scored = request_frame(history, SPEC, rows, AS_OF, "tomorrow")
+    assert scored.num_rows == 8
+    by_row = {
+        (row["customer_id"], row["event_timestamp"]): row for row in rows.to_pylist()
+    }
+    for row in scored.to_pylist():
+        brought = by_row[row["customer_id"], row["event_timestamp"]]
+        assert row["cart_value"] == brought["cart_value"]
+        difference = brought["cart_value"] - row["avg_order_value"]
+        assert row["above_average"] == difference
+        assert row["offer"].startswith(f"{brought['coupon']}:")
+
+
+def test_all_columns_that_rows_lack_are_named_in_one_message(history, carts):
+    rows = pa.table(
+        {
+            "customer_id": pa.array(["x"]),
+            "coupon": pa.array([None], pa.string()),
+            "cart_value": pa.array([1.5]),
+            "due": pa.array([AS_OF], TIME_TYPE),
+        }
+    )
+    message = (
+        "carts: tomorrow: customer_id: expected int64, found string; "
+        "coupon: expected string, found rows without a value; "
+        "gift: expected bool, found no such column"
+    )
+    with pytest.raises(DataError, match=message):
+        request_frame(history, SPEC, rows, AS_OF, "tomorrow")
 
 
 def test_mismatches_of_spec_and_service_are_named(history, carts):
