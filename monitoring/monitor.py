@@ -6,6 +6,8 @@ Airflow by an Asset event), as this process may not be one of Airflow's.
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,9 +23,10 @@ from mlflow_server.promotion.promote import reconcile
 from monitoring.checks.check_list import run_checks
 from monitoring.conclude import MonitorReport, conclude
 from monitoring.decisions.decision import STALE, Decision
+from monitoring.exports import export
 from monitoring.log.collect import collect
 from monitoring.log.external import take_predictions
-from monitoring.run import prepare_run
+from monitoring.run import MonitoringRun, prepare_run
 
 log = logging.getLogger(__name__)
 ABOUT_EXPERIMENT = (
@@ -33,6 +36,7 @@ ABOUT_EXPERIMENT = (
 )
 """Text above the runs on MLflow's page of the experiment."""
 NOT_PUBLISHED = "the results of the checks are not in MLflow"
+NOT_EXPORTED = "predictions or decisions are not in the team's tables"
 NOT_IN_A_METRIC = re.compile(r"[^\w./ -]")
 """Characters that MLflow refuses in the name of a metric, such as the "=" of a segment."""
 
@@ -69,21 +73,23 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         run, reference = prepare_run(settings, spec, version, as_of, folder)
         report = conclude(run, run_checks(run, reference), collected.malformed)
         if report.decision.rule != STALE:
-            _publish_or_alert(settings, spec, report, folder)
+            with _alert_of_failure(run, NOT_PUBLISHED):
+                _publish(settings, spec, report, folder)
+            with _alert_of_failure(run, NOT_EXPORTED):
+                export(run)
     return report
 
 
-def _publish_or_alert(
-    settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path
-) -> None:
-    """Write a run to MLflow. A failure raises an alert, and the decision stands."""
+@contextmanager
+def _alert_of_failure(run: MonitoringRun, problem: str) -> Iterator[None]:
+    """Raise an alert where the block fails: the decision stands."""
     try:
-        _publish(settings, spec, report, folder)
+        yield
     except Exception as exc:
-        log.exception(NOT_PUBLISHED)
-        words = f"{NOT_PUBLISHED}: {in_one_line(exc)}"
-        with Alerts(settings) as alerts:
-            alerts.alert(spec.name, NOT_PUBLISHED, words, report.as_of)
+        log.exception(problem)
+        words = f"{problem}: {in_one_line(exc)}"
+        with Alerts(run.settings) as alerts:
+            alerts.alert(run.spec.name, problem, words, run.as_of)
 
 
 def _publish(
