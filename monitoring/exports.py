@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, date, timedelta
+from datetime import date, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,8 @@ from training.batch import as_texts, probabilities_text
 
 SPAN = timedelta(days=2)
 """A run writes the days of rows that are younger, or whose outcome came to be known since."""
+MOST_DECISIONS = 1_000
+"""Largest number of decisions that a run writes: of 40 days, if it runs every hour."""
 ANSWER_COLUMNS = (
     "request_id",
     "received",
@@ -59,15 +61,15 @@ def export(run: MonitoringRun) -> None:
 
 
 def _export_decisions(run: MonitoringRun, to: str) -> None:
-    first_day = (run.as_of - SPAN).astimezone(UTC).date()
-    rows = []
-    for decision in newest_decisions(run.settings, run.spec.name):
-        day = decision.as_of.date()
-        if day > first_day:
-            rows.append(asdict(decision) | {"day": day})
-    days = sorted({row["day"] for row in rows})
+    name = run.spec.name
+    decisions = newest_decisions(run.settings, name, MOST_DECISIONS)
+    rows = [asdict(row) | {"day": row.as_of.date()} for row in decisions]
     table = pa.Table.from_pylist(rows, DECISIONS)
-    replace_days(run.settings, to, table, run.spec.name, days)
+    days = table["day"].unique()
+    if len(rows) == MOST_DECISIONS:
+        days = days[1:]  # others of the oldest day may lie beyond
+    table = table.filter(pc.is_in(table["day"], days))
+    replace_days(run.settings, to, table, name, days.to_pylist())
 
 
 def _export_predictions(run: MonitoringRun, to: str) -> None:
