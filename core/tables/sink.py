@@ -5,6 +5,7 @@ A writer that is killed leaves the earlier rows, and repeating a write changes n
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -78,9 +79,14 @@ def replace_days(
         days: The days.
 
     Raises:
-        DataError: The address cannot be reached, or has a table of other columns. Nothing was changed.
+        DataError: A variable is not set, or the address cannot be reached or has a table of other
+            columns. Nothing was changed.
 
     """
+    for variable in re.findall(r"\$\{?(\w+)", address):
+        if variable not in os.environ:
+            shown = shown_address(address)
+            raise DataError(f"{shown}: expected the variable {variable} to be set")
     target = os.path.expandvars(address)
     scheme = target.partition("://")[0] if is_url(target) else ""
     with _write_errors(address, target), one_writer(settings, f"sinks/{model}"):
@@ -130,6 +136,10 @@ def _require_columns(expected: Mapping[str, str], stored: Mapping[str, str]) -> 
             f"expected a table with the columns {_listed(expected)}, found {_listed(stored)}: "
             "name another table, or remove this one"
         )
+
+
+def _require_schema(expected: pa.Schema, stored: pa.Schema) -> None:
+    _require_columns(_arrow_types(expected), _arrow_types(stored))
 
 
 def _listed(columns: Mapping[str, str]) -> str:
@@ -206,7 +216,7 @@ def _write_to_delta(
     if exists:
         table = DeltaTable(address, storage_options=S3)
         stored_schema = pa.schema(table.schema().to_arrow())
-        _require_columns(_arrow_types(rows.schema), _arrow_types(stored_schema))
+        _require_schema(rows.schema, stored_schema)
     write_deltalake(
         address,
         rows,
@@ -227,7 +237,7 @@ def _write_to_iceberg(
     catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
     table = catalog.create_table_if_not_exists(name, rows.schema)
     stored_schema = table.schema().as_arrow()
-    _require_columns(_arrow_types(rows.schema), _arrow_types(stored_schema))
+    _require_schema(rows.schema, stored_schema)
     with catch_warnings(action="ignore"):  # that there is no row to replace
         table.overwrite(rows, _condition(model, days))
 
@@ -240,7 +250,7 @@ def _write_files(
     rows = rows.drop_columns("model")
     for file in [*folder.glob("day=*.parquet")][:1]:
         stored_schema = pq.read_schema(pa.BufferReader(read_file(file)))
-        _require_columns(_arrow_types(rows.schema), _arrow_types(stored_schema))
+        _require_schema(rows.schema, stored_schema)
     for day in days:
         content = pa.BufferOutputStream()
         pq.write_table(rows.filter(pc.field("day") == day), content)

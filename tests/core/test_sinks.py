@@ -186,6 +186,8 @@ def test_passwords_come_from_the_environment_and_no_message_has_one(
         options.write_text("[client]\npassword = secret\n")
         bare = server.address.replace(":secret@", "@")
         write(f"{bare}?read_default_file={options}#scores")
+    text = refusal("postgresql://gyre:$NOT_THERE@127.0.0.1:1/gyre#scores")
+    assert text == "127.0.0.1:1/gyre#scores: expected the variable NOT_THERE to be set"
     text = refusal("postgresql://gyre:hidden@127.0.0.1:1/gyre#scores")
     assert "refused" in text
     assert "hidden" not in text
