@@ -134,3 +134,20 @@ def test_the_address_of_redis_is_passed_to_feast(monkeypatch):
         'redis.example:6380,username="user",password="s@cret",db=2,ssl=true,'
         "socket_timeout=0.05,socket_connect_timeout=0.05"
     )
+
+
+def test_no_run_of_a_model_holds_the_address_of_a_teams_table(tmp_path):
+    text = (MODELS / "customer_churn_model.toml").read_text()
+    address = "postgresql://gyre:hidden@db.example.com/team"
+    keys = [
+        f'[scores]\nto = "{address}#scores"\nfrom = "{address}#rows"',
+        f'[predictions]\nto = "{address}#predictions"',
+        f'[decisions]\nto = "{address}#decisions"',
+    ]
+    (tmp_path / "customer_churn_model.toml").write_text("\n".join([text, *keys]))
+    spec = load_spec("customer_churn_model", tmp_path)
+    assert spec.scores.to == f"{address}#scores"
+    assert spec.scores.from_ == f"{address}#rows"
+    assert spec.decisions.to == f"{address}#decisions"
+    assert "hidden" not in spec.model_dump_json()
+    assert spec.model_dump_json() == load_spec(spec.name).model_dump_json()

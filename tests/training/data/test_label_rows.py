@@ -116,13 +116,15 @@ def test_a_batch_scores_the_rows_of_the_day_whose_label_is_not_known(
 
 
 def test_a_batch_scores_the_rows_of_a_table_that_is_named(settings, again, tmp_path):
-    customers = raw_table(settings, ORDERS).read()["customer_id"].unique()[:3]
-    tomorrow = AS_OF + DAY
+    orders = raw_table(settings, ORDERS).read().sort_by([("order_ts", "descending")])
+    customers = orders["customer_id"].unique()[:3]
+    # By then their last orders are older than the windows of features.
+    coming = AS_OF + 60 * DAY
     rows = pa.table(
         {
             "customer_id": pa.concat_arrays([customers, customers]),
             "order_ref": pa.array([1, 2, 3, 4, 5, 6]),
-            "event_timestamp": pa.array([tomorrow] * 6, TIME_TYPE),
+            "event_timestamp": pa.array([coming] * 6, TIME_TYPE),
             "remark": pa.array([None] * 6, pa.string()),
         }
     )
@@ -133,8 +135,8 @@ def test_a_batch_scores_the_rows_of_a_table_that_is_named(settings, again, tmp_p
     assert score_population(settings, scored_spec, AS_OF).rows == 6
     written = parquet.read_table(tmp_path / "out").to_pandas()
     assert sorted(written["order_ref"]) == [1, 2, 3, 4, 5, 6]
-    assert (written["event_timestamp"] == tomorrow).all()
-    # As /predict would answer now: nothing is known of tomorrow.
+    assert (written["event_timestamp"] == coming).all()
+    # As /predict would answer now: nothing is known of that time.
     keys = pa.table({"customer_id": customers})
     moments = pa.array([AS_OF] * 3, TIME_TYPE)
     now = keys.append_column("event_timestamp", moments)
