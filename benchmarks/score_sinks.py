@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
+from core.connectors.sink import replace_days
 from core.settings import load_settings
 from core.spec import load_spec
-from core.tables.sink import replace_days
 from tests.support.tools.postgres import postgres_server
 from training.batch import SCORES, rows_for_team
 

@@ -42,7 +42,7 @@ def init(
             f"{folder}: {expected}, such as shop_models; nothing was written"
         )
     from cli.columns import describe, in_types  # noqa: PLC0415  (heavy)
-    from core.sources.reading import read  # noqa: PLC0415
+    from core.connectors.reading import read  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as name:  # all of it, or nothing

@@ -126,7 +126,7 @@ def new(
     import pyarrow as pa  # noqa: PLC0415  (heavy)
 
     from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
-    from core.sources.reading import read  # noqa: PLC0415
+    from core.connectors.reading import read  # noqa: PLC0415
 
     if source is None:
         rows = pa.table(EXAMPLE_ROWS)
@@ -184,7 +184,7 @@ def _next_steps(name: str, source: str | None, last: datetime) -> str:
 
 def _full_address(source: str) -> str:
     """Return an address, or the absolute path of files."""
-    from core.sources.addresses import is_url  # noqa: PLC0415
+    from core.connectors.addresses import is_url  # noqa: PLC0415
 
     if is_url(source):
         return source

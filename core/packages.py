@@ -5,6 +5,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from core.project import SHIPPED
 
+EXTRAS = {
+    "obstore": "s3",
+    "psycopg": "postgres",
+    "MySQLdb": "mysql",
+    "pymysql": "mysql",
+    "pyiceberg": "iceberg",
+}
+"""Package of a client → Gyre's extra that brings it."""
 DISTRIBUTION = "gyre-loop"
 """Gyre's own name among the installed packages."""
 
@@ -26,3 +34,11 @@ def with_extra(extra: str) -> str:
     """Return how to install an extra of Gyre: in a clone by make, else by pip or uv."""
     target = "spark" if extra == "spark" else "extras"
     return f"install {DISTRIBUTION}[{extra}]; in a clone: make {target}"
+
+
+def missing_client(error: ModuleNotFoundError) -> str:
+    """Return which package is missing, and how to install it."""
+    package = str(error.name).partition(".")[0]
+    extra = EXTRAS.get(package)
+    remedy = with_extra(extra) if extra else f"install {package}"
+    return f"needs the package {package}: {remedy}"

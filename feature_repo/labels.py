@@ -9,9 +9,9 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from core.connectors.addresses import shown_address
 from core.errors import DataError
 from core.settings import Settings
-from core.sources.addresses import shown_address
 from core.spec import KeyType, ModelSpec
 from core.spec.tables import LabelTable
 from feature_repo.datasets import load_dataset

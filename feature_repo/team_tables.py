@@ -6,10 +6,10 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
+from core.connectors.addresses import is_url
+from core.connectors.reading import parts_of, read, reading
 from core.errors import DataError
 from core.project import PROJECT
-from core.sources.addresses import is_url
-from core.sources.reading import parts_of, read, reading
 
 UTC_MICROSECONDS = "timestamp('UTC', 6)"
 """Type of times that Feast's DuckDB store wants."""

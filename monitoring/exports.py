@@ -7,8 +7,8 @@ from datetime import date, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.connectors.sink import TIME, replace_days
 from core.spec import Entity, entity_of
-from core.tables.sink import TIME, replace_days
 from feature_repo.labels import label_source
 from feature_repo.published.service import ARROW
 from monitoring.decisions.store import newest_decisions

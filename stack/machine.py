@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from core.connectors.addresses import is_bucket
 from core.errors import RegistryError, StackError
 from core.files import bucket_problem, replace_file
 from core.packages import with_extra
 from core.settings import LAYOUT, PORTS, Settings, is_free
-from core.sources.addresses import is_bucket
 from feature_repo.online_store import find_server, redis_problem
 from feature_repo.published.config import write_feast_config
 from mlflow_server.api.registry import Registry

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 from pydantic_core import to_json
 
+from core.connectors.addresses import shown_address
+from core.connectors.sink import replace_days
 from core.errors import NoChampionError, NoRequestError
 from core.settings import Settings
 from core.spec import ModelSpec, entity_text
 from core.spec.tables import LabelTable
-from core.tables.addresses import shown_address
-from core.tables.sink import replace_days
 from core.tables.table import Table
 from feature_repo.published.service import ARROW
 from mlflow_server.api.registry import Registry

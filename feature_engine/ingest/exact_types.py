@@ -12,7 +12,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.sources.texts import EXACT_DOUBLE, WHOLE_NUMBER, with_offsets
+from core.connectors.texts import EXACT_DOUBLE, WHOLE_NUMBER, with_offsets
 from core.timestamps import EARLIEST_TIME, LATEST_TIME
 from feature_repo.definition import TIMESTAMP, Dataset
 

@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from core.connectors.formats import PARQUET
 from core.errors import BatchRejectedError
 from core.files import replace_file
 from core.locks import one_writer
 from core.settings import Settings
-from core.sources.formats import PARQUET
 from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.engines.engine import read_files

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from core.connectors.addresses import shown_address
+from core.connectors.formats import Later
+from core.connectors.reading import Rows, open_part, parts_of
 from core.errors import DataError
 from core.files import read_file, replace_file
 from core.project import ENV_FILE
 from core.settings import Settings
-from core.sources.addresses import shown_address
-from core.sources.formats import Later
-from core.sources.reading import Rows, open_part, parts_of
 from feature_engine.ingest.exact_types import in_schema, type_of, type_problem
 from feature_engine.ingest.forgotten import forgotten
 from feature_repo.definition import Dataset

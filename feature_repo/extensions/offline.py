@@ -27,9 +27,9 @@ from feast.infra.offline_stores.offline_utils import (
 from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
 
+from core.connectors.addresses import is_url
 from core.errors import DataError
 from core.files import location
-from core.sources.addresses import is_url
 from core.tables.addresses import files_at, names_at
 from feature_repo.engine import feature_engine
 from feature_repo.extensions.asof_join import (

@@ -8,9 +8,9 @@ from typing import Any
 import ibis
 import pyarrow as pa
 
+from core.connectors.addresses import shown_address
 from core.errors import DataError
 from core.settings import Settings
-from core.sources.addresses import shown_address
 from core.spec import ModelSpec
 from core.spec.tables import PredictionTable
 from feature_repo.team_tables import open_table, utc_time

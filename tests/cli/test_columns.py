@@ -16,8 +16,8 @@ from feast import Entity, ValueType
 
 from cli.columns import choose, describe, in_types
 from cli.use_case import FILES, write_use_case
+from core.connectors.reading import read
 from core.errors import SettingsError
-from core.sources.reading import read
 from core.spec import ModelSpec
 from feature_repo.datasets import load_dataset
 from gyre import PROJECT, Window, Windows, feature_view

@@ -12,8 +12,8 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from core.connectors.sink import replace_days
 from core.errors import DataError
-from core.tables.sink import replace_days
 from stack.environment import child_environment
 from tests.conftest import new_settings
 from tests.support.tools.mariadb import mariadb_server
@@ -24,7 +24,7 @@ TOMORROW = date(2026, 11, 21)
 WRITER = """
 import json, sys
 from core.settings import load_settings
-from core.tables.sink import replace_days
+from core.connectors.sink import replace_days
 from tests.support.tools.sinks import TODAY, score_rows
 row_count, address = json.loads(sys.argv[1])
 rows = score_rows(row_count, probability=0.75)
@@ -35,7 +35,7 @@ WITHOUT = """
 import sys
 sys.modules[sys.argv[1]] = None
 from core.settings import load_settings
-from core.tables.sink import replace_days
+from core.connectors.sink import replace_days
 import pyarrow as pa
 from datetime import date
 day = date(2026, 11, 20)

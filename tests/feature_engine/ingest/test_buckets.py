@@ -11,9 +11,9 @@ import pytest
 from deltalake import write_deltalake
 from pyarrow import csv
 
+from core.connectors.reading import read
 from core.errors import DataError
 from core.files import location
-from core.sources.reading import read
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table

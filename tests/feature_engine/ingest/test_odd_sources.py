@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from cli.columns import choose, describe, in_types
 from cli.use_case import write_use_case
 from core import user_code
-from core.sources.reading import read
+from core.connectors.reading import read
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.quarantine import quarantine_table
 from feature_repo import datasets, rules

@@ -2,7 +2,7 @@
 
 import psycopg
 
-from core.sources.reading import read
+from core.connectors.reading import read
 from feature_engine.ingest.pipeline import ingest, raw_table
 from tests.conftest import AS_OF
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS

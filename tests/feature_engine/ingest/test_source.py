@@ -14,8 +14,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import csv
 
+from core.connectors.reading import read
 from core.errors import BatchRejectedError, DataError
-from core.sources.reading import read
 from feature_engine.ingest.forgotten import keep_out
 from feature_engine.ingest.landing import land
 from feature_engine.ingest.quarantine import quarantined

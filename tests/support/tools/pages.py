@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from core.project import PROJECT
 
-BLOCK = re.compile(r"^```(sh|python|json|toml|sql|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```(sh|python|json|toml|sql|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
 FILE_NAME = re.compile(r"^`(\S+)`: ", re.MULTILINE)
 
 

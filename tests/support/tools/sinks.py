@@ -20,8 +20,8 @@ import sqlalchemy as sql
 from deltalake import DeltaTable
 from pyarrow import parquet
 
+from core.connectors.sink import TIME
 from core.files import location, read_file
-from core.tables.sink import TIME
 from tests.support.tools.mariadb import mariadb_server
 from tests.support.tools.postgres import postgres_server
 from tests.support.tools.s3 import BUCKET, s3_server

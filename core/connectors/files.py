@@ -11,9 +11,9 @@ from pathlib import Path, PurePath, PurePosixPath
 from fsspec.utils import glob_translate
 from upath import UPath
 
+from core.connectors.addresses import is_bucket
 from core.errors import DataError
 from core.files import location
-from core.sources.addresses import is_bucket
 
 CSV_ENDINGS = (".csv", ".csv.gz")
 JSON_ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from core.connectors.formats import Later
 from core.errors import DataError
-from core.sources.formats import Later
 
 
 def open_iceberg(address: str, later: Later | None) -> pa.RecordBatchReader:
@@ -20,20 +20,21 @@ def open_iceberg(address: str, later: Later | None) -> pa.RecordBatchReader:
         DataError: The address is of another form.
 
     """
-    table = load_table(address)
+    catalog, name = catalog_and_name(address)
+    table = catalog.load_table(name)
     condition = _condition(table, later) if later else None
     scan = table.scan(row_filter=condition) if condition else table.scan()
     return scan.to_arrow_batch_reader()
 
 
-def load_table(address: str) -> Any:
-    """Return pyiceberg's table; see `open_iceberg`."""
+def catalog_and_name(address: str) -> tuple[Any, str]:
+    """Return pyiceberg's catalog, and the name of a table in it; see `open_iceberg`."""
     catalog_name, _, name = address.partition("://")[2].partition("#")
     if not catalog_name or "." not in name:
         raise DataError("expected iceberg://CATALOG#namespace.table")
     from pyiceberg.catalog import load_catalog  # noqa: PLC0415  (an extra)
 
-    return load_catalog(catalog_name).load_table(name)
+    return load_catalog(catalog_name), name
 
 
 def _condition(table: Any, later: Later) -> Any:

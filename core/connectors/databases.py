@@ -12,9 +12,9 @@ import ibis.expr.types as ir
 import pyarrow as pa
 from ibis.common.exceptions import TableNotFound
 
+from core.connectors.formats import READ_ROWS, Later
 from core.errors import DataError
 from core.project import PROJECT
-from core.sources.formats import READ_ROWS, Later
 
 MYSQL = ("mysql://", "mariadb://")
 QUERY_ENDING = ".sql"

@@ -4,8 +4,8 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from core.connectors.formats import Later
 from core.errors import DataError
-from core.sources.formats import Later
 from core.tables.query import S3, quoted, short_text
 
 

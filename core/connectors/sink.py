@@ -20,13 +20,20 @@ from deltalake import DeltaTable, write_deltalake
 from pyarrow import csv
 from sqlalchemy.dialects.mysql import DATETIME
 
+from core.connectors.addresses import (
+    BUCKETS,
+    ICEBERG,
+    is_url,
+    shown_address,
+    without_secrets,
+)
+from core.connectors.iceberg import catalog_and_name
 from core.errors import DataError, GyreError
 from core.files import location, read_file, replace_file
 from core.locks import one_writer
-from core.packages import with_extra
+from core.packages import missing_client
 from core.project import PROJECT
 from core.settings import Settings
-from core.tables.addresses import is_url, shown_address, without_secrets
 from core.tables.query import S3
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -48,13 +55,6 @@ DRIVERS = {
     "mariadb": "mariadb+pymysql",
 }
 """Drivers of SQLAlchemy, by the scheme of an address."""
-EXTRAS = {
-    "psycopg": "postgres",
-    "pymysql": "mysql",
-    "pyiceberg": "iceberg",
-    "obstore": "s3",
-}
-"""Extras of Gyre that bring a package."""
 DELTA = "#delta"
 """End of the address of a Delta table; without it the address is a folder of files."""
 BATCH_ROWS = 10_000
@@ -92,9 +92,9 @@ def replace_days(
     with _write_errors(address, target), one_writer(settings, f"sinks/{model}"):
         if scheme in DRIVERS:
             _write_to_database(target, rows, model, days)
-        elif scheme == "iceberg":
+        elif scheme == ICEBERG:
             _write_to_iceberg(target, rows, model, days)
-        elif scheme not in {"", "s3"}:
+        elif scheme not in {"", *BUCKETS}:
             raise DataError(f"expected {FORMS}")
         elif target.endswith(DELTA):
             _write_to_delta(_place(target.removesuffix(DELTA)), rows, model, days)
@@ -109,9 +109,7 @@ def _write_errors(address: str, target: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        package = str(exc.name).partition(".")[0]
-        remedy = with_extra(EXTRAS.get(package, package))
-        raise DataError(f"{shown}: needs the package {package}: {remedy}") from exc
+        raise DataError(f"{shown}: {missing_client(exc)}") from exc
     except Exception as exc:  # every writer fails in its own way
         error = exc if isinstance(exc, GyreError) else getattr(exc, "orig", exc)
         text = " ".join(str(error).split())
@@ -230,10 +228,7 @@ def _write_to_delta(
 def _write_to_iceberg(
     address: str, rows: pa.Table, model: str, days: Sequence[date]
 ) -> None:
-    from pyiceberg.catalog import load_catalog  # noqa: PLC0415  (an extra)
-
-    catalog_name, _, name = address.removeprefix("iceberg://").partition("#")
-    catalog = load_catalog(catalog_name)
+    catalog, name = catalog_and_name(address)
     catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
     table = catalog.create_table_if_not_exists(name, rows.schema)
     stored_schema = table.schema().as_arrow()

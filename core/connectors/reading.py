@@ -7,37 +7,28 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from core.errors import DataError, SettingsError
-from core.files import location
-from core.packages import with_extra
-from core.sources.addresses import (
-    BUCKETS,
+from core.connectors.addresses import (
     ICEBERG,
     is_bucket,
     is_url,
     shown_address,
     without_secrets,
 )
-from core.sources.databases import open_database
-from core.sources.delta import open_delta
-from core.sources.files import CSV_ENDINGS, JSON_ENDINGS, files_at
-from core.sources.formats import (
+from core.connectors.databases import open_database
+from core.connectors.delta import open_delta
+from core.connectors.files import CSV_ENDINGS, JSON_ENDINGS, files_at
+from core.connectors.formats import (
     Later,
     open_csv,
     open_json_lines,
     open_parquet,
     require_names,
 )
-from core.sources.iceberg import open_iceberg
-from core.sources.texts import inferred
-
-EXTRAS = {
-    **dict.fromkeys(BUCKETS, "s3"),
-    **dict.fromkeys(("postgres", "postgresql"), "postgres"),
-    **dict.fromkeys(("mysql", "mariadb"), "mysql"),
-    ICEBERG: "iceberg",
-}
-"""Scheme of an address → Gyre's extra with its client."""
+from core.connectors.iceberg import open_iceberg
+from core.connectors.texts import inferred
+from core.errors import DataError, SettingsError
+from core.files import location
+from core.packages import missing_client
 
 
 class Rows(NamedTuple):
@@ -144,8 +135,7 @@ def reading(address: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        scheme = address.partition("://")[0].partition("+")[0]
-        raise SettingsError(f"{exc}: {_client(scheme)}") from exc
+        raise SettingsError(f"{shown_address(address)} {missing_client(exc)}") from exc
     except Exception as exc:  # every reader fails in its own way
         message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
         text = without_secrets(" ".join(message.split()), address)
@@ -154,9 +144,3 @@ def reading(address: str) -> Iterator[None]:
         raise DataError(
             f"nothing was changed: {shown_address(address)}: {text}"
         ) from exc
-
-
-def _client(scheme: str) -> str:
-    """Return how to install the client of a place."""
-    extra = EXTRAS.get(scheme)
-    return with_extra(extra) if extra else f"install ibis-framework[{scheme}]"
