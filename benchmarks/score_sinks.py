@@ -20,7 +20,7 @@ import pyarrow as pa
 from core.connectors.sink import replace_days
 from core.settings import load_settings
 from core.spec import load_spec
-from tests.support.tools.postgres import postgres_server
+from tests.support.stores.postgres import postgres_server
 from training.batch import SCORES, rows_for_team
 
 ROWS = 1_000_000

@@ -26,7 +26,7 @@ from core.project import PROJECT
 from stack.environment import process_environment
 from tests.conftest import feast_apply, mlflow_server, new_settings, redis_server
 from tests.support.feature_engine.delivered_source import deliver, source
-from tests.support.tools.s3 import BUCKET, s3_server
+from tests.support.stores.s3 import BUCKET, s3_server
 
 MODEL = "customer_churn_model"
 COMMANDS = (("ingest", "orders"), ("train", MODEL), ("monitor", MODEL))

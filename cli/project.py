@@ -41,7 +41,7 @@ def init(
         raise SettingsError(
             f"{folder}: {expected}, such as shop_models; nothing was written"
         )
-    from cli.columns import describe, in_types  # noqa: PLC0415  (heavy)
+    from cli.new.columns import describe, in_types  # noqa: PLC0415  (heavy)
     from core.connectors.reading import read  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from core.settings import Settings, checked_zone, load_settings
 from core.spec import MODEL_NAME, MODELS, ModelSpec, load_spec
 
 if TYPE_CHECKING:
-    from cli.adopted import AdoptedModel
+    from cli.new.adopted import AdoptedModel
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = {
@@ -106,7 +106,7 @@ def new(
     if service and not model:
         raise SettingsError("--service: expected --model beside it")
     if model:
-        from cli.adopted import AdoptedModel  # noqa: PLC0415  (heavy)
+        from cli.new.adopted import AdoptedModel  # noqa: PLC0415  (heavy)
 
         if source is None:
             raise SettingsError(
@@ -125,7 +125,7 @@ def new(
     places = _new_files(name)
     import pyarrow as pa  # noqa: PLC0415  (heavy)
 
-    from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
+    from cli.new.columns import ask, choose, describe, in_types  # noqa: PLC0415  (heavy)
     from core.connectors.reading import read  # noqa: PLC0415
 
     if source is None:
@@ -160,7 +160,7 @@ def _new_adopted(settings: Settings, name: str, model: "AdoptedModel") -> None:
     if (PROJECT / place).exists():
         raise SettingsError(f"{place}: there already, nothing was written")
     with progress(f"new {name}"):
-        from cli.adopted import describe_adopted  # noqa: PLC0415  (heavy)
+        from cli.new.adopted import describe_adopted  # noqa: PLC0415  (heavy)
 
         variables = describe_adopted(settings, model)
     _write(PROJECT / place, ADOPTED, {**variables, "name": name})

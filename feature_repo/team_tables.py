@@ -1,5 +1,6 @@
 """Tables that a team keeps: Gyre reads them, and never writes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def open_table(connection: Any, source: str) -> ir.Table:
         DataError: There is no such table, or it cannot be read.
 
     """
-    address = source if is_url(source) else str(PROJECT / source)
+    # A spec, which many people read, names a variable in place of a password.
+    address = os.path.expandvars(source) if is_url(source) else str(PROJECT / source)
     parts = parts_of(address)
     if all(part.endswith(".parquet") and Path(part).is_file() for part in parts):
         with reading(address):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from feast import Entity, ValueType
 
-from cli.columns import choose, describe, in_types
+from cli.new.columns import choose, describe, in_types
 from cli.use_case import FILES, write_use_case
 from core.connectors.reading import read
 from core.errors import SettingsError

@@ -18,7 +18,7 @@ import pytest
 
 from core.project import CLONE
 from tests.conftest import BIN, answers, running, wait_until
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.s3 import s3_server
 
 HOST = "10.77.0.1"
 """Of driver, master and S3."""

@@ -16,8 +16,8 @@ from core.connectors.sink import replace_days
 from core.errors import DataError
 from stack.environment import child_environment
 from tests.conftest import new_settings
-from tests.support.tools.mariadb import mariadb_server
-from tests.support.tools.postgres import postgres_server
+from tests.support.stores.mariadb import mariadb_server
+from tests.support.stores.postgres import postgres_server
 from tests.support.tools.sinks import AS_OF, KINDS, TODAY, score_rows, sink
 
 TOMORROW = date(2026, 11, 21)

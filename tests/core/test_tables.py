@@ -21,9 +21,9 @@ from core.tables.query import quoted
 from core.tables.table import RETENTION, Table
 from tests.conftest import new_settings
 from tests.support.feature_engine.stored_rows import BEGAN, SCHEMA, TIME, rows
+from tests.support.stores.postgres import postgres_server
+from tests.support.stores.s3 import s3_server
 from tests.support.tools.names import NAMES
-from tests.support.tools.postgres import postgres_server
-from tests.support.tools.s3 import s3_server
 
 VIEW_SCHEMA = pa.schema({"event_timestamp": TIME})
 DAY = 86_400_000_000

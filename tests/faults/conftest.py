@@ -16,7 +16,7 @@ from tests.mlflow_server.conftest import (  # noqa: F401  (fixtures)
     roles,
 )
 from tests.serving.conftest import SPEC, rig, served  # noqa: F401  (fixtures)
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.s3 import s3_server
 
 SPEC_TEXT = (MODELS / f"{SPEC.name}.toml").read_text()
 """Of the shipped model."""

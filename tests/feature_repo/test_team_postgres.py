@@ -30,7 +30,7 @@ from tests.support.feature_repo.team import (
     labels_of,
 )
 from tests.support.feature_repo.team import feast as run_feast
-from tests.support.tools.postgres import postgres_server
+from tests.support.stores.postgres import postgres_server
 from training.chain import train
 
 # Feast never closes the connections of its pools.

@@ -11,10 +11,10 @@ import pytest
 from core.project import CLONE
 from tests.conftest import BIN, new_settings, redis_server
 from tests.support.feature_repo.team import SPEC
+from tests.support.stores.postgres import postgres_server
 from tests.support.tools.clone import events, finished
 from tests.support.tools.dag_reader import read as read_dags
 from tests.support.tools.pages import read_page
-from tests.support.tools.postgres import postgres_server
 from tests.support.tools.stack import Stack
 
 PAGE = read_page("how-to/dbt.md")

@@ -10,10 +10,10 @@ from core.settings import free_ports, load_settings
 from stack.environment import process_environment
 from tests.conftest import feast_apply, mlflow_server, redis_server
 from tests.support.feature_engine.delivered_source import deliver, source
-from tests.support.tools.azure import azure_server
+from tests.support.stores.azure import azure_server
+from tests.support.stores.gcs import writable_gcs_server
+from tests.support.stores.s3 import BUCKET, s3_server
 from tests.support.tools.clone import gyre, online_answer, serving
-from tests.support.tools.gcs import writable_gcs_server
-from tests.support.tools.s3 import BUCKET, s3_server
 
 MODEL = "customer_churn_model"
 

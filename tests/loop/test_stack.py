@@ -18,8 +18,8 @@ from core.spec import load_spec
 from mlflow_server.api.tracking import Tracking
 from stack.airflow_api import AirflowApi
 from tests.conftest import at_most, new_settings, wait_until
+from tests.support.stores.postgres import postgres_server
 from tests.support.tools.clone import outer_environment, run
-from tests.support.tools.postgres import postgres_server
 from tests.support.tools.stack import MODEL, Stack
 
 FIRST = datetime.now(UTC) - AGE

@@ -14,7 +14,7 @@ from mlflow_server.promotion import promote
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.tags import packed
 from tests.conftest import BIN, mlflow_server, new_settings, unused_port
-from tests.support.tools.postgres import postgres_server
+from tests.support.stores.postgres import postgres_server
 
 ANN = {"who": "ann", "why": "better"}
 

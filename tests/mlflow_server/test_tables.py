@@ -9,7 +9,7 @@ from core.errors import RegistryError
 from core.settings import LAYOUT
 from mlflow_server.database import open_database
 from tests.conftest import at_most, new_settings
-from tests.support.tools.postgres import postgres_server
+from tests.support.stores.postgres import postgres_server
 
 
 def contents(engine):

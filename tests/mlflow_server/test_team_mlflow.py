@@ -27,7 +27,7 @@ from stack.machine import mlflow_problems
 from tests.conftest import new_settings, running, wait_until
 from tests.mlflow_server.conftest import ANN, client, stages
 from tests.serving.conftest import FEATURES, tiny_onnx
-from tests.support.tools.s3 import BUCKET, s3_server
+from tests.support.stores.s3 import BUCKET, s3_server
 from tests.support.tools.team_mlflow import USER, team_mlflow
 
 MODEL = load_specs()[0].name

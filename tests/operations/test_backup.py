@@ -33,7 +33,7 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
-from tests.support.tools.postgres import postgres_server, programs
+from tests.support.stores.postgres import postgres_server, programs
 
 MODEL = "customer_churn_model"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -22,8 +22,8 @@ from tests.conftest import mlflow_server, new_settings
 from tests.monitoring.conftest import tear
 from tests.support.monitoring.log_lines import NOON, answer, feedback, write
 from tests.support.monitoring.year import decision_row
+from tests.support.stores.s3 import s3_server
 from tests.support.tools.preloaded import commands_folder
-from tests.support.tools.s3 import s3_server
 from training.batch import PARTITION, SCORES, scores
 
 DAY = timedelta(days=1)

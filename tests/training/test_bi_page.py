@@ -15,7 +15,7 @@ from monitoring.monitor import monitor
 from tests.conftest import AS_OF
 from tests.monitoring.conftest import alerts
 from tests.support.monitoring import log_lines
-from tests.support.tools.postgres import postgres_server
+from tests.support.stores.postgres import postgres_server
 from tests.training.conftest import SPEC
 from training.batch import score_population, scores
 

@@ -12,7 +12,7 @@ from serving.prediction_log.inbox import Inbox
 from tests.conftest import at_most, new_settings, wait_until
 from tests.faults.conftest import standing_still, workers
 from tests.support.serving.load import under_load
-from tests.support.tools.s3 import BUCKET
+from tests.support.stores.s3 import BUCKET
 
 DATA_URL = f"s3://{BUCKET}/a"
 

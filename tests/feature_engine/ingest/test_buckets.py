@@ -19,9 +19,9 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF, new_settings
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, order, order_table
-from tests.support.tools.azure import azure_server
-from tests.support.tools.gcs import gcs_server
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.azure import azure_server
+from tests.support.stores.gcs import gcs_server
+from tests.support.stores.s3 import s3_server
 
 BUCKET = "gyre"
 

@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from cli.columns import choose, describe, in_types
+from cli.new.columns import choose, describe, in_types
 from cli.use_case import write_use_case
 from core import user_code
 from core.connectors.reading import read
@@ -36,10 +36,10 @@ from tests.support.feature_engine.odd_source import (
     micros,
     moment,
 )
-from tests.support.tools.iceberg import use_catalog
-from tests.support.tools.mariadb import mariadb_server
-from tests.support.tools.postgres import postgres_server
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.iceberg import use_catalog
+from tests.support.stores.mariadb import mariadb_server
+from tests.support.stores.postgres import postgres_server
+from tests.support.stores.s3 import s3_server
 
 OFF = {
     "period": "as entity: the partition of a view has that name",
@@ -262,7 +262,7 @@ def test_table_quarantine_and_features_hold_what_sources_of_the_day_say(
 
 NIGHT = [
     pytest.param(number, marks=pytest.mark.nightly)
-    for number in range(FIRST, FIRST + 15)
+    for number in range(FIRST, FIRST + 5)
 ]
 
 

@@ -11,7 +11,7 @@ from feature_repo.published.config import view_address
 from tests.conftest import new_settings
 from tests.support.feature_engine.rebuilt_views import land, rebuilt, rows_of
 from tests.support.feature_engine.shop import ORDERS, VIEW
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.s3 import s3_server
 
 
 def assert_written_as_rebuilt(settings, raw):

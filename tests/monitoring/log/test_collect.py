@@ -12,7 +12,7 @@ from monitoring.log.tables import answered_rows, predictions
 from serving.prediction_log.append_log import AppendLog
 from tests.conftest import new_settings
 from tests.support.monitoring.log_lines import FAILURE, answer, write
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.s3 import s3_server
 
 FILE = "predictions-1-1.jsonl"
 READ_BEFORE = Collected(predictions=0, outcomes=0, malformed=0)

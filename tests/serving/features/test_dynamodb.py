@@ -15,8 +15,8 @@ from feature_repo.published.config import write_feast_config
 from tests.conftest import new_settings
 from tests.serving.conftest import KNOWN, SPEC, Rig
 from tests.support.serving.event_requests import URL, order, soon
-from tests.support.tools.dynamodb import dynamodb_programs
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.dynamodb import dynamodb_programs
+from tests.support.stores.s3 import s3_server
 
 pytestmark = pytest.mark.nightly
 

@@ -10,8 +10,8 @@ from stack.environment import process_environment
 from tests.conftest import answers, mlflow_server, new_settings, running, wait_until
 from tests.serving.conftest import read_log
 from tests.support.feature_repo.team import MODEL, REQUEST, SERVICE, make_team, rows_of
-from tests.support.tools.dynamodb import dynamodb_programs
-from tests.support.tools.s3 import s3_server
+from tests.support.stores.dynamodb import dynamodb_programs
+from tests.support.stores.s3 import s3_server
 
 pytestmark = pytest.mark.nightly
 STORE = "online_store:\n    type: dynamodb\n    region: us-east-1"

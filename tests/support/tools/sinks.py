@@ -22,9 +22,9 @@ from pyarrow import parquet
 
 from core.connectors.sink import TIME
 from core.files import location, read_file
-from tests.support.tools.mariadb import mariadb_server
-from tests.support.tools.postgres import postgres_server
-from tests.support.tools.s3 import BUCKET, s3_server
+from tests.support.stores.mariadb import mariadb_server
+from tests.support.stores.postgres import postgres_server
+from tests.support.stores.s3 import BUCKET, s3_server
 
 KINDS = ("postgres", "mariadb", "delta", "delta on s3", "iceberg", "files", "s3")
 

@@ -12,7 +12,7 @@ import ibis
 import ibis.expr.types as ir
 import pandas as pd
 
-from cli.columns import chosen
+from cli.new.columns import chosen
 from core.errors import SettingsError
 from core.settings import Settings
 from core.spec import InputType

@@ -51,7 +51,7 @@ def writable_gcs_server(
     """Have a bucket `gyre`."""
     port = unused_port()
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", account(folder, port))
-    command = [sys.executable, "-m", "tests.support.tools.gcs", str(port)]
+    command = [sys.executable, "-m", "tests.support.stores.gcs", str(port)]
     with running(command, folder / "gcs.log") as process:
         address = f"http://127.0.0.1:{port}"
         wait_until("GCS", lambda: answers(f"{address}/moto-api/"))
