@@ -18,6 +18,11 @@ from core.project import PROJECT
 
 MYSQL = ("mysql://", "mariadb://")
 QUERY_ENDING = ".sql"
+TYPES_OF_QUERY = {
+    "postgres": "CREATE OR REPLACE TEMP VIEW gyre_query AS {}",
+    "mysql": "CREATE TEMPORARY TABLE gyre_query SELECT * FROM ({}) AS rows_of_query LIMIT 0",
+}
+"""Backend of Ibis → statement that shows a query's types: Ibis 12's own fails with these drivers."""
 
 
 class DatabaseRows(NamedTuple):
@@ -91,8 +96,8 @@ def _connection(url: str) -> Any:
 
 def _table(connection: Any, name: str) -> ir.Table:
     if name.endswith(QUERY_ENDING):
-        query = (PROJECT / name).read_text(encoding="utf-8")
-        return connection.sql(query.strip().rstrip(";"))
+        text = (PROJECT / name).read_text(encoding="utf-8")
+        return _query(connection, text.strip().rstrip(";"))
     schema, _, table = name.rpartition(".")
     if schema:
         with suppress(TableNotFound):
@@ -101,6 +106,16 @@ def _table(connection: Any, name: str) -> ir.Table:
         return connection.table(name)
     except TableNotFound as exc:
         raise DataError(f"expected a table, found no {name}") from exc
+
+
+def _query(connection: Any, query: str) -> ir.Table:
+    """Return the rows of a query; its types come from an object that ends with the connection."""
+    statement = TYPES_OF_QUERY.get(connection.name)
+    if statement is None:
+        return connection.sql(query)
+    with connection.con.cursor() as cursor:
+        cursor.execute(statement.format(query))
+    return connection.sql(query, schema=connection.table("gyre_query").schema())
 
 
 def _with_texts(connection: Any, rows: ir.Table) -> tuple[ir.Table, list[str]]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pyarrow as pa
@@ -17,10 +16,10 @@ from tests.support.stores.iceberg import use_catalog
 from tests.support.stores.mariadb import mariadb_server
 from tests.support.stores.postgres import postgres_server
 from tests.support.stores.s3 import s3_server
-from tests.support.tools.clone import mlflow_and_redis, run, stack_environment
+from tests.support.tools.clone import events, mlflow_and_redis, run, stack_environment
 
 pytestmark = pytest.mark.nightly
-COUNT = 40
+COUNT = len(events())
 TOOLS = ("AWS_", "GOOGLE_", "AZURE_", "PYICEBERG_", "PG")
 OPTIONS = "--label silence --key 'visit no' --entity visitor --time 'seen at'"
 COLUMNS = (
@@ -29,14 +28,14 @@ COLUMNS = (
 
 
 def visits():
-    start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=50)
-    times = [start + timedelta(days=number) for number in range(COUNT)]
+    numbers, visitors, times, amounts = zip(*events(), strict=True)
+    whole_seconds = [time.replace(microsecond=0) for time in times]
     return pa.table(
         {
-            "visit no": pa.array(range(COUNT)),
-            "visitor": [f"v{number % 7}" for number in range(COUNT)],
-            "seen at": pa.array(times, pa.timestamp("us", "UTC")),
-            "minutes": pa.array(range(COUNT), pa.int32()),
+            "visit no": numbers,
+            "visitor": [f"v-{visitor:03}" for visitor in visitors],
+            "seen at": pa.array(whole_seconds, pa.timestamp("us", "UTC")),
+            "minutes": pa.array(amounts).cast(pa.int32(), safe=False),
         }
     )
 
@@ -84,10 +83,9 @@ def postgres_query(tmp_path):
             connection.execute("CREATE SCHEMA web")
             columns = COLUMNS.format(q='"', time="timestamptz")
             connection.execute(f"CREATE TABLE web.visits {columns}")
-            for row in visits().to_pylist():
-                values = [*row.values()]
-                insert = "INSERT INTO web.visits VALUES (%s, %s, %s, %s)"
-                connection.execute(insert, values)
+            insert = "INSERT INTO web.visits VALUES (%s, %s, %s, %s)"
+            rows = [[*row.values()] for row in visits().to_pylist()]
+            connection.cursor().executemany(insert, rows)
         yield f"{server.address}#queries/visits.sql"
 
 

@@ -27,7 +27,8 @@ class MariaDB:
         """Run SQL as the server's own user, who needs no password."""
         command = ["mariadb", "--no-defaults", f"--socket={self.socket}", "--user=root"]
         return subprocess.run(
-            [*command, "--batch", "--skip-column-names", f"--execute={statements}"],
+            [*command, "--batch", "--skip-column-names"],
+            input=statements,
             capture_output=True,
             text=True,
             check=False,
