@@ -13,6 +13,8 @@ EXTRAS = {
     "pyiceberg": "iceberg",
 }
 """Package of a client → Gyre's extra that brings it."""
+CLIENTS = {"snowflake": "snowflake-connector-python"}
+"""Package of a client → what brings it, where no extra does."""
 DISTRIBUTION = "gyre-loop"
 """Gyre's own name among the installed packages."""
 
@@ -40,5 +42,5 @@ def missing_client(error: ModuleNotFoundError) -> str:
     """Return which package is missing, and how to install it."""
     package = str(error.name).partition(".")[0]
     extra = EXTRAS.get(package)
-    remedy = with_extra(extra) if extra else f"install {package}"
+    remedy = with_extra(extra) if extra else f"install {CLIENTS.get(package, package)}"
     return f"needs the package {package}: {remedy}"

@@ -11,6 +11,8 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 from ibis.common.exceptions import TableNotFound
+from ibis.expr.datatypes import Timestamp
+from ibis.selectors import across, of_type
 
 from core.connectors.formats import READ_ROWS, Later
 from core.errors import DataError
@@ -58,6 +60,8 @@ def open_database(address: str, later: Later | None) -> Iterator[DatabaseRows]:
         texts: list[str] = []
         if connection.name in ("postgres", "mysql"):
             rows, texts = _with_texts(connection, rows)
+        elif connection.name == "snowflake":
+            rows = rows.mutate(across(of_type(Timestamp), _in_microseconds))
         yield DatabaseRows(_batches(connection, rows), texts)
     finally:
         connection.disconnect()
@@ -79,6 +83,8 @@ def _connection(url: str) -> Any:
     file = url.removeprefix("duckdb://")
     if Path(file).is_file():  # its name is a path, whatever it would mean in an address
         return ibis.duckdb.connect(file, read_only=True)
+    if url.startswith("snowflake://"):  # Ibis would create a database of its own there
+        return ibis.connect(url, create_object_udfs=False)
     if not url.startswith(MYSQL):
         return ibis.connect(url)
     import pymysql  # noqa: PLC0415  (an extra)
@@ -129,6 +135,11 @@ def _with_texts(connection: Any, rows: ir.Table) -> tuple[ir.Table, list[str]]:
             is_utc = connection.name == "mysql" and kind.timezone is not None
             texts[name] = text + "Z" if is_utc else text
     return rows.mutate(texts), [*texts]
+
+
+def _in_microseconds(time: ir.Value) -> ir.Value:
+    """Return times that may be of any year: those of nanoseconds end in 2262."""
+    return time.cast(time.type().copy(scale=6))
 
 
 def _batches(connection: Any, rows: ir.Table) -> pa.RecordBatchReader:
