@@ -10,6 +10,7 @@ STAMP := .venv/gyre.stamp
 DEV := .venv/dev.stamp
 KSERVE := .venv-kserve/gyre.stamp
 DBT := .venv-dbt/gyre.stamp
+FAKESNOW := .venv-fakesnow/gyre.stamp
 SITE := .venv-docs/gyre.stamp
 # What a target has added to the environment stays in it, at the versions of its lock file.
 added = $(if $(wildcard .venv/lib/*/site-packages/$(1)), $(2).lock)
@@ -69,7 +70,7 @@ HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
 	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
-NIGHT := environment spark jdk nginx $(KSERVE) $(DBT) .venv-dynamodb/gyre.stamp
+NIGHT := environment spark jdk nginx $(KSERVE) $(DBT) $(FAKESNOW) .venv-dynamodb/gyre.stamp
 nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects.
 	$(BIN)/pytest -m "nightly and not timed" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
 
@@ -100,7 +101,8 @@ docs: environment $(SITE) ## Write docs/reference/ from the code, build site/htm
 $(SITE): docs/requirements.lock
 $(KSERVE): tests/kserve.lock
 $(DBT): tests/dbt.lock
-$(SITE) $(KSERVE) $(DBT): | environment
+$(FAKESNOW): tests/fakesnow.lock
+$(SITE) $(KSERVE) $(DBT) $(FAKESNOW): | environment
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	@$(BIN)/uv pip sync --quiet --python $(@D) --require-hashes $<
 	@touch $@
@@ -149,6 +151,7 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(call extras,spark) | $(BIN)/$(LOCK) - --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
 	$(BIN)/$(LOCK) --group kserve -o tests/kserve.lock
+	$(BIN)/$(LOCK) --group fakesnow -o tests/fakesnow.lock
 	@# dbt writes the file of DuckDB that Gyre reads, and Feast the registry.
 	sed -En 's/^(duckdb|feast)(\[.*\])?(==[^ ]+) .*/\1\3/p' requirements.lock | $(BIN)/$(LOCK) - --group dbt -o tests/dbt.lock
 	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
