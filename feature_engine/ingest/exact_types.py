@@ -6,6 +6,7 @@ A type holds a value if no other value of the source becomes the same one in it.
 import json
 import re
 from collections import defaultdict
+from datetime import datetime
 from typing import Any
 
 import ibis
@@ -20,6 +21,8 @@ TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z
 YEARS = "a year from 2 to 9998"
 ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
+END_OF_RULES = pa.scalar(datetime(2038, 1, 1), pa.timestamp("us"))  # noqa: DTZ001  (a local time)
+"""From here on Arrow knows no summer time of a zone."""
 UNREADABLE = pa.field(
     "unreadable row", pa.struct({"row": pa.string(), "problem": pa.string()})
 )
@@ -110,13 +113,15 @@ def _zoned(column: pa.Array, time_zone: str) -> pa.Array:
 
 
 def _unambiguous(local_times: pa.Array, time_zone: str) -> pa.Array:
-    """Return the moments of local times, null where there is none, or two."""
+    """Return the moments of local times, null where there is none, or two, or it is unknown."""
     earliest, latest = (
         pc.assume_timezone(local_times, time_zone, ambiguous=side, nonexistent=side)
         for side in ("earliest", "latest")
     )
-    moments = earliest.cast(TIMESTAMP)
-    return _where(pc.equal(earliest, latest), moments)
+    is_known = pc.equal(earliest, latest)
+    if time_zone != "UTC":
+        is_known = pc.and_(is_known, pc.less(local_times, END_OF_RULES))
+    return _where(is_known, earliest.cast(TIMESTAMP))
 
 
 def _where(condition: Any, values: pa.Array) -> pa.Array:

@@ -24,6 +24,7 @@ ROWS = {
 NO_MOMENT = {
     4: "2025-10-26T02:30:00",  # twice: clocks go back from 3 to 2
     5: "2025-03-30T02:30:00",  # never: they go on from 2 to 3
+    6: "2038-07-01T12:00:00",  # nobody knows the rules of then
 }
 
 
