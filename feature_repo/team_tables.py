@@ -1,6 +1,7 @@
 """Tables that a team keeps: Gyre reads them, and never writes."""
 
 import os
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ def open_table(connection: Any, source: str) -> ir.Table:
     """
     # A spec, which many people read, names a variable in place of a password.
     address = os.path.expandvars(source) if is_url(source) else str(PROJECT / source)
-    parts = parts_of(address)
-    if all(part.endswith(".parquet") and Path(part).is_file() for part in parts):
+    (first_part, *more_parts) = parts_of(address)
+    # DuckDB gives all files the types of the first one, and takes a name for a pattern.
+    is_one_file = not more_parts and Path(first_part).is_file()
+    if is_one_file and first_part.endswith(".parquet") and not has_magic(first_part):
         with reading(address):
-            return connection.read_parquet(parts)
+            return connection.read_parquet(first_part, hive_partitioning=False)
     return ibis.memtable(read(address))

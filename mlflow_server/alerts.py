@@ -210,7 +210,8 @@ class Alerts(Store):
         end = until.isoformat() if until else None
         silence = {"who": who, "why": why, "said": at.isoformat(), "until": end}
         same = sql.update(ALERTS).filter_by(sequence=number)
-        with self._begin() as connection:
+        # Not while a delivery goes on, which marks what it has sent.
+        with self._lock("alerts"), self._begin() as connection:
             lock_tables(connection, "gyre.alerts")
             connection.execute(sql.delete(SILENCES).filter_by(**cause))
             connection.execute(sql.insert(SILENCES).values(cause | silence))

@@ -23,18 +23,23 @@ def is_bucket(address: str) -> bool:
 
 def shown_address(address: str) -> str:
     """Return an address without user, password and options."""
-    if not is_url(address):
+    if not is_url(address) or is_bucket(address):  # a bucket's has none, but patterns
         return address
     return re.sub(r"\?[^#]*", "", address.rpartition("@")[2])
 
 
 def without_secrets(text: str, address: str) -> str:
-    """Return a text in which no user, password or option of an address is left."""
-    if not is_url(address):
+    """Return a text in which no user with a password, password or option of an address is left.
+
+    A client may quote a piece of a password alone, where a sign in it is not percent-encoded.
+    """
+    if not is_url(address) or is_bucket(address):
         return text
     for secret in re.findall(SECRETS, address):
-        text = text.replace(secret, "…")
-        password = secret.partition(":")[2]
-        if password:
-            text = text.replace(password, "…").replace(unquote(password), "…")
+        password = secret.partition(":")[2] or secret.partition("=")[2]
+        pieces = [secret, password, *re.split(r"[:@/?#&=]", password)]
+        decoded_pieces = [unquote(piece) for piece in pieces]
+        for piece in sorted({*pieces, *decoded_pieces}, key=len, reverse=True):
+            if len(piece) > 1:
+                text = text.replace(piece, "…")
     return text

@@ -63,39 +63,45 @@ def files_at(address: str) -> list[str]:
 
 
 def _objects_at(address: str) -> set[str]:
-    """Return the files and Delta tables of a bucket that an address names, by few requests."""
-    path = location(address)
-    root = PurePosixPath(path.path)
-    part = root
-    names = path.fs.find(str(root))
-    if not names and has_magic(str(root)):
-        is_match = re.compile(f"{glob_translate(str(root))[:-2]}(/.*)?").fullmatch
-        while has_magic(str(root)):
-            part, root = root, root.parent
-        names = [name for name in path.fs.find(str(root)) if is_match(name)]
-    scheme = address.partition("://")[0]
-    _require_no_part(UPath(f"{scheme}://{part}"))
-    objects = [PurePosixPath(name) for name in names]
-    tables = {_table_of(file, root) for file in objects} - {None}
-    files = [
-        file
-        for file in objects
-        if _is_data(file)
-        and not _is_hidden(file, root)
-        and tables.isdisjoint(file.parents)
-    ]
-    return {f"{scheme}://{file}" for file in files} | {
-        f"{scheme}://{table}/" for table in tables
-    }
-
-
-def _table_of(file: PurePosixPath, root: PurePosixPath) -> PurePosixPath | None:
-    """Return the Delta table below `root` to whose log a file belongs.
+    """Return the files and Delta tables of a bucket that an address names, by few requests.
 
     Raises:
-        DataError: It belongs to the log of another table.
+        DataError: A file is a part of a table that the address does not name.
 
     """
+    path = location(address)
+    scheme = address.partition("://")[0]
+    root = PurePosixPath(path.path)
+    is_named = re.compile(f"{re.escape(str(root))}(/.*)?").fullmatch
+    names = path.fs.find(str(root))
+    if not names and has_magic(str(root)):
+        is_named = re.compile(f"{glob_translate(str(root))[:-2]}(/.*)?").fullmatch
+        while has_magic(str(root)):
+            root = root.parent
+        names = path.fs.find(str(root))
+    _require_no_part(UPath(f"{scheme}://{root}"))
+    objects = [PurePosixPath(name) for name in names]
+    tables = dict(filter(None, (_table_of(file, root) for file in objects)))
+    files = set()
+    for file in objects:
+        folder = next((parent for parent in file.parents if parent in tables), None)
+        if not is_named(str(file)):
+            continue
+        if folder is None:
+            if _is_data(file) and not _is_hidden(file, root):
+                files.add(f"{scheme}://{file}")
+        elif is_named(str(folder)):
+            _require_delta(str(folder), tables[folder])
+            files.add(f"{scheme}://{folder}/")
+        else:
+            raise _part_of(file, folder, tables[folder])
+    return files
+
+
+def _table_of(
+    file: PurePosixPath, root: PurePosixPath
+) -> tuple[PurePosixPath, str] | None:
+    """Return the table below `root` to whose log a file belongs, and its format."""
     for folder in file.parents:
         if not folder.is_relative_to(root):
             break
@@ -103,8 +109,7 @@ def _table_of(file: PurePosixPath, root: PurePosixPath) -> PurePosixPath | None:
         for mark, table_format in TABLE_MARKS.items():
             first_parts = PurePosixPath(*parts[: mark.count("/") + 1])
             if first_parts.match(mark):
-                _require_delta(str(folder), table_format)
-                return folder
+                return folder, table_format
     return None
 
 
@@ -130,8 +135,12 @@ def _require_no_part(path: Path | UPath) -> None:
     for folder in path.parents:
         table_format = _table_format(folder)
         if table_format:
-            problem = f"{path} is a part of {folder}, a table of {table_format}"
-            raise DataError(f"{problem}: name the table")
+            raise _part_of(path, folder, table_format)
+
+
+def _part_of(part: object, folder: object, table_format: str) -> DataError:
+    problem = f"{part} is a part of {folder}, a table of {table_format}"
+    return DataError(f"{problem}: name the table")
 
 
 def _files_below(path: Path, folders: Sequence[Path]) -> list[str]:

@@ -120,22 +120,28 @@ def _json_batches(path: Path | UPath, schema: pa.Schema) -> Iterator[pa.RecordBa
 
 def _json_rows(path: Path | UPath) -> Iterator[dict[str, str | None]]:
     """Yield the object of each line, its values as texts."""
-    with TextIOWrapper(_stream(path), encoding="utf-8") as lines:
+    with TextIOWrapper(_stream(path), encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
                 continue
             try:
                 row = json.loads(line, parse_int=str, parse_float=str)
+                fields = json.loads(line, object_pairs_hook=list)
             except ValueError as exc:
                 raise DataError(f"line {number}: expected JSON: {exc}") from exc
             if not isinstance(row, dict):
                 raise DataError(f"line {number}: expected a JSON object")
-            yield {name: _as_text(value) for name, value in row.items()}
-
-
-def _as_text(value: Any) -> str | None:
-    is_text = value is None or isinstance(value, str)
-    return value if is_text else json.dumps(value)
+            if len(fields) > len(row):
+                raise DataError(f"line {number}: a field is there twice")
+            for name, value in row.items():
+                if isinstance(value, bool):
+                    row[name] = json.dumps(value)
+                elif isinstance(value, dict | list):
+                    raise DataError(
+                        f"line {number}: {name}: expected a text, a number, true, false or null, "
+                        "found more JSON: flatten it, or leave it out"
+                    )
+            yield row
 
 
 def _stream(path: Path | UPath) -> Any:

@@ -1,5 +1,6 @@
 """Tables of Apache Iceberg, by pyiceberg's catalogs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -20,11 +21,24 @@ def open_iceberg(address: str, later: Later | None) -> pa.RecordBatchReader:
         DataError: The address is of another form.
 
     """
+    from pyiceberg.io.pyarrow import schema_to_pyarrow  # noqa: PLC0415  (an extra)
+
     catalog, name = catalog_and_name(address)
     table = catalog.load_table(name)
     condition = _condition(table, later) if later else None
     scan = table.scan(row_filter=condition) if condition else table.scan()
-    return scan.to_arrow_batch_reader()
+    schema = schema_to_pyarrow(scan.projection())
+    batches = _batches(table, scan)
+    return pa.RecordBatchReader.from_batches(schema, batches).cast(schema)
+
+
+def _batches(table: Any, scan: Any) -> Iterator[pa.RecordBatch]:
+    """Read one file after the other; pyiceberg's own reader reads all at once into memory."""
+    from pyiceberg.io.pyarrow import ArrowScan  # noqa: PLC0415  (an extra)
+
+    reader = ArrowScan(table.metadata, table.io, scan.projection(), scan.row_filter)
+    for task in scan.plan_files():
+        yield from reader.to_record_batches([task])
 
 
 def catalog_and_name(address: str) -> tuple[Any, str]:

@@ -95,6 +95,30 @@ FRAME_COLUMNS = frozenset(
 """Columns that windows and frames have beside the features."""
 
 
+EXPORT_COLUMNS = frozenset(
+    {
+        *(
+            "model",
+            "day",
+            "version",
+            "role",
+            "request_id",
+            "received",
+            "event_timestamp",
+        ),
+        *(
+            "as_of",
+            "probability",
+            "prediction",
+            "probabilities",
+            "in_population",
+            "actual",
+        ),
+    }
+)
+"""Columns of a team's tables of scores and predictions beside the keys."""
+
+
 class Population(Strict):
     """The rows that the label is defined for: their `feature` lies in [0, `below`)."""
 
@@ -234,6 +258,7 @@ class ModelSpec(Strict):
             *self._problems_of_names(),
             *self._problems_of_label(),
             *self._problems_of_outcome_key(),
+            *self._problems_of_exports(),
             *self._problems_of_segments(),
             *self._problems_of_estimators(),
         ]
@@ -317,6 +342,13 @@ class ModelSpec(Strict):
         if taken_names:
             problem = "a key, a feature or a frame has this name: rename it"
             yield f"outcome_key: {_listed(taken_names)}: {problem}"
+
+    def _problems_of_exports(self) -> Iterator[str]:
+        """Yield keys that a team's table could not tell from columns of its own."""
+        taken_names = EXPORT_COLUMNS & {*self.entity_key, *(self.outcome_key or ())}
+        if taken_names and (self.scores.to or self.predictions.to):
+            problem = "a column of [scores] or [predictions] has this name"
+            yield f"entity_key: {_listed(taken_names)}: {problem}: rename the key"
 
     def _problems_of_segments(self) -> Iterator[str]:
         texts = [name for name, kind in self.features.items() if kind == "string"]

@@ -19,10 +19,13 @@ from feature_repo.definition import TIMESTAMP, Dataset
 
 TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
 YEARS = "a year from 2 to 9998"
+OFFSET = r"(Z|[+-]\d\d(:?\d\d)?)$"
+"""End of a time with an offset."""
 ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
 END_OF_RULES = pa.scalar(datetime(2038, 1, 1), pa.timestamp("us"))  # noqa: DTZ001  (a local time)
 """From here on Arrow knows no summer time of a zone."""
+LOCAL_TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*"
 UNREADABLE = pa.field(
     "unreadable row", pa.struct({"row": pa.string(), "problem": pa.string()})
 )
@@ -104,8 +107,11 @@ def within_limits(values: pa.Array) -> pa.Array:
 def _zoned(column: pa.Array, time_zone: str) -> pa.Array:
     """Return times in UTC; those without a zone are of `time_zone`."""
     if pa.types.is_string(column.type):
-        values = _cast(with_offsets(column, TIMESTAMP), TIMESTAMP)
-        local_times = _cast(column, pa.timestamp("us"))
+        texts = with_offsets(column, TIMESTAMP)
+        has_offset = pc.match_substring_regex(texts, OFFSET)
+        values = _cast(pc.if_else(has_offset, texts, None), TIMESTAMP)
+        local_texts = pc.if_else(has_offset, None, texts)
+        local_times = _cast(local_texts, pa.timestamp("us"))
         return pc.coalesce(values, _unambiguous(local_times, time_zone))
     if pa.types.is_timestamp(column.type) and column.type.tz is None:
         return _unambiguous(_cast(column, pa.timestamp("us")), time_zone)
@@ -152,6 +158,15 @@ def type_problem(field: pa.Field, source_type: pa.DataType) -> str:
     return f"column {field.name}: expected {expected}, found {source_type}"
 
 
+def _is_of_kind(source_type: pa.DataType, text: str, time_zone: str | None) -> bool:
+    """Whether a value that a type does not hold is a number or a time all the same."""
+    is_text = pa.types.is_string(source_type)
+    pattern = f"{ODD_VALUE}|{LOCAL_TIME}" if time_zone else ODD_VALUE
+    return pa.types.is_timestamp(source_type) or bool(
+        is_text and re.fullmatch(pattern, text)
+    )
+
+
 def in_schema(
     batch: pa.RecordBatch,
     dataset: Dataset,
@@ -192,9 +207,7 @@ def in_schema(
             if typed_values[position].is_valid:
                 limit = YEARS if field.type == TIMESTAMP else "a finite number"
                 problem += f", which is not {limit}"
-            elif not (
-                pa.types.is_string(column.type) and re.fullmatch(ODD_VALUE, text)
-            ):
+            elif not _is_of_kind(column.type, text, time_zone):
                 problems.setdefault(field.name, problem)
             row_texts[position][field.name] = text
             row_problems[position].append(problem)

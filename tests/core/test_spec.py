@@ -54,6 +54,7 @@ def test_tables_that_are_comments_of_the_shipped_model_are_right_as_written(tmp_
 FILES = {
     "customer_churn_model": SHIPPED, "next_quarter_spend": SPEND, "delivery": DELIVERY
 }  # fmt: skip
+EXPORTED_ROLE = 'entity_key = "role"\nscores = { to = "out" }'
 WRONG_CHURN = [
     ('= "customer_id"', '= { customer_id = "long" }', r"entity_key\.customer_id: Input should"),
     ('= "customer_id"', '= { lifetime_value = "int64" }', "entity_key: .* in .features. too"),
@@ -77,6 +78,7 @@ WRONG_CHURN = [
     ("cooldown_hours = 24", "cooldown_hours = inf", r"monitoring\.cooldown_hours: .* finite"),
     ('every = "month"', 'every = "weeks"', r"snapshots\.every: .*'week' or 'month' \(found 'w"),
     (POPULATION, "", "population: expected one, or rows = .label. in .snapshots."),
+    ('entity_key = "customer_id"', EXPORTED_ROLE, r"role: a column of \[scores\]"),
     ("[snapshots]", "[rollout]\nsteps = [25, 5]\n[snapshots]", r"rollout: .*found \[25, 5\]"),
 ]  # fmt: skip
 WRONG_SPEND = [

@@ -12,6 +12,7 @@ from deltalake import write_deltalake
 from core.errors import DataError, SettingsError
 from core.spec import LabelTable, load_spec
 from feature_repo.labels import label_rows, label_source
+from feature_repo.team_tables import open_table
 from tests.support.feature_repo.team import MODEL, SPEC
 
 HOUR = timedelta(hours=1)
@@ -154,3 +155,21 @@ def test_a_label_of_a_dataset_needs_one(tmp_path):
     with pytest.raises(SettingsError, match=message):
         load_spec(MODEL, tmp_path)
     assert isinstance(LabelTable(source="x", horizon_days=1), LabelTable)
+
+
+def test_files_of_labels_keep_values_that_differ_in_type(tmp_path):
+    """DuckDB would give all files the types of the first one."""
+    for name, values in (("a", [1, 2]), ("b", [0.5, None])):
+        folder = tmp_path / "labels"
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"label": values}), folder / f"{name}.parquet")
+    pq.write_table(pa.table({"label": [7]}), tmp_path / "l[1].parquet")
+    pq.write_table(pa.table({"label": [8]}), tmp_path / "l1.parquet")
+    connection = ibis.duckdb.connect()
+    for place, expected in (
+        ("labels", {1.0, 2.0, 0.5, None}),
+        ("l[1].parquet", {7}),
+    ):
+        rows = open_table(connection, str(tmp_path / place)).to_pyarrow()
+        assert {*rows["label"].to_pylist()} == expected
+    connection.disconnect()

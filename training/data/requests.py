@@ -1,11 +1,13 @@
 """Rows to score that bring request data: of a table, or the label's rows without a known label."""
 
+import logging
 from datetime import UTC, datetime
 
 import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.connectors.texts import WHOLE_NUMBER
 from core.errors import DataError, NoRequestError
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -15,6 +17,7 @@ from feature_repo.team_tables import open_table
 from training.data.frame import TIME_TYPE, in_population, with_features
 from training.data.snapshots import DAY, TICK
 
+log = logging.getLogger(__name__)
 PLACE = "row_number"
 """Column with the position of a row among those that are scored."""
 
@@ -85,6 +88,12 @@ def request_frame(
     without_audit = spec.model_copy(update={"audit": {}})
     frame = with_features(settings, without_audit, questions, {PLACE: "int64"})
     frame = in_population(spec, frame)
+    left_out = rows.num_rows - frame.num_rows
+    if left_out:
+        text = f"{left_out:,} of {rows.num_rows:,} rows are not in the population"
+        if not frame.num_rows:
+            raise NoRequestError(f"{spec.name}: {place}: {text}")
+        log.warning("%s: %s: %s, and get no score", spec.name, place, text)
     scored_rows = rows.take(frame[PLACE])
     position = frame.schema.get_field_index("event_timestamp")
     times = scored_rows["event_timestamp"]
@@ -92,6 +101,14 @@ def request_frame(
     for name in spec.outcome_key or ():
         frame = frame.append_column(name, scored_rows[name])
     return frame.drop_columns(PLACE)
+
+
+def _has_codes(keys: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    """Whether keys are texts that another text would equal as a number."""
+    if not (pa.types.is_string(keys.type) and pa.types.is_integer(kind)):
+        return False
+    is_whole = pc.match_substring_regex(keys, WHOLE_NUMBER)
+    return not pc.all(is_whole).as_py()
 
 
 def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> pa.Table:
@@ -116,6 +133,8 @@ def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> p
             continue
         if rows[name].null_count and name not in spec.features:
             problems.append(f"{problem} rows without a value")
+        if name in spec.entity_key and _has_codes(rows[name], kind):
+            problems.append(f"{problem} texts such as 007, which is not 7")
         try:
             rows = rows.set_column(position, name, rows[name].cast(kind))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -52,7 +52,7 @@ def test_an_adoption_killed_at_any_point_leaves_no_half_version(tmp_path, folder
 @pytest.mark.parametrize(
     ("damaged", "message"),
     [
-        ("loans.parquet", "expected parquet files, a Delta table"),
+        ("loans.parquet", "loans.parquet"),
         ("saved/model.skops", "model.skops: sklearn cannot open it"),
         ("saved/MLmodel", "saved"),
     ],

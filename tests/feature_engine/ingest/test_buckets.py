@@ -134,6 +134,8 @@ def test_files_of_a_bucket_are_read_as_those_on_this_disk(
         ("none", "expected parquet, CSV or JSON-lines files, found none"),
         ("none/*.csv", "expected parquet, CSV or JSON-lines files, found none"),
         ("lake/orders/*.parquet", "a table of Delta: name the table"),
+        ("lake/**/*.parquet", "a table of Delta: name the table"),
+        ("*/orders/*.parquet", "a table of Delta: name the table"),
         ("old/orders", "name it by its catalog: iceberg://"),
         ("old", "name it by its catalog: iceberg://"),
         ("old/orders/data/9.parquet", "a table of Iceberg: name the table"),

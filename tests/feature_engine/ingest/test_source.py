@@ -509,7 +509,43 @@ def test_a_message_holds_no_password(tmp_path):
     for address in (
         "nope://me:se%40cret@h/d#t",
         "postgres://me@127.0.0.1:1/d?password=secret#t",
+        "postgres://me:p@secret@127.0.0.1:1/d#t",
+        "postgres://me:secret/s@127.0.0.1:1/d#t",
     ):
         with pytest.raises(DataError) as error:
             numbers_from(tmp_path, address)
         assert "ecret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"order_id": 2}', "expected the fields|nothing"),
+        ('{"order_id": 2, "order_id": 3}', "line 2: a field is there twice"),
+        ('{"order_id": [2]}', "line 2: order_id: expected a text, a number"),
+        ('{"order_id": {"a": 2}}', "line 2: order_id: expected a text, a number"),
+        ('{"order": 2}', "expected the fields .*, found .*order,"),
+        ("[1, 2]", "line 2: expected a JSON object"),
+        ('{"order_id": ', "line 2: expected JSON"),
+    ],
+)
+def test_a_line_that_json_lines_cannot_have_is_named(tmp_path, line, message):
+    good = json.dumps(order(1, 1, AS_OF - DAY), default=str)
+    file = tmp_path / "in.jsonl"
+    file.write_text(f"\ufeff{good}\n{line}\n\n", "utf-8")
+    if "nothing" in message:  # a field that a line lacks is null
+        assert numbers_from(tmp_path, file) == [1, 2]
+        return
+    with pytest.raises(DataError, match=message):
+        numbers_from(tmp_path, file)
+
+
+def test_json_lines_without_a_column_are_refused_and_numbers_are_exact(tmp_path):
+    row = order(2**53 + 1, 1, AS_OF - DAY)
+    file = tmp_path / "in.ndjson"
+    file.write_text(json.dumps(row, default=str))  # its last line has no end
+    assert numbers_from(tmp_path, file) == [2**53 + 1]
+    del row["dollar_value"]
+    file.write_text(json.dumps(row, default=str))
+    with pytest.raises(DataError, match="expected the fields"):
+        numbers_from(tmp_path, file)

@@ -1,16 +1,11 @@
 """Tables of a team that Gyre writes, in every kind of store: addresses, and what they hold."""
 
-import atexit
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import cache
 from io import BytesIO
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +17,7 @@ from pyarrow import parquet
 
 from core.connectors.sink import TIME
 from core.files import location, read_file
+from tests.support.stores.iceberg import use_catalog
 from tests.support.stores.mariadb import mariadb_server
 from tests.support.stores.postgres import postgres_server
 from tests.support.stores.s3 import BUCKET, s3_server
@@ -76,7 +72,7 @@ def sink(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
             busy = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_rows_modified > 9"
             yield database(server.address, "mysql+pymysql", busy)
     elif kind == "iceberg":
-        yield iceberg()
+        yield iceberg(folder, monkeypatch)
     elif kind.endswith("s3"):
         with s3_server(folder, monkeypatch):
             yield of_files(f"s3://{BUCKET}/team/scores", "delta" in kind)
@@ -103,25 +99,11 @@ def database(address: str, driver: str, busy: str) -> Sink:
     return Sink(f"{address}#scores", read, progress)
 
 
-@cache
-def catalog_folder() -> Path:
-    """A catalog in SQLite, which two of PyIceberg's own variables describe: it reads them once."""
-    folder = Path(mkdtemp(prefix="gyre-iceberg-"))
-    atexit.register(shutil.rmtree, folder)
-    (folder / "warehouse").mkdir()
-    os.environ["PYICEBERG_CATALOG__TEAM__URI"] = f"sqlite:///{folder}/catalog.db"
-    os.environ["PYICEBERG_CATALOG__TEAM__WAREHOUSE"] = f"file://{folder}/warehouse"
-    return folder
-
-
-def iceberg() -> Sink:
-    folder = catalog_folder()
+def iceberg(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sink:
+    catalog = use_catalog(monkeypatch, "team", folder)
     name = f"ml.scores_{uuid4().hex}"
 
     def read() -> list[dict[str, Any]]:
-        from pyiceberg.catalog import load_catalog  # noqa: PLC0415  (after its variables)
-
-        catalog = load_catalog("team")
         if not catalog.table_exists(name):
             return []
         return catalog.load_table(name).scan().to_arrow().to_pylist()
