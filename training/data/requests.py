@@ -133,12 +133,14 @@ def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> p
             continue
         if rows[name].null_count and name not in spec.features:
             problems.append(f"{problem} rows without a value")
-        if name in spec.entity_key and _has_codes(rows[name], kind):
-            problems.append(f"{problem} texts such as 007, which is not 7")
+        values = rows[name]
         try:
-            rows = rows.set_column(position, name, rows[name].cast(kind))
+            rows = rows.set_column(position, name, values.cast(kind))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            problems.append(f"{problem} {rows[name].type}")
+            problems.append(f"{problem} {values.type}")
+            continue
+        if name in spec.entity_key and _has_codes(values, kind):
+            problems.append(f"{problem} texts such as 007, which is not 7")
     if problems:
         raise DataError(f"{spec.name}: {place}: {'; '.join(problems)}")
     return rows

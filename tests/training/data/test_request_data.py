@@ -168,6 +168,20 @@ def test_all_columns_that_rows_lack_are_named_in_one_message(history, carts):
         request_frame(history, SPEC, rows, AS_OF, "tomorrow")
 
 
+def test_a_key_whose_text_is_another_number_is_no_entity(history, carts):
+    rows = pa.table(
+        {
+            "customer_id": ["7", "007"],
+            "coupon": ["a", "b"],
+            "gift": [True, False],
+            "cart_value": [1.5, 2.5],
+            "due": pa.array([AS_OF, AS_OF], TIME_TYPE),
+        }
+    )
+    with pytest.raises(DataError, match="customer_id: .* such as 007, which is not 7"):
+        request_frame(history, SPEC, rows, AS_OF, "tomorrow")
+
+
 def test_mismatches_of_spec_and_service_are_named(history, carts):
     service = PublishedService(history, "cart_v1")
     assert mismatches(SPEC, service) == []
