@@ -27,7 +27,7 @@ from feast.infra.offline_stores.offline_utils import (
 from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
 
-from core.connectors.addresses import is_url
+from core.connectors.addresses import is_bucket, is_url
 from core.errors import DataError
 from core.files import location
 from core.tables.addresses import files_at, names_at
@@ -115,7 +115,9 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         """Validate a source of `feast apply`; print the changes that the next ingest will refuse."""
         from feature_repo.published.definition_check import announce_changes  # noqa: PLC0415  (seldom)
 
-        super().validate_data_source(config, data_source)
+        # Feast asks a bucket by another client, whose login may be missing, and only warns.
+        if not is_bucket(data_source.path):
+            super().validate_data_source(config, data_source)
         announce_changes()
 
     @classmethod

@@ -33,14 +33,20 @@ def account(folder: Path, port: int) -> str:
     return str(file)
 
 
-class WithoutLogin:
-    """Moto, which does not know Google's empty token."""
+LOGIN = (
+    "AWS4-HMAC-SHA256 Credential=gyre/20260101/us-east-1/s3/aws4_request, "
+    "SignedHeaders=host, Signature=0"
+)
+
+
+class WithLogin:
+    """Moto, which does not know Google's empty token, with a login in its place."""
 
     def __init__(self) -> None:
         self.moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ, start_response):
-        environ.pop("HTTP_AUTHORIZATION", None)
+        environ["HTTP_AUTHORIZATION"] = LOGIN
         return self.moto(environ, start_response)
 
 
@@ -78,4 +84,4 @@ def gcs_server(
 
 
 if __name__ == "__main__":
-    run_simple("127.0.0.1", int(sys.argv[1]), WithoutLogin(), threaded=True)
+    run_simple("127.0.0.1", int(sys.argv[1]), WithLogin(), threaded=True)
