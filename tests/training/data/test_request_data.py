@@ -178,7 +178,7 @@ def test_a_key_whose_text_is_another_number_is_no_entity(history, carts):
             "due": pa.array([AS_OF, AS_OF], TIME_TYPE),
         }
     )
-    with pytest.raises(DataError, match="customer_id: .* such as 007, which is not 7"):
+    with pytest.raises(DataError, match=r"customer_id: .* such as 007, which is not 7"):
         request_frame(history, SPEC, rows, AS_OF, "tomorrow")
 
 
