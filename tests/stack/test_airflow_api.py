@@ -199,12 +199,12 @@ def test_a_login_is_read_from_the_environment_or_from_files_and_is_not_printed(
     tmp_path,
 ):
     (tmp_path / "gyre_airflow_password").write_text(f"{SECRET}\n")
-    (tmp_path / "gyre_airflow_token").write_text("t1")
+    (tmp_path / "gyre_airflow_token").write_text("first-token")
     variables = {
         "GYRE_HOME": str(tmp_path / "home"),
         "GYRE_SECRETS_DIR": str(tmp_path),
         "GYRE_AIRFLOW_URL": "http://airflow",
-        "GYRE_AIRFLOW_TOKEN": "t2",
+        "GYRE_AIRFLOW_TOKEN": "second-token",
     }
     code = """if True:
         from core.settings import load_settings
@@ -215,7 +215,7 @@ def test_a_login_is_read_from_the_environment_or_from_files_and_is_not_printed(
     environment = os.environ | variables
     command = [sys.executable, "-c", code]
     output = subprocess.check_output(command, env=environment, cwd=CLONE, text=True)
-    assert output == f"{SECRET} t2\n"
+    assert output == f"{SECRET} second-token\n"
     output = subprocess.check_output([BIN / "gyre", "env"], env=environment, text=True)
     assert "GYRE_AIRFLOW_URL" in output
-    assert "t2" not in output
+    assert "second-token" not in output
