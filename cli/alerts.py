@@ -9,7 +9,6 @@ from typer.core import TyperGroup
 from cli.terminal import table
 from cli.verbs import AsJson, say, who
 from core.settings import load_settings
-from mlflow_server.alerts import Alerts, silence_text
 
 
 class _ListByDefault(TyperGroup):
@@ -35,6 +34,8 @@ def list_open(
     as_json: AsJson = False,
 ) -> None:
     """List the open incidents of a model or dataset, or all."""
+    from mlflow_server.alerts import Alerts, silence_text  # noqa: PLC0415  (0.2 s)
+
     now = datetime.now(UTC)
     with Alerts(load_settings()) as store:
         incidents = store.open_rows(now, subject)
@@ -70,6 +71,8 @@ def mute(
 
 
 def _silence(number: int, why: str, until: datetime | None) -> None:
+    from mlflow_server.alerts import Alerts, silence_text  # noqa: PLC0415  (0.2 s)
+
     now = datetime.now(UTC)
     with Alerts(load_settings()) as store:
         row = store.silence(number, now, who=who(), why=why, until=until)

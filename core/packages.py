@@ -8,7 +8,6 @@ from core.project import SHIPPED
 EXTRAS = {
     "obstore": "s3",
     "psycopg": "postgres",
-    "MySQLdb": "mysql",
     "pymysql": "mysql",
     "pyiceberg": "iceberg",
 }

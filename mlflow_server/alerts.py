@@ -156,9 +156,9 @@ class Alerts(Store):
         same_cause = sql.and_(
             SILENCES.c.model == ALERTS.c.model,
             SILENCES.c.cause == ALERTS.c.cause,
-            SILENCES.c.until.is_not(None) | (SILENCES.c.said >= ALERTS.c.first),
+            SILENCES.c.until.is_not(None) | (SILENCES.c.silenced_at >= ALERTS.c.first),
         )
-        silence = [SILENCES.c[name] for name in ("who", "why", "said", "until")]
+        silence = [SILENCES.c[name] for name in ("who", "why", "silenced_at", "until")]
         query = sql.select(ALERTS, *silence).outerjoin_from(
             ALERTS, SILENCES, same_cause
         )
@@ -208,7 +208,7 @@ class Alerts(Store):
             )
         cause = {name: incidents[number][name] for name in ("model", "cause")}
         end = until.isoformat() if until else None
-        silence = {"who": who, "why": why, "said": at.isoformat(), "until": end}
+        silence = {"who": who, "why": why, "silenced_at": at.isoformat(), "until": end}
         same = sql.update(ALERTS).filter_by(sequence=number)
         # Not while a delivery goes on, which marks what it has sent.
         with self._lock("alerts"), self._begin() as connection:
@@ -230,7 +230,9 @@ class Alerts(Store):
 
     def forget(self, before: datetime) -> int:
         """Delete alerts last seen before a moment, and older silences; return the alerts' number."""
-        self._execute(sql.delete(SILENCES).where(SILENCES.c.said < before.isoformat()))
+        self._execute(
+            sql.delete(SILENCES).where(SILENCES.c.silenced_at < before.isoformat())
+        )
         return self._execute(
             sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat())
         )
@@ -266,7 +268,7 @@ def silence_text(alert: Mapping[str, Any], now: datetime) -> str:
     is_over = alert["until"] and not is_muted(alert, now)
     if not alert["who"] or is_over:
         return ""
-    moment = datetime.fromisoformat(alert["until"] or alert["said"])
+    moment = datetime.fromisoformat(alert["until"] or alert["silenced_at"])
     word = "muted until" if alert["until"] else "acknowledged at"
     reason = f": {alert['why']}" if alert["why"] else ""
     return f"{word} {moment:%Y-%m-%d %H:%M} UTC by {alert['who']}{reason}"

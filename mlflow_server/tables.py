@@ -64,11 +64,11 @@ SILENCES = Table(
     Column("cause", Text, primary_key=True),
     text("who"),
     text("why"),
-    text("said"),
+    text("silenced_at"),
     Column("until", Text),
 )
 """The newest word of a person about a cause. until: End of its mute; null: the incident that was
-open at `said` is acknowledged."""
+open at `silenced_at` is acknowledged."""
 LAYOUTS = Table("alembic_version", METADATA, text("version_num"))
 """The layout of the tables, in one row. Alembic gave the table its name in earlier databases."""
 

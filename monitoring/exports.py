@@ -7,7 +7,8 @@ from datetime import date, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.connectors.sink import TIME, replace_days
+from core.connectors.sink import replace_days
+from core.connectors.texts import TIME
 from core.spec import Entity, entity_of
 from feature_repo.labels import label_source
 from feature_repo.published.service import ARROW

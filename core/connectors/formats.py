@@ -42,12 +42,12 @@ class Later(NamedTuple):
         return self.moment.astimezone(UTC).replace(tzinfo=None) - OFFSETS
 
 
-def open_parquet(path: Path | UPath, later: Later | None) -> pa.RecordBatchReader:
+def open_parquet(path: UPath, later: Later | None) -> pa.RecordBatchReader:
     """Open one file: no folder of its path is a column, and no name a pattern."""
     file_system: FileSystem = LocalFileSystem()
     if not isinstance(path, Path):
         file_system = PyFileSystem(FSSpecHandler(path.fs))
-    fragment = PARQUET.make_fragment(_name(path), file_system)
+    fragment = PARQUET.make_fragment(path.path, file_system)
     schema = fragment.physical_schema
     require_names(schema.names)
     # Arrow 25 cannot filter columns of such texts.
@@ -125,14 +125,16 @@ def _json_rows(path: Path | UPath) -> Iterator[dict[str, str | None]]:
             if line.isspace():
                 continue
             try:
-                row = json.loads(line, parse_int=str, parse_float=str)
-                fields = json.loads(line, object_pairs_hook=list)
+                row = json.loads(
+                    line,
+                    parse_int=str,
+                    parse_float=str,
+                    object_pairs_hook=_fields_once,
+                )
             except ValueError as exc:
                 raise DataError(f"line {number}: expected JSON: {exc}") from exc
             if not isinstance(row, dict):
                 raise DataError(f"line {number}: expected a JSON object")
-            if len(fields) > len(row):
-                raise DataError(f"line {number}: a field is there twice")
             for name, value in row.items():
                 if isinstance(value, bool):
                     row[name] = json.dumps(value)
@@ -142,6 +144,14 @@ def _json_rows(path: Path | UPath) -> Iterator[dict[str, str | None]]:
                         "found more JSON: flatten it, or leave it out"
                     )
             yield row
+
+
+def _fields_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of a field that is there twice one value would be lost."""
+    row = dict(fields)
+    if len(row) < len(fields):
+        raise ValueError("a field is there twice")
+    return row
 
 
 def _stream(path: Path | UPath) -> Any:
@@ -187,7 +197,3 @@ def require_names(names: Sequence[str]) -> None:
             )
         if names.index(name) + 1 < number:
             raise DataError(f"two columns are called {name}: rename one")
-
-
-def _name(path: Path | UPath) -> str:
-    return str(path) if isinstance(path, Path) else path.path

@@ -28,6 +28,7 @@ from core.connectors.addresses import (
     without_secrets,
 )
 from core.connectors.iceberg import catalog_and_name
+from core.connectors.texts import TIME
 from core.errors import DataError, GyreError
 from core.files import location, read_file, replace_file
 from core.locks import one_writer
@@ -36,7 +37,6 @@ from core.project import PROJECT
 from core.settings import Settings
 from core.tables.query import S3
 
-TIME = pa.timestamp("us", tz="UTC")
 SQL_TYPES: dict[pa.DataType, sql.types.TypeEngine[Any]] = {
     pa.string(): sql.Text(),
     pa.int64(): sql.BigInteger(),

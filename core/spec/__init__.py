@@ -97,23 +97,19 @@ FRAME_COLUMNS = frozenset(
 
 EXPORT_COLUMNS = frozenset(
     {
-        *(
-            "model",
-            "day",
-            "version",
-            "role",
-            "request_id",
-            "received",
-            "event_timestamp",
-        ),
-        *(
-            "as_of",
-            "probability",
-            "prediction",
-            "probabilities",
-            "in_population",
-            "actual",
-        ),
+        "model",
+        "day",
+        "version",
+        "role",
+        "request_id",
+        "received",
+        "event_timestamp",
+        "as_of",
+        "probability",
+        "prediction",
+        "probabilities",
+        "in_population",
+        "actual",
     }
 )
 """Columns of a team's tables of scores and predictions beside the keys."""

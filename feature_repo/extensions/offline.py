@@ -116,7 +116,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         from feature_repo.published.definition_check import announce_changes  # noqa: PLC0415  (seldom)
 
         # Feast asks a bucket by another client, whose login may be missing, and only warns.
-        if not is_bucket(data_source.path):
+        if not is_bucket(getattr(data_source, "path", "")):
             super().validate_data_source(config, data_source)
         announce_changes()
 

@@ -44,7 +44,7 @@ DRIFT = CheckResult(
 SHOWN = replace(DRIFT, name="psi/tenure", acts=False, reason="grows by a day each day")
 ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "count": 3,
          "first": f"{NOW - 2 * HOUR}", "last": f"{NOW - HOUR}", "delivered": True,
-         "details": None, "sequence": 7, "who": None, "why": None, "said": None,
+         "details": None, "sequence": 7, "who": None, "why": None, "silenced_at": None,
          "until": None}  # fmt: skip
 PAST = f"{NOW - 4 * HOUR}"
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
@@ -243,7 +243,7 @@ def test_an_unhealthy_resource_of_serving_is_named():
     assert "gyre logs redis" in redis.remedy
 
 
-ACKNOWLEDGED = {"who": "ann", "why": "", "said": f"{NOW}", "until": None}
+ACKNOWLEDGED = {"who": "ann", "why": "", "silenced_at": f"{NOW}", "until": None}
 MUTED = ACKNOWLEDGED | {"until": f"{NOW + HOUR}"}
 REFUSED = refusal_cause("3")
 LATE = {"orders": ConsumerLag(entries=1, oldest=NOW - HOUR)}
