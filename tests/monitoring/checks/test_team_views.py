@@ -53,11 +53,8 @@ def test_a_value_that_was_materialised_late_is_no_skew_and_any_other_value_is(
         pd.concat([rows, late]).to_parquet(file)
         service = PublishedService(settings, SERVICE)
         assert compare_offline(service, logged, NAMES, [timedelta(0)]) == [set(), set()]
-        feast(
-            repository,
-            "materialize-incremental",
-            f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}",
-        )
+        # To the microsecond: the late rows may be of this very second.
+        feast(repository, "materialize-incremental", datetime.now(UTC).isoformat())
         after = vectors(settings, datetime.now(UTC))
         service = PublishedService(settings, SERVICE)
         assert after[0].features["conv_rate"] == 0.125
