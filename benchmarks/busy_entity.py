@@ -122,8 +122,7 @@ def arrivals(dataset: Any, count: int, now: datetime) -> Any:
 
 def process_events(folder: str, port: str, period: str, count: str) -> dict[str, float]:
     """Measure one round."""
-    from feature_engine.events.broker import Stream  # noqa: PLC0415  (heavy)
-    from feature_engine.events.consumer import EventConsumer  # noqa: PLC0415
+    from feature_engine.events.consumer import EventConsumer  # noqa: PLC0415  (heavy)
     from feature_engine.offline.raw import raw_table  # noqa: PLC0415
     from feature_engine.offline.views import write_views  # noqa: PLC0415
     from feature_engine.online.refresh import refresh_online  # noqa: PLC0415
@@ -143,9 +142,9 @@ def process_events(folder: str, port: str, period: str, count: str) -> dict[str,
     with closing(OnlineValues(settings, dataset, raw)) as online:
         refresh_online(online, clock=lambda: datetime.now(UTC))
     processor_seconds = []
-    with closing(Stream(settings, "bench")) as stream:
-        consumer = EventConsumer(settings, dataset, stream)
-        stream.declare(consumer.schema)
+    consumer = EventConsumer(settings, dataset, "bench")
+    with closing(consumer.stream):
+        consumer.stream.declare()
         for number in range(EVENTS + 2):
             event = {
                 "flight": 10_000_000 + number,

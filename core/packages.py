@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from core.project import SHIPPED
 
 EXTRAS = {
+    "confluent_kafka": "kafka",
     "obstore": "s3",
     "psycopg": "postgres",
     "pymysql": "mysql",

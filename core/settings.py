@@ -64,6 +64,7 @@ SHARED = (
     "serving_url",
     "online_store",
     "feast_repo",
+    "events_url",
 )
 """Settings that a temporary installation does not share with the one that makes it."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
@@ -105,8 +106,21 @@ def checked_zone(name: str) -> str:
         ) from exc
 
 
+def _checked_brokers(address: str) -> str:
+    """Return the address of a Kafka: `kafka://HOST:PORT`, further brokers behind commas.
+
+    Raises:
+        ValueError: A part is no host and port.
+
+    """
+    if not re.fullmatch(r"kafka://[\w.\-\[\]:]+:\d+(,[\w.\-\[\]:]+:\d+)*", address):
+        raise ValueError("expected kafka://HOST:PORT, further brokers behind commas")
+    return address
+
+
 ServerUrl = Annotated[str, AfterValidator(partial(_checked_url, ("http", "https")))]
 RedisUrl = Annotated[str, AfterValidator(partial(_checked_url, ("redis", "rediss")))]
+KafkaUrl = Annotated[str, AfterValidator(_checked_brokers)]
 BucketUrl = Annotated[str, AfterValidator(partial(_checked_url, ("s3", "gs", "az")))]
 DatabaseUrl = Annotated[
     str, AfterValidator(partial(_checked_url, ("postgresql", "postgres")))
@@ -166,6 +180,22 @@ class Settings(BaseSettings):
     """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
     has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
     """
+    events_url: KafkaUrl | None = None
+    """A Kafka that has the [events](../events.md) in place of Redis: `kafka://HOST:PORT`, further
+    brokers behind commas."""
+    kafka: dict[str, str] = Field(default_factory=dict)
+    """Settings of librdkafka for every client, with `_` for each dot of a name:
+    `GYRE_KAFKA__SECURITY_PROTOCOL=SASL_SSL`, `__SASL_MECHANISM`, `__SASL_USERNAME`,
+    `__SSL_CA_LOCATION`. A file `gyre_kafka` of GYRE_SECRETS_DIR has the secret ones, as JSON:
+    `{"sasl_password": "…"}`."""
+    schema_registry: dict[str, str] = Field(default_factory=dict)
+    """Settings of Confluent's client for the schema registry of a topic's records, likewise:
+    `GYRE_SCHEMA_REGISTRY__URL=http://…`; `{"basic_auth_user_info": "USER:PASSWORD"}` in a file
+    `gyre_schema_registry`."""
+    predictions_topic: str = ""
+    """Topic of GYRE_EVENTS_URL that gets the rows of the prediction log. Default: none does."""
+    decisions_topic: str = ""
+    """Topic of GYRE_EVENTS_URL that gets the decisions of monitoring. Default: none does."""
     mlflow_url: ServerUrl | None = None
     """Address of an MLflow server that Gyre uses and does not start. MLflow's own variables have the
     [login](../how-to/your-mlflow.md), in the environment or as files of GYRE_SECRETS_DIR

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -68,6 +69,27 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Topic:
+    """A topic of Kafka (GYRE_EVENTS_URL) that others write: its records are a dataset's events.
+
+    Args:
+        name: Name of the topic.
+        format: `json`, or `avro` or `json-schema` with the schema registry's id before the record
+            (GYRE_SCHEMA_REGISTRY__URL).
+        fields: Column → field of the record, with a dot before each inner field
+            (`payload.after.id`). Default: the field has the column's name.
+        time_unit: Unit since 1970 of times that are numbers: `s`, `ms` or `us`. Default: times are
+            texts in ISO 8601 with an offset, or of Avro's own type.
+
+    """
+
+    name: str
+    format: Literal["json", "avro", "json-schema"] = "json"
+    fields: Mapping[str, str] = field(default_factory=dict)
+    time_unit: Literal["s", "ms", "us"] | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A source of events, the feature views made of it, and the labels.
 
@@ -85,6 +107,7 @@ class Dataset:
         silence: How long the source may go without an event before people are told.
         views: Expression of each feature view by its name.
         labels: Labels by name.
+        topic: A topic of Kafka whose records are its events, in place of `POST /events`.
 
     """
 
@@ -99,6 +122,7 @@ class Dataset:
     labels: dict[str, Label]
     shipped: Path | None = None
     """The parquet file that stands in for a source; its dates are moved to today."""
+    topic: Topic | None = None
     rows_of: str | None = None
     """Another dataset with the same rows, whose source and suite this dataset uses."""
 

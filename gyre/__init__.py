@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.project import PROJECT
     from feature_engine.windows import DECIMAL, Window, Windows, feature_view
-    from feature_repo.definition import Dataset, Label
+    from feature_repo.definition import Dataset, Label, Topic
     from monitoring.check import CheckResult
     from training.model.estimators import columns
 
@@ -19,6 +19,7 @@ __all__ = [
     "CheckResult",
     "Dataset",
     "Label",
+    "Topic",
     "Window",
     "Windows",
     "columns",
@@ -30,6 +31,7 @@ MODULES = {
     "CheckResult": "monitoring.check",
     "Dataset": "feature_repo.definition",
     "Label": "feature_repo.definition",
+    "Topic": "feature_repo.definition",
     "Window": "feature_engine.windows",
     "Windows": "feature_engine.windows",
     "columns": "training.model.estimators",

@@ -32,7 +32,10 @@ from core.project import PROJECT
 from core.settings import Settings
 from core.user_code import change_times, in_one_line
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
-from feature_engine.events.broker import Entry, Stream, event_schema
+from feature_engine.events.broker import broker, show_life
+from feature_engine.events.interface import Entry
+from feature_engine.events.schema import event_schema
+from feature_engine.events.topics import record_reader
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.quarantine import (
     as_json,
@@ -47,7 +50,7 @@ from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.online_store import redis_problem
+from feature_repo.online_store import redis_client, redis_problem
 from feature_repo.rules import DatasetRules
 
 MAX_ROWS = 1_000
@@ -80,20 +83,23 @@ def consume(settings: Settings) -> None:
     if problem:
         logger.error("Redis at %s", problem)
     start_times = change_times()
-    stream = Stream(settings, socket.gethostname())
-    consumers = _consumers(settings, stream)
-    names = [consumer.name for consumer in consumers]
+    consumers = _consumers(settings)
+    schemas = [consumer.schema for consumer in consumers]
     threads = []
     for consumer in consumers:
         thread = threading.Thread(target=consumer.run, args=[stop], daemon=True)
         thread.start()
         threads.append(thread)
+    names = [consumer.name for consumer in consumers]
     logger.info("consuming events of %s", ", ".join(names))
+    redis = redis_client(settings)
     times = start_times
     is_outdated = False
-    while not (is_outdated or stop.wait(IDLE_SECONDS)):
+    while not (is_outdated or stop.is_set()):
         with suppress(RedisError):  # each thread says so
-            stream.show_life(names)
+            # Always: a Redis that lost its data has no schemas.
+            show_life(redis, schemas)
+        stop.wait(IDLE_SECONDS)
         last_times = times
         times = change_times()
         is_outdated = start_times != times == last_times
@@ -107,12 +113,12 @@ def consume(settings: Settings) -> None:
         os.execvp(sys.argv[0], sys.argv)  # noqa: S606  (no shell)
 
 
-def _consumers(settings: Settings, stream: Stream) -> list["EventConsumer"]:
+def _consumers(settings: Settings) -> list["EventConsumer"]:
     datasets, problems = load_datasets()
     consumers = []
     for dataset in datasets:
         try:
-            consumers.append(EventConsumer(settings, dataset, stream))
+            consumers.append(EventConsumer(settings, dataset))
         except Exception as exc:  # noqa: BLE001  (of a suite, too: the others' events are consumed)
             problems.append(f"{dataset.name}: {in_one_line(exc)}")
     for problem in problems:
@@ -123,17 +129,23 @@ def _consumers(settings: Settings, stream: Stream) -> list["EventConsumer"]:
 class EventConsumer:
     """The events of one dataset, and its values that change by themselves."""
 
-    def __init__(self, settings: Settings, dataset: Dataset, stream: Stream) -> None:
+    def __init__(
+        self, settings: Settings, dataset: Dataset, consumer: str | None = None
+    ) -> None:
+        """Make a consumer; its name, by default the host's, is the same after a restart."""
         self.name = dataset.name
         self._settings = settings
         self._dataset = dataset
-        self._stream = stream
         self._raw = raw_table(settings, dataset)
         self._quarantine = quarantine_table(settings, dataset)
         self._rules = DatasetRules(dataset, for_events=True)
         self.schema = event_schema(dataset, self._rules.never_null)
         row_type = self.schema.row_type()
         self._row_list = TypeAdapter(list[row_type])  # type: ignore[valid-type]
+        self._events_of = record_reader(settings, dataset)
+        self.stream = broker(settings).stream(
+            self.schema, consumer or socket.gethostname()
+        )
         self._batch_count = 0
         self._has_failed = False
 
@@ -152,14 +164,15 @@ class EventConsumer:
             start = time.monotonic()
             try:
                 # Always: a Redis that lost its data has no group.
-                self._stream.declare(self.schema)
+                self.stream.declare()
                 if self.step():
                     stop.wait(start + BATCH_SECONDS - time.monotonic())
                 else:
-                    self._stream.wait([self.name], self.idle_seconds())
-            except Exception as exc:  # noqa: BLE001  (of Redis, of a bucket: it may come back)
+                    self.stream.wait(self.idle_seconds())
+            except Exception as exc:  # noqa: BLE001  (of a broker, of a bucket: it may come back)
                 logger.warning("%s: %s: %s", self.name, type(exc).__name__, exc)
                 stop.wait(IDLE_SECONDS)
+        self.stream.close()
 
     def step(self) -> bool:
         """Process events that wait and values that are due; return whether there were any.
@@ -169,7 +182,7 @@ class EventConsumer:
         self._has_failed = False
         if not self._raw.exists:  # events wait for the first ingest
             return False
-        entries = self._stream.read(self.name)
+        entries = self.stream.read()
         are_processed = bool(entries) and self._try(lambda: self._step_events(entries))
         are_ended = self._try(lambda: self._window_ends.step(datetime.now(UTC)))
         return are_processed or are_ended
@@ -189,9 +202,9 @@ class EventConsumer:
     def _step_events(self, entries: Sequence[Entry]) -> bool:
         batch = self._batch(entries)
         oldest_entry = next(iter(batch))
-        deliveries = self._stream.deliveries(self.name, oldest_entry)
+        deliveries = self.stream.deliveries(oldest_entry)
         self._process(batch, is_last_try=deliveries > MAX_DELIVERIES)
-        self._stream.acknowledge(self.name, list(batch))
+        self.stream.acknowledge(list(batch))
         self._batch_count += 1
         if self._batch_count % COMPACT_AFTER == 0:
             self._raw.compact()
@@ -221,12 +234,12 @@ class EventConsumer:
 
     def _parse(self, entry: Entry) -> list[Row]:
         try:
-            events = self._row_list.validate_json(entry.events)
+            events = self._row_list.validate_json(self._events_of(entry.events))
         except ValueError as exc:
             # Serving did not send it, or the dataset had other columns then.
-            text = json.dumps(
-                {"entry": entry.id, "events": entry.events.decode(errors="replace")}
-            )
+            content = entry.events.decode(errors="replace")
+            text = json.dumps(entry.place | {"events": content})
+            self.stream.reject(entry, in_one_line(exc))
             self._set_aside([text], entry.arrival, exc)
             return []
         # Not null: a row of the source in quarantine that has the same key is older.
@@ -264,7 +277,7 @@ class EventConsumer:
         """Set aside rows that break a rule; merge the others and bring their entities online."""
         if not rows:
             return
-        now = rows[-1]["ingested_at"]
+        now = max(row["ingested_at"] for row in rows)
         with VALIDATION:
             validation = self._rules.validate(
                 self._source_rows(rows), now + CLOCKS_DIFFER

@@ -8,7 +8,8 @@ from typing import Any
 
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
-from feature_engine.events.broker import ConsumerLag, consumer_lags, consumer_problem
+from feature_engine.events.broker import consumer_lags, consumer_problem
+from feature_engine.events.interface import ConsumerLag
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.roles import PRODUCTION

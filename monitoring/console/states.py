@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from feature_engine.events.broker import MAX_LAG_SECONDS, ConsumerLag
+from feature_engine.events.broker import MAX_LAG_SECONDS
+from feature_engine.events.interface import ConsumerLag
 from mlflow_server.alerts import is_muted, silence_text
 from monitoring.check import CheckResult, Status
 from monitoring.console.cached_reader import Reading

@@ -12,14 +12,15 @@ from typing import Annotated, Any
 
 from annotated_types import Len
 from pydantic import FailFast, TypeAdapter
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from core.errors import BrokerUnavailableError
 from core.settings import Settings
-from feature_engine.events.broker import EventSchema, Intake
+from feature_engine.events.broker import broker
+from feature_engine.events.interface import Intake
+from feature_engine.events.schema import EventSchema, PublishedSchemas
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import DescribedRoute, Document, Operation
@@ -49,24 +50,30 @@ class EventsRoute(DescribedRoute):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(PATH, self.take, methods=["POST"])
-        self._intake = Intake(settings)
+        self._schemas = PublishedSchemas(settings)
+        self._intake = broker(settings).intake()
 
     async def take(self, request: Request) -> Response:
         """Answer a request."""
         dataset = request.path_params["dataset"]
         body = await read_body(request.scope, request.receive, MAX_BYTES)
-        return json_response(await send_events(self._intake, dataset, body), 202)
+        schemas = await self._schemas.read()
+        answer = await send_events(self._intake, schemas, dataset, body)
+        return json_response(answer, 202)
 
     async def describe(self) -> Operation:
         """Describe the route, with an example of one dataset where some take events."""
-        schemas = {}
+        contents = {}
         with suppress(BrokerUnavailableError):
-            schemas = await self._intake.schemas()
-        datasets = sorted(schemas)
+            contents = await self._schemas.read()
+        schemas = [EventSchema.model_validate_json(text) for text in contents.values()]
+        columns = {
+            schema.dataset: schema.columns for schema in schemas if not schema.topic
+        }
+        datasets = sorted(columns)
         example = {}
         if datasets:
-            schema = EventSchema.model_validate_json(schemas[datasets[0]])
-            for name, kind in schema.columns.items():
+            for name, kind in columns[datasets[0]].items():
                 example[name] = COLUMN_EXAMPLES.get(kind, NOBODY)
         return Operation(
             path=PATH,
@@ -78,20 +85,25 @@ class EventsRoute(DescribedRoute):
         )
 
     async def close(self) -> None:
+        await self._schemas.close()
         await self._intake.close()
 
 
-async def send_events(intake: Intake, dataset: str, body: bytes) -> dict[str, Any]:
+async def send_events(
+    intake: Intake, schemas: Mapping[str, bytes], dataset: str, body: bytes
+) -> dict[str, Any]:
     """Take one event, or a list of up to 1,000: every column, times with an offset."""
-    schemas = await intake.schemas()
     if dataset not in schemas:
         raise NotFoundError(
             f"no dataset {dataset!r}: there is {', '.join(sorted(schemas))}"
         )
+    schema = EventSchema.model_validate_json(schemas[dataset])
+    if schema.topic:
+        raise NotFoundError(f"{dataset}: its events come from the topic {schema.topic}")
     size = len(body)
     events = await run_by_size(size, checked_events, schemas[dataset], body)
-    content = await run_by_size(size, to_json, events)
-    entry_id = await intake.put(dataset, content)
+    records = await run_by_size(size, intake.records, schema, events)
+    entry_id = await intake.put(dataset, records)
     EVENTS.labels(dataset).inc(len(events))
     return {"accepted": len(events), "id": entry_id}
 

@@ -22,7 +22,7 @@ from cli.main import typer_app
 from core.errors import DataError, RegistryError, SettingsError
 from core.spec import entity_text
 from core.tables.table import Table
-from feature_engine.events.broker import Stream
+from feature_engine.events.broker import show_life
 from feature_engine.events.consumer import EventConsumer
 from feature_engine.ingest.forgotten import forgotten_file
 from feature_engine.ingest.pipeline import ingest
@@ -30,6 +30,7 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from feature_engine.online.state import ends_key
+from feature_repo.online_store import redis_client
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import read_version
@@ -176,8 +177,11 @@ class Home:
 @contextmanager
 def running_stack(settings, serving_log):
     """Run serving's flush, and a consumer, which begins once the key is kept out."""
-    stream, ended = Stream(settings, "test"), threading.Event()
-    consumer = EventConsumer(settings, ORDERS, stream)
+    ended = threading.Event()
+    consumer = EventConsumer(settings, ORDERS, "test")
+    with redis_client(settings) as redis:
+        show_life(redis, [consumer.schema])
+    consumer.stream.declare()
 
     def run():
         while not ended.wait(0.1):
@@ -192,7 +196,7 @@ def running_stack(settings, serving_log):
     finally:
         ended.set()
         thread.join()
-        stream.close()
+        consumer.stream.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError
 
 from core.locks import ONLINE_LOCK, one_writer
 from feature_engine.events import consumer
-from feature_engine.events.broker import Stream
+from feature_engine.events.redis_broker import RedisStream
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
@@ -55,13 +55,13 @@ def test_events_of_a_dead_consumer_are_claimed_and_replace_no_correction(
     shop, monkeypatch
 ):
     shop.sends(AS_OF + MINUTE, SECOND, order(3, 1, AS_OF, 1.0))
-    dead_stream = Stream(shop.settings, "another host")
-    assert len(dead_stream.read("orders")) == 1
+    dead_stream = RedisStream(shop.settings, "orders", "another host")
+    assert len(dead_stream.read()) == 1
     dead_stream.close()
     shop.receives(AS_OF + 2 * MINUTE, order(2, 1, AS_OF, 3.0))
     assert shop.orders() == [(1, 1, 5.0), (2, 1, 3.0)]
-    monkeypatch.setattr("feature_engine.events.broker.DEAD_AFTER", 0)
-    shop.stream.declare(shop.consumer.schema)
+    monkeypatch.setattr("feature_engine.events.redis_broker.DEAD_AFTER", 0)
+    shop.declare()
     shop.consumes()
     assert shop.orders() == [(1, 1, 5.0), (2, 1, 3.0), (3, 1, 1.0)]
     assert (shop.spent(1), shop.waiting()) == (9.0, 0)
@@ -185,7 +185,7 @@ def test_events_wait_for_the_first_ingest_and_land_while_redis_has_no_features(
     shop.consumes()
     assert shop.spent(1) == 5.0
     shop.redis.flushall()
-    shop.stream.declare(shop.consumer.schema)
+    shop.declare()
     shop.receives(AS_OF + 2 * MINUTE, SECOND)
     assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0), (3, 3, 10.0)]
     assert shop.redis.keys("gyre:online:*") == []

@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from core.project import PROJECT
-from feature_engine.events.broker import Stream, event_schema
+from feature_engine.events.broker import show_life
+from feature_engine.events.redis_broker import RedisStream
+from feature_engine.events.schema import event_schema
 from feature_repo.datasets import load_dataset
+from feature_repo.online_store import redis_client
 from stack.supervisor import Program, end_stack, start, start_supervisor
 from tests.conftest import wait_until
 from tests.support.tools.prometheus import SHIPPED, programs, prometheus_server
@@ -69,8 +72,12 @@ def supervised(rig):
 def prometheus(rig, served, console, monitored, supervised, tmp_path_factory):
     """A real one with the shipped configuration, but for the addresses and how often it looks."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with closing(Stream(rig.settings, "test")) as stream:
-        stream.declare(event_schema(load_dataset("orders"), set()))
+    with (
+        closing(RedisStream(rig.settings, "orders", "test")) as stream,
+        redis_client(rig.settings) as redis,
+    ):
+        show_life(redis, [event_schema(load_dataset("orders"), set())])
+        stream.declare()
     ports = {8000: rig.settings.serving_port, 8001: rig.settings.console_port}
     with (
         prometheus_server(folder, ports) as address,

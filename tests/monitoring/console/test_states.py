@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from core.spec.monitoring import Promotion
-from feature_engine.events.broker import ConsumerLag
+from feature_engine.events.interface import ConsumerLag
 from feature_engine.ingest.record import DatasetRecord
 from mlflow_server.alerts import (
     DRIFT_ALERTS,

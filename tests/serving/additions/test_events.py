@@ -9,7 +9,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from feature_engine.events.broker import MAX_ENTRIES
+from feature_engine.events.redis_broker import MAX_ENTRIES
 from feature_engine.ingest.pipeline import ingest
 from tests.conftest import at_most
 from tests.support.serving.event_requests import (

@@ -17,7 +17,7 @@ from redis import Redis
 
 from core.settings import Settings
 from core.tables.table import Table
-from feature_engine.events.broker import Stream
+from feature_engine.events.broker import show_life
 from feature_engine.events.consumer import EventConsumer
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
@@ -130,9 +130,14 @@ class Events:
 
     def __init__(self, settings: Settings, dataset: Dataset) -> None:
         self.redis = Redis.from_url(settings.redis_address)
-        self.stream = Stream(settings, "test")
-        self.consumer = EventConsumer(settings, dataset, self.stream)
-        self.stream.declare(self.consumer.schema)
+        self.consumer = EventConsumer(settings, dataset, "test")
+        self.stream = self.consumer.stream
+        self.declare()
+
+    def declare(self) -> None:
+        """Say as a consumer does that it lives, and make the stream."""
+        show_life(self.redis, [self.consumer.schema])
+        self.stream.declare()
 
     def sends(self, received: datetime, *rows: dict[str, Any]) -> None:
         """Put events on the stream as serving does, at a time of the test's own."""

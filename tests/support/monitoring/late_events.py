@@ -5,7 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 from redis import Redis
 
-from feature_engine.events.broker import EventSchema, Stream
+from feature_engine.events.broker import show_life
+from feature_engine.events.redis_broker import RedisStream
+from feature_engine.events.schema import EventSchema
 
 
 @contextmanager
@@ -14,12 +16,13 @@ def late_events(settings):
     schema = EventSchema(dataset="late", columns={}, required=[], event_time="at")
     hour_ago = int((datetime.now(UTC) - timedelta(hours=1)).timestamp() * 1000)
     with (
-        closing(Stream(settings, "test")) as stream,
+        closing(RedisStream(settings, "late", "test")) as stream,
         Redis.from_url(settings.redis_address) as redis,
     ):
-        stream.declare(schema)
+        show_life(redis, [schema])
+        stream.declare()
         redis.xadd("gyre:events:late", {"events": "[]"}, id=f"{hour_ago}-0")
-        stream.read("late")
+        stream.read()
         yield
         redis.delete("gyre:events:late")
         redis.hdel("gyre:events", "late")

@@ -1,0 +1,134 @@
+"""Clients of a team's Kafka (GYRE_EVENTS_URL), by librdkafka: one place for their settings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from core.errors import BrokerUnavailableError
+from core.settings import Settings
+
+SECONDS = 5.0
+"""How long a broker may take for one call."""
+DELIVERY_MILLISECONDS = 3_000
+"""How long the brokers may take for a record: a leader that dies is replaced in that time."""
+PARTITIONS = 6
+"""Partitions of a topic that Gyre makes: as many consumers can share its records."""
+READ_COUNT = 1_000
+"""Records that one call reads."""
+ERRORS = 3
+"""Level of syslog: librdkafka writes nothing less grave to stderr."""
+
+
+END = "_PARTITION_EOF"
+"""Error in place of a record behind the last one of a partition."""
+
+
+def place_of(message: Message) -> tuple[int, int]:
+    """Return partition and offset of a record that a broker has."""
+    return int(message.partition() or 0), int(message.offset() or 0)
+
+
+def client_settings(settings: Settings, **more: Any) -> dict[str, Any]:
+    """Return the settings of a client: `more`, then those of GYRE_KAFKA, which win.
+
+    Args:
+        settings: Settings of the installation.
+        more: Settings of librdkafka, with `_` for each dot of a name.
+
+    """
+    brokers = str(settings.events_url).removeprefix("kafka://")
+    named = {"bootstrap_servers": brokers} | more | settings.kafka
+    client = {name.replace("_", "."): value for name, value in named.items()}
+    return client | {"log_level": ERRORS}
+
+
+@contextmanager
+def kafka_errors() -> Iterator[None]:
+    """Translate an error of Kafka into a BrokerUnavailableError."""
+    try:
+        yield
+    except (KafkaException, BufferError) as exc:
+        error = exc.args[0] if exc.args else exc
+        text = error.str() if isinstance(error, KafkaError) else str(error)
+        raise BrokerUnavailableError(f"Kafka: {text}") from exc
+
+
+def producer(settings: Settings, **more: Any) -> Producer:
+    """Return a producer whose records are delivered once every replica in sync has them."""
+    named = {
+        "acks": "all",
+        "enable_idempotence": True,
+        "message_timeout_ms": DELIVERY_MILLISECONDS,
+    }
+    return Producer(client_settings(settings, **named | more))
+
+
+def make_topic(settings: Settings, topic: str) -> None:
+    """Make a topic that is not there; its records carry the time at which the broker has them."""
+    admin = AdminClient(client_settings(settings))
+    if topic in admin.list_topics(timeout=SECONDS).topics:
+        return
+    broker_time = {"message.timestamp.type": "LogAppendTime"}
+    new_topic = NewTopic(topic, PARTITIONS, config=broker_time)
+    results = admin.create_topics([new_topic], request_timeout=SECONDS)
+    try:
+        results[topic].result()
+    except KafkaException as exc:  # another process may have made it meanwhile
+        if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+
+
+def partitions_of(client: Consumer | Producer, topic: str) -> list[int]:
+    """Return the numbers of a topic's partitions.
+
+    Raises:
+        KafkaException: There is no such topic, or Kafka does not answer.
+
+    """
+    found = client.list_topics(topic, timeout=SECONDS).topics[topic]
+    if found.error:
+        raise KafkaException(found.error)
+    return sorted(found.partitions)
+
+
+def records_between(
+    settings: Settings, starts: Sequence[TopicPartition], ends: Mapping[int, int]
+) -> Iterator[Message]:
+    """Yield the records of a topic from one offset to another, partition by partition.
+
+    Args:
+        settings: Settings of the installation.
+        starts: Partitions, each with its first offset.
+        ends: Partition → the offset that is read no more.
+
+    Raises:
+        KafkaException: Kafka does not answer.
+
+    """
+    named = {"group_id": "gyre.reader", "enable_partition_eof": True}
+    with closing(Consumer(client_settings(settings, **named))) as consumer:
+        for start in starts:
+            consumer.assign([start])
+            is_read = start.offset >= ends[start.partition]
+            while not is_read:
+                for message in consumer.consume(READ_COUNT, timeout=1.0):
+                    error = message.error()
+                    if error and error.name() == END:
+                        is_read = True
+                    elif error:
+                        raise KafkaException(error)
+                    elif place_of(message)[1] < ends[start.partition]:
+                        yield message
+                    else:
+                        is_read = True

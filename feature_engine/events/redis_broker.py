@@ -1,0 +1,166 @@
+"""Redis Streams as the broker of events.
+
+`gyre:events:DATASET` is a stream, an entry a request; field `events`: a JSON list of rows. The
+consumer acknowledges an entry once the table has its rows; no other entry leaves the stream.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import to_json
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ResponseError
+
+from core.errors import BrokerUnavailableError
+from core.settings import Settings
+from feature_engine.events.interface import ConsumerLag, Entry, Record, Row
+from feature_engine.events.schema import SCHEMAS, TIMEOUT_SECONDS, EventSchema
+from feature_repo.online_store import redis_client, redis_errors
+
+GROUP = "gyre"
+MAX_ENTRIES = 10_000
+"""Entries of a dataset that may wait for the consumer."""
+MAX_BYTES = 256_000_000
+"""Memory that these entries may take: the features are in the same Redis."""
+READ_COUNT = 100
+"""Entries that one call reads: each may hold 1,000 rows."""
+DEAD_AFTER = 60_000
+"""Milliseconds after which an entry that nobody acknowledged is another consumer's."""
+
+
+class RedisBroker:
+    """The Redis of an installation: see `interface.Broker`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def intake(self) -> "RedisIntake":
+        return RedisIntake(self._settings)
+
+    def stream(self, schema: EventSchema, consumer: str) -> "RedisStream":
+        return RedisStream(self._settings, schema.dataset, consumer)
+
+    def lag(self, schema: EventSchema) -> ConsumerLag:
+        stream = _stream(schema.dataset)
+        with redis_errors(), redis_client(self._settings) as redis:
+            first_entries = _entries(redis.xrange(stream, count=1))
+            return ConsumerLag(
+                entries=redis.xlen(stream),
+                oldest=first_entries[0].arrival if first_entries else None,
+            )
+
+    def waiting(self, schema: EventSchema) -> Iterator[bytes]:
+        with redis_errors(), redis_client(self._settings) as redis:
+            for entry in _entries(redis.xrange(_stream(schema.dataset))):
+                yield entry.events
+
+
+class RedisIntake:
+    """Serving's side: see `interface.Intake`."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Nothing is tried twice: a second XADD would be a second entry.
+        self._redis = AsyncRedis.from_url(
+            settings.redis_address, socket_timeout=TIMEOUT_SECONDS
+        )
+
+    def records(self, schema: EventSchema, events: Sequence[Row]) -> list[Record]:
+        return [Record(schema.dataset.encode(), to_json(events))]
+
+    async def put(self, dataset: str, records: Sequence[Record]) -> str:
+        (record,) = records
+        stream = _stream(dataset)
+        with redis_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.xlen(stream)
+                # 0: the memory of all entries, not of the first five.
+                pipe.memory_usage(stream, samples=0)
+                count, memory = await pipe.execute()
+            size = (memory or 0) + len(record.events)
+            if count >= MAX_ENTRIES or size > MAX_BYTES:
+                raise BrokerUnavailableError(
+                    f"{dataset}: {count} requests ({size / 1e6:.1f} MB) wait for `gyre consume`, "
+                    f"at most {MAX_ENTRIES} ({MAX_BYTES / 1e6:.0f} MB) may; see gyre status"
+                )
+            entry_id: bytes = await self._redis.xadd(stream, {"events": record.events})
+        return entry_id.decode()
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class RedisStream:
+    """The consumer's side: see `interface.Stream`. Errors of Redis are raised as they are."""
+
+    def __init__(self, settings: Settings, dataset: str, consumer: str) -> None:
+        self._name = _stream(dataset)
+        self._consumer = consumer
+        self._redis = redis_client(settings)
+
+    def declare(self) -> None:
+        """Make the stream, and claim entries of dead consumers."""
+        with suppress(ResponseError):  # it is there
+            self._redis.xgroup_create(self._name, GROUP, id="0", mkstream=True)
+        self._redis.xautoclaim(
+            self._name, GROUP, self._consumer, DEAD_AFTER, count=READ_COUNT
+        )
+
+    def wait(self, seconds: float) -> None:
+        milliseconds = int(1000 * seconds)
+        block = milliseconds or 1  # with 0, Redis would wait for ever
+        self._fetch(">", count=1, block=block)
+
+    def read(self) -> list[Entry]:
+        """Return delivered entries that are not acknowledged, else new ones."""
+        entries = self._fetch("0", count=READ_COUNT)
+        return entries or self._fetch(">", count=READ_COUNT)
+
+    def _fetch(self, start: str, **options: Any) -> list[Entry]:
+        replies: Any = self._redis.xreadgroup(
+            GROUP, self._consumer, {self._name: start}, **options
+        )
+        return [entry for _, records in replies for entry in _entries(records)]
+
+    def deliveries(self, entry: Entry) -> int:
+        """Return how often an entry was read, also by consumers that have died."""
+        details: Any = self._redis.xpending_range(
+            self._name,
+            GROUP,
+            min=entry.id,
+            max=entry.id,
+            count=1,
+        )
+        return int(details[0]["times_delivered"])
+
+    def acknowledge(self, entries: Sequence[Entry]) -> None:
+        """Acknowledge and remove entries, in one step."""
+        ids = [entry.id for entry in entries]
+        with self._redis.pipeline() as pipe:
+            pipe.xack(self._name, GROUP, *ids)
+            pipe.xdel(self._name, *ids)
+            pipe.execute()
+
+    def reject(self, entry: Entry, reason: str) -> None:
+        """Do nothing: quarantine has the entry."""
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+def _entries(records: Iterable[Any]) -> list[Entry]:
+    """Return entries of Redis; an entry without fields was deleted, and is left out."""
+    entries = []
+    for key, fields in records:
+        entry_id = key.decode()
+        milliseconds, _, _ = entry_id.partition("-")
+        arrival = datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+        if fields:
+            events = fields.get(b"events", b"")
+            entries.append(Entry(id=entry_id, events=events, arrival=arrival))
+    return entries
+
+
+def _stream(dataset: str) -> str:
+    return f"{SCHEMAS}:{dataset}"
