@@ -115,7 +115,7 @@ $(SITE) $(KSERVE) $(DBT) $(FAKESNOW): | environment
 	@$(BIN)/uv pip install --quiet --python $(@D) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-extras: install ## Add clients of PostgreSQL, MySQL, buckets and Iceberg, XGBoost and LightGBM (extras.lock, 120 MB).
+extras: install ## Add clients of PostgreSQL, MySQL, Kafka, buckets and Iceberg, XGBoost and LightGBM (extras.lock, 150 MB).
 	@$(BIN)/uv pip install --quiet --require-hashes --requirements extras.lock
 
 spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
@@ -143,10 +143,10 @@ LOCK := uv pip compile --generate-hashes --no-emit-index-url --no-emit-find-link
 extras = $(BIN)/python -c 'import sys, tomllib; \
   extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
   print(*(each for name in sys.argv[1:] for each in extras[name]), sep="\n")' $(1)
-DEPLOYED := --extra boosters --extra postgres --extra s3 --extra mysql --extra iceberg --extra celery --extra kubernetes
+DEPLOYED := --extra boosters --extra postgres --extra s3 --extra mysql --extra iceberg --extra kafka --extra celery --extra kubernetes
 lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) pyproject.toml --group install --excludes excluded.txt -o requirements.lock
-	$(call extras,boosters postgres s3 mysql iceberg) | $(BIN)/$(LOCK) - --constraints requirements.lock -o extras.lock
+	$(call extras,boosters postgres s3 mysql iceberg kafka) | $(BIN)/$(LOCK) - --constraints requirements.lock -o extras.lock
 	$(BIN)/$(LOCK) --group dev --constraints requirements.lock --constraints extras.lock -o dev.lock
 	$(call extras,spark) | $(BIN)/$(LOCK) - --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
