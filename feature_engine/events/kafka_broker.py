@@ -8,6 +8,7 @@ A record that cannot be read is copied to the topic `TOPIC.gyre-dead-letters`.
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,13 @@ PREFIX = "gyre.events."
 DEAD_LETTERS = ".gyre-dead-letters"
 DEAD_MILLISECONDS = 6_000
 """Time without a sign of life after which others read the partitions of a consumer."""
-NO_OFFSET = -1
+DENIED = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.POLICY_VIOLATION,
+)
+"""Errors of a client that may not make a topic, or not write to it."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,16 +244,15 @@ class KafkaStream:
         """Partition → arrival of its newest record, in milliseconds."""
         self._deliveries = 0
         self._is_declared = False
-        self._consumer = Consumer(
-            client_settings(
-                settings,
-                client_id=consumer,
-                group_id=_group(schema),
-                auto_offset_reset="earliest",
-                enable_auto_commit=False,
-                session_timeout_ms=DEAD_MILLISECONDS,
-            )
+        client = client_settings(
+            settings,
+            client_id=consumer,
+            group_id=_group(schema),
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            session_timeout_ms=DEAD_MILLISECONDS,
         )
+        self._consumer = Consumer(client | {"error_cb": _log})
 
     def declare(self) -> None:
         """Make Gyre's own topic, and join the group."""
@@ -256,20 +262,15 @@ class KafkaStream:
             make_topic(self._settings, self._topic)
         partitions_of(self._consumer, self._topic)
         self._consumer.subscribe(
-            [self._topic],
-            on_assign=self._take,
-            on_revoke=self._leave,
-            on_lost=self._leave,
+            [self._topic], on_revoke=self._leave, on_lost=self._leave
         )
         self._is_declared = True
-
-    def _take(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        for partition in consumer.committed(partitions, timeout=SECONDS):
-            self._newest[partition.partition] = int(partition.metadata or 0)
 
     def _leave(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Forget entries of partitions that another consumer reads from now on."""
         left = {partition.partition for partition in partitions}
+        for partition in left:
+            self._newest.pop(partition, None)
         self._entries = [
             entry for entry in self._entries if entry.partition not in left
         ]
@@ -303,7 +304,11 @@ class KafkaStream:
         kind, sent = message.timestamp()
         if kind == TIMESTAMP_NOT_AVAILABLE:
             sent = now
-        arrival = max(self._newest.get(partition, 0), min(sent, now))
+        if partition not in self._newest:
+            place = TopicPartition(self._topic, partition)
+            (committed,) = self._consumer.committed([place], timeout=SECONDS)
+            self._newest[partition] = int(committed.metadata or 0)
+        arrival = max(self._newest[partition], min(sent, now))
         self._newest[partition] = arrival
         return KafkaEntry(
             id=f"{self._topic}/{partition}/{offset}",
@@ -332,22 +337,29 @@ class KafkaStream:
         self._deliveries = 0
 
     def reject(self, entry: Entry, reason: str) -> None:
-        """Copy a record, with its place and the reason as headers."""
-        problems = []
+        """Copy a record, with its place and the reason as headers, if Kafka allows that."""
+        topic = self._topic + DEAD_LETTERS
         headers: dict[str, str | bytes | None] = {
             "reason": reason,
             "place": json.dumps(entry.place),
         }
-        self._dead_letters.produce(
-            self._topic + DEAD_LETTERS,
-            entry.events,
-            entry.key,
-            headers=headers,
-            on_delivery=lambda error, _: problems.append(error),
-        )
-        if self._dead_letters.flush(SECONDS) or problems != [None]:
-            raise BrokerUnavailableError(
-                f"{self._topic}{DEAD_LETTERS}: {problems or 'no answer'}"
+        errors: list[KafkaError] = []
+        try:
+            self._dead_letters.produce(
+                topic,
+                entry.events,
+                entry.key,
+                headers=headers,
+                on_delivery=lambda error, _: errors.append(error) if error else None,
+            )
+            self._dead_letters.flush()
+            if errors:
+                raise KafkaException(errors[0])
+        except KafkaException as exc:
+            if exc.args[0].code() not in DENIED:
+                raise
+            logger.warning(
+                "%s takes no record, quarantine alone does: %s", topic, exc.args[0]
             )
 
     @cached_property
@@ -357,6 +369,10 @@ class KafkaStream:
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def _log(error: KafkaError) -> None:
+    logger.warning("Kafka: %s", error.str())
 
 
 def _topic(schema: EventSchema) -> str:

@@ -143,8 +143,8 @@ class Events:
         """Put events on the stream as serving does, at a time of the test's own."""
         text = json.dumps(rows, default=lambda at: at.isoformat())
         name = f"gyre:events:{self.consumer.schema.dataset}"
-        entry_id = f"{int(received.timestamp() * 1000)}-1"
-        self.redis.xadd(name, {"events": text}, id=entry_id)
+        milliseconds = int(received.timestamp() * 1000)
+        self.redis.xadd(name, {"events": text}, id=f"{milliseconds}-1")
 
     def consumes(self) -> None:
         while self.consumer.step():

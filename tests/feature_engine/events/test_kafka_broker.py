@@ -1,0 +1,163 @@
+"""Events by Kafka on librdkafka's mock cluster: landed by key, each once, in order."""
+
+import asyncio
+import json
+from contextlib import closing
+
+import pytest
+
+from core.errors import BrokerUnavailableError
+from feature_engine.events import consumer as consumer_module
+from feature_engine.events.broker import broker, waiting
+from feature_engine.events.kafka_broker import DEAD_LETTERS
+from tests.support.feature_engine.installation import Snapshot
+from tests.support.feature_engine.kafka_shop import (
+    FIRST,
+    NOW,
+    TOPIC,
+    KafkaShop,
+)
+from tests.support.feature_engine.shop import HOUR, ORDERS, VIEW, Shop, order
+from tests.support.stores.kafka import mock_kafka
+
+MINUTE = HOUR / 60
+SECOND = order(2, 1, NOW - HOUR, 2.0)
+
+
+@pytest.fixture(scope="module")
+def stocked_home(template, tmp_path_factory):
+    """Customer 1 has one order, of 5 dollars."""
+    file = tmp_path_factory.mktemp("source") / "orders.parquet"
+    shop = Shop(template.restore(), file)
+    shop.has(FIRST)
+    shop.ingest(NOW - HOUR)
+    return Snapshot(shop.settings, "stocked")
+
+
+@pytest.fixture
+def shop(stocked_home, tmp_path):
+    with mock_kafka() as brokers:
+        shop = KafkaShop(stocked_home.restore(), tmp_path / "orders.parquet", brokers)
+        shop.has(FIRST)
+        yield shop
+
+
+def test_events_land_once_in_their_order_and_come_again_until_they_are_acknowledged(
+    shop,
+):
+    orders = [order(number, number % 5 + 1, NOW) for number in range(10, 40)]
+    with shop.consumer("dies") as dying:
+        shop.sends(NOW - 2 * MINUTE, SECOND)
+        # The clock of this sender is behind: its record is the later one all the same.
+        shop.sends(NOW - 9 * MINUTE, SECOND | {"dollar_value": 3.0})
+        shop.sends(NOW - MINUTE, *orders, *orders[:9])
+        assert shop.lag().entries == 41
+        assert waiting(shop.settings, "orders", r'"order_id": 2\b') == 2
+        while len(dying.stream.read()) < 41:
+            dying.stream.wait(1.0)
+    assert shop.lag().entries == 41
+    assert shop.lag().oldest in {NOW - 2 * MINUTE, NOW - MINUTE}
+    with shop.consumer() as consumer:
+        shop.consumes(consumer)
+    amounts = {row["order_id"]: 10.0 for row in orders}
+    assert shop.amounts() == amounts | {1: 5.0, 2: 3.0}
+    assert shop.spent(1) == 5.0 + 3.0 + 60.0
+    assert shop.lag() == (0, None)
+    with shop.consumer("later") as consumer:
+        # Newer than all of it, though the clock says otherwise: what was committed tells it.
+        shop.sends(NOW - 20 * MINUTE, SECOND | {"dollar_value": 4.0})
+        shop.consumes(consumer)
+    assert shop.amounts()[2] == 4.0
+    rows = {row["order_id"]: row for row in shop.raw()}
+    assert rows[2]["ingested_at"] >= NOW - 2 * MINUTE
+    assert shop.ingest(NOW + MINUTE).replaced == 0
+
+
+def test_a_record_that_cannot_be_read_is_kept_with_its_place_and_stops_no_other(shop):
+    with shop.consumer() as consumer:
+        shop.sends(NOW, SECOND)
+        shop.sends_text(NOW, 1, b"\xff no JSON")
+        shop.sends(NOW, order(3, 1, NOW, 4.0))
+        shop.consumes(consumer)
+    assert shop.amounts() == {1: 5.0, 2: 2.0, 3: 4.0}
+    (row,) = shop.quarantine()
+    content = json.loads(row["row"])
+    assert (content["topic"], content["offset"]) == (TOPIC, 1)
+    assert content["events"].endswith(" no JSON")
+    ((letter, headers),) = shop.dead_letters(TOPIC + DEAD_LETTERS, 1)
+    assert letter == b"\xff no JSON"
+    assert json.loads(headers["place"])["partition"] == content["partition"]
+    assert b"JSON" in headers["reason"]
+
+
+def test_consumers_share_a_topic_and_take_over_from_each_other(shop):
+    sent = {}
+    with shop.consumer("first") as first:
+        for number in range(100, 140):
+            sent[number] = 10.0
+            shop.sends(NOW, order(number, number, NOW))
+        shop.consumes(first)
+        with shop.consumer("second") as second:
+            for number in range(140, 200):
+                sent[number] = 10.0
+                shop.sends(NOW, order(number, number, NOW))
+                first.step()
+                second.step()
+            shop.consumes(first, second)
+        for number in range(200, 220):
+            sent[number] = 10.0
+            shop.sends(NOW, order(number, number, NOW))
+        shop.consumes(first)
+    assert shop.amounts() == sent | {1: 5.0}
+    assert len(shop.raw()) == len(sent) + 1
+
+
+def test_a_batch_that_fails_is_tried_again_and_set_aside_after_many_tries(
+    shop, monkeypatch
+):
+    monkeypatch.setattr(consumer_module, "MAX_DELIVERIES", 3)
+    with shop.consumer() as consumer:
+        shop.sends(NOW, SECOND)
+        while not consumer.stream.read():
+            consumer.stream.wait(0.5)
+        with monkeypatch.context() as patch:
+            patch.setitem(ORDERS.views, VIEW, lambda rows: rows.select("no_column"))
+            assert not consumer.step()
+            assert shop.lag().entries == 1
+            assert not consumer.step()
+            assert consumer.step()
+    assert shop.amounts() == {1: 5.0}
+    (row,) = shop.quarantine()
+    assert "no_column" in row["rules"]
+    assert shop.lag() == (0, None)
+
+
+def test_serving_stores_all_events_of_a_request_or_says_that_kafka_does_not_answer(
+    shop,
+):
+    with shop.consumer() as consumer:
+        schema = consumer.schema
+        rows = [
+            row | {"order_ts": row["order_ts"].isoformat()}
+            for row in (SECOND, order(3, 1, NOW, 3.0), order(4, 2, NOW, 4.0))
+        ]
+
+        async def put(settings, *requests):
+            with closing_later(broker(settings).intake()) as intake:
+                for request in requests:
+                    await intake.put("orders", intake.records(schema, request))
+
+        asyncio.run(put(shop.settings, rows[:1], rows[1:]))
+        shop.consumes(consumer)
+        away = shop.settings.model_copy(update={"events_url": "kafka://127.0.0.1:1"})
+        for request in (rows[:1], rows[1:]):
+            with pytest.raises(BrokerUnavailableError, match="Kafka: "):
+                asyncio.run(put(away, request))
+    assert shop.amounts() == {1: 5.0, 2: 2.0, 3: 3.0, 4: 4.0}
+
+
+class closing_later(closing):  # noqa: N801  (as `closing`)
+    """Close something whose `close` is awaited."""
+
+    def __exit__(self, *_):
+        asyncio.get_running_loop().create_task(self.thing.close())
