@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from core.connectors.addresses import is_bucket
-from core.errors import RegistryError, StackError
+from core.errors import BrokerUnavailableError, RegistryError, StackError
 from core.files import bucket_problem, replace_file
 from core.packages import with_extra
 from core.settings import LAYOUT, PORTS, Settings, is_free
@@ -32,6 +32,7 @@ EXTRAS = {
     "ledger_url": ("psycopg", "postgres"),
     "data_url": ("obstore", "s3"),
     "artifacts_url": ("boto3", "s3"),
+    "events_url": ("confluent_kafka", "kafka"),
 }
 """Setting → the module that it needs, and the extra of Gyre that has it."""
 
@@ -98,7 +99,7 @@ def server_problems(settings: Settings) -> list[str]:
 
 
 def connection_problems(settings: Settings) -> list[str]:
-    """Return a problem for each database, Redis or bucket of a setting that cannot be reached."""
+    """Return a problem for each database, broker or bucket of a setting that cannot be reached."""
     lines = [
         f"GYRE_{setting.upper()} needs the package {module}: {with_extra(extra)}"
         for setting, (module, extra) in EXTRAS.items()
@@ -119,6 +120,13 @@ def connection_problems(settings: Settings) -> list[str]:
     problem = None if settings.starts("redis") else redis_problem(settings)
     if problem:
         lines.append(f"GYRE_REDIS_URL {problem}")
+    if settings.events_url:
+        from core.connectors.kafka import broker_count  # noqa: PLC0415  (only teams have it)
+
+        try:
+            broker_count(settings)
+        except BrokerUnavailableError as exc:
+            lines.append(f"GYRE_EVENTS_URL {settings.events_url}: {exc}")
     return lines
 
 

@@ -64,6 +64,18 @@ def kafka_errors() -> Iterator[None]:
         raise BrokerUnavailableError(f"Kafka: {text}") from exc
 
 
+def broker_count(settings: Settings) -> int:
+    """Return the number of brokers that answer.
+
+    Raises:
+        BrokerUnavailableError: None does, or they refuse the login.
+
+    """
+    with kafka_errors():
+        client = AdminClient(client_settings(settings))
+        return len(client.list_topics(timeout=SECONDS).brokers)
+
+
 def producer(settings: Settings, **more: Any) -> Producer:
     """Return a producer whose records are delivered once every replica in sync has them."""
     named = {

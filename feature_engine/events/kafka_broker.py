@@ -338,29 +338,28 @@ class KafkaStream:
 
     def reject(self, entry: Entry, reason: str) -> None:
         """Copy a record, with its place and the reason as headers, if Kafka allows that."""
-        topic = self._topic + DEAD_LETTERS
-        headers: dict[str, str | bytes | None] = {
-            "reason": reason,
-            "place": json.dumps(entry.place),
-        }
-        errors: list[KafkaError] = []
         try:
-            self._dead_letters.produce(
-                topic,
-                entry.events,
-                entry.key,
-                headers=headers,
-                on_delivery=lambda error, _: errors.append(error) if error else None,
-            )
-            self._dead_letters.flush()
-            if errors:
-                raise KafkaException(errors[0])
+            self._copy(entry, {"reason": reason, "place": json.dumps(entry.place)})
         except KafkaException as exc:
-            if exc.args[0].code() not in DENIED:
+            error = exc.args[0]
+            if error.code() not in DENIED:
                 raise
-            logger.warning(
-                "%s takes no record, quarantine alone does: %s", topic, exc.args[0]
-            )
+            topic = self._topic + DEAD_LETTERS
+            logger.warning("%s: quarantine alone has a record: %s", topic, error)
+
+    def _copy(self, entry: Entry, headers: dict[str, str | bytes | None]) -> None:
+        """Copy a record to the topic of dead letters."""
+        errors: list[KafkaError] = []
+        self._dead_letters.produce(
+            self._topic + DEAD_LETTERS,
+            entry.events,
+            entry.key,
+            headers=headers,
+            on_delivery=lambda error, _: errors.append(error) if error else None,
+        )
+        self._dead_letters.flush()
+        if errors:
+            raise KafkaException(errors[0])
 
     @cached_property
     def _dead_letters(self) -> Producer:

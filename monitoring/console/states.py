@@ -193,7 +193,7 @@ def states_of_events(
         kind="events",
         status="alert" if consumer.value else "ok",
         words=words,
-        remedy=f"{_restart('consumer')} No event is lost: they wait in Redis.",
+        remedy=f"{_restart('consumer')} No event is lost: they wait.",
         link=ALL_STATES,
     )
     for dataset, lag in lags.value.items():

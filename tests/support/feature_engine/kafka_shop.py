@@ -13,7 +13,7 @@ from feature_engine.events.broker import consumer_lags, show_life
 from feature_engine.events.consumer import EventConsumer
 from feature_engine.events.kafka_broker import DEAD_LETTERS
 from feature_repo.online_store import redis_client
-from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, Shop, order
+from tests.support.feature_engine.shop import DAY, ORDERS, Shop, order
 
 TOPIC = "gyre.events.orders"
 NOW = datetime.now(UTC).replace(microsecond=0)
