@@ -260,7 +260,6 @@ class KafkaStream:
             return
         if not self._schema.topic:
             make_topic(self._settings, self._topic)
-        partitions_of(self._consumer, self._topic)
         self._consumer.subscribe(
             [self._topic], on_revoke=self._leave, on_lost=self._leave
         )

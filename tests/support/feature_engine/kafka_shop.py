@@ -23,10 +23,21 @@ FIRST = order(1, 1, NOW - 10 * DAY, 5.0)
 class KafkaShop(Shop):
     """A shop whose installation reads a topic."""
 
-    def __init__(self, settings, file, brokers):
+    def __init__(self, settings, file, brokers, client=None):
+        """Make a shop.
+
+        Args:
+            settings: Of the installation.
+            file: Of its source.
+            brokers: Hosts and ports.
+            client: Further settings of every client, such as a login.
+
+        """
         super().__init__(settings, file)
-        address = f"kafka://{brokers}"
-        self.settings = self.settings.model_copy(update={"events_url": address})
+        named = {name.replace(".", "_"): value for name, value in (client or {}).items()}
+        named.pop("bootstrap_servers", None)
+        update = {"events_url": f"kafka://{brokers}", "kafka": named}
+        self.settings = self.settings.model_copy(update=update)
         # The mock cluster makes a topic that is asked for, and no other.
         admin = AdminClient(client_settings(self.settings))
         for topic in (TOPIC, TOPIC + DEAD_LETTERS):
