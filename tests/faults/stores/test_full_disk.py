@@ -1,9 +1,6 @@
 """A disk that takes nothing more, under serving's home."""
 
-import os
 import shutil
-import subprocess
-from contextlib import suppress
 
 import pytest
 from onnx import TensorProto, helper
@@ -11,23 +8,13 @@ from onnx import TensorProto, helper
 from tests.conftest import wait_until
 from tests.faults.conftest import shows, workers
 from tests.serving.conftest import tiny_onnx
+from tests.support.tools.small_disk import fill, small_disk
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small one of its own."""
-    if os.getuid():
-        pytest.skip("only root may mount a disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "gyre", str(tmp_path)]
-    subprocess.run(mount, check=True)
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
-
-
-def fill(disk):
-    with (disk / "full").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+    with small_disk(tmp_path, megabytes=4) as folder:
+        yield folder
 
 
 def too_large():
