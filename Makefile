@@ -1,6 +1,6 @@
 # `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install up down status demo check test faults image nightly loops promises cluster containers bench docs
+.PHONY: help install up down status demo check test faults image nightly loops promises cluster containers kafka bench docs
 .PHONY: wheel
 .PHONY: extras spark
 .PHONY: audit lock environment python tools jdk nginx
@@ -52,11 +52,11 @@ check: environment ## Lint, format, types, density, which package may import wha
 
 test: environment spark nginx ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
-	$(BIN)/pytest --cov -m "not nightly and not containers and not cluster" --ignore=tests/faults --ignore=tests/loop \
+	$(BIN)/pytest --cov -m "not nightly and not containers and not cluster and not kafka" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
 
 faults: environment nginx ## The whole loop, then the faults of a bad day, made for real.
-	$(BIN)/pytest -m "not nightly" tests/loop tests/faults \
+	$(BIN)/pytest -m "not nightly and not kafka" tests/loop tests/faults \
 	  --numprocesses=2 --no-loadscope-reorder
 
 image: environment tools ## Build the image of serving, start it, ask it.
@@ -70,12 +70,18 @@ HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
 	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
+kafka: environment ## Kafka's brokers that are killed, and a schema registry, as root; Maven brings them into .venv-kafka.
+	@$(BIN)/python -m tests.support.stores.jars
+	$(SUDO) $(BIN)/pytest -m kafka tests/kafka
+
 NIGHT := environment spark jdk nginx $(KSERVE) $(DBT) $(FAKESNOW) .venv-dynamodb/gyre.stamp
-nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects.
-	$(BIN)/pytest -m "nightly and not timed" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
+nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects, and `kafka`.
+	$(BIN)/pytest -m "nightly and not timed and not kafka" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
+	@# Last, as it stops where Maven's repository cannot be reached, and takes the memory of three brokers.
+	@$(MAKE) --no-print-directory kafka
 
 loops: $(NIGHT) ## What `faults` leaves out: the demos, PostgreSQL, real rollouts, sixty promotions.
-	$(BIN)/pytest -m "nightly and not timed" tests/loop tests/faults --numprocesses=2 --no-loadscope-reorder
+	$(BIN)/pytest -m "nightly and not timed and not kafka" tests/loop tests/faults --numprocesses=2 --no-loadscope-reorder
 
 promises: environment ## Promises in seconds, one test at a time, on a quiet machine.
 	TEST_TIMES=promised $(BIN)/pytest -m timed
