@@ -34,7 +34,9 @@ class KafkaShop(Shop):
 
         """
         super().__init__(settings, file)
-        named = {name.replace(".", "_"): value for name, value in (client or {}).items()}
+        named = {
+            name.replace(".", "_"): value for name, value in (client or {}).items()
+        }
         named.pop("bootstrap_servers", None)
         update = {"events_url": f"kafka://{brokers}", "kafka": named}
         self.settings = self.settings.model_copy(update=update)

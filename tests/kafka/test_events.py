@@ -1,0 +1,204 @@
+"""Events by real brokers that die, fill up and move, and consumers that are killed."""
+
+import asyncio
+import json
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+
+import pytest
+
+from core.errors import BrokerUnavailableError
+from feature_engine.events.broker import broker
+from feature_engine.events.schema import published_schemas
+from tests.conftest import wait_until
+from tests.support.feature_engine.kafka_shop import NOW, TOPIC
+from tests.support.feature_engine.shop import order
+from tests.support.stores.kafka import kafka_servers
+from tests.support.tools.small_disk import fill, small_disk
+
+pytestmark = pytest.mark.kafka
+DYING = """
+import os, signal, sys
+from feature_engine.events import consumer, kafka_broker
+from core.settings import load_settings
+
+def die(self, entries):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+kafka_broker.KafkaStream.acknowledge = die
+consumer.consume(load_settings())
+"""
+"""A consumer that is killed when table and online store have a batch, and Kafka knows nothing of it."""
+
+
+class Client:
+    """A client of serving that sends a request again until it is accepted.
+
+    Attributes:
+        amounts: Amount of each order as it was sent last.
+        refusals: Number of answers 503.
+
+    """
+
+    def __init__(self, shop):
+        self.settings = shop.settings
+        (self.schema,) = published_schemas(shop.settings)
+        self.amounts = {1: 5.0}
+        self.refusals = 0
+
+    def send(self, *requests):
+        """Send requests of orders, one after the other, as serving stores them."""
+
+        async def send_all():
+            intake = broker(self.settings).intake()
+            for request in requests:
+                rows = [
+                    row | {"order_ts": row["order_ts"].isoformat()} for row in request
+                ]
+                records = intake.records(self.schema, rows)
+                is_accepted = False
+                while not is_accepted:
+                    try:
+                        await intake.put("orders", records)
+                        is_accepted = True
+                    except BrokerUnavailableError:
+                        self.refusals += 1
+                        await asyncio.sleep(0.2)
+                for row in request:
+                    self.amounts[row["order_id"]] = row["dollar_value"]
+            await intake.close()
+
+        asyncio.run(send_all())
+
+
+def drawn_requests(count, choice):
+    """Yield requests with so many new orders in all; each tenth order corrects an earlier one."""
+    number = 10
+    while number < count + 10:
+        request = []
+        for _ in range(min(choice.choice((1, 1, 20, 300)), count + 10 - number)):
+            request.append(order(number, number % 997, NOW, float(number % 90)))
+            number += 1
+            if number % 10 == 0:
+                earlier = choice.randrange(10, number)
+                amount = float(choice.randrange(100, 200))
+                request.append(order(earlier, earlier % 997, NOW, amount))
+        yield request
+
+
+def test_100_000_events_land_once_while_brokers_and_consumers_are_killed(
+    company, tmp_path
+):
+    choice = random.Random(57)
+    with kafka_servers(tmp_path, brokers=3) as kafka:
+        shop = company(kafka)
+        client = Client(shop)
+        requests = [*drawn_requests(100_000, choice)]
+        sender = threading.Thread(target=client.send, args=requests, daemon=True)
+        deaths = Counter()
+        started = time.monotonic()
+        sender.start()
+        while sender.is_alive() or not is_processed(shop):
+            with shop.consuming() as one, shop.consuming() as other:
+                time.sleep(choice.uniform(8, 15))
+                if sender.is_alive() and deaths["broker"] < 3:
+                    leader = kafka.leader(TOPIC)
+                    kafka.kill(leader)
+                    time.sleep(3)
+                    kafka.restart(leader)
+                    deaths["broker"] += 1
+                if deaths["consumer"] < 6:
+                    choice.choice((one, other)).send_signal(signal.SIGKILL)
+                    deaths["consumer"] += 1
+                    time.sleep(choice.uniform(1, 8))
+                else:
+                    wait_until("all events", lambda: is_processed(shop), 600)
+            assert time.monotonic() < started + 1_500
+        seconds = time.monotonic() - started
+        print(  # noqa: T201
+            f"\n{len(client.amounts):,} orders, {sum(map(len, requests)):,} events in "
+            f"{seconds:.0f} s, {client.refusals} refusals, killed: {dict(deaths)}"
+        )
+        assert shop.amounts() == client.amounts
+        spent = Counter()
+        for number, amount in client.amounts.items():
+            spent[number % 997 if number > 1 else 1] += amount
+        for customer in choice.sample(range(997), 50):
+            assert shop.spent(customer) == pytest.approx(spent[customer])
+        assert shop.quarantine() == []
+
+
+def is_processed(shop):
+    with suppress(BrokerUnavailableError):
+        return shop.is_processed()
+    return False
+
+
+def test_a_consumer_killed_before_its_commit_applies_nothing_twice(company, tmp_path):
+    with kafka_servers(tmp_path) as kafka:
+        shop = company(kafka)
+        client = Client(shop)
+        for amount in (3.0, 4.0):
+            client.send([order(2, 1, NOW, amount), order(3, 1, NOW, 1.0)])
+            command = (str(shop.python), "-c", DYING)
+            with shop.consuming(command) as dying:
+                wait_until("its end", lambda: dying.poll() is not None, 120)
+            assert dying.returncode == -signal.SIGKILL
+            assert shop.amounts() == client.amounts
+            assert shop.lag().entries > 0
+        with shop.consuming():
+            wait_until("the commit", shop.is_processed, 120)
+        assert shop.amounts() == client.amounts
+        assert shop.spent(1) == 5.0 + 4.0 + 1.0
+        versions = {row["order_id"]: row["superseded"] for row in shop.raw()}
+        assert json.loads(versions[2])["dollar_value"] == 3.0
+
+
+def test_a_full_disk_refuses_events_and_loses_none_that_was_accepted(company, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with (
+        small_disk(disk, megabytes=64),
+        kafka_servers(tmp_path, data=disk) as kafka,
+    ):
+        shop = company(kafka)
+        client = Client(shop)
+        client.send([order(10, 1, NOW, 2.0)])
+        file = fill(disk)
+        # 1 MB: more than the part of the file that is allocated already.
+        text = "x" * 100_000
+        with pytest.raises(BrokerUnavailableError, match="Kafka: "):
+            asyncio.run(flood(shop.settings, text))
+        file.unlink()
+        kafka.restart(1)
+        client.send([order(11, 1, NOW, 3.0)], [order(12, 2, NOW), order(13, 3, NOW)])
+        with shop.consuming():
+            wait_until("all events", lambda: is_processed(shop), 120)
+        assert shop.amounts() == client.amounts
+
+
+async def flood(settings, text):
+    intake = broker(settings).intake()
+    for _ in range(100):
+        (schema,) = published_schemas(settings)
+        event = {"order_id": 1, "customer_id": 1, "note": text}
+        await intake.put("orders", intake.records(schema, [event]))
+
+
+def test_events_go_by_tls_and_a_login_and_no_other(company, tmp_path):
+    with kafka_servers(tmp_path, secured=True) as kafka:
+        shop = company(kafka)
+        client = Client(shop)
+        client.send([order(10, 1, NOW, 2.0)], [order(11, 1, NOW), order(12, 2, NOW)])
+        with shop.consuming():
+            wait_until("all events", shop.is_processed, 120)
+        assert shop.amounts() == client.amounts
+        wrong = shop.settings.kafka | {"sasl_password": "wrong"}
+        stranger = shop.settings.model_copy(update={"kafka": wrong})
+        with pytest.raises(BrokerUnavailableError) as raised:
+            asyncio.run(flood(stranger, ""))
+        assert "wrong" not in str(raised.value)
