@@ -115,7 +115,10 @@ def partitions_of(client: Consumer | Producer, topic: str) -> list[int]:
 
 
 def records_between(
-    settings: Settings, starts: Sequence[TopicPartition], ends: Mapping[int, int]
+    settings: Settings,
+    starts: Sequence[TopicPartition],
+    ends: Mapping[int, int],
+    at_once: int = READ_COUNT,
 ) -> Iterator[Message]:
     """Yield the records of a topic from one offset to another, partition by partition.
 
@@ -123,6 +126,7 @@ def records_between(
         settings: Settings of the installation.
         starts: Partitions, each with its first offset.
         ends: Partition → the offset that is read no more.
+        at_once: Records that one call reads; it waits for so many.
 
     Raises:
         KafkaException: Kafka does not answer.
@@ -134,7 +138,7 @@ def records_between(
             consumer.assign([start])
             is_read = start.offset >= ends[start.partition]
             while not is_read:
-                for message in consumer.consume(READ_COUNT, timeout=1.0):
+                for message in consumer.consume(at_once, timeout=1.0):
                     error = message.error()
                     if error and error.name() == END:
                         is_read = True

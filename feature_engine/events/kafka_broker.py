@@ -91,9 +91,8 @@ class KafkaBroker:
             count = 0
             arrivals = []
             for start, end in self._uncommitted(schema):
-                records = records_between(
-                    self._settings, [start], {start.partition: end}
-                )
+                ends = {start.partition: end}
+                records = records_between(self._settings, [start], ends, at_once=1)
                 for record in records:
                     count += end - start.offset
                     arrivals.append(_time(record.timestamp()[1]))
@@ -239,6 +238,8 @@ class KafkaStream:
         self._settings = settings
         self._schema = schema
         self._topic = _topic(schema)
+        self._messages: list[Message] = []
+        """Records that Kafka delivered, and that are no entries yet."""
         self._entries: list[KafkaEntry] = []
         self._newest: dict[int, int] = {}
         """Partition → arrival of its newest record, in milliseconds."""
@@ -266,10 +267,13 @@ class KafkaStream:
         self._is_declared = True
 
     def _leave(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Forget entries of partitions that another consumer reads from now on."""
+        """Forget the records of partitions that another consumer reads from now on."""
         left = {partition.partition for partition in partitions}
         for partition in left:
             self._newest.pop(partition, None)
+        self._messages = [
+            message for message in self._messages if place_of(message)[0] not in left
+        ]
         self._entries = [
             entry for entry in self._entries if entry.partition not in left
         ]
@@ -293,7 +297,11 @@ class KafkaStream:
             if message.error():
                 errors.append(message.error())
             else:
-                self._entries.append(self._entry(message))
+                self._messages.append(message)
+        # One after the other: a message leaves the list once it is an entry.
+        while self._messages:
+            self._entries.append(self._entry(self._messages[0]))
+            del self._messages[0]
         if errors:
             raise KafkaException(errors[0])
 
@@ -303,11 +311,7 @@ class KafkaStream:
         kind, sent = message.timestamp()
         if kind == TIMESTAMP_NOT_AVAILABLE:
             sent = now
-        if partition not in self._newest:
-            place = TopicPartition(self._topic, partition)
-            (committed,) = self._consumer.committed([place], timeout=SECONDS)
-            self._newest[partition] = int(committed.metadata or 0)
-        arrival = max(self._newest[partition], min(sent, now))
+        arrival = max(self._newest_arrival(partition), min(sent, now))
         self._newest[partition] = arrival
         return KafkaEntry(
             id=f"{self._topic}/{partition}/{offset}",
@@ -318,6 +322,15 @@ class KafkaStream:
             offset=offset,
             key=message.key(),
         )
+
+    def _newest_arrival(self, partition: int) -> int:
+        """Return the arrival of the newest record that this consumer, or one before it, has read."""
+        if partition not in self._newest:
+            place = TopicPartition(self._topic, partition)
+            (committed,) = self._consumer.committed([place], timeout=SECONDS)
+            text = committed.metadata or ""
+            self._newest[partition] = int(text) if text.isdigit() else 0
+        return self._newest[partition]
 
     def deliveries(self, entry: Entry) -> int:  # noqa: ARG002  (Kafka counts none)
         return self._deliveries
