@@ -163,7 +163,7 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
 	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock extras.lock dev.lock | grep -v ^boto > .venv/constraints
 	$(call extras,dynamodb) | $(BIN)/$(LOCK) - --constraints .venv/constraints -o deploy/dynamodb.lock
-	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
+	$(BIN)/$(LOCK) --group serving --constraints requirements.lock --constraints extras.lock -o deploy/serving.lock
 	$(BIN)/$(LOCK) pyproject.toml $(DEPLOYED) --constraints requirements.lock --constraints extras.lock -o deploy/gyre.lock
 	@# With the packages of excluded.txt too, which pip installs.
 	$(BIN)/$(subst --generate-hashes,--no-annotate,$(LOCK)) pyproject.toml $(DEPLOYED) --extra spark \

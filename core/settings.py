@@ -180,7 +180,9 @@ class Settings(BaseSettings):
     """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
     has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
     """
-    events_url: KafkaUrl | None = None
+    events_url: Annotated[
+        KafkaUrl | None, BeforeValidator(lambda address: address or None)
+    ] = None
     """A Kafka that has the [events](../events.md) in place of Redis: `kafka://HOST:PORT`, further
     brokers behind commas."""
     kafka: dict[str, str] = Field(default_factory=dict)
