@@ -1,6 +1,7 @@
 """Files on disk or on S3: other processes read them while one replaces them."""
 
 import atexit
+import fcntl
 import os
 import shlex
 import shutil
@@ -137,6 +138,16 @@ def append_secrets(path: Path, variables: Mapping[str, str]) -> None:
                     text = text.replace(characters, escape)
                 text = f'"{text}"'
             file.write(f"\n{name}={text}\n")
+
+
+def is_closed(file: Path) -> bool:
+    """Say whether no writer has the file open: a writer holds a lock on it until it ends."""
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def read_file(path: UPath) -> bytes:

@@ -19,7 +19,7 @@ from sqlglot import column
 from upath import UPath
 
 from core.errors import DataError
-from core.files import read_file
+from core.files import is_closed, read_file
 from core.locks import INGEST_LOCK, ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.spec import load_specs
@@ -37,7 +37,7 @@ from feature_repo.definition import Dataset
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import DATA_FOLDER, Tracking
 from mlflow_server.tags import FORGOTTEN_TAG
-from monitoring.log.collect import collect, is_closed
+from monitoring.log.collect import collect
 from monitoring.log.tables import outcomes, predictions, request_of_row
 from operations.clean import clean_data_docs, clean_reports
 from operations.search import EntityKey, EntitySearch, json_text_pattern

@@ -1,6 +1,5 @@
 """The logs of serving, whose lines become rows of `predictions` and `outcomes`, each exactly once."""
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from pydantic import (
 )
 from upath import UPath
 
-from core.files import local_copies, reached, replace_file
+from core.files import is_closed, local_copies, reached, replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.tables.table import Table
@@ -124,16 +123,6 @@ def collect(settings: Settings) -> Collected:
         )
     malformed = malformed_predictions + malformed_outcomes
     return Collected(prediction_count, outcome_count, malformed)
-
-
-def is_closed(file: Path) -> bool:
-    """Say whether no writer has the file open: a writer holds a lock on it until it ends."""
-    with file.open("rb") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def _files(settings: Settings, kind: str) -> dict[Path, UPath]:
