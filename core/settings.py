@@ -65,6 +65,8 @@ SHARED = (
     "online_store",
     "feast_repo",
     "events_url",
+    "predictions_topic",
+    "decisions_topic",
 )
 """Settings that a temporary installation does not share with the one that makes it."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
@@ -195,7 +197,8 @@ class Settings(BaseSettings):
     `GYRE_SCHEMA_REGISTRY__URL=http://…`; `{"basic_auth_user_info": "USER:PASSWORD"}` in a file
     `gyre_schema_registry`."""
     predictions_topic: str = ""
-    """Topic of GYRE_EVENTS_URL that gets the rows of the prediction log. Default: none does."""
+    """Topic of GYRE_EVENTS_URL that gets the rows of the prediction log
+    ([how](../events.md#predictions-and-decisions-on-a-topic)). Default: none does."""
     decisions_topic: str = ""
     """Topic of GYRE_EVENTS_URL that gets the decisions of monitoring. Default: none does."""
     mlflow_url: ServerUrl | None = None
@@ -340,6 +343,13 @@ class Settings(BaseSettings):
         if not file.is_file():
             raise ValueError(f"expected a folder with {STORE.name}, found no {file}")
         return repository
+
+    @field_validator("predictions_topic", "decisions_topic")
+    @classmethod
+    def _with_kafka(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("events_url"):
+            raise ValueError("expected GYRE_EVENTS_URL too, the address of its Kafka")
+        return value
 
     @field_validator("serving_tokens_file")
     @classmethod

@@ -1,22 +1,31 @@
-"""Clients of a team's Kafka (GYRE_EVENTS_URL), by librdkafka: one place for their settings."""
+"""Clients of a team's Kafka (GYRE_EVENTS_URL), by librdkafka: one place for their settings.
+
+Without librdkafka's client the import of this module raises a SettingsError.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import datetime
 from typing import Any
+from zlib import crc32
 
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
-
-from core.errors import BrokerUnavailableError
+from core.errors import BrokerUnavailableError, SettingsError
+from core.packages import missing_client
 from core.settings import Settings
+
+try:
+    from confluent_kafka import (
+        Consumer,
+        KafkaError,
+        KafkaException,
+        Message,
+        Producer,
+        TopicPartition,
+    )
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
+except ModuleNotFoundError as exc:
+    raise SettingsError(f"GYRE_EVENTS_URL {missing_client(exc)}") from exc
 
 SECONDS = 5.0
 """How long a broker may take for one call."""
@@ -86,13 +95,22 @@ def producer(settings: Settings, **more: Any) -> Producer:
     return Producer(client_settings(settings, **named | more))
 
 
-def make_topic(settings: Settings, topic: str) -> None:
-    """Make a topic that is not there; its records carry the time at which the broker has them."""
+def make_topic(
+    settings: Settings, topic: str, record_time: str = "LogAppendTime"
+) -> None:
+    """Make a topic that is not there.
+
+    Args:
+        settings: Settings of the installation.
+        topic: Name of the topic.
+        record_time: The time that a record carries: that of the broker, or CreateTime, the sender's.
+
+    """
     admin = AdminClient(client_settings(settings))
     if topic in admin.list_topics(timeout=SECONDS).topics:
         return
-    broker_time = {"message.timestamp.type": "LogAppendTime"}
-    new_topic = NewTopic(topic, PARTITIONS, config=broker_time)
+    config = {"message.timestamp.type": record_time}
+    new_topic = NewTopic(topic, PARTITIONS, config=config)
     results = admin.create_topics([new_topic], request_timeout=SECONDS)
     try:
         results[topic].result()
@@ -112,6 +130,62 @@ def partitions_of(client: Consumer | Producer, topic: str) -> list[int]:
     if found.error:
         raise KafkaException(found.error)
     return sorted(found.partitions)
+
+
+class TopicWriter:
+    """Writes records to a topic. Records of one group stay in order, as they share a partition.
+
+    A record waits for Kafka as long as that takes: one that times out would change the order.
+
+    Raises:
+        KafkaException: Kafka does not answer, or refuses the topic.
+
+    """
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        make_topic(settings, topic, record_time="CreateTime")
+        self._topic = topic
+        self._producer = producer(settings, message_timeout_ms=0)
+        self._partition_count = len(partitions_of(self._producer, topic))
+        self._errors: list[KafkaError] = []
+
+    def write(self, key: str, content: bytes, *, group: str, time: datetime) -> None:
+        """Hand over a record without waiting for Kafka.
+
+        Args:
+            key: Key of the record.
+            content: Value of the record.
+            group: Text that gives the partition: its CRC-32 modulo their number.
+            time: The time that the record carries.
+
+        Raises:
+            KafkaException: The record is too large.
+
+        """
+        self._producer.produce(
+            self._topic,
+            content,
+            key,
+            partition=crc32(group.encode()) % self._partition_count,
+            timestamp=int(time.timestamp() * 1000),
+            on_delivery=self._note,
+        )
+
+    def is_flushed(self, seconds: float) -> bool:
+        """Wait until Kafka has every record. Returns False if it has not yet after `seconds`.
+
+        Raises:
+            KafkaException: Kafka refuses a record.
+
+        """
+        waiting_count = self._producer.flush(seconds)
+        if self._errors:
+            raise KafkaException(self._errors[0])
+        return not waiting_count
+
+    def _note(self, error: KafkaError | None, _message: Message) -> None:
+        if error:
+            self._errors.append(error)
 
 
 def records_between(
