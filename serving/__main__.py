@@ -3,6 +3,7 @@
 import os
 import sys
 from functools import partial
+from importlib import import_module
 from tempfile import TemporaryDirectory
 
 import uvicorn
@@ -19,6 +20,8 @@ from serving.worker import worker
 def serve(settings: Settings) -> None:
     """Answer until SIGTERM; where the port is taken, exit with uvicorn's code 3."""
     serving_headers(settings)  # a SettingsError where there is no token to compare with
+    if settings.predictions_topic:
+        import_module("core.connectors.kafka")  # where its client is missing, likewise
     log_to_stdout()
     config = uvicorn.Config(
         partial(worker, settings),

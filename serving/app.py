@@ -44,7 +44,12 @@ def create_app(settings: Settings) -> RequestMiddleware:
     """Make everything that a worker has. Nothing is opened before the application starts."""
     folder = settings.home / "serving" / "log"
     inbox = Inbox(settings.data_url, folder) if settings.data_url else None
-    log = AppendLog(folder, "predictions")
+    outbox = None
+    if settings.predictions_topic:
+        from serving.prediction_log.outbox import Outbox  # noqa: PLC0415  (only of teams)
+
+        outbox = Outbox(settings)
+    log = AppendLog(folder, "predictions", outbox.folder if outbox else None)
     feedback_log = AppendLog(folder, "feedback")
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
@@ -66,6 +71,7 @@ def create_app(settings: Settings) -> RequestMiddleware:
             keep_up,
             logs=(log, feedback_log),
             inbox=inbox,
+            outbox=outbox,
             repository=repository,
             watcher=watcher,
         ),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -21,6 +21,9 @@ from serving.prediction_log.inbox import Inbox
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
 
+if TYPE_CHECKING:
+    from serving.prediction_log.outbox import Outbox  # it needs an optional client
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +33,7 @@ async def keep_up(
     *,
     logs: Sequence[AppendLog],
     inbox: Inbox | None,
+    outbox: "Outbox | None",
     repository: ModelRepository,
     watcher: RegistryWatcher,
 ) -> AsyncIterator[None]:
@@ -39,6 +43,7 @@ async def keep_up(
         app: The application, whose routes may have opened connections.
         logs: Logs of the worker.
         inbox: Takes closed files of the logs; None: they stay in their folder.
+        outbox: Sends predictions to a topic; None: there is none.
         repository: Models of the worker.
         watcher: Brings the models.
 
@@ -57,6 +62,8 @@ async def keep_up(
     ]
     if inbox:
         work.append(_every_second(inbox.send))
+    if outbox:
+        work.append(_every_second(partial(asyncio.to_thread, outbox.send)))
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         yield
@@ -69,6 +76,8 @@ async def keep_up(
             log.close()
         if inbox:
             await inbox.send_last()
+        if outbox:
+            await asyncio.to_thread(outbox.close)
         await watcher.close()
         for route in app.routes:
             if isinstance(route, DescribedRoute):

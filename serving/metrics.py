@@ -40,6 +40,14 @@ WATERMARK_AGE = Gauge(
 EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
 INBOX_FAILURES = Counter("gyre_inbox_failures", "Failed transfers of log files to S3.")
+OUTBOX_FAILURES = Counter(
+    "gyre_outbox_failures", "Failed attempts to send predictions to their topic."
+)
+OUTBOX_BYTES = Gauge(
+    "gyre_outbox_bytes",
+    "Size of the predictions that are not on their topic yet.",
+    multiprocess_mode="livemostrecent",  # one worker sends
+)
 MODEL_INFO = Gauge(
     "gyre_model_info",
     "1 for the version in a role, 0 once it left.",

@@ -27,6 +27,8 @@ seconds, closed once it is on disk, and never written again. The writer holds a 
 its open file: whoever gets it has a closed file, also after a SIGKILL. In an open file, every line
 that ends in a newline is final. Empty lines mean nothing: each write begins with a newline, which
 ends a line that was torn by a full disk or a power cut. A torn line is no JSON object.
+
+Where predictions go to a topic, a file has a second name, from the start: see outbox.py.
 """
 
 import fcntl
@@ -52,15 +54,21 @@ logger = logging.getLogger(__name__)
 class AppendLog:
     """A log of one kind of rows, which this process alone writes. Any thread may write; nothing raises.
 
+    Args:
+        folder: Folder of the log's files.
+        kind: Kind of the rows.
+        outbox: Folder in which each file has a second name; None: it has one name alone.
+
     Attributes:
         problem: The first error since a write succeeded; None: there is none.
 
     """
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, outbox: Path | None = None) -> None:
         self.kind = kind
         self.problem: str | None = None
         self._folder = folder
+        self._outbox = outbox
         self._handle: int | None = None
         self._opened_at = 0.0
         self._flushed_at = time.monotonic()
@@ -141,6 +149,9 @@ class AppendLog:
         try:
             # Locked before it has its name: a file that can be found is never taken for closed.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._outbox:
+                self._outbox.mkdir(exist_ok=True)
+                os.link(hidden_path, self._outbox / f"{name}.jsonl")
             hidden_path.rename(self._folder / f"{name}.jsonl")
         except OSError:
             os.close(handle)
