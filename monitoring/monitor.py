@@ -23,6 +23,7 @@ from mlflow_server.promotion.promote import reconcile
 from monitoring.checks.check_list import run_checks
 from monitoring.conclude import MonitorReport, conclude
 from monitoring.decisions.decision import STALE, Decision
+from monitoring.decisions.topic import send_decisions
 from monitoring.exports import export
 from monitoring.log.collect import collect
 from monitoring.log.external import take_predictions
@@ -37,6 +38,7 @@ ABOUT_EXPERIMENT = (
 """Text above the runs on MLflow's page of the experiment."""
 NOT_PUBLISHED = "the results of the checks are not in MLflow"
 NOT_EXPORTED = "predictions or decisions are not in the team's tables"
+NOT_SENT = "decisions are not on the team's topic"
 NOT_IN_A_METRIC = re.compile(r"[^\w./ -]")
 """Characters that MLflow refuses in the name of a metric, such as the "=" of a segment."""
 
@@ -77,6 +79,9 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
                 _publish(settings, spec, report, folder)
             with _alert_of_failure(run, NOT_EXPORTED):
                 export(run)
+            if settings.decisions_topic:
+                with _alert_of_failure(run, NOT_SENT):
+                    send_decisions(settings, spec.name, as_of)
     return report
 
 

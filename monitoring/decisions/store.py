@@ -19,6 +19,7 @@ from monitoring.decisions.decision import Verdict
 DECISIONS_TABLE = "decisions"
 CHECKS_TABLE = "checks"
 RESULTS = TypeAdapter(list[CheckResult])
+MOST_AT_ONCE = 1_000
 MAX_FILES = 50
 """A table of more files is compacted: each run of a model adds a file."""
 
@@ -85,6 +86,18 @@ def newest_decisions(
     query = (
         f"SELECT * FROM here WHERE model = '{model}'{condition} "  # noqa: S608  (ours)
         f"ORDER BY as_of DESC LIMIT {limit}"
+    )
+    return _queried_decisions(settings, query)
+
+
+def decisions_since(
+    settings: Settings, model: str, since: datetime, as_of: datetime
+) -> list[DecisionRow]:
+    """Return the oldest MOST_AT_ONCE decisions that are newer than `since` or of `as_of`."""
+    query = (
+        f"SELECT * FROM here WHERE model = '{model}' "  # noqa: S608  (ours)
+        f"AND (as_of > '{since.isoformat()}' OR as_of = '{as_of.isoformat()}') "
+        f"ORDER BY as_of LIMIT {MOST_AT_ONCE}"
     )
     return _queried_decisions(settings, query)
 

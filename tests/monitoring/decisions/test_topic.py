@@ -1,0 +1,139 @@
+"""Decisions on a topic, against kills and a Kafka that is away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from zlib import crc32
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from core.errors import BrokerUnavailableError
+from core.project import PROJECT
+from monitoring.decisions.store import store_decision
+from monitoring.decisions.topic import send_decisions
+from tests.conftest import new_settings, unused_port
+from tests.support.monitoring.log_lines import NOON
+from tests.support.monitoring.year import decision_row
+from tests.support.stores.kafka import mock_kafka
+
+TOPIC = "decisions"
+HOUR = timedelta(hours=1)
+DECISION = decision_row(
+    model="churn", version="1", as_of=NOON, verdict="bad", cause="drift of version 1",
+    words="bad: spend: PSI 0.31",
+)  # fmt: skip
+KILLED_AT_CURSOR = """
+import os, signal, sys
+from datetime import datetime
+from pathlib import Path
+from core.settings import load_settings
+from monitoring.decisions.topic import send_decisions
+
+def kill(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("topics/churn"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+send_decisions(
+    load_settings(home=Path({home!r})), "churn", datetime.fromisoformat({noon!r})
+)
+"""
+
+
+@pytest.fixture
+def settings(tmp_path, kafka):
+    return new_settings(tmp_path, events_url=f"kafka://{kafka}", decisions_topic=TOPIC)
+
+
+@pytest.fixture
+def kafka():
+    with mock_kafka() as brokers:
+        Producer({"bootstrap.servers": brokers}).list_topics(TOPIC, timeout=30)
+        yield brokers
+
+
+def records(brokers, model="churn"):
+    """Return the records of a model, whose partition is that of its name."""
+    group = {"group.id": "test", "enable.partition.eof": True}
+    messages = []
+    with closing(Consumer({"bootstrap.servers": brokers} | group)) as consumer:
+        partition = crc32(model.encode()) % 4
+        consumer.assign([TopicPartition(TOPIC, partition, 0)])
+        message = consumer.poll(30)
+        while not message.error():
+            messages.append(message)
+            message = consumer.poll(30)
+    return messages
+
+
+def moments(brokers):
+    keys = [message.key().decode() for message in records(brokers)]
+    return [datetime.fromisoformat(key.removeprefix("churn/")) for key in keys]
+
+
+def decide(settings, *hours):
+    """Store a decision of each hour."""
+    for hour in hours:
+        store_decision(settings, replace(DECISION, as_of=NOON + hour * HOUR))
+
+
+def test_each_decision_is_a_record_in_order(settings, kafka):
+    decide(settings, 0, 1)
+    send_decisions(settings, "churn", NOON + HOUR)
+    assert moments(kafka) == [NOON, NOON + HOUR]
+    record = records(kafka)[0]
+    row = json.loads(record.value())
+    assert datetime.fromisoformat(row["as_of"]) == NOON
+    assert row | {"as_of": NOON} == asdict(DECISION)
+    assert record.timestamp()[1] == int(NOON.timestamp() * 1000)
+    decide(settings, 2)
+    send_decisions(settings, "churn", NOON + 2 * HOUR)
+    assert moments(kafka) == [NOON, NOON + HOUR, NOON + 2 * HOUR]
+
+
+def test_the_decision_of_a_run_that_is_older_or_repeated_is_sent_too(settings, kafka):
+    decide(settings, 2)
+    send_decisions(settings, "churn", NOON + 2 * HOUR)
+    decide(settings, 1)
+    send_decisions(settings, "churn", NOON + HOUR)
+    send_decisions(settings, "churn", NOON + HOUR)
+    assert moments(kafka) == [NOON + 2 * HOUR, NOON + HOUR, NOON + HOUR]
+    decide(settings, 3)
+    send_decisions(settings, "churn", NOON + 3 * HOUR)
+    assert moments(kafka)[3:] == [NOON + 3 * HOUR]
+
+
+def test_a_run_that_is_killed_after_the_delivery_misses_nothing(settings, kafka):
+    decide(settings, 0, 1)
+    code = KILLED_AT_CURSOR.format(
+        home=str(settings.home), noon=(NOON + HOUR).isoformat()
+    )
+    variables = {
+        "GYRE_EVENTS_URL": settings.events_url,
+        "GYRE_DECISIONS_TOPIC": TOPIC,
+        "PYTHONPATH": str(PROJECT),
+    }
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert moments(kafka) == [NOON, NOON + HOUR]
+    decide(settings, 2)
+    send_decisions(settings, "churn", NOON + 2 * HOUR)
+    assert moments(kafka)[2:] == [NOON, NOON + HOUR, NOON + 2 * HOUR]
+
+
+def test_decisions_wait_for_a_kafka_that_is_away(settings, kafka):
+    decide(settings, 0)
+    away = f"kafka://127.0.0.1:{unused_port()}"
+    with pytest.raises(BrokerUnavailableError, match="Kafka"):
+        send_decisions(settings.model_copy(update={"events_url": away}), "churn", NOON)
+    decide(settings, 1)
+    send_decisions(settings, "churn", NOON + HOUR)
+    assert moments(kafka) == [NOON, NOON + HOUR]
