@@ -15,7 +15,8 @@ from core.settings import Settings
 from core.user_code import DATASETS, makes_dataset
 from feature_engine.events.interface import Broker, ConsumerLag
 from feature_engine.events.redis_broker import RedisBroker
-from feature_engine.events.schema import SCHEMAS, EventSchema, published_schemas
+from feature_engine.events.schema import SCHEMAS, published_schemas
+from feature_repo.event_schema import EventSchema
 from feature_repo.online_store import redis_client
 
 MAX_LAG_SECONDS = 60.0

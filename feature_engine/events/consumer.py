@@ -9,7 +9,6 @@ The newest arrival of a key wins. An event arrives when the broker has it, a row
 the ingest that first sees it.
 """
 
-import json
 import logging
 import os
 import signal
@@ -34,22 +33,23 @@ from core.user_code import change_times, in_one_line
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
 from feature_engine.events.broker import broker, show_life
 from feature_engine.events.interface import Entry
-from feature_engine.events.schema import event_schema
-from feature_engine.events.topics import record_reader
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.quarantine import (
     as_json,
+    as_text,
     leave_quarantine,
     quarantine,
     quarantine_entries,
     quarantine_table,
 )
+from feature_engine.ingest.topics import record_reader
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.entity_values import Row, ViewValues, key_of, raw_rows
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
+from feature_repo.event_schema import event_schema
 from feature_repo.online_store import redis_client, redis_problem
 from feature_repo.rules import DatasetRules
 
@@ -238,7 +238,7 @@ class EventConsumer:
         except ValueError as exc:
             # Serving did not send it, or the dataset had other columns then.
             content = entry.events.decode(errors="replace")
-            text = json.dumps(entry.place | {"events": content})
+            text = as_text(entry.place | {"events": content})
             self.stream.reject(entry, in_one_line(exc))
             self._set_aside([text], entry.arrival, exc)
             return []

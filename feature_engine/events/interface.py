@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from feature_engine.events.schema import EventSchema
+from feature_repo.event_schema import EventSchema
 
 Row = dict[str, Any]
 

@@ -46,7 +46,7 @@ from core.errors import BrokerUnavailableError
 from core.settings import Settings
 from core.timestamps import BEGINNING
 from feature_engine.events.interface import ConsumerLag, Entry, Record, Row
-from feature_engine.events.schema import EventSchema
+from feature_repo.event_schema import EventSchema
 
 PREFIX = "gyre.events."
 DEAD_LETTERS = ".gyre-dead-letters"

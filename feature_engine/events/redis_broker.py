@@ -16,7 +16,8 @@ from redis.exceptions import ResponseError
 from core.errors import BrokerUnavailableError
 from core.settings import Settings
 from feature_engine.events.interface import ConsumerLag, Entry, Record, Row
-from feature_engine.events.schema import SCHEMAS, TIMEOUT_SECONDS, EventSchema
+from feature_engine.events.schema import SCHEMAS, TIMEOUT_SECONDS
+from feature_repo.event_schema import EventSchema
 from feature_repo.online_store import redis_client, redis_errors
 
 GROUP = "gyre"

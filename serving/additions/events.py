@@ -20,7 +20,8 @@ from core.errors import BrokerUnavailableError
 from core.settings import Settings
 from feature_engine.events.broker import broker
 from feature_engine.events.interface import Intake
-from feature_engine.events.schema import EventSchema, PublishedSchemas
+from feature_engine.events.schema import PublishedSchemas
+from feature_repo.event_schema import EventSchema
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import DescribedRoute, Document, Operation

@@ -14,8 +14,8 @@ import yaml
 from core.project import PROJECT
 from feature_engine.events.broker import show_life
 from feature_engine.events.redis_broker import RedisStream
-from feature_engine.events.schema import event_schema
 from feature_repo.datasets import load_dataset
+from feature_repo.event_schema import event_schema
 from feature_repo.online_store import redis_client
 from stack.supervisor import Program, end_stack, start, start_supervisor
 from tests.conftest import wait_until

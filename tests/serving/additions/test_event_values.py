@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from core.json_types import Int64
-from feature_engine.events.schema import EventSchema
+from feature_repo.event_schema import EventSchema
 from serving.additions.events import checked_events
 from tests.support.tools.names import NAMES
 

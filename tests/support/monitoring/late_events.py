@@ -7,7 +7,7 @@ from redis import Redis
 
 from feature_engine.events.broker import show_life
 from feature_engine.events.redis_broker import RedisStream
-from feature_engine.events.schema import EventSchema
+from feature_repo.event_schema import EventSchema
 
 
 @contextmanager

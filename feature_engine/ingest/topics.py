@@ -1,0 +1,185 @@
+"""Records of a topic that others write, as rows of a dataset.
+
+The consumer reads them as they come; an ingest reads those that the topic has had since a time.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+from pydantic_core import from_json
+
+from core.errors import DataError, SettingsError
+from core.packages import missing_client
+from core.settings import Settings
+from core.timestamps import BEGINNING
+from core.user_code import in_one_line
+from feature_engine.ingest.exact_types import UNREADABLE
+from feature_engine.ingest.quarantine import as_text
+from feature_repo.definition import TIMESTAMP, Dataset, Topic
+from feature_repo.event_schema import event_schema
+from feature_repo.rules import DatasetRules
+
+EventsOf = Callable[[bytes], bytes]
+"""Returns the events of an entry as a JSON list.
+
+It raises a ValueError where the entry cannot be read, and a BrokerUnavailableError where the schema
+registry does not answer.
+"""
+MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+"""Microseconds of each unit."""
+BATCH_ROWS = 10_000
+
+
+def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
+    """Return the function that reads the entries of a dataset.
+
+    Raises:
+        DataError: The dataset has a topic, and there is no Kafka, no schema registry or no such
+            column.
+        SettingsError: A setting of the schema registry is wrong.
+
+    """
+    topic = dataset.topic
+    if topic is None:
+        return bytes
+    head = f"{dataset.name}: the topic {topic.name}"
+    if not settings.events_url:
+        raise DataError(f"{head} needs a Kafka: set GYRE_EVENTS_URL")
+    columns = dataset.schema.names
+    unknown_columns = topic.fields.keys() - {*columns}
+    if unknown_columns:
+        names = ", ".join(sorted(unknown_columns))
+        expected = f"fields of the columns {', '.join(columns)}"
+        raise DataError(f"{head}: expected {expected}, found {names}")
+    paths = {name: [name] for name in columns}
+    for name, field in topic.fields.items():
+        paths[name] = field.split(".")
+    unit = MICROSECONDS.get(topic.time_unit or "")
+    content_of = _content_reader(settings, topic, head)
+
+    def events_of(record: bytes) -> bytes:
+        if not record:
+            raise ValueError("the record has no value: a tombstone deletes no row here")
+        content = content_of(record)
+        row = {}
+        for column in dataset.schema:
+            path = paths[column.name]
+            try:
+                value = _value_at(content, path)
+                row[column.name] = _json_value(value, column.type, unit)
+            except (ValueError, OverflowError) as exc:
+                place = f"column {column.name}, field {'.'.join(path)}"
+                raise ValueError(f"{place}: {exc}") from exc
+        return json.dumps([row]).encode()
+
+    return events_of
+
+
+def _content_reader(
+    settings: Settings, topic: Topic, head: str
+) -> Callable[[bytes], Any]:
+    """Return the function that reads a record as values of Python."""
+    if topic.format == "json":
+        return partial(from_json, allow_inf_nan=False)
+    if "url" not in settings.schema_registry:
+        remedy = "set GYRE_SCHEMA_REGISTRY__URL"
+        raise DataError(f"{head} is {topic.format}, by a schema registry: {remedy}")
+    from core.connectors.schema_registry import registry_reader  # noqa: PLC0415  (an extra)
+
+    return registry_reader(settings, topic.format)
+
+
+def _value_at(content: Any, path: list[str]) -> Any:
+    """Return the value of a field; null where a record, or an object in it, lacks the field."""
+    for name in path:
+        if content is None:
+            return None
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            raise ValueError(f"expected an object with {name}, found {kind}")  # noqa: TRY004  (of a record)
+        content = content.get(name)
+    return content
+
+
+def _json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:
+    """Return a value as JSON has it, unchanged: `EventSchema.row_type` judges it.
+
+    Args:
+        value: Value of a field.
+        kind: Type of its column.
+        microseconds: Of the unit of times that are numbers.
+
+    Raises:
+        ValueError: JSON has no such value, or a number may be any time.
+
+    """
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, Decimal):
+        numerator, denominator = value.as_integer_ratio()
+        if denominator == 1:
+            value = numerator
+        elif pa.types.is_floating(kind):
+            value = float(value)
+    if kind == TIMESTAMP and type(value) is int:
+        if microseconds is None:
+            text = f"{value} may be any time: name its unit: Topic(…, time_unit=…)"
+            raise ValueError(text)
+        value = BEGINNING + timedelta(microseconds=value * microseconds)
+    if kind == TIMESTAMP and isinstance(value, datetime) and value.tzinfo:
+        return value.isoformat()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    found = f"{type(value).__name__} {value!r:.80}"
+    raise ValueError(f"expected {kind}, found {found}")
+
+
+def topic_batches(
+    settings: Settings, dataset: Dataset, since: datetime | None
+) -> Iterator[pa.RecordBatch]:
+    """Read the records that the topic has now, as rows in the dataset's types and UNREADABLE.
+
+    Args:
+        settings: Settings of the installation.
+        dataset: A dataset with a topic.
+        since: Read only records from this time on, as the topic has their times.
+
+    """
+    topic: Any = dataset.topic
+    events_of = record_reader(settings, dataset)
+    try:
+        from core.connectors import kafka  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        raise SettingsError(f"GYRE_EVENTS_URL {missing_client(exc)}") from exc
+    never_null = DatasetRules(dataset, for_events=True).never_null
+    row_type = event_schema(dataset, never_null).row_type()
+    row_list = TypeAdapter(list[row_type])  # type: ignore[valid-type]
+    schema = dataset.schema.append(UNREADABLE)
+    rows: list[dict[str, Any]] = []
+    with kafka.kafka_errors():
+        starts, ends = kafka.offsets_since(settings, topic.name, since)
+        for message in kafka.records_between(settings, starts, ends):
+            record = message.value() or b""
+            try:
+                rows += row_list.validate_json(events_of(record))
+            except ValueError as exc:
+                partition, offset = kafka.place_of(message)
+                entry = {
+                    "topic": topic.name,
+                    "partition": partition,
+                    "offset": offset,
+                    "events": record.decode(errors="replace"),
+                }
+                mark = {"row": as_text(entry), "problem": in_one_line(exc)}
+                rows.append({UNREADABLE.name: mark})
+            if len(rows) == BATCH_ROWS:
+                yield pa.RecordBatch.from_pylist(rows, schema)
+                rows = []
+    yield pa.RecordBatch.from_pylist(rows, schema)
