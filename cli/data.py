@@ -33,17 +33,26 @@ def ingest(
             "break a view to quarantine.",
         ),
     ] = False,
+    topic_from: Annotated[
+        str | None,
+        typer.Option(
+            "--topic-from",
+            help="Read the dataset's topic from a time on, such as 2026-11-01T00:00Z, and not its "
+            "source.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a dataset up to date: pull, validate, merge, features, online values."""
     log_to_stderr()
     time = moment(as_of)
+    since = moment(topic_from, "--topic-from") if topic_from else None
     settings = load_settings()
     with progress(f"ingest {dataset}"):
         from feature_engine.ingest.pipeline import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
         from mlflow_server.alerts import Alerts  # noqa: PLC0415
 
-        report = run(settings, dataset, time, full=full)
+        report = run(settings, dataset, time, full=full, topic_from=since)
         with suppress(RegistryError), Alerts(settings) as alerts:
             alerts.end_failures("ingest", f"ingest_{dataset}")
     say(report.summary(), report, as_json=as_json)

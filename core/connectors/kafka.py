@@ -33,6 +33,8 @@ DELIVERY_MILLISECONDS = 3_000
 """How long the brokers may take for a record: a leader that dies is replaced in that time."""
 PARTITIONS = 6
 """Partitions of a topic that Gyre makes: as many consumers can share its records."""
+READER = "gyre.reader"
+"""A group that commits no offset."""
 READ_COUNT = 1_000
 """Records that one call reads."""
 NOTHING = 0
@@ -188,6 +190,33 @@ class TopicWriter:
             self._errors.append(error)
 
 
+def offsets_since(
+    settings: Settings, topic: str, since: datetime | None
+) -> tuple[list[TopicPartition], dict[int, int]]:
+    """Return the partitions of a topic, each with its first offset from a time on, and their ends.
+
+    Args:
+        settings: Settings of the installation.
+        topic: Name of the topic.
+        since: A time, as the topic has the times of its records; None: from its first record on.
+
+    """
+    ends = {}
+    with closing(Consumer(client_settings(settings, group_id=READER))) as consumer:
+        moment = int(since.timestamp() * 1000) if since else 0
+        starts = [
+            TopicPartition(topic, number, moment)
+            for number in partitions_of(consumer, topic)
+        ]
+        if since:
+            starts = consumer.offsets_for_times(starts, timeout=SECONDS)
+        for start in starts:
+            first, end = consumer.get_watermark_offsets(start, timeout=SECONDS)
+            ends[start.partition] = end
+            start.offset = max(start.offset, first) if start.offset >= 0 else end
+    return starts, ends
+
+
 def records_between(
     settings: Settings,
     starts: Sequence[TopicPartition],
@@ -206,13 +235,21 @@ def records_between(
         KafkaException: Kafka does not answer.
 
     """
-    named = {"group_id": "gyre.reader", "enable_partition_eof": True}
+    named = {
+        "group_id": READER,
+        "enable_partition_eof": True,
+        # Records may expire meanwhile.
+        "auto_offset_reset": "earliest",
+    }
     with closing(Consumer(client_settings(settings, **named))) as consumer:
         for start in starts:
             consumer.assign([start])
             is_read = start.offset >= ends[start.partition]
             while not is_read:
-                for message in consumer.consume(at_once, timeout=1.0):
+                messages = consumer.consume(at_once, timeout=1.0)
+                if not messages:
+                    partitions_of(consumer, start.topic)  # does Kafka answer?
+                for message in messages:
                     error = message.error()
                     if error and error.name() == END:
                         is_read = True

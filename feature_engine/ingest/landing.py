@@ -38,7 +38,7 @@ from feature_engine.ingest.quarantine import (
     quarantine_faults,
     quarantine_table,
 )
-from feature_engine.ingest.source import place
+from feature_engine.ingest.source import has_source, place
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
@@ -48,6 +48,8 @@ BATCH_ROWS = 500_000
 """About the number of rows that Great Expectations judges at a time: it holds them in memory."""
 UNREADABLE_SHARE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
+TOPIC_SHARE = 0.5
+"""The same of a topic: it may have many tombstones, and nobody mends its records."""
 MEMORY_LIMIT = "500MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk.
 
@@ -182,7 +184,8 @@ def stop_if_many(
     """Raise a BatchRejectedError if many rows cannot be read."""
     count = len(unreadable)
     row_count = readable_count + count
-    if count >= SINGLE_ROWS and count > UNREADABLE_SHARE * row_count:
+    share = UNREADABLE_SHARE if has_source(settings, dataset) else TOPIC_SHARE
+    if count >= SINGLE_ROWS and count > share * row_count:
         examples = "; ".join([*unreadable.values()][:3])
         text = f"{count} of {row_count} rows cannot be read, such as: {examples}"
         raise _rejection(settings, dataset, text)

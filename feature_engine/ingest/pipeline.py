@@ -15,7 +15,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import BatchRejectedError, RegistryError, UncomputableError
+from core.errors import BatchRejectedError, DataError, RegistryError, UncomputableError
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -25,7 +25,7 @@ from feature_engine.ingest.landing import IngestReport, land, stop_if_many
 from feature_engine.ingest.quarantine import heal
 from feature_engine.ingest.record import DatasetRecord, read_record
 from feature_engine.ingest.record_writer import write_record
-from feature_engine.ingest.source import pull
+from feature_engine.ingest.source import has_source, pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import write_views
 from feature_engine.online.refresh import (
@@ -50,8 +50,11 @@ def ingest(
     as_of: datetime,
     *,
     full: bool = False,
+    topic_from: datetime | None = None,
 ) -> IngestReport:
     """Bring a dataset up to date.
+
+    Where a topic alone has its rows, the first ingest reads them all. Later the consumer does.
 
     Args:
         settings: Settings of the installation.
@@ -61,6 +64,7 @@ def ingest(
             does: it finds rows that were corrected before the look-back. Write every value online
             again, as the store may have lost some. Rows of the table that views cannot be computed
             from go to quarantine.
+        topic_from: Read the records of the topic from this time on, and not the source.
 
     Raises:
         BatchRejectedError: The batch broke a rule as a whole; tables and features are as before.
@@ -75,10 +79,22 @@ def ingest(
         last_record = read_record(settings, name)
         record = partial(write_record, settings, dataset, last_record, as_of)
         since = None if full else _read_from(dataset, raw, last_record, as_of)
-        unreadable: dict[str, str] = {}
-        delivery = pull(settings, dataset, as_of, since, unreadable)
+        origin = settings
+        rows_of = dataset
+        if topic_from:
+            if dataset.topic is None:
+                remedy = f"name it in feature_repo/datasets/{name}.py: topic=Topic(…)"
+                raise DataError(f"{name}: --topic-from needs a topic: {remedy}")
+            since = topic_from
+            origin = settings.model_copy(update={"sources": {}})
+            rows_of = replace(dataset, shipped=None)
+        report = IngestReport(dataset=name, as_of=as_of, table_version=raw.version)
+        is_first = full or not raw.exists
         try:
-            report = land(settings, dataset, delivery, as_of, unreadable)
+            if topic_from or is_first or has_source(settings, dataset):
+                unreadable: dict[str, str] = {}
+                delivery = pull(origin, rows_of, as_of, since, unreadable)
+                report = land(origin, rows_of, delivery, as_of, unreadable)
         except BatchRejectedError as exc:
             record(open_store(settings), str(exc), passed=False)
             raise
@@ -125,7 +141,7 @@ def whole_history(
             stop_if_many(settings, dataset, unreadable, all_rows.num_rows)
             rows = part(dataset, all_rows)
             until = as_of
-            if dataset.source_name not in settings.sources:
+            if dataset.shipped and dataset.source_name not in settings.sources:
                 until = pc.max(rows[dataset.event_time]).as_py()
             report = land(history, dataset, rows.to_reader(), until)
             for warning in report.warnings:

@@ -21,6 +21,7 @@ from core.project import ENV_FILE
 from core.settings import Settings
 from feature_engine.ingest.exact_types import in_schema, type_of, type_problem
 from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.topics import topic_batches
 from feature_repo.definition import Dataset
 
 DEMO_AHEAD = timedelta(days=120)
@@ -43,7 +44,7 @@ def pull(
             demo is moved.
         dataset: The dataset of the rows.
         as_of: The demo delivers the rows that are due at this moment, another source all its rows.
-        since: Read only rows with a later event time.
+        since: Read only rows with a later event time; of a topic, the records from this time on.
         unreadable: Gets the rows (JSON) that the columns do not hold, with the reason, while the
             others are read.
 
@@ -62,16 +63,24 @@ def pull(
         later = Later(dataset.event_time, since) if since else None
         time_zone = settings.time_zones.get(dataset.source_name)
         batches = _batches(parts_of(address), dataset, later, time_zone)
+    elif not has_source(settings, dataset):
+        batches = topic_batches(settings, dataset, since)
+        since = None
     else:
         batches = _demo_batches(settings, dataset, as_of)
     batches = _readable_batches(settings, dataset, batches, since, unreadable)
     return pa.RecordBatchReader.from_batches(dataset.schema, batches)
 
 
+def has_source(settings: Settings, dataset: Dataset) -> bool:
+    """Whether there are rows of a dataset beside its topic."""
+    return dataset.source_name in settings.sources or dataset.shipped is not None
+
+
 def require_source(settings: Settings, dataset: Dataset) -> None:
-    """Raise a DataError, with the line to add, for a dataset that has no source."""
+    """Raise a DataError, with the line to add, for a dataset that has no source and no topic."""
     name = dataset.source_name
-    if name not in settings.sources and dataset.shipped is None:
+    if not has_source(settings, dataset) and dataset.topic is None:
         line = f"GYRE_SOURCES__{name.upper()}=… (a file, or address#table)"
         file = settings.home / ENV_FILE
         raise DataError(f"{dataset.name}: no source; add the line {line} to {file}")
@@ -79,6 +88,8 @@ def require_source(settings: Settings, dataset: Dataset) -> None:
 
 def place(settings: Settings, dataset: Dataset) -> str:
     """Return the address that the rows come from, without user and password."""
+    if dataset.topic and not has_source(settings, dataset):
+        return f"topic {dataset.topic.name}"
     return shown_address(settings.sources.get(dataset.source_name, "shipped file"))
 
 
