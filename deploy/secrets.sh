@@ -39,6 +39,10 @@ missing serving_tokens && printf 'first:%s\n' "$(random 24)" | write serving_tok
 test -e alertmanager_url || { : > alertmanager_url; chmod 644 alertmanager_url; }
 test -e gyre_alert_urls || { : > gyre_alert_urls; chmod 644 gyre_alert_urls; }
 
+# Settings of librdkafka, and of Confluent's client for the schema registry: JSON, none by default.
+test -e gyre_kafka || { echo '{}' > gyre_kafka; chmod 644 gyre_kafka; }
+test -e gyre_schema_registry || { echo '{}' > gyre_schema_registry; chmod 644 gyre_schema_registry; }
+
 # Signed by itself: put your own certificate and key in their place.
 if missing tls_certificate; then
   domain="${DOMAIN:-localhost}"
