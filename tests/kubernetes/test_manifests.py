@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from core.project import CLONE
+from tests.conftest import new_settings
 from tests.kubernetes.conftest import run
 from tests.kubernetes.manifests import (
     FOLDER,
@@ -43,6 +44,9 @@ DIFFERENT = {
     "GYRE_SERVING_URL": "the headless Service stands for every replica there is",
     "GYRE_ENGINE": "the folder `spark` sets it",
     "GYRE_SPARK_MASTER": "the folder `spark` sets it",
+    "GYRE_EVENTS_URL": "the folder `kafka` sets it",
+    "GYRE_PREDICTIONS_TOPIC": "the folder `kafka` sets it",
+    "GYRE_DECISIONS_TOPIC": "the folder `kafka` sets it",
     "AIRFLOW__CORE__EXECUTOR": "a pod for each task, by Airflow's chart",
     "AIRFLOW__CELERY__BROKER_URL_CMD": "no Celery",
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "no Celery",
@@ -67,6 +71,8 @@ CHART_CONTAINERS = [
 ]
 (SPARK,) = read_documents("spark/sparkcluster.yaml")
 SPARK_POLICIES = read_documents("spark/network.yaml")
+(KAFKA,) = read_documents("kafka/kustomization.yaml")
+KAFKA_POLICIES = read_documents("kafka/network.yaml")
 KSERVE_FILES = page_files("kserve.md")
 KSERVE = yaml.safe_load(KSERVE_FILES[0])
 PREDICTOR = KSERVE["spec"]["predictor"]
@@ -86,7 +92,7 @@ PAGE = (CLONE / "docs" / "how-to" / "kubernetes.md").read_text()
 
 @pytest.mark.parametrize(
     "document",
-    [*BASE, *SPARK_POLICIES],
+    [*BASE, *SPARK_POLICIES, *KAFKA_POLICIES],
     ids=lambda each: f"{each['kind']} {each['metadata']['name']}",
 )
 def test_kubernetes_knows_every_field_of_each_object(document):
@@ -132,6 +138,40 @@ def test_each_overlay_builds_with_its_objects_images_and_settings(build):
     assert OBJECTS.keys() - kserve.keys() == {(kind, "serving") for kind in replaced}
     predictor = kserve["InferenceService", "gyre-serving"]["spec"]["predictor"]
     assert container_of(predictor)["image"] == f"{registry}/gyre-serving:0.1.0"
+
+
+@pytest.mark.parametrize("overlay", ["production", "spark", "kserve"])
+def test_the_lines_of_the_page_add_a_kafka_to_an_overlay(build, tmp_path, overlay):
+    (lines,) = re.findall(
+        r"^```yaml\n(components:.*?)^```", PAGE, re.MULTILINE | re.DOTALL
+    )
+    assert KAFKA["kind"] == "Component"
+    before = build(overlay)
+    with (tmp_path / "kubernetes" / overlay / "kustomization.yaml").open("a") as file:
+        file.write(lines)
+    after = build(overlay)
+    assert after.keys() - before.keys() == {("NetworkPolicy", "kafka")}
+    settings = after["ConfigMap", "gyre"]["data"]
+    assert settings == before["ConfigMap", "gyre"]["data"] | kafka_settings()
+    variables = {"GYRE_EVENTS_URL", "GYRE_PREDICTIONS_TOPIC", "GYRE_DECISIONS_TOPIC"}
+    assert kafka_settings().keys() == variables
+
+
+def kafka_settings():
+    (patch,) = KAFKA["patches"]
+    return yaml.safe_load(patch["patch"])["data"]
+
+
+def test_the_network_lets_pods_reach_the_brokers_that_the_settings_name(tmp_path):
+    settings = {
+        name.removeprefix("GYRE_").lower(): value
+        for name, value in kafka_settings().items()
+    }
+    address = new_settings(tmp_path, **settings).events_url
+    ports = {int(port) for port in re.findall(r":(\d+)", address)}
+    (policy,) = KAFKA_POLICIES
+    (rule,) = policy["spec"]["egress"]
+    assert ports <= {port["port"] for port in rule["ports"]}
 
 
 def test_the_page_on_kserve_deletes_what_its_overlay_leaves_out(build):

@@ -10,6 +10,7 @@ from tests.kubernetes.manifests import base, read_documents
 GYRE = {"app.kubernetes.io/part-of": "gyre"}
 AIRFLOW_PROGRAMS = {"api-server", "scheduler", "dag-processor", "worker"}
 SPARK_PROGRAMS = {"spark-master", "spark-worker"}
+KAFKA_POLICIES = [each["spec"] for each in read_documents("kafka/network.yaml")]
 DOCUMENTS = [*base(), *read_documents("spark/network.yaml")]
 POLICIES = [each["spec"] for each in DOCUMENTS if each["kind"] == "NetworkPolicy"]
 OPTIONS = (CLONE / "deploy" / "spark" / "spark-defaults.conf").read_text()
@@ -19,6 +20,7 @@ NAMESPACES = {
     "stranger": {},
 }
 MAIL = {25, 465, 587}
+BROKERS = {9092, 9093, 9094}
 
 
 def pod_labels():
@@ -49,10 +51,10 @@ def selects(selector, labels):
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
-def policies_of(pod, direction):
+def policies_of(pod, direction, added=()):
     policies = [
         policy
-        for policy in POLICIES
+        for policy in (*POLICIES, *added)
         if direction in policy["policyTypes"]
         and selects(policy["podSelector"], LABELS[pod])
     ]
@@ -127,17 +129,29 @@ def test_only_the_listed_callers_reach_a_program(target, port):
 
 @pytest.mark.parametrize("pod", sorted(LABELS))
 def test_a_pod_reaches_stores_anywhere_and_mail_only_if_it_sends_alerts(pod):
-    ports = set()
-    for policy in policies_of(pod, "Egress"):
-        for rule in policy.get("egress", []):
-            if "to" not in rule:
-                ports |= {port["port"] for port in rule["ports"]}
+    ports = ports_anywhere(pod)
     assert {5432, 6379, 443} <= ports
     assert ports & MAIL == (MAIL if pod in {"console", "worker"} else set())
 
 
+@pytest.mark.parametrize("pod", sorted(LABELS))
+def test_a_pod_reaches_brokers_of_kafka_only_by_the_folder_that_adds_them(pod):
+    assert ports_anywhere(pod) & BROKERS == set()
+    assert ports_anywhere(pod, KAFKA_POLICIES) & BROKERS == BROKERS
+
+
+def ports_anywhere(pod, added=()):
+    """Return the ports that a pod reaches, wherever they are."""
+    ports = set()
+    for policy in policies_of(pod, "Egress", added):
+        for rule in policy.get("egress", []):
+            if "to" not in rule:
+                ports |= {port["port"] for port in rule["ports"]}
+    return ports
+
+
 def test_each_port_names_its_protocol_so_that_a_second_apply_changes_nothing():
-    for policy in POLICIES:
+    for policy in (*POLICIES, *KAFKA_POLICIES):
         for rule in (*policy.get("ingress", []), *policy.get("egress", [])):
             for port in rule.get("ports", []):
                 assert port.get("protocol") in {"TCP", "UDP"}, policy
