@@ -238,6 +238,8 @@ def records_between(
     named = {
         "group_id": READER,
         "enable_partition_eof": True,
+        # Not half a second for each partition at whose end only a transaction's mark is.
+        "fetch_wait_max_ms": 10,
         # Records may expire meanwhile.
         "auto_offset_reset": "earliest",
     }
