@@ -76,6 +76,19 @@ LAYOUT = "8"
 """Layout of stored data. A home, a database and a backup name theirs; Gyre refuses another."""
 TOOLS = ("aws_", "google_", "azure_", "pyiceberg_", "pg", "mlflow_tracking_")
 """Beginnings of the names of files of GYRE_SECRETS_DIR that are variables of other tools."""
+KAFKA_OWN = {
+    "acks",
+    "auto_offset_reset",
+    "bootstrap_servers",
+    "enable_auto_commit",
+    "enable_idempotence",
+    "group_id",
+    "group_instance_id",
+    "isolation_level",
+    "message_timeout_ms",
+    "transactional_id",
+}
+"""Settings of librdkafka that GYRE_KAFKA may not have."""
 KEEP_DAYS = {"predictions": 400, "outcomes": 400, "scores": 400}
 
 
@@ -187,6 +200,9 @@ class Settings(BaseSettings):
     ] = None
     """A Kafka that has the [events](../events.md) in place of Redis: `kafka://HOST:PORT`, further
     brokers behind commas."""
+    events_prefix: str = Field("gyre.", pattern=r"^[\w.-]+$")
+    """Beginning of the names of Gyre's own topics, groups and transactions in that Kafka. Several
+    installations on one Kafka need one each."""
     kafka: dict[str, str] = Field(default_factory=dict)
     """Settings of librdkafka for every client, with `_` for each dot of a name:
     `GYRE_KAFKA__SECURITY_PROTOCOL=SASL_SSL`, `__SASL_MECHANISM`, `__SASL_USERNAME`,
@@ -343,6 +359,16 @@ class Settings(BaseSettings):
         if not file.is_file():
             raise ValueError(f"expected a folder with {STORE.name}, found no {file}")
         return repository
+
+    @field_validator("kafka")
+    @classmethod
+    def _not_our_own(cls, value: dict[str, str]) -> dict[str, str]:
+        taken = ", ".join(sorted(KAFKA_OWN.intersection(value)))
+        if taken:
+            raise ValueError(
+                f"Gyre's promises rest on its own values of {taken}: leave them out"
+            )
+        return value
 
     @field_validator("predictions_topic", "decisions_topic")
     @classmethod

@@ -88,6 +88,12 @@ class Topic:
     fields: Mapping[str, str] = field(default_factory=dict)
     time_unit: Literal["s", "ms", "us"] | None = None
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", self.name):
+            raise ValueError(
+                f"Topic: expected the name of a topic, found {self.name!r}"
+            )
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -39,6 +39,7 @@ class EventSchema(BaseModel):
         required: Columns that may not be null.
         event_time: The column with the event's time.
         entity: The column that identifies the entity.
+        key: The columns that identify a row.
         topic: The topic that others write the events to; empty: serving takes them.
 
     """
@@ -48,6 +49,7 @@ class EventSchema(BaseModel):
     required: list[str]
     event_time: str
     entity: str = ""
+    key: list[str] = []
     topic: str = ""
 
     def row_type(self) -> Any:
@@ -92,5 +94,6 @@ def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
         required=sorted(required),
         event_time=dataset.event_time,
         entity=dataset.entity,
+        key=[*dataset.key],
         topic=dataset.topic.name if dataset.topic else "",
     )

@@ -3,6 +3,7 @@
 Without librdkafka's client the import of this module raises a SettingsError.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -33,16 +34,30 @@ DELIVERY_MILLISECONDS = 3_000
 """How long the brokers may take for a record: a leader that dies is replaced in that time."""
 PARTITIONS = 6
 """Partitions of a topic that Gyre makes: as many consumers can share its records."""
-READER = "gyre.reader"
-"""A group that commits no offset."""
+READER = "reader"
+"""Name of the group that commits no offset, behind GYRE_EVENTS_PREFIX."""
 READ_COUNT = 1_000
 """Records that one call reads."""
+LARGEST_RECORD = 10_000_000
+"""Bytes of a record that a client sends; a broker may take less."""
 NOTHING = 0
 """Level of librdkafka's own lines on stderr, of which there are many while a broker is away."""
-
-
 END = "_PARTITION_EOF"
 """Error in place of a record behind the last one of a partition."""
+logger = logging.getLogger(__name__)
+
+
+class ErrorLog:
+    """Logs the errors of a client: of equal ones that follow each other, the first."""
+
+    def __init__(self) -> None:
+        self._last_text = ""
+
+    def __call__(self, error: KafkaError) -> None:
+        text = error.str()
+        if text != self._last_text:
+            logger.warning("Kafka: %s", text)
+        self._last_text = text
 
 
 def place_of(message: Message) -> tuple[int, int]:
@@ -61,18 +76,20 @@ def client_settings(settings: Settings, **more: Any) -> dict[str, Any]:
     brokers = str(settings.events_url).removeprefix("kafka://")
     named = {"bootstrap_servers": brokers} | more | settings.kafka
     client = {name.replace("_", "."): value for name, value in named.items()}
-    return client | {"log_level": NOTHING}
+    # Without the callback a call raises an error that belongs to no record.
+    return client | {"log_level": NOTHING, "error_cb": ErrorLog()}
 
 
 @contextmanager
-def kafka_errors() -> Iterator[None]:
-    """Translate an error of Kafka into a BrokerUnavailableError."""
+def kafka_errors(what: str = "") -> Iterator[None]:
+    """Translate an error of Kafka into a BrokerUnavailableError; `what` names the thing, as a topic."""
     try:
         yield
     except (KafkaException, BufferError) as exc:
         error = exc.args[0] if exc.args else exc
         text = error.str() if isinstance(error, KafkaError) else str(error)
-        raise BrokerUnavailableError(f"Kafka: {text}") from exc
+        head = f"Kafka: {what}: " if what else "Kafka: "
+        raise BrokerUnavailableError(head + text) from exc
 
 
 def broker_count(settings: Settings) -> int:
@@ -93,14 +110,15 @@ def producer(settings: Settings, **more: Any) -> Producer:
         "acks": "all",
         "enable_idempotence": True,
         "message_timeout_ms": DELIVERY_MILLISECONDS,
+        "message_max_bytes": LARGEST_RECORD,
     }
     return Producer(client_settings(settings, **named | more))
 
 
 def make_topic(
     settings: Settings, topic: str, record_time: str = "LogAppendTime"
-) -> None:
-    """Make a topic that is not there.
+) -> bool:
+    """Make a topic that is not there; return whether it was made.
 
     Args:
         settings: Settings of the installation.
@@ -110,7 +128,7 @@ def make_topic(
     """
     admin = AdminClient(client_settings(settings))
     if topic in admin.list_topics(timeout=SECONDS).topics:
-        return
+        return False
     config = {"message.timestamp.type": record_time}
     new_topic = NewTopic(topic, PARTITIONS, config=config)
     results = admin.create_topics([new_topic], request_timeout=SECONDS)
@@ -119,6 +137,7 @@ def make_topic(
     except KafkaException as exc:  # another process may have made it meanwhile
         if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise
+    return True
 
 
 def partitions_of(client: Consumer | Producer, topic: str) -> list[int]:
@@ -202,7 +221,7 @@ def offsets_since(
 
     """
     ends = {}
-    with closing(Consumer(client_settings(settings, group_id=READER))) as consumer:
+    with closing(reader(settings)) as consumer:
         moment = int(since.timestamp() * 1000) if since else 0
         starts = [
             TopicPartition(topic, number, moment)
@@ -211,17 +230,56 @@ def offsets_since(
         if since:
             starts = consumer.offsets_for_times(starts, timeout=SECONDS)
         for start in starts:
+            if start.error:
+                raise KafkaException(start.error)
             first, end = consumer.get_watermark_offsets(start, timeout=SECONDS)
             ends[start.partition] = end
             start.offset = max(start.offset, first) if start.offset >= 0 else end
     return starts, ends
 
 
+def reader(settings: Settings) -> Consumer:
+    """Return a consumer that joins no group and commits nothing."""
+    return Consumer(
+        client_settings(
+            settings,
+            group_id=settings.events_prefix + READER,
+            enable_auto_commit=False,
+            enable_partition_eof=True,
+            # Not half a second for each partition at whose end only a transaction's mark is.
+            fetch_wait_max_ms=10,
+            # Records may expire meanwhile.
+            auto_offset_reset="earliest",
+        )
+    )
+
+
+def first_records(
+    settings: Settings, starts: Sequence[TopicPartition]
+) -> dict[int, Message]:
+    """Return the first record of each partition from an offset on; of one that has none, its end.
+
+    Raises:
+        KafkaException: Kafka does not answer.
+
+    """
+    found: dict[int, Message] = {}
+    with closing(reader(settings)) as consumer:
+        consumer.assign([*starts])
+        while len(found) < len(starts):
+            message = consumer.poll(SECONDS)
+            if message is None:
+                raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT))
+            error = message.error()
+            if error and error.name() != END:
+                raise KafkaException(error)
+            partition, _ = place_of(message)
+            found.setdefault(partition, message)
+    return found
+
+
 def records_between(
-    settings: Settings,
-    starts: Sequence[TopicPartition],
-    ends: Mapping[int, int],
-    at_once: int = READ_COUNT,
+    settings: Settings, starts: Sequence[TopicPartition], ends: Mapping[int, int]
 ) -> Iterator[Message]:
     """Yield the records of a topic from one offset to another, partition by partition.
 
@@ -229,26 +287,17 @@ def records_between(
         settings: Settings of the installation.
         starts: Partitions, each with its first offset.
         ends: Partition → the offset that is read no more.
-        at_once: Records that one call reads; it waits for so many.
 
     Raises:
         KafkaException: Kafka does not answer.
 
     """
-    named = {
-        "group_id": READER,
-        "enable_partition_eof": True,
-        # Not half a second for each partition at whose end only a transaction's mark is.
-        "fetch_wait_max_ms": 10,
-        # Records may expire meanwhile.
-        "auto_offset_reset": "earliest",
-    }
-    with closing(Consumer(client_settings(settings, **named))) as consumer:
+    with closing(reader(settings)) as consumer:
         for start in starts:
             consumer.assign([start])
             is_read = start.offset >= ends[start.partition]
             while not is_read:
-                messages = consumer.consume(at_once, timeout=1.0)
+                messages = consumer.consume(READ_COUNT, timeout=1.0)
                 if not messages:
                     partitions_of(consumer, start.topic)  # does Kafka answer?
                 for message in messages:

@@ -54,6 +54,8 @@ from feature_repo.online_store import redis_client, redis_problem
 from feature_repo.rules import DatasetRules
 
 MAX_ROWS = 1_000
+MAX_UNREADABLE = 100
+"""Entries of a batch that cannot be read: each is copied, and few of them mean much work."""
 BATCH_SECONDS = 0.2
 REDIS_SECONDS = 0.5
 """Time that Redis may take for one command."""
@@ -200,10 +202,12 @@ class EventConsumer:
             return False
 
     def _step_events(self, entries: Sequence[Entry]) -> bool:
-        batch = self._batch(entries)
+        batch, unreadable = self._batch(entries)
         oldest_entry = next(iter(batch))
         deliveries = self.stream.deliveries(oldest_entry)
         self._process(batch, is_last_try=deliveries > MAX_DELIVERIES)
+        if unreadable:
+            self._reject(unreadable, oldest_entry.arrival)
         self.stream.acknowledge(list(batch))
         self._batch_count += 1
         if self._batch_count % COMPACT_AFTER == 0:
@@ -220,31 +224,48 @@ class EventConsumer:
         seconds = (next_time - datetime.now(UTC)).total_seconds()
         return min(max(seconds, 0.0), IDLE_SECONDS)
 
-    def _batch(self, entries: Sequence[Entry]) -> dict[Entry, list[Row]]:
-        """Return the rows of the first entries, together at most 1,000; others are read again."""
+    def _batch(
+        self, entries: Sequence[Entry]
+    ) -> tuple[dict[Entry, list[Row]], dict[Entry, str]]:
+        """Read the first entries, with at most 1,000 rows together; others are read again.
+
+        Returns:
+            The rows of each entry, and the reason why an entry cannot be read.
+
+        """
         batch: dict[Entry, list[Row]] = {}
+        unreadable: dict[Entry, str] = {}
         row_count = 0
         for entry in entries:
-            rows = self._parse(entry)
+            rows: list[Row] = []
+            reason = ""
+            try:
+                rows = self._parse(entry)
+            except ValueError as exc:
+                # Serving did not send it, or the dataset had other columns then.
+                reason = _reason(exc)
             row_count += len(rows)
-            if batch and row_count > MAX_ROWS:
+            if batch and (row_count > MAX_ROWS or len(unreadable) == MAX_UNREADABLE):
                 break
             batch[entry] = rows
-        return batch
+            if reason:
+                unreadable[entry] = reason
+        return batch, unreadable
 
     def _parse(self, entry: Entry) -> list[Row]:
-        try:
-            events = self._row_list.validate_json(self._events_of(entry.events))
-        except ValueError as exc:
-            # Serving did not send it, or the dataset had other columns then.
-            content = entry.events.decode(errors="replace")
-            text = as_text(entry.place | {"events": content})
-            self.stream.reject(entry, in_one_line(exc))
-            self._set_aside([text], entry.arrival, exc)
-            return []
+        events = self._row_list.validate_json(self._events_of(entry.events))
         # Not null: a row of the source in quarantine that has the same key is older.
         arrival = {"ingested_at": entry.arrival, "superseded": ""}
         return [event | arrival for event in events]
+
+    def _reject(self, reasons: Mapping[Entry, str], at: datetime) -> None:
+        """Set aside entries that cannot be read, each with the reason."""
+        self.stream.reject(reasons)
+        texts = []
+        for entry in reasons:
+            content = entry.events.decode(errors="replace")
+            texts.append(as_text(entry.place | {"events": content}))
+        self._set_aside(texts, at, [*reasons.values()])
 
     def _process(self, batch: Mapping[Entry, list[Row]], *, is_last_try: bool) -> None:
         """Land the rows of a batch.
@@ -266,9 +287,9 @@ class EventConsumer:
             if not is_last_try and not isinstance(exc, VALUE_ERRORS):
                 raise
             if len(batch) == 1:
-                self._set_aside(
-                    as_json(self._source_rows(rows)), rows[0]["ingested_at"], exc
-                )
+                texts = as_json(self._source_rows(rows))
+                reasons = [_reason(exc)] * len(texts)
+                self._set_aside(texts, rows[0]["ingested_at"], reasons)
                 return
             for entry, entry_rows in batch.items():
                 self._process({entry: entry_rows}, is_last_try=is_last_try)
@@ -379,11 +400,14 @@ class EventConsumer:
     def _raw_rows(self, rows: Iterable[Row]) -> pa.Table:
         return pa.Table.from_pylist(list(rows), schema=self._raw.schema)
 
-    def _set_aside(self, texts: list[str], at: datetime, exc: Exception) -> None:
-        message = " ".join(str(exc).split())
-        reason = f"cannot be processed: {type(exc).__name__}: {message}"
+    def _set_aside(self, texts: list[str], at: datetime, reasons: list[str]) -> None:
         logger.warning(
-            "%s: %d rows go to quarantine: %s", self.name, len(texts), reason
+            "%s: rows go to quarantine: %d: %s", self.name, len(texts), reasons[0]
         )
-        entries = quarantine_entries(texts, [reason] * len(texts), at)
+        entries = quarantine_entries(texts, reasons, at)
         quarantine(self._quarantine, entries)
+
+
+def _reason(exc: Exception) -> str:
+    message = " ".join(str(exc).split())
+    return f"cannot be processed: {type(exc).__name__}: {message}"

@@ -1,6 +1,6 @@
 """Everything that Gyre asks of a broker of events: Redis Streams and Kafka have it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -77,6 +77,7 @@ class Intake(Protocol):
 
         Raises:
             BrokerUnavailableError: Too many events wait already, or the broker does not answer.
+            DataError: An event is larger than the broker takes.
 
         """
         ...
@@ -112,8 +113,8 @@ class Stream(Protocol):
         """Have the broker deliver entries, the first of `read`, no more."""
         ...
 
-    def reject(self, entry: Entry, reason: str) -> None:
-        """Keep an entry that cannot be read, with the reason, where the broker has a place for it."""
+    def reject(self, reasons: Mapping[Entry, str]) -> None:
+        """Keep entries that cannot be read, with the reasons, where the broker has a place for them."""
         ...
 
     def close(self) -> None: ...

@@ -3,6 +3,7 @@
 `gyre.events.DATASET` is a topic, a record the events of an entity in one request, by the key of the
 entity: a JSON list of rows. A dataset may name a topic that others write. Consumers share the
 partitions as the group `gyre.DATASET`; they commit an offset once the table has the rows before it.
+GYRE_EVENTS_PREFIX is another beginning than `gyre.`.
 A record that cannot be read is copied to the topic `TOPIC.gyre-dead-letters`.
 """
 
@@ -11,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from core.connectors.kafka import (
     READ_COUNT,
     SECONDS,
     client_settings,
+    first_records,
     kafka_errors,
     make_topic,
     partitions_of,
@@ -42,22 +44,23 @@ from core.connectors.kafka import (
     producer,
     records_between,
 )
-from core.errors import BrokerUnavailableError
+from core.errors import BrokerUnavailableError, DataError
 from core.settings import Settings
 from core.timestamps import BEGINNING
 from feature_engine.events.interface import ConsumerLag, Entry, Record, Row
 from feature_repo.event_schema import EventSchema
 
-PREFIX = "gyre.events."
 DEAD_LETTERS = ".gyre-dead-letters"
 DEAD_MILLISECONDS = 6_000
 """Time without a sign of life after which others read the partitions of a consumer."""
-DENIED = (
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.POLICY_VIOLATION,
-)
-"""Errors of a client that may not make a topic, or not write to it."""
+LOOK_SECONDS = 60.0
+"""Time between two looks whether Gyre's own topic is there."""
+MAX_BYTES = 32_000_000
+"""Bytes of entries from which on no more are read."""
+MAX_REASON = 1_000
+"""Letters of the reason that a dead letter carries."""
+NO_ANSWER = ("_MSG_TIMED_OUT", "_TIMED_OUT")
+"""Errors after which a dead letter is sent again: Kafka is away."""
 logger = logging.getLogger(__name__)
 
 
@@ -87,33 +90,40 @@ class KafkaBroker:
         return KafkaStream(self._settings, schema, consumer)
 
     def lag(self, schema: EventSchema) -> ConsumerLag:
-        with kafka_errors():
-            count = 0
-            arrivals = []
+        with kafka_errors(_topic(self._settings, schema)):
+            ends = {}
+            starts = []
             for start, end in self._uncommitted(schema):
-                ends = {start.partition: end}
-                records = records_between(self._settings, [start], ends, at_once=1)
-                for record in records:
-                    count += end - start.offset
-                    arrivals.append(_time(record.timestamp()[1]))
-                    break
+                starts.append(start)
+                ends[start.partition] = end
+            firsts = first_records(self._settings, starts)
+        count = 0
+        arrivals = []
+        for start in starts:
+            first = firsts[start.partition]
+            end = ends[start.partition]
+            if first.error():  # only marks of transactions, or one under way
+                count += max(end - place_of(first)[1], 0)
+            else:
+                count += end - start.offset
+                arrivals.append(_time(first.timestamp()[1]))
         return ConsumerLag(count, min(arrivals, default=None))
 
     def waiting(self, schema: EventSchema) -> Iterator[bytes]:
-        with kafka_errors():
+        with kafka_errors(_topic(self._settings, schema)):
             for start, end in self._uncommitted(schema):
-                records = records_between(
-                    self._settings, [start], {start.partition: end}
-                )
-                for record in records:
+                ends = {start.partition: end}
+                for record in records_between(self._settings, [start], ends):
                     yield record.value() or b""
 
     def _uncommitted(self, schema: EventSchema) -> list[tuple[TopicPartition, int]]:
         """Return the partitions with records that no consumer has committed, and their ends."""
         waiting = []
-        group = client_settings(self._settings, group_id=_group(schema))
+        topic = _topic(self._settings, schema)
+        group = client_settings(self._settings, group_id=_group(self._settings, schema))
         with closing(Consumer(group)) as consumer:
-            topic = _topic(schema)
+            if topic not in consumer.list_topics(timeout=SECONDS).topics:
+                return []
             partitions = [
                 TopicPartition(topic, number)
                 for number in partitions_of(consumer, topic)
@@ -131,55 +141,80 @@ class KafkaIntake:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._is_closed = threading.Event()
+        self._producer: Producer | None = None
+        """The producer of single records."""
         self._transactions = ThreadPoolExecutor(1)
         """Runs one transaction after the other, as a producer has one at a time."""
-        self._transactional_id = f"gyre.{uuid4()}"
+        self._transactional_id = f"{settings.events_prefix}{uuid4()}"
         self._transactional: Producer | None = None
 
     def records(self, schema: EventSchema, events: Sequence[Row]) -> list[Record]:
-        """Return a record for each entity."""
+        """Return a record for each entity; of events with one key, the last counts."""
+        if not schema.entity:
+            raise BrokerUnavailableError(
+                f"{schema.dataset}: no consumer of this version has run: gyre consume"
+            )
+        events_of_row = {
+            tuple(event[name] for name in schema.key): event for event in events
+        }
         events_by_key: dict[bytes, list[Row]] = {}
-        for event in events:
+        for event in events_of_row.values():
             key = to_json(event[schema.entity])
             events_by_key.setdefault(key, []).append(event)
         return [Record(key, to_json(rows)) for key, rows in events_by_key.items()]
 
     async def put(self, dataset: str, records: Sequence[Record]) -> str:
-        topic = PREFIX + dataset
-        loop = asyncio.get_running_loop()
-        with kafka_errors():
-            if len(records) == 1:
-                delivered: asyncio.Future[Message] = loop.create_future()
-                report = partial(_report, loop, delivered)
-                record = records[0]
-                self._producer.produce(
-                    topic, record.events, record.key, on_delivery=report
+        topic = _own_topic(self._settings, dataset)
+        with kafka_errors(topic):
+            try:
+                is_single = len(records) == 1
+                put = (
+                    self._put(topic, records[0])
+                    if is_single
+                    else self._put_all(topic, records)
                 )
-                message = await delivered
-            else:
-                put_all = partial(self._put_all, topic, records)
-                transaction = loop.run_in_executor(self._transactions, put_all)
-                try:
-                    message = await asyncio.wait_for(transaction, SECONDS)
-                except TimeoutError as exc:
-                    raise BrokerUnavailableError("Kafka: no answer in time") from exc
+                message = await asyncio.wait_for(put, SECONDS)
+            except TimeoutError as exc:
+                raise BrokerUnavailableError(
+                    f"Kafka: {topic}: no answer in time"
+                ) from exc
+            except KafkaException as exc:
+                error = exc.args[0]
+                if error.fatal():
+                    self._producer = None  # the next request makes another
+                if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    text = f"{topic}: {error.str()}: send fewer events, or raise message.max.bytes"
+                    raise DataError(text) from exc
+                raise
         partition, offset = place_of(message)
         return f"{topic}/{partition}/{offset}"
 
-    @cached_property
-    def _producer(self) -> Producer:
-        """The producer of single records; a thread has it report what is delivered."""
-        client = producer(self._settings)
+    async def _put(self, topic: str, record: Record) -> Message:
+        loop = asyncio.get_running_loop()
+        delivered: asyncio.Future[Message] = loop.create_future()
+        if self._producer is None:
+            self._producer = producer(self._settings)
+            report = partial(self._report, self._producer)
+            threading.Thread(target=report, daemon=True).start()
+        self._producer.produce(
+            topic,
+            record.events,
+            record.key,
+            on_delivery=partial(_end_wait, loop, delivered),
+        )
+        return await delivered
 
-        def report() -> None:
-            while not self._is_closed.is_set():
-                client.poll(0.1)
+    def _report(self, client: Producer) -> None:
+        """Have a producer report what is delivered, until another one is made."""
+        while self._producer is client:
+            client.poll(0.1)
 
-        threading.Thread(target=report, daemon=True).start()
-        return client
+    async def _put_all(self, topic: str, records: Sequence[Record]) -> Message:
+        loop = asyncio.get_running_loop()
+        put_all = partial(self._put_in_transaction, topic, records)
+        return await loop.run_in_executor(self._transactions, put_all)
 
-    def _put_all(self, topic: str, records: Sequence[Record]) -> Message:
+    def _put_in_transaction(self, topic: str, records: Sequence[Record]) -> Message:
         """Put records in one transaction; return the last one."""
         messages: list[Message] = []
         client = self._transactional or producer(
@@ -204,11 +239,11 @@ class KafkaIntake:
         return messages[-1]
 
     async def close(self) -> None:
-        self._is_closed.set()
+        self._producer = None
         self._transactions.shutdown(wait=False, cancel_futures=True)
 
 
-def _report(
+def _end_wait(
     loop: asyncio.AbstractEventLoop,
     delivered: "asyncio.Future[Message]",
     error: KafkaError | None,
@@ -236,68 +271,82 @@ class KafkaStream:
 
     def __init__(self, settings: Settings, schema: EventSchema, consumer: str) -> None:
         self._settings = settings
-        self._schema = schema
-        self._topic = _topic(schema)
+        self._is_own = not schema.topic
+        self._topic = _topic(settings, schema)
         self._messages: list[Message] = []
         """Records that Kafka delivered, and that are no entries yet."""
         self._entries: list[KafkaEntry] = []
         self._newest: dict[int, int] = {}
         """Partition → arrival of its newest record, in milliseconds."""
         self._deliveries = 0
-        self._is_declared = False
-        client = client_settings(
-            settings,
-            client_id=consumer,
-            group_id=_group(schema),
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-            session_timeout_ms=DEAD_MILLISECONDS,
+        self._letter_errors: list[KafkaError] = []
+        """Errors of dead letters that were just sent."""
+        self._is_member = False
+        self._next_look = 0.0
+        """Moment (monotonic) of the next look for Gyre's own topic."""
+        self._consumer = Consumer(
+            client_settings(
+                settings,
+                client_id=consumer,
+                group_id=_group(settings, schema),
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                session_timeout_ms=DEAD_MILLISECONDS,
+            )
         )
-        self._consumer = Consumer(client | {"error_cb": _log})
 
     def declare(self) -> None:
-        """Make Gyre's own topic, and join the group."""
-        if self._is_declared:
-            return
-        if not self._schema.topic:
-            make_topic(self._settings, self._topic)
-        self._consumer.subscribe(
-            [self._topic], on_revoke=self._leave, on_lost=self._leave
-        )
-        self._is_declared = True
+        """Make Gyre's own topic, also where somebody has deleted it, and join the group."""
+        if self._is_own and time.monotonic() > self._next_look:
+            if make_topic(self._settings, self._topic):
+                self._forget(set(self._newest))
+            self._next_look = time.monotonic() + LOOK_SECONDS
+        if not self._is_member:
+            self._consumer.subscribe(
+                [self._topic], on_revoke=self._leave, on_lost=self._leave
+            )
+            self._is_member = True
 
     def _leave(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Forget the records of partitions that another consumer reads from now on."""
-        left = {partition.partition for partition in partitions}
-        for partition in left:
+        self._forget({partition.partition for partition in partitions})
+
+    def _forget(self, partitions: Collection[int]) -> None:
+        """Forget everything about partitions that Kafka does not have acknowledged."""
+        for partition in partitions:
             self._newest.pop(partition, None)
         self._messages = [
-            message for message in self._messages if place_of(message)[0] not in left
+            message
+            for message in self._messages
+            if place_of(message)[0] not in partitions
         ]
         self._entries = [
-            entry for entry in self._entries if entry.partition not in left
+            entry for entry in self._entries if entry.partition not in partitions
         ]
+        self._deliveries = 0
 
     def wait(self, seconds: float) -> None:
-        if len(self._entries) >= READ_COUNT:
-            time.sleep(seconds)
-            seconds = 0.0
         self._fetch(1, seconds)
 
     def read(self) -> list[KafkaEntry]:
-        # At least one: else the broker would not hear of this consumer.
-        self._fetch(max(READ_COUNT - len(self._entries), 1), 0.0)
+        self._fetch(READ_COUNT, 0.0)
         if self._entries:
             self._deliveries += 1
         return [*self._entries]
 
     def _fetch(self, count: int, seconds: float) -> None:
+        size = sum(len(entry.events) for entry in self._entries)
+        room = READ_COUNT - len(self._entries)
+        if room <= 0 or size > MAX_BYTES:
+            # The call shows Kafka that this consumer lives, and brings no record.
+            self._consumer.pause(self._consumer.assignment())
         errors = []
-        for message in self._consumer.consume(count, seconds):
+        for message in self._consumer.consume(max(min(count, room), 1), seconds):
             if message.error():
                 errors.append(message.error())
             else:
                 self._messages.append(message)
+        self._consumer.resume(self._consumer.assignment())
         # One after the other: a message leaves the list once it is an entry.
         while self._messages:
             self._entries.append(self._entry(self._messages[0]))
@@ -328,6 +377,17 @@ class KafkaStream:
         if partition not in self._newest:
             place = TopicPartition(self._topic, partition)
             (committed,) = self._consumer.committed([place], timeout=SECONDS)
+            first, end = self._consumer.get_watermark_offsets(place, timeout=SECONDS)
+            if committed.offset >= 0 and not first <= committed.offset <= end:
+                logger.error(
+                    "%s partition %d: records were lost before they were read: it has %d to %d, "
+                    "the next one is %d",
+                    self._topic,
+                    partition,
+                    first,
+                    end,
+                    committed.offset,
+                )
             text = committed.metadata or ""
             self._newest[partition] = int(text) if text.isdigit() else 0
         return self._newest[partition]
@@ -348,30 +408,35 @@ class KafkaStream:
         self._entries = [entry for entry in self._entries if entry.id not in done]
         self._deliveries = 0
 
-    def reject(self, entry: Entry, reason: str) -> None:
-        """Copy a record, with its place and the reason as headers, if Kafka allows that."""
+    def reject(self, reasons: Mapping[Entry, str]) -> None:
+        """Copy records, each with its place and the reason as headers, if Kafka takes them."""
+        topic = self._topic + DEAD_LETTERS
         try:
-            self._copy(entry, {"reason": reason, "place": json.dumps(entry.place)})
+            for entry, reason in reasons.items():
+                place = json.dumps(entry.place)
+                self._dead_letters.produce(
+                    topic,
+                    entry.events,
+                    entry.key,
+                    headers={"reason": reason[:MAX_REASON], "place": place},
+                    on_delivery=self._note_delivery,
+                )
+            self._dead_letters.flush()
         except KafkaException as exc:
-            error = exc.args[0]
-            if error.code() not in DENIED:
-                raise
-            topic = self._topic + DEAD_LETTERS
-            logger.warning("%s: quarantine alone has a record: %s", topic, error)
+            self._note_delivery(exc.args[0])
+        errors = self._letter_errors
+        self._letter_errors = []
+        for error in errors:
+            self.__dict__.pop("_dead_letters", None)  # the next call makes another
+            if error.name() in NO_ANSWER:
+                raise KafkaException(error)
+            logger.warning("%s: quarantine alone has a record: %s", topic, error.str())
 
-    def _copy(self, entry: Entry, headers: dict[str, str | bytes | None]) -> None:
-        """Copy a record to the topic of dead letters."""
-        errors: list[KafkaError] = []
-        self._dead_letters.produce(
-            self._topic + DEAD_LETTERS,
-            entry.events,
-            entry.key,
-            headers=headers,
-            on_delivery=lambda error, _: errors.append(error) if error else None,
-        )
-        self._dead_letters.flush()
-        if errors:
-            raise KafkaException(errors[0])
+    def _note_delivery(
+        self, error: KafkaError | None, _message: Message | None = None
+    ) -> None:
+        if error:
+            self._letter_errors.append(error)
 
     @cached_property
     def _dead_letters(self) -> Producer:
@@ -382,16 +447,16 @@ class KafkaStream:
         self._consumer.close()
 
 
-def _log(error: KafkaError) -> None:
-    logger.warning("Kafka: %s", error.str())
+def _own_topic(settings: Settings, dataset: str) -> str:
+    return f"{settings.events_prefix}events.{dataset}"
 
 
-def _topic(schema: EventSchema) -> str:
-    return schema.topic or PREFIX + schema.dataset
+def _topic(settings: Settings, schema: EventSchema) -> str:
+    return schema.topic or _own_topic(settings, schema.dataset)
 
 
-def _group(schema: EventSchema) -> str:
-    return f"gyre.{schema.dataset}"
+def _group(settings: Settings, schema: EventSchema) -> str:
+    return settings.events_prefix + schema.dataset
 
 
 def _time(milliseconds: int) -> datetime:

@@ -4,7 +4,7 @@
 consumer acknowledges an entry once the table has its rows; no other entry leaves the stream.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -143,8 +143,8 @@ class RedisStream:
             pipe.xdel(self._name, *ids)
             pipe.execute()
 
-    def reject(self, entry: Entry, reason: str) -> None:
-        """Do nothing: quarantine has the entry."""
+    def reject(self, reasons: Mapping[Entry, str]) -> None:
+        """Do nothing: quarantine has the entries."""
 
     def close(self) -> None:
         self._redis.close()

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.errors import BrokerUnavailableError
+from core.errors import BrokerUnavailableError, DataError
 from core.settings import Settings
 from feature_engine.events.broker import broker
 from feature_engine.events.interface import Intake
@@ -104,7 +104,10 @@ async def send_events(
     size = len(body)
     events = await run_by_size(size, checked_events, schemas[dataset], body)
     records = await run_by_size(size, intake.records, schema, events)
-    entry_id = await intake.put(dataset, records)
+    try:
+        entry_id = await intake.put(dataset, records)
+    except DataError as exc:
+        raise HTTPException(413, str(exc)) from exc
     EVENTS.labels(dataset).inc(len(events))
     return {"accepted": len(events), "id": entry_id}
 

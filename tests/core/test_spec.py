@@ -122,6 +122,24 @@ def test_an_unknown_model_is_refused_with_the_list_of_models():
             load_spec(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("GYRE_EVENTS_URL", "kafka://broker", "expected kafka://HOST:PORT"),
+        ("GYRE_EVENTS_URL", "redis://broker:9092", "expected kafka://HOST:PORT"),
+        ("GYRE_KAFKA__GROUP_ID", "staging", "its own values of group_id"),
+        ("GYRE_EVENTS_PREFIX", "", "GYRE_EVENTS_PREFIX"),
+        ("GYRE_PREDICTIONS_TOPIC", "scores", "expected GYRE_EVENTS_URL too"),
+    ],
+)
+def test_a_setting_of_kafka_on_which_a_promise_rests_is_refused(
+    monkeypatch, name, value, message
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message):
+        load_settings()
+
+
 def test_a_redis_that_feast_cannot_address_is_refused(monkeypatch):
     monkeypatch.setenv("GYRE_REDIS_URL", "redis://[::1]:6379/0")
     with pytest.raises(

@@ -7,10 +7,14 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 
 from core.errors import BrokerUnavailableError
+from feature_engine.events import kafka_broker
 from feature_engine.events.broker import broker
 from feature_engine.events.schema import published_schemas
 from tests.conftest import wait_until
@@ -199,3 +203,54 @@ def test_events_go_by_tls_and_a_login_and_no_other(company, tmp_path):
         with pytest.raises(BrokerUnavailableError) as raised:
             asyncio.run(flood(stranger, ""))
         assert "wrong" not in str(raised.value)
+
+
+def test_records_that_expired_before_they_were_read_are_told(company, tmp_path, caplog):
+    with kafka_servers(tmp_path) as kafka:
+        shop = company(kafka)
+        with shop.consumer("before") as consumer:
+            shop.sends(NOW, *[order(number, 1, NOW) for number in range(10, 20)])
+            shop.consumes(consumer)
+        shop.sends(NOW, *[order(number, 1, NOW) for number in range(20, 30)])
+        partition = next(
+            number
+            for number in range(6)
+            if kafka.admin.list_offsets(
+                {TopicPartition(TOPIC, number): OffsetSpec.latest()}
+            )[TopicPartition(TOPIC, number)]
+            .result()
+            .offset
+        )
+        gone = TopicPartition(TOPIC, partition, 15)
+        kafka.admin.delete_records([gone])[gone].result()
+        with shop.consumer("after") as consumer:
+            shop.consumes(consumer)
+        assert "records were lost before they were read" in caplog.text
+        assert sorted(shop.amounts()) == [1, *range(10, 20), *range(25, 30)]
+
+
+def test_a_topic_that_somebody_deletes_is_made_again(company, tmp_path, monkeypatch):
+    monkeypatch.setattr(kafka_broker, "LOOK_SECONDS", 1.0)
+    with kafka_servers(tmp_path) as kafka:
+        shop = company(kafka)
+        client = Client(shop)
+        client.send([order(10, 1, NOW, 2.0)])
+        with shop.consumer() as consumer:
+            shop.consumes(consumer)
+            kafka.admin.delete_topics([TOPIC])[TOPIC].result()
+            wait_until(
+                "its end",
+                lambda: TOPIC not in kafka.admin.list_topics(timeout=9).topics,
+            )
+            time.sleep(1.5)
+            consumer.stream.declare()
+            client.send([order(11, 1, NOW, 3.0)])
+
+            def has_landed():
+                with suppress(KafkaException):  # the group hears of the new topic
+                    consumer.step()
+                    consumer.stream.wait(0.5)
+                return 11 in shop.amounts()
+
+            wait_until("the event", has_landed, 120)
+        assert shop.amounts() == client.amounts

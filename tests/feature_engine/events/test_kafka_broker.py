@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import time
 from contextlib import closing
 
 import pytest
 
+from core.connectors import kafka
 from core.errors import BrokerUnavailableError
 from feature_engine.events import consumer as consumer_module
+from feature_engine.events import kafka_broker
 from feature_engine.events.broker import broker, waiting
 from feature_engine.events.kafka_broker import DEAD_LETTERS
+from tests.conftest import at_most
 from tests.support.feature_engine.installation import Snapshot
 from tests.support.feature_engine.kafka_shop import (
     FIRST,
@@ -154,6 +158,63 @@ def test_serving_stores_all_events_of_a_request_or_says_that_kafka_does_not_answ
             with pytest.raises(BrokerUnavailableError, match="Kafka: "):
                 asyncio.run(put(away, request))
     assert shop.amounts() == {1: 5.0, 2: 2.0, 3: 3.0, 4: 4.0}
+
+
+def test_of_events_with_one_key_in_a_request_the_last_counts_whoever_it_is_about(shop):
+    with shop.consumer() as consumer:
+        rows = [
+            order(2, customer, NOW, float(customer)) for customer in (3, 4, 9, 7, 6)
+        ]
+        (record,) = broker(shop.settings).intake().records(consumer.schema, rows)
+    assert json.loads(record.events)[0]["customer_id"] == 6
+
+
+def test_a_look_at_what_waits_takes_nothing_away_and_needs_no_topic(shop):
+    with shop.consumer() as consumer:
+        shop.sends(NOW, SECOND, order(3, 1, NOW))
+        for _ in range(2):
+            assert waiting(shop.settings, "orders", "order_id") == 2
+            assert shop.lag().entries == 2
+        other = consumer.schema.model_copy(update={"topic": "nowhere"})
+        assert broker(shop.settings).lag(other) == (0, None)
+        prefixed = shop.settings.model_copy(update={"events_prefix": "staging."})
+        assert broker(prefixed).lag(consumer.schema) == (0, None)
+        shop.consumes(consumer)
+    assert shop.amounts() == {1: 5.0, 2: 2.0, 3: 10.0}
+
+
+def test_records_that_fit_into_no_memory_or_no_dead_letter_hold_up_no_other(
+    shop, monkeypatch
+):
+    """One is too large for the topic of dead letters; hundreds are as unreadable as it."""
+    monkeypatch.setattr(kafka, "LARGEST_RECORD", 1_000)
+    with shop.consumer() as consumer:
+        shop.sends_text(NOW, 1, "x" * 900_000)
+        for number in range(300):
+            shop.sends_text(NOW, 1, f"no JSON {number}")
+        shop.sends(NOW, SECOND)
+        start = time.monotonic()
+        shop.consumes(consumer)
+        seconds = time.monotonic() - start
+    assert shop.amounts() == {1: 5.0, 2: 2.0}
+    assert len(shop.quarantine()) == 301
+    assert seconds < at_most(20)
+
+
+def test_entries_that_wait_for_a_mended_batch_are_so_many_and_no_more(
+    shop, monkeypatch
+):
+    monkeypatch.setattr(kafka_broker, "READ_COUNT", 5)
+    orders = [order(number, 1, NOW) for number in range(10, 40)]
+    with shop.consumer() as consumer:
+        shop.sends(NOW, *orders)
+        while len(consumer.stream.read()) < 5:
+            consumer.stream.wait(0.2)
+        for _ in range(5):
+            consumer.stream.wait(0.1)
+        assert len(consumer.stream.read()) == 5
+        shop.consumes(consumer)
+    assert len(shop.amounts()) == 31
 
 
 class closing_later(closing):  # noqa: N801  (as `closing`)
