@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -59,6 +59,8 @@ MAX_BYTES = 32_000_000
 """Bytes of entries from which on no more are read."""
 MAX_REASON = 1_000
 """Letters of the reason that a dead letter carries."""
+FATAL = "_FATAL"
+"""Error of a producer that sends nothing any more."""
 NO_ANSWER = ("_MSG_TIMED_OUT", "_TIMED_OUT")
 """Errors after which a dead letter is sent again: Kafka is away."""
 logger = logging.getLogger(__name__)
@@ -180,7 +182,7 @@ class KafkaIntake:
                 ) from exc
             except KafkaException as exc:
                 error = exc.args[0]
-                if error.fatal():
+                if error.name() == FATAL:
                     self._producer = None  # the next request makes another
                 if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                     text = f"{topic}: {error.str()}: send fewer events, or raise message.max.bytes"
@@ -205,9 +207,10 @@ class KafkaIntake:
         return await delivered
 
     def _report(self, client: Producer) -> None:
-        """Have a producer report what is delivered, until another one is made."""
-        while self._producer is client:
-            client.poll(0.1)
+        """Have a producer report what is delivered, until it fails for good or another is made."""
+        with suppress(KafkaException):
+            while self._producer is client:
+                client.poll(0.1)
 
     async def _put_all(self, topic: str, records: Sequence[Record]) -> Message:
         loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import shutil
 import signal
 import threading
 import time
@@ -254,3 +255,46 @@ def test_a_topic_that_somebody_deletes_is_made_again(company, tmp_path, monkeypa
 
             wait_until("the event", has_landed, 120)
         assert shop.amounts() == client.amounts
+
+
+def test_serving_goes_on_after_a_power_cut_that_took_the_end_of_a_log(
+    company, tmp_path
+):
+    """The idempotent producer has a fatal error then, as its sequence has a gap."""
+    with kafka_servers(tmp_path) as kafka:
+        shop = company(kafka)
+        disk, copy = tmp_path / "data-1", tmp_path / "copy"
+
+        async def send():
+            intake = broker(shop.settings).intake()
+            (schema,) = published_schemas(shop.settings)
+
+            async def put(number):
+                row = order(number, 1, NOW) | {"order_ts": NOW.isoformat()}
+                await intake.put("orders", intake.records(schema, [row]))
+
+            async def put_again(number):
+                while True:
+                    try:
+                        return await asyncio.wait_for(put(number), 30)
+                    except BrokerUnavailableError:
+                        await asyncio.sleep(0.5)
+
+            await put(10)
+            kafka.kill(1)
+            shutil.copytree(disk, copy)
+            kafka.start(1)
+            for number in range(11, 16):
+                await put_again(number)
+            kafka.kill(1)
+            shutil.rmtree(disk)
+            copy.rename(disk)
+            kafka.start(1)
+            for number in range(20, 24):
+                await asyncio.wait_for(put_again(number), 60)
+            await intake.close()
+
+        asyncio.run(send())
+        with shop.consuming():
+            wait_until("all events", shop.is_processed, 120)
+        assert {10, 20, 21, 22, 23} <= {*shop.amounts()}
