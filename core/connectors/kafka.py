@@ -4,6 +4,7 @@ Without librdkafka's client the import of this module raises a SettingsError.
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -42,22 +43,23 @@ LARGEST_RECORD = 10_000_000
 """Bytes of a record that a client sends; a broker may take less."""
 NOTHING = 0
 """Level of librdkafka's own lines on stderr, of which there are many while a broker is away."""
+SILENT_SECONDS = 60.0
 END = "_PARTITION_EOF"
 """Error in place of a record behind the last one of a partition."""
 logger = logging.getLogger(__name__)
 
 
 class ErrorLog:
-    """Logs the errors of a client: of equal ones that follow each other, the first."""
+    """Logs the errors of a client: one a minute, as each try to connect is one."""
 
     def __init__(self) -> None:
-        self._last_text = ""
+        self._silent_until = 0.0
 
     def __call__(self, error: KafkaError) -> None:
-        text = error.str()
-        if text != self._last_text:
-            logger.warning("Kafka: %s", text)
-        self._last_text = text
+        now = time.monotonic()
+        if now >= self._silent_until:
+            logger.warning("Kafka: %s", error.str())
+            self._silent_until = now + SILENT_SECONDS
 
 
 def place_of(message: Message) -> tuple[int, int]:

@@ -125,6 +125,7 @@ class Loop:
         )
         self._consumer = CachedReader(partial(consumer_problem, settings))
         self._lags = CachedReader(partial(consumer_lags, settings))
+        self._broker = "kafka" if settings.events_url else "redis"
         self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)
         self.dag_runs = CachedReader(partial(_ended_runs, settings), RUNS_SECONDS)
         stores = cache(lambda: (Ledger(settings), Alerts(settings)))
@@ -165,7 +166,9 @@ class Loop:
             name: card_of(status, states[name], now)
             for name, status in statuses.items()
         }
-        events = states_of_events(self._consumer.reading, self._lags.reading, now)
+        events = states_of_events(
+            self._consumer.reading, self._lags.reading, now, self._broker
+        )
         shared = [with_silence(state, alerts, now) for state in events]
         states[SHARED] = [*states_of_serving(self._serving.reading), *shared]
         replicas = (self._serving.reading.value or {}).values()

@@ -172,6 +172,7 @@ def states_of_events(
     consumer: Reading[str | None],
     lags: Reading[Mapping[str, ConsumerLag]],
     now: datetime,
+    broker: str = "redis",
 ) -> Iterator[LoopState]:
     """Judge whether a consumer reads the events, and whether it processes those of each dataset.
 
@@ -179,11 +180,12 @@ def states_of_events(
         consumer: The reason why no consumer reads; None if one does.
         lags: Lags by dataset.
         now: Aware UTC.
+        broker: `redis` or `kafka`.
 
     """
     if lags.value is None or consumer.at is None:
         unknown = lags if lags.value is None else consumer
-        yield silent_program("redis", unknown, "events")
+        yield silent_program(broker, unknown, "events")
         return
     words = "a consumer reads the events"
     if consumer.value:
@@ -227,6 +229,8 @@ def silent_program(program: str, reading: Reading[Any], kind: str) -> LoopState:
     remedy = _restart(program)
     if kind in {"database", "features"}:
         remedy = "`gyre status` says what has ended; is the disk full?"
+    if program == "kafka":
+        remedy = "`gyre check` says whether GYRE_EVENTS_URL answers. No event is lost."
     return LoopState(
         name=program,
         kind=kind,

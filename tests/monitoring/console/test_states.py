@@ -249,6 +249,12 @@ REFUSED = refusal_cause("3")
 LATE = {"orders": ConsumerLag(entries=1, oldest=NOW - HOUR)}
 
 
+def test_a_kafka_that_does_not_answer_is_named_with_what_to_do():
+    (state,) = states_of_events(reading(None), NO_ANSWER, NOW, "kafka")
+    assert (state.name, state.status) == ("kafka", "unknown")
+    assert "GYRE_EVENTS_URL" in state.remedy
+
+
 def states_of_bad_night():
     """A state of each kind that repeats an incident, by the cause of that."""
     bad = replace(DECISION, verdict="bad", words="bad: spend drifts", cause="drift")
