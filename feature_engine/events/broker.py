@@ -24,7 +24,7 @@ MAX_LAG_SECONDS = 60.0
 consumer starts, compacts files or waits for a lock: after a minute somebody has to look."""
 ALIVE = "gyre:consumer"
 """Key of Redis that is there while a consumer lives."""
-IDLE_AFTER = 3_000
+IDLE_AFTER = 5_000
 """Milliseconds after which a consumer that does not show its life is taken for dead."""
 
 
