@@ -49,7 +49,7 @@ BATCH_ROWS = 500_000
 UNREADABLE_SHARE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
 TOPIC_SHARE = 0.5
-"""The same of a topic: it may have many tombstones, and nobody mends its records."""
+"""The same of a topic: it may have many deletions, and nobody mends its records."""
 MEMORY_LIMIT = "500MB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk.
 
