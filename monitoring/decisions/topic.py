@@ -1,10 +1,10 @@
 """Decisions on a topic of the team's Kafka (GYRE_DECISIONS_TOPIC), each at least once.
 
-`topics/MODEL` of GYRE_DATA_URL or GYRE_HOME has the moment of the newest decision that Kafka has. It
-is written after the delivery: a killed run's decisions are sent again.
+`topics/MODEL` of GYRE_DATA_URL or GYRE_HOME has the moment up to which Kafka has all decisions. It is
+written after the delivery: a killed run's decisions are sent again.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pydantic_core import to_json
 
@@ -43,6 +43,10 @@ def send_decisions(settings: Settings, model: str, as_of: datetime) -> None:
         if newest_file.exists():
             newest = datetime.fromisoformat(read_file(newest_file).decode())
         decisions = decisions_since(settings, model, newest, as_of)
+        if as_of <= newest:
+            # Before the delivery: if it fails or is killed, the next run sends this decision.
+            moment_before = as_of - timedelta(microseconds=1)
+            replace_file(newest_file, moment_before.isoformat())
         topic = TopicWriter(settings, settings.decisions_topic)
         for decision in decisions:
             moment = decision.as_of.isoformat()

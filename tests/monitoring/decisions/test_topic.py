@@ -28,20 +28,29 @@ DECISION = decision_row(
     model="churn", version="1", as_of=NOON, verdict="bad", cause="drift of version 1",
     words="bad: spend: PSI 0.31",
 )  # fmt: skip
-KILLED_AT_CURSOR = """
-import os, signal, sys
-from datetime import datetime
-from pathlib import Path
-from core.settings import load_settings
-from monitoring.decisions.topic import send_decisions
-
+AT_CURSOR = """
 def kill(event, arguments):
     if event == "os.rename" and str(arguments[1]).endswith("topics/churn"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(kill)
+"""
+AT_FIRST_RECORD = """
+def kill(frame, event, function):
+    if event == "c_call" and function.__name__ == "produce":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setprofile(kill)
+"""
+KILLED = """
+import os, signal, sys
+from datetime import datetime
+from pathlib import Path
+from core.settings import load_settings
+from monitoring.decisions.topic import send_decisions
+{kill}
 send_decisions(
-    load_settings(home=Path({home!r})), "churn", datetime.fromisoformat({noon!r})
+    load_settings(home=Path({home!r})), "churn", datetime.fromisoformat({as_of!r})
 )
 """
 
@@ -109,11 +118,9 @@ def test_the_decision_of_a_run_that_is_older_or_repeated_is_sent_too(settings, k
     assert moments(kafka)[3:] == [NOON + 3 * HOUR]
 
 
-def test_a_run_that_is_killed_after_the_delivery_misses_nothing(settings, kafka):
-    decide(settings, 0, 1)
-    code = KILLED_AT_CURSOR.format(
-        home=str(settings.home), noon=(NOON + HOUR).isoformat()
-    )
+def send_until_killed(settings, kill, as_of):
+    """Send the decision of a run in a process that is killed on the way."""
+    code = KILLED.format(kill=kill, home=str(settings.home), as_of=as_of.isoformat())
     variables = {
         "GYRE_EVENTS_URL": settings.events_url,
         "GYRE_DECISIONS_TOPIC": TOPIC,
@@ -123,10 +130,44 @@ def test_a_run_that_is_killed_after_the_delivery_misses_nothing(settings, kafka)
         [sys.executable, "-c", code], env=os.environ | variables, check=False
     )
     assert killed.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_is_killed_after_the_delivery_misses_nothing(settings, kafka):
+    decide(settings, 0, 1)
+    send_until_killed(settings, AT_CURSOR, NOON + HOUR)
     assert moments(kafka) == [NOON, NOON + HOUR]
     decide(settings, 2)
     send_decisions(settings, "churn", NOON + 2 * HOUR)
     assert moments(kafka)[2:] == [NOON, NOON + HOUR, NOON + 2 * HOUR]
+
+
+@pytest.mark.parametrize("hour", [1, 2])
+def test_a_run_that_is_older_or_repeated_and_killed_is_sent_by_the_next_one(
+    settings, kafka, hour
+):
+    decide(settings, 0, 2)
+    send_decisions(settings, "churn", NOON + 2 * HOUR)
+    decide(settings, hour)
+    send_until_killed(settings, AT_FIRST_RECORD, NOON + hour * HOUR)
+    decide(settings, 3)
+    send_decisions(settings, "churn", NOON + 3 * HOUR)
+    sent = [NOON + each * HOUR for each in sorted({hour, 2, 3})]
+    assert moments(kafka) == [NOON, NOON + 2 * HOUR, *sent]
+    send_decisions(settings, "churn", NOON + 3 * HOUR)
+    assert moments(kafka)[len(sent) + 2 :] == [NOON + 3 * HOUR]
+
+
+def test_an_older_decision_waits_for_a_kafka_that_is_away(settings, kafka):
+    decide(settings, 2)
+    send_decisions(settings, "churn", NOON + 2 * HOUR)
+    decide(settings, 1)
+    away = f"kafka://127.0.0.1:{unused_port()}"
+    without_kafka = settings.model_copy(update={"events_url": away})
+    with pytest.raises(BrokerUnavailableError, match="Kafka"):
+        send_decisions(without_kafka, "churn", NOON + HOUR)
+    decide(settings, 3)
+    send_decisions(settings, "churn", NOON + 3 * HOUR)
+    assert moments(kafka)[1:] == [NOON + hour * HOUR for hour in (1, 2, 3)]
 
 
 def test_decisions_wait_for_a_kafka_that_is_away(settings, kafka):
