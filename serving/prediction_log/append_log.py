@@ -150,11 +150,11 @@ class AppendLog:
             # Locked before it has its name: a file that can be found is never taken for closed.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._outbox:
-                self._outbox.mkdir(exist_ok=True)
-                os.link(hidden_path, self._outbox / f"{name}.jsonl")
+                _link(hidden_path, self._outbox / f"{name}.jsonl")
             hidden_path.rename(self._folder / f"{name}.jsonl")
         except OSError:
             os.close(handle)
+            hidden_path.unlink(missing_ok=True)
             raise
         return handle
 
@@ -170,3 +170,14 @@ class AppendLog:
         if self.problem is None:
             logger.error("%s log: %s", self.kind, exc)
             self.problem = str(exc)
+
+
+def _link(path: Path, second_path: Path) -> None:
+    """Give a file a second name, in a folder that is made if it is missing."""
+    try:
+        second_path.parent.mkdir(exist_ok=True)
+        os.link(path, second_path)
+    except OSError as exc:
+        folders = "serving/outbox and serving/log of GYRE_HOME"
+        remedy = f"{folders} need one file system with hard links"
+        raise OSError(f"{exc}: {remedy}") from exc

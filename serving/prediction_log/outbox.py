@@ -89,11 +89,13 @@ class Outbox:
 
     def send(self) -> None:
         """Send the rows that are in the log by now, unless another worker of the host sends."""
-        with self._round_lock, suppress(Timeout):
-            self._lock.acquire()
+        with self._round_lock:
             try:
+                self._lock.acquire()
                 with kafka_errors():
                     self._send_rows()
+            except Timeout:
+                return
             except Exception as exc:  # noqa: BLE001  (whatever it is, the rows stay)
                 self._topic = None
                 self._report(exc)

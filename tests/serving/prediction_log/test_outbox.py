@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -173,6 +174,37 @@ def test_a_server_sends_what_its_workers_answered_also_at_its_end(
         process.terminate()
         assert process.wait(at_most(8)) == 0
     assert acknowledged <= {*ids(records(kafka))}
+
+
+def test_a_server_answers_and_says_why_where_its_outbox_takes_no_link(
+    rig, served, monkeypatch
+):
+    home = rig.second_home()
+    (home / "serving" / "log").unlink()
+    (home / "serving" / "outbox").touch()
+    address = f"kafka://127.0.0.1:{unused_port()}"
+    monkeypatch.setenv("GYRE_EVENTS_URL", address)
+    monkeypatch.setenv("GYRE_PREDICTIONS_TOPIC", TOPIC)
+    log = rig.folder / "serving.log"
+    start = log.stat().st_size
+    with rig.serving(home=home, events_url=address, predictions_topic=TOPIC) as (
+        client,
+        process,
+    ):
+        rig.known_to_be_ready(client)
+        assert rig.predict(client).json()["logged"] is False
+        text = "need one file system with hard links"
+        detail = client.get("/status").json()["resources"]["predictions log"]["detail"]
+        assert text in detail
+        tried = re.compile(b"takes no predictions|Traceback")
+        wait_until("a try", lambda: tried.search(log.read_bytes(), start))
+        process.terminate()
+        assert process.wait(at_most(8)) == 0
+    lines = log.read_bytes()[start:]
+    assert lines.count(text.encode()) == 1
+    assert lines.count(b"takes no predictions") == 1
+    assert b"Traceback" not in lines
+    assert [*(home / "serving" / "log").glob(".pred*")] == []
 
 
 def test_a_record_is_the_line_with_its_id_and_its_time(settings, kafka):

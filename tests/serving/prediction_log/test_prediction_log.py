@@ -2,6 +2,8 @@
 
 import resource
 import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -31,6 +33,41 @@ def test_a_row_cut_by_a_full_disk_damages_no_other_row(log, tmp_path):
     assert log.problem is None
     log.close()
     assert read_log(tmp_path) == [{"n": 1}, {"n": 4}]
+
+
+@pytest.fixture(params=["a file", "a folder of another file system"])
+def bad_outbox(request, tmp_path):
+    """An outbox that takes no hard link."""
+    if request.param == "a file":
+        path = tmp_path / "outbox"
+        path.touch()
+        yield path
+        return
+    with TemporaryDirectory(dir="/dev/shm") as name:
+        path = Path(name)
+        assert path.stat().st_dev != tmp_path.stat().st_dev
+        yield path
+
+
+def test_a_log_whose_outbox_takes_no_link_says_why_and_leaves_no_file(
+    tmp_path, bad_outbox, caplog
+):
+    folder = tmp_path / "log"
+    log = AppendLog(folder, "predictions", bad_outbox)
+    log.open()
+    log.flush()  # each second it is tried again
+    assert not log.write([{"n": 1}])
+    remedy = "serving/outbox and serving/log of GYRE_HOME need one file system"
+    assert remedy in log.problem
+    assert caplog.text.count(remedy) == 1
+    assert [*folder.iterdir()] == []
+    assert bad_outbox.is_file() or [*bad_outbox.iterdir()] == []
+    log._outbox = tmp_path / "another"
+    log.flush()
+    assert log.write([{"n": 2}])
+    assert log.problem is None
+    log.close()
+    assert read_log(folder) == [{"n": 2}]
 
 
 def test_rows_are_written_while_another_thread_writes_a_large_batch(log, tmp_path):
