@@ -25,7 +25,14 @@ def _not_empty(text: str) -> str:
 
 CONSOLE = "monitoring.console"
 """The addition that judges the loop and shows it on pages."""
-LOGGING_PACKAGES = ("dags", "feature_engine", "mlflow_server", "monitoring", "training")
+LOGGING_PACKAGES = (
+    "core",
+    "dags",
+    "feature_engine",
+    "mlflow_server",
+    "monitoring",
+    "training",
+)
 """Packages whose progress a verb prints on stderr."""
 AS_OF_HELP = "ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
 AsOf = Annotated[str | None, typer.Option("--as-of", help=AS_OF_HELP)]
