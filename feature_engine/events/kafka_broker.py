@@ -152,7 +152,7 @@ class KafkaIntake:
 
     def records(self, schema: EventSchema, events: Sequence[Row]) -> list[Record]:
         """Return a record for each entity; of events with one key, the last counts."""
-        if not schema.entity:
+        if not (schema.entity and schema.key):
             raise BrokerUnavailableError(
                 f"{schema.dataset}: no consumer of this version has run: gyre consume"
             )
