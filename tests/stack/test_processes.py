@@ -145,7 +145,7 @@ def test_airflows_workers_without_their_scheduler_are_ended(settings, tmp_path):
         spawned(tmp_path, server_code, **variables) as server,
     ):
         worker_process = psutil.Process(worker.pid)
-        wait_until("title", lambda: "airflow" in worker_process.cmdline()[0])
+        wait_until("title", lambda: "airflow" in "".join(worker_process.cmdline()[:1]))
         end_leftover_workers(settings.home)
         assert worker.wait(timeout=600) is not None
         assert server.poll() is None
