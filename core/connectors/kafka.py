@@ -76,8 +76,8 @@ def client_settings(settings: Settings, **more: Any) -> dict[str, Any]:
 
     """
     brokers = str(settings.events_url).removeprefix("kafka://")
-    named = {"bootstrap_servers": brokers} | more | settings.kafka
-    client = {name.replace("_", "."): value for name, value in named.items()}
+    options = {"bootstrap_servers": brokers} | more | settings.kafka
+    client = {name.replace("_", "."): value for name, value in options.items()}
     # Without the callback a call raises an error that belongs to no record.
     return client | {"log_level": NOTHING, "error_cb": ErrorLog()}
 
@@ -108,13 +108,13 @@ def broker_count(settings: Settings) -> int:
 
 def producer(settings: Settings, **more: Any) -> Producer:
     """Return a producer whose records are delivered once every replica in sync has them."""
-    named = {
+    options = {
         "acks": "all",
         "enable_idempotence": True,
         "message_timeout_ms": DELIVERY_MILLISECONDS,
         "message_max_bytes": LARGEST_RECORD,
     }
-    return Producer(client_settings(settings, **named | more))
+    return Producer(client_settings(settings, **options | more))
 
 
 def make_topic(
@@ -149,10 +149,10 @@ def partitions_of(client: Consumer | Producer, topic: str) -> list[int]:
         KafkaException: There is no such topic, or Kafka does not answer.
 
     """
-    found = client.list_topics(topic, timeout=SECONDS).topics[topic]
-    if found.error:
-        raise KafkaException(found.error)
-    return sorted(found.partitions)
+    metadata = client.list_topics(topic, timeout=SECONDS).topics[topic]
+    if metadata.error:
+        raise KafkaException(metadata.error)
+    return sorted(metadata.partitions)
 
 
 class TopicWriter:
@@ -265,10 +265,10 @@ def first_records(
         KafkaException: Kafka does not answer.
 
     """
-    found: dict[int, Message] = {}
+    messages: dict[int, Message] = {}
     with closing(reader(settings)) as consumer:
         consumer.assign([*starts])
-        while len(found) < len(starts):
+        while len(messages) < len(starts):
             message = consumer.poll(SECONDS)
             if message is None:
                 raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT))
@@ -276,8 +276,8 @@ def first_records(
             if error and error.name() != END:
                 raise KafkaException(error)
             partition, _ = place_of(message)
-            found.setdefault(partition, message)
-    return found
+            messages.setdefault(partition, message)
+    return messages
 
 
 def records_between(

@@ -37,13 +37,13 @@ def _registry_errors() -> Iterator[None]:
 class _Registry(SchemaRegistryClient):
     """A client whose errors are about the registry, and never about a record."""
 
-    def get_schema(self, *arguments: Any, **named: Any) -> Schema:
+    def get_schema(self, *arguments: Any, **options: Any) -> Schema:
         with _registry_errors():
-            return super().get_schema(*arguments, **named)
+            return super().get_schema(*arguments, **options)
 
-    def get_version(self, *arguments: Any, **named: Any) -> Any:
+    def get_version(self, *arguments: Any, **options: Any) -> Any:
         with _registry_errors():
-            return super().get_version(*arguments, **named)
+            return super().get_version(*arguments, **options)
 
 
 def registry_reader(settings: Settings, kind: str) -> Callable[[bytes], Any]:

@@ -52,7 +52,8 @@ def consumer_lags(settings: Settings) -> dict[str, ConsumerLag]:
 
     """
     schemas = published_schemas(settings)
-    return {schema.dataset: broker(settings).lag(schema) for schema in schemas}
+    events_broker = broker(settings)
+    return {schema.dataset: events_broker.lag(schema) for schema in schemas}
 
 
 def waiting(settings: Settings, dataset: str, pattern: str) -> int:

@@ -139,8 +139,8 @@ def _json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:
         return value.isoformat()
     if value is None or isinstance(value, str | int | float):
         return value
-    found = f"{type(value).__name__} {value!r:.80}"
-    raise ValueError(f"expected {kind}, found {found}")
+    shown_value = f"{type(value).__name__} {value!r:.80}"
+    raise ValueError(f"expected {kind}, found {shown_value}")
 
 
 def topic_batches(

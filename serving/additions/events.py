@@ -67,7 +67,7 @@ class EventsRoute(DescribedRoute):
         contents = {}
         with suppress(BrokerUnavailableError):
             contents = await self._schemas.read()
-        schemas = [EventSchema.model_validate_json(text) for text in contents.values()]
+        schemas = [_event_schema(content) for content in contents.values()]
         columns = {
             schema.dataset: schema.columns for schema in schemas if not schema.topic
         }
@@ -98,7 +98,7 @@ async def send_events(
         raise NotFoundError(
             f"no dataset {dataset!r}: there is {', '.join(sorted(schemas))}"
         )
-    schema = EventSchema.model_validate_json(schemas[dataset])
+    schema = _event_schema(schemas[dataset])
     if schema.topic:
         raise NotFoundError(f"{dataset}: its events come from the topic {schema.topic}")
     size = len(body)
@@ -142,9 +142,15 @@ def checked_events(schema: bytes, body: bytes) -> list[Any]:
 
 
 @lru_cache
+def _event_schema(content: bytes) -> EventSchema:
+    """Read a schema once: it is the same in each request."""
+    return EventSchema.model_validate_json(content)
+
+
+@lru_cache
 def _event_types(schema: bytes) -> tuple[str, TypeAdapter[Any], TypeAdapter[Any]]:
     """Return the name of the event time, and readers of an event and of a list of events."""
-    event_schema = EventSchema.model_validate_json(schema)
+    event_schema = _event_schema(schema)
     event = event_schema.row_type()
     event_list: Any = Annotated[list[event], Len(1), FailFast()]  # type: ignore[valid-type]
     return event_schema.event_time, TypeAdapter(event), TypeAdapter(event_list)
