@@ -309,6 +309,9 @@ class Settings(BaseSettings):
     `__OUTCOMES`, `__SCORES`). Default: 400 each."""
     serving_workers: int = Field(1, ge=1, le=64)
     """Processes that answer predictions; each takes a core and at most 150 MB."""
+    serving_drain_seconds: int = Field(0, ge=0, le=15)
+    """Seconds from SIGTERM on in which serving still answers, and asks clients to connect anew:
+    until whoever balances requests names it no more. After them it takes up to 14 s to end."""
     serving_tokens_file: Path | None = None
     """Absolute path of a file with one bearer token a line (`NAME:TOKEN` or `TOKEN`; `#` for
     comments), read again when it changes. Only probes, `/metrics` and the page `/docs` then answer

@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from core.additions import absent, present
 from core.errors import GyreError
 from core.settings import Settings
+from serving.http.draining import Draining
 from serving.http.edge import refusal
 from serving.http.middleware import Access, RequestMiddleware
 from serving.lifespan import keep_up
@@ -53,6 +54,7 @@ def create_app(settings: Settings) -> RequestMiddleware:
     feedback_log = AppendLog(folder, "feedback")
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
+    draining = Draining(settings.serving_drain_seconds)
     routes = [
         FeedbackRoute(feedback_log),
         PredictionsRoute(repository, log),
@@ -69,6 +71,7 @@ def create_app(settings: Settings) -> RequestMiddleware:
         redoc_url=None,
         lifespan=partial(
             keep_up,
+            draining=draining,
             logs=(log, feedback_log),
             inbox=inbox,
             outbox=outbox,
@@ -77,7 +80,7 @@ def create_app(settings: Settings) -> RequestMiddleware:
         ),
         redirect_slashes=False,
     )
-    return add_routes(app, settings, repository, scoring, routes)
+    return add_routes(app, settings, repository, scoring, routes, draining=draining)
 
 
 def added_modules() -> list[ModuleType]:
@@ -104,6 +107,8 @@ def add_routes(
     repository: ModelRepository,
     scoring: Sequence[ScoringRoute],
     routes: Sequence[BaseRoute],
+    *,
+    draining: Draining,
 ) -> RequestMiddleware:
     """Add routes and the documentation to an application; put the middleware in front."""
     tokens_file = settings.serving_tokens_file
@@ -127,6 +132,7 @@ def add_routes(
         app,
         unnamed,
         Access(tokens_file) if tokens_file else None,
+        draining=draining,
         behind_proxy=settings.behind_proxy,
     )
 

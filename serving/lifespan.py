@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from serving.http.draining import Draining
 from serving.http.openapi import DescribedRoute
 from serving.memory import exempt_from_collection
 from serving.metrics import WATERMARK_AGE, hand_over
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 async def keep_up(
     app: FastAPI,
     *,
+    draining: Draining,
     logs: Sequence[AppendLog],
     inbox: Inbox | None,
     outbox: "Outbox | None",
@@ -41,6 +43,7 @@ async def keep_up(
 
     Args:
         app: The application, whose routes may have opened connections.
+        draining: Puts off the end after SIGTERM.
         logs: Logs of the worker.
         inbox: Takes closed files of the logs; None: they stay in their folder.
         outbox: Sends predictions to a topic; None: there is none.
@@ -48,7 +51,8 @@ async def keep_up(
         watcher: Brings the models.
 
     """
-    look_after = partial(_look_after, repository)
+    draining.prepare()
+    look_after = partial(_look_after, repository, draining)
     for log in logs:
         log.open()
     await watcher.poll()
@@ -90,11 +94,12 @@ async def _flush(logs: Sequence[AppendLog]) -> None:
         await asyncio.to_thread(log.flush)
 
 
-async def _look_after(repository: ModelRepository) -> None:
+async def _look_after(repository: ModelRepository, draining: Draining) -> None:
     """Probe the online stores; end if the server is gone, as the next one needs the port."""
     hand_over()
     parent = multiprocessing.parent_process()
     if parent and parent.pid != os.getppid():
+        draining.seconds = 0
         os.kill(os.getpid(), signal.SIGTERM)
     for name, model in repository.models.items():
         await asyncio.gather(*(source.probe() for source in model.versions.sources))

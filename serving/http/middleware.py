@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.tokens import read_tokens
+from serving.http.draining import Draining
 from serving.http.edge import HEADERS, refusal
 from serving.metrics import REQUESTS, count
 from serving.program_log import REQUEST_ID
@@ -81,6 +82,7 @@ class RequestMiddleware:
         scoring: Mapping[str, ASGIApp],
         access: Access | None,
         *,
+        draining: Draining,
         behind_proxy: bool,
     ) -> None:
         """Put an application behind the middleware.
@@ -90,12 +92,14 @@ class RequestMiddleware:
             scoring: Endpoints by path. They are called past the router of `app`, which would take
                 a tenth of their time.
             access: Tokens that are valid; None: no token is needed.
+            draining: Adds headers to each answer while the server ends.
             behind_proxy: Whether the request's id is that of a proxy.
 
         """
         self.app = app
         self._scoring = scoring
         self._access = access
+        self._draining = draining
         self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,6 +125,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].append((ID_HEADER, request_id))
+                message["headers"] += self._draining.headers
             await send(message)
 
         try:
