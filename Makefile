@@ -1,7 +1,7 @@
 # `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install up down status demo check test faults image nightly loops promises cluster containers kafka bench docs
-.PHONY: wheel
+.PHONY: help install up down status demo check test faults image nightly loops promises cluster containers kafka kubernetes bench
+.PHONY: docs wheel
 .PHONY: extras spark
 .PHONY: audit lock environment python tools jdk nginx
 PYTHON ?= python3
@@ -11,6 +11,7 @@ DEV := .venv/dev.stamp
 KSERVE := .venv-kserve/gyre.stamp
 DBT := .venv-dbt/gyre.stamp
 FAKESNOW := .venv-fakesnow/gyre.stamp
+KUBERNETES := .venv-kubernetes/gyre.stamp
 SITE := .venv-docs/gyre.stamp
 # What a target has added to the environment stays in it, at the versions of its lock file.
 added = $(if $(wildcard .venv/lib/*/site-packages/$(1)), $(2).lock)
@@ -50,9 +51,9 @@ check: environment ## Lint, format, types, density, which package may import wha
 	$(BIN)/python -m tests.density
 	$(BIN)/python -m docs.generate --check
 
-test: environment spark nginx ## All tests but those of the whole loop and of the faults.
+test: environment spark nginx $(KUBERNETES) ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
-	$(BIN)/pytest --cov -m "not nightly and not containers and not cluster and not kafka" --ignore=tests/faults --ignore=tests/loop \
+	$(BIN)/pytest --cov -m "not nightly and not containers and not cluster and not kafka and not kubernetes" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
 
 faults: environment nginx ## The whole loop, then the faults of a bad day, made for real.
@@ -74,11 +75,21 @@ kafka: environment ## Kafka's brokers that are killed, and a schema registry, as
 	@$(BIN)/python -m tests.support.stores.jars
 	$(SUDO) $(BIN)/pytest -m kafka tests/kafka
 
+# What sudo would not hand over.
+HANDED := env BASE=$(BASE) $(foreach name,AIRFLOW_CHART GOPROXY,$(if $($(name)),$(name)=$($(name))))
+kubernetes: environment tools $(KUBERNETES) ## A Kubernetes of one node that runs deploy/kubernetes, as root; the first time it is built (Go).
+	@$(SUDO) $(HANDED) $(BIN)/python -m tests.support.kubernetes.programs
+	$(SUDO) $(HANDED) tests/support/kubernetes/run.sh tests/kubernetes/test_api.py
+	@$(SUDO) $(HANDED) $(BIN)/python -m tests.support.kubernetes.images
+	$(SUDO) $(HANDED) tests/support/kubernetes/run.sh tests/kubernetes/test_node.py
+	@cat .venv-cluster/measured.txt
+
 NIGHT := environment spark jdk nginx $(KSERVE) $(DBT) $(FAKESNOW) .venv-dynamodb/gyre.stamp
-nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects, and `kafka`.
+nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects, then `kafka kubernetes`.
 	$(BIN)/pytest -m "nightly and not timed and not kafka" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
-	@# Last, as it stops where Maven's repository cannot be reached, and takes the memory of three brokers.
+	@# Last, as they stop where Maven's repository or Go's modules cannot be reached, and take much memory.
 	@$(MAKE) --no-print-directory kafka
+	@$(MAKE) --no-print-directory kubernetes
 
 loops: $(NIGHT) ## What `faults` leaves out: the demos, PostgreSQL, real rollouts, sixty promotions.
 	$(BIN)/pytest -m "nightly and not timed and not kafka" tests/loop tests/faults --numprocesses=2 --no-loadscope-reorder
@@ -108,7 +119,8 @@ $(SITE): docs/requirements.lock
 $(KSERVE): tests/kserve.lock
 $(DBT): tests/dbt.lock
 $(FAKESNOW): tests/fakesnow.lock
-$(SITE) $(KSERVE) $(DBT) $(FAKESNOW): | environment
+$(KUBERNETES): tests/kubernetes.lock
+$(SITE) $(KSERVE) $(DBT) $(FAKESNOW) $(KUBERNETES): | environment
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	@$(BIN)/uv pip sync --quiet --python $(@D) --require-hashes $<
 	@touch $@
@@ -158,6 +170,7 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
 	$(BIN)/$(LOCK) --group kserve -o tests/kserve.lock
 	$(BIN)/$(LOCK) --group fakesnow -o tests/fakesnow.lock
+	$(BIN)/$(LOCK) --no-deps --group kubernetes -o tests/kubernetes.lock
 	@# dbt writes the file of DuckDB that Gyre reads, and Feast the registry.
 	sed -En 's/^(duckdb|feast)(\[.*\])?(==[^ ]+) .*/\1\3/p' requirements.lock | $(BIN)/$(LOCK) - --group dbt -o tests/dbt.lock
 	@# With the versions of requirements.lock but for boto3, of which it wants an older one.

@@ -9,8 +9,9 @@ from xgboost import XGBClassifier
 
 from mlflow_server.model.pyfunc import ModelFile
 from tests.conftest import answers, unused_port, wait_until
-from tests.containers.conftest import CLONE_ID, container, run
+from tests.containers.conftest import container
 from tests.serving.conftest import contract
+from tests.support.tools.images import CLONE_ID, run
 
 NAME = f"gyre-replica-{CLONE_ID}"
 TOKEN = "Bearer secret"

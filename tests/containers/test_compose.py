@@ -20,10 +20,11 @@ import yaml
 
 from core.project import CLONE
 from tests.conftest import BIN, at_most, unused_port, wait_until
-from tests.containers.conftest import CLONE_ID, logs, podman
+from tests.containers.conftest import logs
 from tests.faults.conftest import more
 from tests.support.serving.load import repeated
 from tests.support.tools.clone import finished
+from tests.support.tools.images import CLONE_ID, podman
 
 pytestmark = pytest.mark.containers
 PAGE = (CLONE / "docs" / "deploy.md").read_text()

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from tests.conftest import BIN
-from tests.containers.conftest import CLONE_ID, podman, run
 from tests.containers.replica import Replica, promote_native, promote_read_by_feast
+from tests.support.tools.images import CLONE_ID, podman, run
 
 pytestmark = pytest.mark.containers
 TEAM = """

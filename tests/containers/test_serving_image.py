@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.conftest import answers, at_most, wait_until
-from tests.containers.conftest import container, logs, podman, run
+from tests.containers.conftest import container, logs
 from tests.containers.replica import (
     NAME,
     TOKEN,
@@ -16,6 +16,7 @@ from tests.containers.replica import (
     promote_read_by_feast,
 )
 from tests.faults.conftest import broken, shows
+from tests.support.tools.images import podman, run
 
 pytestmark = pytest.mark.containers
 INSTALLED = """

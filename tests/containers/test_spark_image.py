@@ -8,7 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from tests.conftest import wait_until
-from tests.containers.conftest import CLONE_ID, container, logs, podman, run
+from tests.containers.conftest import container, logs
+from tests.support.tools.images import CLONE_ID, podman, run
 
 pytestmark = pytest.mark.containers
 MASTER = f"gyre-spark-master-{CLONE_ID}"

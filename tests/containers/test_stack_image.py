@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from core.settings import free_ports
-from tests.containers.conftest import CLONE_ID, container, logs, podman
+from tests.containers.conftest import container, logs
+from tests.support.tools.images import CLONE_ID, podman
 
 pytestmark = pytest.mark.containers
 UP_SECONDS = 600

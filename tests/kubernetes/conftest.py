@@ -1,25 +1,31 @@
-"""kustomize 5, where there is one."""
+"""kubectl, whose kustomize builds an overlay, and Helm."""
 
-import re
-import shutil
+import platform
 import subprocess
 
 import pytest
 
-NEEDED = (1, 27)
-"""Of kubectl, whose kustomize is then 5."""
+from tests.support.kubernetes.programs import kubectl_and_helm
 
 
 @pytest.fixture(scope="session")
-def kustomize():
+def programs():
+    """The folder of kubectl and Helm, whose package has them for one processor."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"kubectl is for x86-64, this is {platform.machine()}")
+    return kubectl_and_helm()
+
+
+@pytest.fixture(scope="session")
+def kustomize(programs):
     """The command that builds an overlay."""
-    if shutil.which("kustomize"):
-        return ["kustomize", "build"]
-    if shutil.which("kubectl"):
-        version = re.search(r"v(\d+)\.(\d+)", run(["kubectl", "version", "--client"]))
-        if version and tuple(map(int, version.groups())) >= NEEDED:
-            return ["kubectl", "kustomize"]
-    pytest.skip("neither kustomize nor a kubectl of 1.27 or later is here")
+    return [programs / "kubectl", "kustomize"]
+
+
+@pytest.fixture(scope="session")
+def helm(programs):
+    """The path of Helm."""
+    return programs / "helm"
 
 
 def run(command):

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 
 import kubernetes_validate
@@ -13,6 +14,21 @@ from core.project import CLONE
 FOLDER = CLONE / "deploy" / "kubernetes"
 RELEASES = ("1.29", "1.37")
 """Of Kubernetes: the oldest and the newest that the manifests are held against."""
+
+GYRE = {"app.kubernetes.io/part-of": "gyre"}
+AIRFLOW_PROGRAMS = {"api-server", "scheduler", "dag-processor", "worker"}
+RESTRICTED_POD = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "runAsGroup": 1000,
+    "fsGroup": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESTRICTED_CONTAINER = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def read_documents(path):
@@ -73,6 +89,27 @@ def page_files(page):
     return re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+def page_commands(page, section=""):
+    """Return the blocks of commands of a section of a page of docs/how-to, or of all of it."""
+    text = (CLONE / "docs" / "how-to" / page).read_text()
+    after = text.split(f"\n## {section}\n")[1] if section else text
+    return re.findall(
+        r"^```sh\n(.*?)^```", after.split("\n## ")[0], re.MULTILINE | re.DOTALL
+    )
+
+
+def copy_with_kserve(folder):
+    """Copy `deploy/` into a folder, with the files of the page on KServe."""
+    kubernetes = folder / "deploy" / "kubernetes"
+    shutil.copytree(FOLDER, kubernetes)
+    shutil.copy(CLONE / "deploy" / "secrets.sh", folder / "deploy")
+    (kubernetes / "kserve").mkdir()
+    service, kustomization = page_files("kserve.md")
+    (kubernetes / "kserve" / "inferenceservice.yaml").write_text(service)
+    (kubernetes / "kserve" / "kustomization.yaml").write_text(kustomization)
+    return kubernetes
+
+
 def with_secrets(document):
     """Return an object of the base as kustomize's component `secrets` makes it."""
     (component,) = read_documents("secrets/kustomization.yaml")
@@ -99,6 +136,24 @@ def base():
     (kustomization,) = read_documents("base/kustomization.yaml")
     files = [read_documents(f"base/{name}") for name in kustomization["resources"]]
     return [with_secrets(document) for documents in files for document in documents]
+
+
+def pod_labels():
+    """Return the labels of every pod."""
+    labels = {}
+    for document in base():
+        if document["kind"] in {"Deployment", "StatefulSet", "Job"}:
+            pod = document["spec"]["template"]
+            labels[document["metadata"]["name"]] = pod["metadata"]["labels"]
+    for name in AIRFLOW_PROGRAMS:
+        chart_labels = {"tier": "airflow", "component": name, "release": "airflow"}
+        labels[name] = GYRE | chart_labels
+    (spark,) = read_documents("spark/sparkcluster.yaml")
+    cluster = {"spark.operator/spark-cluster-name": spark["metadata"]["name"]}
+    for role in ("master", "worker"):
+        pod = spark["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
+        labels[f"spark-{role}"] = pod["metadata"]["labels"] | cluster
+    return labels
 
 
 def validate(document):

@@ -20,9 +20,11 @@ from core.project import CLONE
 from tests.conftest import new_settings
 from tests.kubernetes.conftest import run
 from tests.kubernetes.manifests import (
-    FOLDER,
+    RESTRICTED_CONTAINER,
+    RESTRICTED_POD,
     base,
     container_of,
+    copy_with_kserve,
     is_on,
     page_files,
     read_chart_keys,
@@ -102,19 +104,14 @@ def test_kubernetes_knows_every_field_of_each_object(document):
 @pytest.fixture
 def build(kustomize, tmp_path):
     """Builds an overlay of a copy, which has the files of the page on KServe."""
-    copy = tmp_path / "kubernetes"
-    shutil.copytree(FOLDER, copy)
-    (copy / "kserve").mkdir()
-    service, kustomization = KSERVE_FILES
-    (copy / "kserve" / "inferenceservice.yaml").write_text(service)
-    (copy / "kserve" / "kustomization.yaml").write_text(kustomization)
+    copy = copy_with_kserve(tmp_path)
 
-    def build(overlay):
+    def build(overlay, namespace="gyre"):
         documents = [*yaml.safe_load_all(run([*kustomize, copy / overlay]))]
         for document in documents:
             if document["kind"] not in {"InferenceService", "SparkCluster"}:
                 validate(document)
-            assert document["metadata"]["namespace"] == "gyre"
+            assert document["metadata"]["namespace"] == namespace
         return {(each["kind"], each["metadata"]["name"]): each for each in documents}
 
     return build
@@ -147,7 +144,8 @@ def test_the_lines_of_the_page_add_a_kafka_to_an_overlay(build, tmp_path, overla
     )
     assert KAFKA["kind"] == "Component"
     before = build(overlay)
-    with (tmp_path / "kubernetes" / overlay / "kustomization.yaml").open("a") as file:
+    folder = tmp_path / "deploy" / "kubernetes" / overlay
+    with (folder / "kustomization.yaml").open("a") as file:
         file.write(lines)
     after = build(overlay)
     assert after.keys() - before.keys() == {("NetworkPolicy", "kafka")}
@@ -155,6 +153,23 @@ def test_the_lines_of_the_page_add_a_kafka_to_an_overlay(build, tmp_path, overla
     assert settings == before["ConfigMap", "gyre"]["data"] | kafka_settings()
     variables = {"GYRE_EVENTS_URL", "GYRE_PREDICTIONS_TOPIC", "GYRE_DECISIONS_TOPIC"}
     assert kafka_settings().keys() == variables
+
+
+def test_rights_are_those_of_accounts_in_the_namespace_of_an_overlay(build, tmp_path):
+    file = tmp_path / "deploy" / "kubernetes" / "production" / "kustomization.yaml"
+    text = file.read_text()
+    assert "namespace: gyre" in text
+    for namespace in ("gyre", "other"):
+        file.write_text(text.replace("namespace: gyre", f"namespace: {namespace}"))
+        objects = build("production", namespace)
+        bindings = [
+            each for (kind, _), each in objects.items() if kind == "RoleBinding"
+        ]
+        assert len(bindings) == 2
+        for binding in bindings:
+            (subject,) = binding["subjects"]
+            assert ("ServiceAccount", subject["name"]) in objects
+            assert subject["namespace"] == namespace
 
 
 def kafka_settings():
@@ -243,20 +258,6 @@ def test_variables_are_those_of_compose_and_addresses_name_services():
         url = urlsplit(SETTINGS[f"GYRE_{name}_URL"])
         (exposed,) = OBJECTS["Service", url.hostname]["spec"]["ports"]
         assert exposed["port"] == url.port
-
-
-RESTRICTED_POD = {
-    "runAsNonRoot": True,
-    "runAsUser": 1000,
-    "runAsGroup": 1000,
-    "fsGroup": 1000,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-RESTRICTED_CONTAINER = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-}
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -5,10 +5,13 @@ import re
 import pytest
 
 from core.project import CLONE
-from tests.kubernetes.manifests import base, read_documents
+from tests.kubernetes.manifests import (
+    AIRFLOW_PROGRAMS,
+    base,
+    pod_labels,
+    read_documents,
+)
 
-GYRE = {"app.kubernetes.io/part-of": "gyre"}
-AIRFLOW_PROGRAMS = {"api-server", "scheduler", "dag-processor", "worker"}
 SPARK_PROGRAMS = {"spark-master", "spark-worker"}
 KAFKA_POLICIES = [each["spec"] for each in read_documents("kafka/network.yaml")]
 DOCUMENTS = [*base(), *read_documents("spark/network.yaml")]
@@ -21,24 +24,6 @@ NAMESPACES = {
 }
 MAIL = {25, 465, 587}
 BROKERS = {9092, 9093, 9094}
-
-
-def pod_labels():
-    """Return the labels of every pod."""
-    labels = {}
-    for document in DOCUMENTS:
-        if document["kind"] in {"Deployment", "StatefulSet", "Job"}:
-            pod = document["spec"]["template"]
-            labels[document["metadata"]["name"]] = pod["metadata"]["labels"]
-    for name in AIRFLOW_PROGRAMS:
-        chart_labels = {"tier": "airflow", "component": name, "release": "airflow"}
-        labels[name] = GYRE | chart_labels
-    (spark,) = read_documents("spark/sparkcluster.yaml")
-    cluster = {"spark.operator/spark-cluster-name": spark["metadata"]["name"]}
-    for role in ("master", "worker"):
-        pod = spark["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
-        labels[f"spark-{role}"] = pod["metadata"]["labels"] | cluster
-    return labels
 
 
 LABELS = pod_labels()

@@ -18,7 +18,7 @@ PLACES = ("usr/lib/postgresql/*/bin", "usr/local/bin", "usr/bin")
 class Postgres:
     """A server on a port of its own; it refuses to run as root."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path, log: Path, host: str) -> None:
         port = unused_port()
         self.log = log
         self.binaries = programs()
@@ -27,11 +27,13 @@ class Postgres:
             shutil.chown(folder, "postgres", "postgres")
             self.as_user = "setpriv --reuid=postgres --regid=postgres --clear-groups"
         self.data = f"-D {folder}/data"
-        self.options = f"-p {port} -k {folder} -F -c log_statement=all"
-        self.address = f"postgres://gyre@127.0.0.1:{port}/postgres"
+        self.options = f"-h {host} -p {port} -k {folder} -F -c log_statement=all"
+        self.address = f"postgres://gyre@{host}:{port}/postgres"
         command = self._command("initdb", "-U gyre -A trust -E UTF8")
         # Its errors are shown, as a full disk is one.
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+        with (folder / "data" / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {host}/8 trust\n")
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -55,12 +57,18 @@ class Postgres:
 
 
 @contextmanager
-def postgres_server(log: Path) -> Iterator[Postgres]:
-    """A server without any table of ours; nobody but the test knows its port."""
+def postgres_server(log: Path, host: str = "127.0.0.1") -> Iterator[Postgres]:
+    """A server without any table of ours; nobody but the test knows its port.
+
+    Args:
+        log: What it writes.
+        host: The address that it listens on; hosts of the same first number may connect.
+
+    """
     folder = Path("/tmp") / f"gyre-postgres-{unused_port()}"
     folder.mkdir(mode=0o755)
     try:
-        server = Postgres(folder, log)
+        server = Postgres(folder, log, host)
         server.start()
         try:
             yield server

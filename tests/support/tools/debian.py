@@ -7,6 +7,8 @@ from filelock import FileLock
 
 LOCK = "/tmp/gyre-tests-apt.lock"
 """Workers install one after the other."""
+NO_SERVICES = {"RUNLEVEL": "1"}
+"""With it Debian starts no service that it installs."""
 
 
 def install(*packages: str) -> None:
@@ -14,7 +16,7 @@ def install(*packages: str) -> None:
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     if os.geteuid() != 0:
         apt = ["sudo", *apt]
-    variables = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    variables = os.environ | {"DEBIAN_FRONTEND": "noninteractive"} | NO_SERVICES
     with FileLock(LOCK, mode=0o666):
         subprocess.run([*apt, "update"], check=True, env=variables)
         command = [*apt, "install", "-y", "--no-install-recommends", *packages]

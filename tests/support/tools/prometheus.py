@@ -13,10 +13,14 @@ import httpx
 
 from core.project import CLONE
 from tests.conftest import answers, running, unused_port, wait_until
+from tests.support.tools.debian import install
 
 SHIPPED = CLONE / "deploy" / "prometheus"
 KEPT = Path(sys.prefix) / "debian"
 """Where packages lie once fetched: they go with the environment."""
+
+TEMPLATES = Path("/usr/share/prometheus/alertmanager")
+"""Debian's Alertmanager reads its own templates from there alone, so it has to be installed."""
 
 
 def programs(package: str, program: str) -> Path:
@@ -63,6 +67,8 @@ class Alertmanager:
             },
         )
         (folder / "alertmanager.yml").write_text(config)
+        if not TEMPLATES.exists():
+            install("prometheus-alertmanager")
         binaries = programs("prometheus-alertmanager", "prometheus-alertmanager")
         self.command = [
             f"{binaries}/prometheus-alertmanager",
