@@ -22,6 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from confluent_kafka import (
+    OFFSET_BEGINNING,
     TIMESTAMP_NOT_AVAILABLE,
     Consumer,
     KafkaError,
@@ -285,6 +286,8 @@ class KafkaStream:
         self._letter_errors: list[KafkaError] = []
         """Errors of dead letters that were just sent."""
         self._is_member = False
+        self._is_new = False
+        """Whether this consumer has made the topic and no partition of it was assigned yet."""
         self._next_look = 0.0
         """Moment (monotonic) of the next look for Gyre's own topic."""
         self._consumer = Consumer(
@@ -302,13 +305,32 @@ class KafkaStream:
         """Make Gyre's own topic, also where somebody has deleted it, and join the group."""
         if self._is_own and time.monotonic() > self._next_look:
             if make_topic(self._settings, self._topic):
-                self._forget(set(self._newest))
+                self._begin_anew()
             self._next_look = time.monotonic() + LOOK_SECONDS
         if not self._is_member:
             self._consumer.subscribe(
-                [self._topic], on_revoke=self._leave, on_lost=self._leave
+                [self._topic],
+                on_assign=self._take,
+                on_revoke=self._leave,
+                on_lost=self._leave,
             )
             self._is_member = True
+
+    def _begin_anew(self) -> None:
+        """Leave the group: its offsets are of a topic that is no more."""
+        self._forget(set(self._newest))
+        self._is_new = True
+        if self._is_member:
+            self._consumer.unsubscribe()
+            self._is_member = False
+
+    def _take(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Read partitions from where the group is, and those of a new topic from their beginning."""
+        if self._is_new:
+            for partition in partitions:
+                partition.offset = OFFSET_BEGINNING
+        self._is_new = False
+        consumer.assign(partitions)
 
     def _leave(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Forget the records of partitions that another consumer reads from now on."""
