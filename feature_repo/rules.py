@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -56,6 +57,10 @@ class Validation:
         bad_rows: Names of the rules that a row broke, by the position of the row; such rows are
             set aside.
         report: Results of GX.
+        results: The result of each rule, small enough for a page: the `rule` as GX has it, the
+            `observed` value of a rule over many rows, `examples` of at most 3 values that break
+            it, the number of `rows` that do, whether it judges `events`, too, and the `outcome`:
+            ok, set aside, warning or stopped.
 
     """
 
@@ -63,6 +68,7 @@ class Validation:
     warnings: list[str]
     bad_rows: dict[int, str]
     report: dict[str, Any]
+    results: list[dict[str, Any]]
 
     def page(self) -> str:
         """Return the page of GX's Data Docs about the rows."""
@@ -71,7 +77,8 @@ class Validation:
         from great_expectations.render.view import DefaultJinjaPageView  # noqa: PLC0415
 
         schema = expectation_validation_result.expectationSuiteValidationResultSchema
-        report = json.dumps(self.report)  # GX renders Python's numbers, and not numpy's
+        # GX renders Python's numbers, and not numpy's.
+        report = json.dumps(self.report, default=np.generic.item)
         document = ValidationResultsPageRenderer().render(schema.loads(report))
         return str(DefaultJinjaPageView().render(document))
 
@@ -152,7 +159,7 @@ class DatasetRules:
             )
         except SuiteParameterError as exc:
             raise BatchRejectedError(f"{rejection}: {exc}") from exc
-        validation = Validation([], [], {}, results.to_json_dict())
+        validation = Validation([], [], {}, results.to_json_dict(), [])
         for outcome in validation.report["results"]:
             problem = _evaluation_problem(outcome["exception_info"])
             if problem:
@@ -204,11 +211,6 @@ def suite_problems(dataset: Dataset) -> list[str]:
     return problems
 
 
-def delivery_rules(dataset: Dataset) -> list[str]:
-    """Return the names of the rules that judge deliveries alone, and no events."""
-    return [_rule_name(rule) for rule in suite_rules(dataset) if not _sets_aside(rule)]
-
-
 def _unique(key: Sequence[str]) -> dict[str, Any]:
     """Return the rule that each key occurs once."""
     if len(key) == 1:
@@ -248,20 +250,31 @@ def _add_outcome(validation: Validation, outcome: dict[str, Any]) -> None:
     details = outcome["result"]
     name = _rule_name(rule)
     positions = details.get("unexpected_index_list") or []
-    if _sets_aside(rule):
+    unexpected_values = details.get("partial_unexpected_list") or []
+    result = {
+        "rule": rule,
+        "observed": details.get("observed_value"),
+        "examples": unexpected_values[:3],
+        "rows": len(positions),
+        "events": _sets_aside(rule),
+        "outcome": "ok",
+    }
+    validation.results.append(result)
+    if result["events"]:
         for position in positions:
             names = validation.bad_rows.get(position)
             validation.bad_rows[position] = f"{names}, {name}" if names else name
+            result["outcome"] = "set aside"
         if "mostly" in rule["kwargs"] and len(positions) < SINGLE_ROWS:
             return
     if outcome["success"]:
         return
-    unexpected_values = details.get("partial_unexpected_list") or []
-    examples = json.dumps(unexpected_values[:3], default=str)
-    text = f"expected {rule['kwargs']}, found {details.get('observed_value')}"
+    examples = json.dumps(result["examples"], default=str)
+    text = f"expected {rule['kwargs']}, found {result['observed']}"
     if positions:
         text = f"{len(positions)} rows, such as {examples}"
     elif unexpected_values:  # distinct values, beside an observed value of None
         text = f"expected {rule['kwargs']}, found values such as {examples}"
+    result["outcome"] = "warning" if _is_warning(rule) else "stopped"
     failures = validation.warnings if _is_warning(rule) else validation.rejections
     failures.append(f"{name}: {text}")

@@ -5,6 +5,7 @@ and Great Expectations judges one batch of rows after the other, so that memory 
 the delivery.
 """
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from feature_engine.ingest.quarantine import (
     quarantine_faults,
     quarantine_table,
 )
+from feature_engine.ingest.record import IngestReport
 from feature_engine.ingest.source import has_source, place
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
@@ -63,36 +65,6 @@ TEXT = f"{OWN_PREFIX}text"
 """Column of a row as quarantine has it, in JSON."""
 SET_ASIDE_AT = f"{OWN_PREFIX}quarantined_at"
 ROW = f"{OWN_PREFIX}row"
-
-
-@dataclass(frozen=True)
-class IngestReport:
-    """Numbers of rows that an ingest handled in each way, and the table's version afterwards.
-
-    Attributes:
-        ahead: Rows dated after `as_of`, which are left for a later ingest.
-
-    """
-
-    dataset: str
-    as_of: datetime
-    inserted: int = 0
-    replaced: int = 0
-    quarantined: int = 0
-    ahead: int = 0
-    table_version: int = -1
-    warnings: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        moment = f"{self.as_of:%Y-%m-%d %H:%M} UTC"
-        counts = f"{self.inserted} new, {self.replaced} corrected, {self.quarantined} quarantined"
-        texts = [f"{self.dataset} as of {moment}: {counts}"]
-        if self.ahead:
-            texts.append(
-                f"rows dated after {moment}, which stay for a later run: {self.ahead}"
-            )
-        texts.append(f"table version {self.table_version}")
-        return "; ".join((*texts, *self.warnings))
 
 
 def land(
@@ -343,6 +315,8 @@ class _Landing:
     def validate(self, rows: ir.Table) -> list[str]:
         """Validate rows, write the bad ones with their positions, and return warnings.
 
+        The results by rule lie beside the page, of the same batch.
+
         Raises:
             BatchRejectedError: A rule failed as a whole.
 
@@ -354,6 +328,13 @@ class _Landing:
                 is_first_warning = bool(validation.warnings) and not warnings
                 if number == 0 or validation.rejections or is_first_warning:
                     replace_file(page, validation.page())
+                    results = {
+                        "as_of": self.as_of,
+                        "rows": batch.num_rows,
+                        "rules": validation.results,
+                    }
+                    text = json.dumps(results, default=str)
+                    replace_file(page.with_suffix(".json"), text)
                 if validation.rejections:
                     suite = f"Rules: {suite_file(self.dataset)}"
                     text = f"{'; '.join(validation.rejections)}. {suite}"
@@ -377,7 +358,7 @@ class _Landing:
             content = table.select(self.dataset.schema.names)
             yield table, rules.validate(content, self.as_of)
 
-    def commit(self, selection: _Selection, unread: pa.Table) -> dict[str, int]:
+    def commit(self, selection: _Selection, unread: pa.Table) -> dict[str, Any]:
         """Set rows aside, merge the others, and count both.
 
         Args:

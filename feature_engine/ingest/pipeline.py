@@ -21,9 +21,9 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.tables.table import Table
 from core.temporary import temporary_installation
-from feature_engine.ingest.landing import IngestReport, land, stop_if_many
+from feature_engine.ingest.landing import land, stop_if_many
 from feature_engine.ingest.quarantine import heal
-from feature_engine.ingest.record import DatasetRecord, read_record
+from feature_engine.ingest.record import DatasetRecord, IngestReport, read_record
 from feature_engine.ingest.record_writer import write_record
 from feature_engine.ingest.source import has_source, pull
 from feature_engine.offline.raw import raw_table
@@ -77,7 +77,7 @@ def ingest(
     with one_writer(settings, INGEST_LOCK.format(name)):
         raw = raw_table(settings, dataset)
         last_record = read_record(settings, name)
-        record = partial(write_record, settings, dataset, last_record, as_of)
+        record = partial(write_record, settings, dataset, last_record)
         since = None if full else _read_from(dataset, raw, last_record, as_of)
         origin = settings
         rows_of = dataset
@@ -96,11 +96,12 @@ def ingest(
                 delivery = pull(origin, rows_of, as_of, since, unreadable)
                 report = land(origin, rows_of, delivery, as_of, unreadable)
         except BatchRejectedError as exc:
-            record(open_store(settings), str(exc), passed=False)
+            report = replace(report, passed=False, warnings=(str(exc),))
+            record(open_store(settings), report)
             raise
         with closing(OnlineValues(settings, dataset, raw)) as online:
             report = _catch_up_and_heal(online, report, as_of, full=full)
-            record(online.store, "; ".join(report.warnings))
+            record(online.store, report)
     return report
 
 

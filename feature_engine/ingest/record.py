@@ -1,12 +1,14 @@
-"""The record of a dataset: the results of its last ingest, for the console and for monitoring.
+"""The record of a dataset: the results of its last ingests, for the console and for monitoring.
 
 It is JSON below `settings.reports`. The ingest writes it (`record_writer`), and whoever reads it
 needs no Feast.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from typing import Any
 
 from pydantic import TypeAdapter
 from upath import UPath
@@ -19,6 +21,49 @@ from core.user_code import dataset_names
 HOUR = timedelta(hours=1)
 DAYS = 60
 """Days of which a record counts the rows."""
+SHOWN_INGESTS = 30
+"""Ingests that a record has; the ingest runs every 20 minutes: of ten hours."""
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """Numbers of rows that an ingest handled in each way, and the table's version afterwards.
+
+    Attributes:
+        dataset: Name of the dataset.
+        as_of: The moment that the ingest brought the dataset to, aware UTC.
+        inserted: Rows of new keys.
+        replaced: Rows with other content for a key of the table.
+        quarantined: Rows that were set aside.
+        ahead: Rows dated after `as_of`, which are left for a later ingest.
+        table_version: Version of the raw table.
+        warnings: Warnings about the rows, or the reason why they were rejected.
+        passed: Whether the rows were let in.
+        late: Rows, new or with other content, of an event time before the last watermark.
+
+    """
+
+    dataset: str
+    as_of: datetime
+    inserted: int = 0
+    replaced: int = 0
+    quarantined: int = 0
+    ahead: int = 0
+    table_version: int = -1
+    warnings: tuple[str, ...] = ()
+    passed: bool = True
+    late: int = 0
+
+    def summary(self) -> str:
+        moment = f"{self.as_of:%Y-%m-%d %H:%M} UTC"
+        counts = f"{self.inserted} new, {self.replaced} corrected, {self.quarantined} quarantined"
+        texts = [f"{self.dataset} as of {moment}: {counts}"]
+        if self.ahead:
+            texts.append(
+                f"rows dated after {moment}, which stay for a later run: {self.ahead}"
+            )
+        texts.append(f"table version {self.table_version}")
+        return "; ".join((*texts, *self.warnings))
 
 
 @dataclass(frozen=True)
@@ -36,13 +81,14 @@ class DatasetRecord:
         newest: Event time of the newest row.
         silence: Time for which the source may have no new row.
         services: Names of the feature services that read a view of the dataset.
+        views: Names of the dataset's feature views.
         rows: Number of rows by the day of their event time, for the last `DAYS` days; a day without
             rows is left out.
         quarantined: Number of rows of these days that were set aside, by the rules that they broke.
             A row without a time counts for the day on which it was set aside.
-        delivery_rules: The rules that do not judge events.
         passed: Whether the rows of the ingest were let in.
         remark: The reason why they were not, or warnings.
+        ingests: The last ingests, the newest first, without their warnings, which may quote rows.
 
     """
 
@@ -53,11 +99,12 @@ class DatasetRecord:
     newest: datetime | None = None
     silence: timedelta = timedelta()
     services: Sequence[str] = ()
+    views: Sequence[str] = ()
     rows: dict[date, int] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
-    delivery_rules: Sequence[str] = ()
     passed: bool = True
     remark: str = ""
+    ingests: Sequence[IngestReport] = ()
 
     def problems(self, now: datetime, age_limit: timedelta) -> list[tuple[str, str]]:
         """Return the problems of the dataset at `now`: its faults, and times that are too old.
@@ -93,6 +140,19 @@ RECORD = TypeAdapter(DatasetRecord)
 
 def record_file(settings: Settings, name: str) -> UPath:
     return settings.reports / "datasets" / f"{name}.json"
+
+
+def read_rules(settings: Settings, name: str) -> Any:
+    """Return the results by rule of the batch that the Data Docs show.
+
+    Returns:
+        `as_of`: the moment of the ingest; `rows`: their number; `rules`: see `Validation.results`.
+
+    Raises:
+        FileNotFoundError: No rows were validated yet.
+
+    """
+    return json.loads(read_file(settings.data_docs / name / "index.json"))
 
 
 def read_record(settings: Settings, name: str) -> DatasetRecord:

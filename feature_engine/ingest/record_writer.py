@@ -1,5 +1,6 @@
 """Writes the record of a dataset at the end of an ingest."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,12 +13,18 @@ from core.tables.query import quoted
 from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.quarantine import quarantine_table
-from feature_engine.ingest.record import DAYS, RECORD, DatasetRecord, record_file
+from feature_engine.ingest.record import (
+    DAYS,
+    RECORD,
+    SHOWN_INGESTS,
+    DatasetRecord,
+    IngestReport,
+    record_file,
+)
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import unbuilt_views
 from feature_repo.definition import Dataset
 from feature_repo.published.service import service_names
-from feature_repo.rules import delivery_rules
 
 COUNTS = """
 SELECT {group}, count(*) FROM read_parquet($files)
@@ -28,11 +35,8 @@ def write_record(
     settings: Settings,
     dataset: Dataset,
     last_record: DatasetRecord,
-    as_of: datetime,
     store: FeatureStore,
-    remark: str,
-    *,
-    passed: bool = True,
+    report: IngestReport,
 ) -> None:
     """Write the record of a dataset.
 
@@ -40,16 +44,13 @@ def write_record(
         settings: Settings of the installation.
         dataset: The dataset that was ingested.
         last_record: The dataset's record of the ingest before.
-        as_of: The moment that the ingest brought the dataset to.
         store: Feast's store.
-        remark: Warnings about the rows, or the reason why they were rejected.
-        passed: Whether the rows were let in.
+        report: The report of the ingest.
 
     """
     store.refresh_registry()  # a `feast apply` may have come meanwhile
+    as_of = report.as_of
     watermark = last_record.watermark
-    if passed:
-        watermark = max(as_of, watermark or as_of)
     raw = raw_table(settings, dataset)
     aside = quarantine_table(settings, dataset)
     event_time = quoted(dataset.event_time)
@@ -57,6 +58,11 @@ def write_record(
     pointer = convert(f"/{column}").sql()
     row_time = f"try_cast(row->>{pointer} AS TIMESTAMPTZ)"
     time_aside = f"least({row_time}, quarantined_at)"
+    is_late = f"ingested_at = '{as_of}' AND {event_time} < '{watermark or as_of}'"
+    late_count = _counts(raw, is_late, "ingested_at", as_of).get(True, 0)
+    if report.passed:
+        watermark = max(as_of, watermark or as_of)
+    ingest = replace(report, warnings=(), late=late_count)
     record = DatasetRecord(
         dataset=dataset.name,
         as_of=as_of,
@@ -65,11 +71,12 @@ def write_record(
         newest=raw.newest(dataset.event_time),
         silence=dataset.silence,
         services=service_names(settings, dataset, store),
+        views=[*dataset.views],
         rows=_counts(raw, f"{event_time}::DATE", event_time, as_of),
         quarantined=_counts(aside, "rules", time_aside, as_of),
-        delivery_rules=delivery_rules(dataset),
-        passed=passed,
-        remark=remark,
+        passed=report.passed,
+        remark="; ".join(report.warnings),
+        ingests=[ingest, *last_record.ingests][:SHOWN_INGESTS],
     )
     content = RECORD.dump_json(record)
     replace_file(record_file(settings, dataset.name), content)

@@ -149,8 +149,8 @@ def test_executors_compute_every_function_of_windows_as_duckdb_does(spark):
 
 
 def test_a_row_that_spark_cannot_compute_from_is_moved_to_quarantine(applied, tmp_path):
-    settings = with_engine("spark", applied)
-    settings.sources["orders"] = str(tmp_path / "*.parquet")
+    sources = {"orders": str(tmp_path / "*.parquet")}
+    settings = with_engine("spark", applied).model_copy(update={"sources": sources})
     good = [order(number, number, AS_OF - HOUR) for number in range(2, 9)]
     pq.write_table(order_table(*good), tmp_path / "orders.parquet")
     land_orders(applied, ORDERS, [order(1, 1, AS_OF - DAY, 1e13)], AS_OF - DAY)

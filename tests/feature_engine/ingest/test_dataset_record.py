@@ -46,8 +46,6 @@ def test_the_record_has_ages_rows_and_rules_of_an_ingest_and_a_batch_that_was_st
         "expect_column_values_to_not_be_null(order_ts)": 1,
     }
     assert list(record.services) == ["customer_churn_v1"]
-    assert "expect_column_mean_to_be_between(dollar_value)" in record.delivery_rules
-    assert NEGATIVE not in record.delivery_rules
     assert record.problems(AS_OF, 2 * HOUR) == []
     assert len(record.problems(AS_OF + 3 * DAY, 2 * HOUR)) == 2
 
@@ -65,3 +63,24 @@ def test_the_record_has_ages_rows_and_rules_of_an_ingest_and_a_batch_that_was_st
     repaired = read_record(shop.settings, "orders")
     remark = "rows dated more than a day ahead: 1; check the source's clock"
     assert (repaired.passed, repaired.remark) == (True, remark)
+    last, bad, first = repaired.ingests
+    assert (last.as_of, bad.passed, first.inserted) == (AS_OF + 2 * HOUR, False, 41)
+    assert (first.quarantined, first.ahead, first.late) == (4, 1, 0)
+    assert not {*last.warnings, *bad.warnings}, "they may quote rows"
+
+
+def test_late_and_corrected_rows_of_an_ingest_are_counted_and_few_ingests_are_kept(
+    shop, monkeypatch
+):
+    monkeypatch.setattr("feature_engine.ingest.record_writer.SHOWN_INGESTS", 3)
+    first_orders = [order(number, number, AS_OF - DAY) for number in range(1, 10)]
+    shop.has(*first_orders)
+    shop.ingest(AS_OF)
+    late_orders = [order(20, 1, AS_OF - 3 * DAY), order(1, 1, AS_OF - DAY, 99.0)]
+    shop.has(*first_orders[1:], *late_orders, order(21, 1, AS_OF + HOUR / 2))
+    shop.ingest(AS_OF + HOUR)
+    for hours in (2, 3):
+        shop.ingest(AS_OF + hours * HOUR)
+    ingests = read_record(shop.settings, "orders").ingests
+    counts = [(each.inserted, each.replaced, each.late) for each in ingests]
+    assert counts == [(0, 0, 0), (0, 0, 0), (2, 1, 2)]

@@ -37,5 +37,13 @@ RULES_OF_DELIVERIES = [
         ),
         r"0\.9.*found 0\.5",
     ),
+    (
+        rule(
+            "expect_column_quantile_values_to_be_between",
+            "number_of_cds",
+            quantile_ranges={"quantiles": [0.5], "value_ranges": [[0, 5]]},
+        ),
+        r"\[0\.5\].*found .*\[9",
+    ),
 ]
 """And what is said of two orders of customer 7, of 9 CDs each."""
