@@ -263,6 +263,12 @@ def is_undelivered(alert: Mapping[str, Any], now: datetime) -> bool:
     return not alert["delivered"] and not is_muted(alert, now)
 
 
+def alert_details(alert: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `DriftAlert` of an alert about a finding; empty of another alert."""
+    details: dict[str, Any] = json.loads(alert["details"] or "{}")
+    return details
+
+
 def silence_text(alert: Mapping[str, Any], now: datetime) -> str:
     """Return who acknowledged or muted an incident, when and why; empty: nobody."""
     is_over = alert["until"] and not is_muted(alert, now)
@@ -276,7 +282,7 @@ def silence_text(alert: Mapping[str, Any], now: datetime) -> str:
 
 def _write(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
     """Append an alert to `logs/alerts.log`; return True, as `_send` may."""
-    line = json.loads(row["details"] or "{}") | {"time": at.isoformat()}
+    line = alert_details(row) | {"time": at.isoformat()}
     line |= {name: row[name] for name in ("model", "cause", "message")}
     path = settings.home / "logs" / "alerts.log"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +295,7 @@ def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
     """Send an alert to every address; return whether one has taken it."""
     import apprise  # noqa: PLC0415  (0.7 s, and alerts are rare)
 
-    details = json.loads(row["details"] or "{}")
+    details = alert_details(row)
     details.pop("message", None)
     severity: Severity = details.get("severity", DEFAULT_SEVERITY)
     lines = [f"{row['message']} ({row['cause']}, {at:%Y-%m-%d %H:%M} UTC)"]

@@ -25,8 +25,6 @@ ESTIMATOR = "estimator.json"
 EXPECTATION_PAGES = "expectations"
 """Folder of Great Expectations' pages on raw rows that ended a training."""
 PROOF = "proof.json"
-EVALUATION = "evaluation.json"
-GATES = "gates.json"
 PLOTS = "plots"
 
 

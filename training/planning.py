@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow as pa
+
 from core.errors import TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -11,7 +13,8 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.engine import LabelSource, feature_engine
 from feature_repo.labels import label_source
-from feature_repo.published.service import PublishedService
+from feature_repo.published.service import PublishedService, service_of
+from training.data.frame import build_frame
 from training.data.lineage import label_version
 from training.data.snapshots import Plan, plan_snapshots
 from training.inputs import fingerprint
@@ -78,6 +81,23 @@ def planned_run(
         tables=tables,
         fingerprint=fingerprint(spec, plan.test[-1].start, service.definitions()),
     )
+
+
+def planned_frame(
+    settings: Settings, spec: ModelSpec, as_of: datetime
+) -> tuple[pa.Table, Plan]:
+    """Return the frame of a training at `as_of`, from today's version of the label's rows.
+
+    Raises:
+        TrainingError: A dataset has no rows, or too little history has matured.
+
+    """
+    planned = planned_run(settings, spec, service_of(settings, spec), as_of)
+    snapshots = planned.plan.snapshots
+    source = label_source(settings, spec)
+    version = label_version(spec, planned.tables)
+    frame = build_frame(settings, spec, source, snapshots, as_of, version)
+    return frame, planned.plan
 
 
 def used_datasets(spec: ModelSpec, service: PublishedService) -> dict[str, Dataset]:

@@ -10,9 +10,10 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.training import LOWER_IS_BETTER
+from mlflow_server.api.comparison import GATES
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.tags import tag_equals
-from training.artifacts import GATES, artifact_bytes
+from training.artifacts import artifact_bytes
 from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 
 SUMMARY_PAGE: jinja2.Template = jinja2.Template(
@@ -34,6 +35,7 @@ class Summary:
     version: str | None
     evaluation: Evaluation
     gates: tuple[GateOutcome, ...]
+    params: dict[str, str]
 
     def markdown(self) -> str:
         return SUMMARY_PAGE.render(vars(self), lower_is_better=LOWER_IS_BETTER)
@@ -67,4 +69,5 @@ def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> 
         version=newest.tags.get("version"),
         evaluation=load_evaluation(tracking, newest.run_id),
         gates=outcomes["gates"],
+        params=newest.params,
     )

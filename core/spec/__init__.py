@@ -154,6 +154,9 @@ class ModelSpec(Strict):
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the model's probabilities; at least three."""
     name: str = Field(pattern=MODEL_NAME)  # the name of the file
+    # A text for people is no part of a version: no run and no hash has it.
+    description: str = Field("", exclude=True)
+    """One sentence for people: what is predicted, and for whom."""
     experiment: str  # the experiment of MLflow that holds the runs
     dataset: str | None = None
     """The module of feature_repo/datasets that has the label; with `[label]` the module whose views

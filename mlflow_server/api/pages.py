@@ -3,17 +3,23 @@
 It uses MLflow's REST API, so that the console does without 150 MB of MLflow.
 """
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from core.errors import ArtifactError, RegistryError
 from core.settings import Settings
-from mlflow_server.api.registry import Registry
-from mlflow_server.api.rest import call_mlflow
+from mlflow_server.api.registry import Registry, Version
+from mlflow_server.api.rest import call_mlflow, read_artifact
 from mlflow_server.tags import KEY_TAG, OF_TRAININGS
 
 CARD = "model_card.html"
+REPORT = "report.html"
+DISTRIBUTIONS = "distributions.json"
+"""What the drift of each column is computed from, beside each report."""
 TRAINING_VIEW = "workflowType=machine_learning"
 """Part of an address that opens MLflow's view of trainings; the other view is of chat models."""
 NEWEST = 5
@@ -30,9 +36,15 @@ class RunPage:
     started: datetime
     ended: datetime | None
     tags: dict[str, str]
+    params: dict[str, str]
     metrics: Mapping[str, float]
     artifacts: str
     """Address of its artifacts in MLflow."""
+
+    @property
+    def outcome(self) -> str:
+        """The outcome of a training, in words."""
+        return self.tags.get("outcome") or self.tags.get("gate") or "no outcome yet"
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ class ModelPages:
         cards: Model cards by version, the oldest first.
         reports: Evidently's reports by the end of their window, such as 2026-11-01T10:00:00 (UTC),
             the oldest first.
+        distributions: By column what is beside the newest report: see
+            `training.evaluation.psi.BinShares`. Empty if an older release stored the report.
 
     """
 
@@ -93,6 +107,7 @@ class ModelPages:
     monitoring: RunPage | None
     cards: Mapping[str, Document]
     reports: Mapping[str, Document]
+    distributions: Mapping[str, Any]
 
 
 class Pages:
@@ -114,6 +129,13 @@ class Pages:
     def run(self, run_id: str) -> str:
         """Return the address of the run's page."""
         return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
+
+    def version(self, model: str, number: str) -> RunPage:
+        """Return the run of a version."""
+        page = self._run_of(Registry(self._settings).version(model, number))
+        if page is None:
+            raise RegistryError(f"{model}: MLflow has no run of version {number}")
+        return page
 
     def training(self, experiment: str) -> RunPage | DeletedExperiment | None:
         """Return the newest training; None if there is none."""
@@ -139,13 +161,22 @@ class Pages:
                 folder = file["path"].rpartition("/")[2]
                 moment = datetime.fromisoformat(folder).isoformat()
                 version = run.tags.get("version", "")
-                place = f"reports/{folder}/report.html"
+                place = f"reports/{folder}/{REPORT}"
                 reports[moment] = Document(version, run, place)
+        distributions = b"{}"
+        if reports:
+            newest = reports[max(reports)]
+            place = newest.place.replace(REPORT, DISTRIBUTIONS)
+            with suppress(ArtifactError):
+                distributions = read_artifact(
+                    self._settings, newest.run.artifacts, place
+                )
         return ModelPages(
             versions=versions,
             monitoring=monitorings[0] if monitorings else None,
             cards=cards,
             reports=dict(sorted(reports.items())),
+            distributions=json.loads(distributions),
         )
 
     def _versions(self, model: str) -> dict[str, RunPage | None]:
@@ -157,12 +188,14 @@ class Pages:
         pages: dict[str, RunPage | None] = {}
         for version in reversed(versions):
             if version.version in shown_numbers:
-                answer = {}
-                if version.run_id:
-                    answer = self._ask("runs/get", run_id=version.run_id)
-                page = self._page(answer["run"]) if answer else None
-                pages[version.version] = page
+                pages[version.version] = self._run_of(version)
         return pages
+
+    def _run_of(self, version: Version) -> RunPage | None:
+        answer = {}
+        if version.run_id:
+            answer = self._ask("runs/get", run_id=version.run_id)
+        return self._page(answer["run"]) if answer else None
 
     def _newest(self, experiment: str, condition: str, count: int) -> list[RunPage]:
         """Return the newest runs that pass a filter of MLflow."""
@@ -199,6 +232,7 @@ class Pages:
             started=_time(info["start_time"]),
             ended=_time(info["end_time"]) if info.get("end_time") else None,
             tags={tag["key"]: tag["value"] for tag in data.get("tags", [])},
+            params={param["key"]: param["value"] for param in data.get("params", [])},
             metrics={
                 metric["key"]: metric["value"] for metric in data.get("metrics", [])
             },

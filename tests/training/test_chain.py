@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from itertools import product
 
 import mlflow
 import numpy as np
@@ -12,9 +14,12 @@ import pyarrow as pa
 import pytest
 
 from core.errors import TrainingError
+from core.project import CLONE
 from core.spec.monitoring import Promotion, Rollout
 from core.spec.training import Limit
+from docs.browser import NAMES, PHONE, browser
 from feature_engine.offline.raw import raw_table
+from mlflow_server.api.comparison import GATES
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
@@ -25,7 +30,7 @@ from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
-from training.artifacts import GATES, PLOTS, artifact_bytes, fetched_artifact
+from training.artifacts import PLOTS, artifact_bytes, fetched_artifact
 from training.data.frame import content_hash, feature_columns, snapshot_rows
 from training.evaluation.metrics import Scored, all_metrics
 from training.evaluation.results import load_evaluation
@@ -142,11 +147,52 @@ def test_the_model_card_has_gates_figures_lineage_and_contributions(
         f"<strong>{evaluation.threshold:.2f}</strong>", run.params["test_snapshot"],
         f"{evaluation.rows:,} rows", run.tags["git_commit"], run.tags["frame_sha256"],
         f'<tr><td>{name}</td><td class="n">{contribution:.4f}</td></tr>',
-        f"gyre reproduce {SPEC.name} VERSION", "&lt;b&gt;second&lt;/b&gt;",
+        f"gyre reproduce {SPEC.name} <b>2</b>", "version <b>2</b> · as of", "&lt;b&gt;second&lt;/b&gt;",
     )  # fmt: skip
     assert [text for text in expected if text not in card] == []
     assert "<b>second</b>" not in card
+    cells = evaluation.challenger
+    share = 100 * cells["tp"] / (cells["tp"] + cells["fn"])
+    assert f"<strong>{share:.1f} %</strong>{cells['tp']:,.0f}</td>" in card
     assert re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(", card) == []
+
+
+def colours(style):
+    """Values of the variables of a style sheet by name, in light and in dark."""
+    light, dark, *_ = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    return [dict(re.findall(r"--([\w-]+): (#\w+)", text)) for text in (light, dark)]
+
+
+def test_the_model_card_has_the_colours_of_the_console(tracking, run):
+    card = artifact_bytes(tracking, run.run_id, CARD).decode()
+    static = CLONE / "monitoring" / "console" / "static"
+    of_console = colours((static / "style.css").read_text())
+    for ours, theirs in zip(colours(card), of_console, strict=True):
+        assert ours
+        assert ours.items() <= theirs.items()
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
+)
+def test_the_model_card_fits_a_phone_and_follows_the_readers_scheme(
+    tracking, run, tmp_path
+):
+    file = tmp_path / CARD
+    file.write_bytes(artifact_bytes(tracking, run.run_id, CARD))
+    backgrounds = set()
+    with browser() as chromium:
+        for width, dark in product((1440, PHONE), (False, True)):
+            chromium.open(file.as_uri(), width, dark=dark)
+            expression = """[document.documentElement.scrollWidth,
+              [...document.querySelectorAll("main *")].filter(part =>
+                part.getBoundingClientRect().right > innerWidth && !part.closest(".wide")
+              ).length, getComputedStyle(document.body).backgroundColor].join("|")"""
+            answer = chromium.do("Runtime.evaluate", expression=expression)
+            needed, cut, background = answer["result"]["value"].split("|")
+            assert (needed, cut) == (f"{width}", "0")
+            backgrounds.add((dark, background))
+    assert len(backgrounds) == len(dict(backgrounds).values()) == 2
 
 
 def test_the_model_card_has_the_parameters_of_a_factory_by_their_names(

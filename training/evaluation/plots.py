@@ -45,7 +45,6 @@ def draw(
     """
     axes_named = partial(_axes, folder, title)
     challenger = next(iter(models.values()))
-    answers = challenger.predictions
     with axes_named("feature_importance") as axes:
         axes.barh([*contributions], [*contributions.values()])
         axes.invert_yaxis()
@@ -56,7 +55,7 @@ def draw(
         with axes_named("predicted_against_actual") as axes:
             PredictionErrorDisplay.from_predictions(
                 y,
-                answers,
+                challenger.predictions,
                 kind="actual_vs_predicted",
                 subsample=2000,
                 random_state=0,
@@ -71,13 +70,17 @@ def draw(
         with axes_named(figure) as axes:
             for name, model in models.items():
                 draw_curve(*top_class(y, model), name=name, ax=axes)
+            # The challenger's is wide: an equal one of the champion would hide it.
+            axes.lines[-len(models)].set(linewidth=6, alpha=0.4)
     with axes_named("confusion_matrix") as axes:
         classes = spec.classes or ("0", "1")
         ConfusionMatrixDisplay.from_predictions(
             y,
-            answers,
+            challenger.predictions,
             labels=range(len(classes)),
             display_labels=classes,
+            normalize="true",
+            cmap="Blues",
             colorbar=False,
             ax=axes,
         )
@@ -88,4 +91,4 @@ def _axes(folder: Path, title: str, name: str) -> Iterator[Axes]:
     figure = Figure(figsize=(6, 5), layout="constrained")
     figure.suptitle(f"{name.replace('_', ' ')} · {title}", fontsize=10)
     yield figure.subplots()
-    figure.savefig(folder / f"{name}.png")
+    figure.savefig(folder / f"{name}.png", dpi=150)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,12 @@ from core.spec import MISSING
 from core.spec.monitoring import Monitoring
 
 Bins: TypeAlias = NDArray[np.integer[Any]]
+Floats: TypeAlias = NDArray[np.float64]
 DECILES = np.linspace(0.1, 0.9, 9)
 CATEGORY_BINS = 10
 """Bins of a text, as many as of a number: with more, the PSI of a small window would be chance."""
+SHOWN_CATEGORIES = 4
+"""Categories of a bin that are stored: a page names three, and says whether there are more."""
 LARGEST = 1e300
 """Larger and infinite numbers count as this one: between two of them no decile can be computed."""
 SMALLEST_SHARE = 1e-4
@@ -28,6 +31,26 @@ NEWEST_SNAPSHOTS = 4
 """Snapshots of the training frame that are compared where the reference is one moment."""
 SCORE = "score"
 TIME_COLUMN = "event_timestamp"
+
+
+class BinShares(NamedTuple):
+    """The bins that a PSI compares.
+
+    Attributes:
+        bins: The cuts between the bins of a number, in order; of a text, the bin of the most frequent
+            categories of each bin.
+        reference: Share of the reference's values in each bin.
+        window: Share of the window's values in each bin.
+        parts: What each bin adds to the PSI.
+        nulls: Share of rows without a value, in reference and window; no part of the PSI.
+
+    """
+
+    bins: Any
+    reference: Floats
+    window: Floats
+    parts: Floats
+    nulls: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -73,24 +96,33 @@ def psi(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> float:
         significant. Nan if one of the columns has no value.
 
     """
+    if not (reference.count() and current.count()):
+        return math.nan
+    return float(bin_shares(reference, current).parts.sum())
+
+
+def bin_shares(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> BinShares:
+    """Return what the PSI is computed from. Both columns have a value."""
     reference_values = reference.dropna()
     current_values = current.dropna()
-    if reference_values.empty or current_values.empty:
-        return math.nan
+    bins: Any
     if pd.api.types.is_numeric_dtype(reference):
-        reference_bins, current_bins = _bins_by_decile(
+        bins, reference_bins, current_bins = _bins_by_decile(
             reference_values.to_numpy(float).clip(-LARGEST, LARGEST),
             current_values.to_numpy(float).clip(-LARGEST, LARGEST),
         )
     else:
-        reference_bins, current_bins = _bins_by_category(
+        bins, reference_bins, current_bins = _bins_by_category(
             reference_values.astype(str), current_values.astype(str)
         )
     bin_count = 1 + max(reference_bins.max(), current_bins.max())
     reference_shares = _shares(reference_bins, bin_count)
     current_shares = _shares(current_bins, bin_count)
-    difference = current_shares - reference_shares
-    return float(np.sum(difference * np.log(current_shares / reference_shares)))
+    usual = reference_shares.clip(SMALLEST_SHARE)
+    actual = current_shares.clip(SMALLEST_SHARE)
+    parts = (actual - usual) * np.log(actual / usual)
+    nulls = (reference.isna().mean(), current.isna().mean())
+    return BinShares(bins, reference_shares, current_shares, parts, nulls)
 
 
 def usual_spread(
@@ -174,23 +206,24 @@ def _smallest_steps(
     return smallest
 
 
-def _bins_by_decile(
-    reference: NDArray[np.float64], current: NDArray[np.float64]
-) -> tuple[Bins, Bins]:
-    """Return the bin of each value, between the reference's deciles. Of only two values each has a bin.
+def _bins_by_decile(reference: Floats, current: Floats) -> tuple[Floats, Bins, Bins]:
+    """Return the cuts, the reference's deciles, and the bin of each value between them.
 
-    Equal deciles are one cut. The end bins are open. A value that equals a cut is below it.
+    Of only two values each has a bin. Equal deciles are one cut. The end bins are open. A value that
+    equals a cut is below it.
     """
     ends = [reference.min(), reference.max()]
     has_two_values = np.isin(reference, ends).all()
     cuts = np.unique(ends if has_two_values else np.quantile(reference, DECILES))
-    return np.searchsorted(cuts, reference), np.searchsorted(cuts, current)
+    return cuts, np.searchsorted(cuts, reference), np.searchsorted(cuts, current)
 
 
 def _bins_by_category(
     reference: "pd.Series[str]", current: "pd.Series[str]"
-) -> tuple[Bins, Bins]:
-    """Return the bin of each category. Categories that the reference lacks share one more bin.
+) -> tuple[Any, Bins, Bins]:
+    """Return the bin of the most frequent categories of each bin, and the bin of each value.
+
+    Categories that the reference lacks share one more bin.
 
     More than ten categories are sorted by frequency, and categories that together make a tenth of
     the reference share a bin. Categories that it lacks are then in the bin of the rarest ones, as
@@ -207,9 +240,10 @@ def _bins_by_category(
         bin_of_others = len(row_counts)
     reference_bins = reference.map(bin_of_category)
     current_bins = current.map(bin_of_category).fillna(bin_of_others).astype(np.int64)
-    return reference_bins.to_numpy(), current_bins.to_numpy()
+    shown = bin_of_category.groupby(bin_of_category).head(SHOWN_CATEGORIES)
+    return shown.to_dict(), reference_bins.to_numpy(), current_bins.to_numpy()
 
 
-def _shares(bins: Bins, bin_count: int) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = np.bincount(bins, minlength=bin_count) / len(bins)
-    return shares.clip(min=SMALLEST_SHARE)
+def _shares(bins: Bins, bin_count: int) -> Floats:
+    shares: Floats = np.bincount(bins, minlength=bin_count) / len(bins)
+    return shares

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
+from mlflow_server.api.comparison import EVALUATION
 from mlflow_server.api.tracking import Tracking
-from training.artifacts import EVALUATION, artifact_bytes
+from training.artifacts import artifact_bytes
 from training.evaluation.metrics import Interval, Segment
 from training.evaluation.psi import UsualSpread
 

@@ -29,6 +29,13 @@ def score(
     return scores.astype(np.float64)
 
 
+def scored_rows(
+    spec: ModelSpec, model: ModelFile, threshold: float | None, rows: pa.Table
+) -> Scored:
+    """Score rows of a frame with a served model."""
+    return Scored(score(model, spec.inputs, feature_columns(spec, rows)), threshold)
+
+
 def open_session(
     model: ModelFile,
 ) -> onnxruntime.InferenceSession | ModelFile | SeparateModel:
@@ -81,8 +88,7 @@ def version_scores(
     if not has_columns:
         keys = [*spec.entity_key, "event_timestamp", "label", *request_data]
         rows = with_features(settings, version_spec, rows.select(keys))
-    inputs = feature_columns(version_spec, rows)
-    return Scored(score(model, version_spec.inputs, inputs), manifest.threshold)
+    return scored_rows(version_spec, model, manifest.threshold, rows)
 
 
 def as_trained(spec: ModelSpec, manifest: ModelManifest) -> ModelSpec:

@@ -21,13 +21,13 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.shapley import shapley_values
 from core.spec import ModelSpec
+from mlflow_server.api.comparison import EVALUATION
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.manifest import SCORE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile, read_files
 from training.artifacts import (
     CANDIDATE,
-    EVALUATION,
     PLOTS,
     PROOF,
     REFERENCE,
@@ -39,7 +39,7 @@ from training.artifacts import (
 )
 from training.data.frame import feature_columns, snapshot_rows
 from training.data.leaks import leak_remarks
-from training.data.snapshots import dates
+from training.data.snapshots import Plan, dates
 from training.evaluation.metrics import (
     CELLS,
     Labels,
@@ -60,7 +60,12 @@ from training.evaluation.reference import evaluated_members, measure_spread, wit
 from training.evaluation.results import EVALUATIONS, Evaluation
 from training.model.estimators import category_remarks
 from training.model.onnx_export import EXPORT_REMEDY
-from training.model.scoring import open_session, score, session_inputs, version_scores
+from training.model.scoring import (
+    open_session,
+    scored_rows,
+    session_inputs,
+    version_scores,
+)
 from training.stages.dataset import load_frame
 
 EXPLAINED_ROWS = 200
@@ -77,43 +82,74 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     with fetched_artifact(tracking, run_id, CANDIDATE) as candidate:
         manifest, model = read_files(candidate, spec.serving.trusted_types)
     members = evaluated_members(spec, rows, load_table(tracking, run_id, UNLABELLED))
-    member_scores = score(model, spec.inputs, feature_columns(spec, members))
-    scored_members = Scored(member_scores, manifest.threshold)
+    scored_members = scored_rows(spec, model, manifest.threshold, members)
     reference = with_scores(spec, members, scored_members)
     store_table(tracking, run_id, REFERENCE, reference)
     challenger = scored_members.of(slice(len(y)))
 
-    version = Registry(settings).production(spec.name)
-    champion: Scored | None = None
-    problems: dict[str, Any] = {}
-    evaluation = unmeasured(manifest.threshold, version)
-    if spec.has_labels:
-        champion, problems = _champion(settings, spec, version, rows)
-        evaluation = measure_models(spec, y, challenger, champion, version)
-    segments = _segments(spec, rows, challenger)
     proof = json.loads(artifact_bytes(tracking, run_id, PROOF))
-    reasons = proof["reasons"]
-    train_rows = snapshot_rows(frame, plan.train)
+    evaluation, champion = compare(settings, spec, frame, plan, challenger, proof)
     newest_snapshots = snapshot_rows(frame, plan.snapshots[-NEWEST_SNAPSHOTS:])
     evaluation = replace(
         evaluation,
-        **problems,
-        segments=segments,
-        figures=evaluation.figures | _figures(spec, proof, segments),
         contributions=contributions(spec, manifest, model, feature_columns(spec, rows)),
-        unproved="; ".join([*reasons, EXPORT_REMEDY]) if reasons else "",
         spread=measure_spread(spec, reference, newest_snapshots),
-        remarks=_remarks(spec, train_rows, rows, evaluation.challenger),
     )
     tracking.log(run_id, metrics=run_metrics(evaluation))
     tracking.log_dict(
         run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION
     )
+    version = evaluation.champion_version
     models = _plotted_models(challenger, champion, version)
     title = f"{len(y):,} rows at {dates(plan.test)}"
     with TemporaryDirectory() as name:
         draw(Path(name), title, spec, y, models, evaluation.contributions)
         tracking.log_artifacts(run_id, name, PLOTS)
+
+
+def compare(
+    settings: Settings,
+    spec: ModelSpec,
+    frame: pa.Table,
+    plan: Plan,
+    challenger: Scored,
+    proof: dict[str, Any],
+) -> tuple[Evaluation, Scored | None]:
+    """Measure all that the gates read.
+
+    Args:
+        settings: Settings of the installation.
+        spec: The model.
+        frame: Frame of the training.
+        plan: Its snapshots.
+        challenger: Scores of the test rows.
+        proof: Fields of `training.model.onnx_export.Proof`.
+
+    Returns:
+        The evaluation without contributions and spread, and the champion's scores if it has any.
+
+    """
+    rows = snapshot_rows(frame, plan.test)
+    version = Registry(settings).production(spec.name)
+    champion: Scored | None = None
+    problems: dict[str, Any] = {}
+    evaluation = unmeasured(challenger.threshold, version)
+    if spec.has_labels:
+        champion, problems = _champion(settings, spec, version, rows)
+        y = rows["label"].to_numpy()
+        evaluation = measure_models(spec, y, challenger, champion, version)
+    segments = _segments(spec, rows, challenger)
+    reasons = proof["reasons"]
+    train_rows = snapshot_rows(frame, plan.train)
+    evaluation = replace(
+        evaluation,
+        **problems,
+        segments=segments,
+        figures=evaluation.figures | _figures(spec, proof, segments),
+        unproved="; ".join([*reasons, EXPORT_REMEDY]) if reasons else "",
+        remarks=_remarks(spec, train_rows, rows, evaluation.challenger),
+    )
+    return evaluation, champion
 
 
 def _plotted_models(

@@ -22,9 +22,10 @@ from core.spec.training import (
     Limit,
 )
 from feature_repo.definition import table_versions
+from mlflow_server.api.comparison import GATES
 from mlflow_server.api.pages import CARD
 from mlflow_server.api.tracking import Run, Tracking
-from training.artifacts import GATES, PLOTS, fetched_artifact
+from training.artifacts import PLOTS, fetched_artifact
 from training.data.lineage import lineage
 from training.evaluation.results import Evaluation, GateOutcome, load_evaluation
 

@@ -25,7 +25,7 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from mlflow_server.promotion.promote import promote as put_into_role
 from mlflow_server.promotion.promote import reconcile
 from mlflow_server.roles import PRODUCTION, SHADOW
-from training.artifacts import CANDIDATE, fetched_artifact
+from training.artifacts import CANDIDATE, artifact_bytes, fetched_artifact
 from training.data.lineage import lineage
 from training.evaluation.results import load_evaluation
 
@@ -33,6 +33,8 @@ NATIVE = ("pandas", "scikit-learn", "skl2onnx", "skops", "xgboost-cpu", "lightgb
 """Packages with which a client of MLflow loads a version that is not ONNX, if they are installed."""
 DESCRIBED = ("log_loss", "auc", "f1", "rmse", "mae", "r2")
 """Metrics in the description of a version, if the task has them."""
+UNREGISTERED = "<b>VERSION</b>"
+"""Place of the version in a model card: no text of a user has such an element."""
 MINUTE_FORMAT = "%Y-%m-%d %H:%M"
 
 
@@ -54,6 +56,9 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
             requirements=_requirements(model),
         )
     tracking.log(run_id, tags={"version": registered.version})
+    card = artifact_bytes(tracking, run_id, CARD).decode()
+    card = card.replace(UNREGISTERED, f"<b>{registered.version}</b>")
+    tracking.log_text(run_id, card, CARD)
     if spec.promotion.approval:
         tracking.end(run_id, _waits(registered.version))
     return registered.version

@@ -45,7 +45,7 @@ from training.model.estimators import (
     error_line,
     require_methods,
 )
-from training.model.onnx_export import exported, pipeline_scores, prove
+from training.model.onnx_export import Proof, exported, pipeline_scores, prove
 from training.stages.dataset import load_frame
 
 log = logging.getLogger(__name__)
@@ -72,14 +72,13 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     ]
     log.info("chosen: %s", "; ".join([chosen.name, chosen_by, *mean_losses]))
     model, threshold, figures = train_model(spec, chosen, frame, plan)
+    served, proof = served_file(spec, model, threshold, frame, plan)
     with tempfile.TemporaryDirectory() as name:
         train_rows = snapshot_rows(frame, plan.train)
         as_of = run.tags["as_of"]
         folder = Path(name)
-        served = exported(model, spec, feature_columns(spec, train_rows))
         write_model(settings, spec, served, train_rows, threshold, as_of, folder)
         tracking.log_artifacts(run_id, name, CANDIDATE)
-    proof = prove(model, served, feature_columns(spec, frame), spec, threshold)
     tracking.log_dict(run_id, asdict(proof), PROOF)
     tracking.log_dict(run_id, chosen.model_dump(mode="json"), ESTIMATOR)
     params = {"estimator": chosen.name, "chosen_by": chosen_by, "seed": spec.seed}
@@ -214,6 +213,15 @@ def train_model(
         ) from exc
     threshold = spec.threshold and metrics.get("training/threshold", spec.threshold)
     return model, threshold, metrics
+
+
+def served_file(
+    spec: ModelSpec, model: Any, threshold: float | None, frame: pa.Table, plan: Plan
+) -> tuple[ModelFile, Proof]:
+    """Return the file of a fitted model that is served, and the proof that it scores the same."""
+    train_rows = feature_columns(spec, snapshot_rows(frame, plan.train))
+    served = exported(model, spec, train_rows)
+    return served, prove(model, served, feature_columns(spec, frame), spec, threshold)
 
 
 def _labelled_features(

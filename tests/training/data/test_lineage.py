@@ -113,6 +113,7 @@ def test_every_package_that_a_counted_file_imports_is_known():
         ({"seed": SHIPPED.seed + 1}, True),
         ({"gates": SHIPPED.gates[:1]}, True),
         ({"schedule": "@yearly"}, False),
+        ({"description": "Who leaves?"}, False),
         ({"promotion": Promotion(approval=True)}, False),
     ],
 )
