@@ -11,7 +11,7 @@ import pytest
 
 from core.project import PROJECT
 from docs.browser import NAMES, PHONE, browser
-from tests.conftest import new_settings
+from tests.conftest import answers, new_settings
 from tests.support.tools.clone import Copy
 
 BUILD = "python -m docs.site"
@@ -53,8 +53,10 @@ def test_a_page_loads_nothing_from_other_hosts_and_fits_a_phone(site):
     ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_port}"
-        for page in ("index", "reference/routes", "source/serving/app.py"):
-            chromium.open(f"http://{address}/{page}.html", PHONE)
+        for page in ("index", "reference/routes", "source/serving/watcher.py"):
+            url = f"http://{address}/{page}.html"
+            assert answers(url)
+            chromium.open(url, PHONE)
             size = chromium.do("Page.getLayoutMetrics")["cssContentSize"]
             assert size["width"] == PHONE
     urls = [url for url in chromium.requests if not url.startswith("data:")]

@@ -11,8 +11,9 @@ from core.user_code import FORMER_MODULES, in_one_line
 
 
 def test_each_name_is_that_of_its_module():
-    assert set(gyre.MODULES) == set(gyre.__all__)
-    for name, module in gyre.MODULES.items():
+    assert len(gyre.__all__) > len(gyre.MODULES)
+    for name in gyre.__all__:
+        module = gyre.MODULES.get(name, gyre.NOTEBOOK)
         assert getattr(gyre, name) is vars(sys.modules[module])[name]
 
 
