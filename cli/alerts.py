@@ -15,7 +15,7 @@ class _ListByDefault(TyperGroup):
     """Reads `gyre alerts MODEL` as `gyre alerts list MODEL`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in {*self.commands, "--help"}:
+        if not args or args[0] not in {*self.commands, "--help", "-h"}:
             args = ["list", *args]
         return super().parse_args(ctx, args)
 

@@ -26,7 +26,7 @@ import httpx
 
 from cli.models import ledger_table
 from cli.terminal import OUT, progress, show, tell
-from cli.up import ask_model, newest_entities
+from cli.up import newest_entities
 from core.additions import is_present
 from core.errors import MonitoringError, SettingsError
 from core.project import CLONE, SHIPPED, STORE
@@ -40,6 +40,7 @@ from monitoring.decisions.store import DecisionRow, newest_decisions
 from monitoring.serving_status import read_status
 from stack.airflow_api import AirflowApi
 from stack.environment import process_environment
+from stack.serving_client import ask_serving
 from stack.supervisor import end_stack
 
 if TYPE_CHECKING:
@@ -74,10 +75,11 @@ latency = 10
 """The steps and the other limits are the defaults. A step ends as soon as it has its requests, and
 a busy machine, which makes one step slower than the one before, does not end the rollout."""
 AGE = timedelta(days=180)
-UP_SECONDS = 400
-RUN_SECONDS = 120
-EVENT_SECONDS = 60
-"""Time for a training to start, and for its version to be served."""
+UP_SECONDS = 1800
+RUN_SECONDS = 600
+EVENT_SECONDS = 300
+"""Limits of the start, of a run of a DAG, and of a wait for a training or a served version; a busy
+machine takes three times as long as a quiet one."""
 BATCH_ROWS = 1_000
 TRIES = 5
 MONITORING_RUNS = 3
@@ -213,7 +215,8 @@ class DemoRun:
     def _predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Ask; ask again where features came late, as monitoring leaves out answers from defaults."""
         for _ in range(TRIES):
-            response = ask_model(self._settings, EXAMPLE, keys, "/batch", timeout=60)
+            path = f"/models/{EXAMPLE}/predict/batch"
+            response = ask_serving(self._settings, path, keys)
             answers: list[dict[str, Any]] = response.raise_for_status().json()
             if all(answer["features_from"] == "online" for answer in answers):
                 break

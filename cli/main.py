@@ -17,11 +17,13 @@ PANELS: dict[str, dict[str, Any]] = {
     "Every day": {
         "up": processes.up,
         "status": processes.status,
+        "predict": models.predict,
         "open": processes.open_page,
         "down": processes.down,
         "demo": processes.demo,
     },
     "Models": {
+        "models": models.list_models,
         "train": models.train,
         "adopt": models.adopt,
         "evaluation": models.evaluation,
@@ -44,6 +46,7 @@ PANELS: dict[str, dict[str, Any]] = {
     "Operate": {
         "alerts": alerts.alerts,
         "logs": processes.logs,
+        "config": processes.config,
         "env": processes.env,
         "maintain": data.maintain,
         "backup": data.backup,
@@ -62,7 +65,11 @@ PANELS: dict[str, dict[str, Any]] = {
 ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context of `forget`, whose option is the key of an entity, such as `--customer_id`."""
 
-typer_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+typer_app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
 
 
 def _add_verbs() -> None:

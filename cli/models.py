@@ -1,19 +1,20 @@
-"""`gyre train`, `evaluation`, `reproduce`, `score`, `promote`, `release`, `rollback`, `ledger`."""
+"""`gyre predict` and `models`; versions: how they are made, evaluated, promoted."""
 
 from __future__ import annotations
 
+import json
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.terminal import progress, table
-from cli.verbs import AsJson, AsOf, Reason, begin, log_to_stderr, say, signal, who
-from core.errors import PromotionRefusedError, RegistryError, SettingsError
+from cli.verbs import AsJson, AsOf, Name, Reason, begin, log_to_stderr, say, signal, who
+from core.errors import PromotionRefusedError, RegistryError, SettingsError, StackError
 from core.settings import load_settings
-from core.spec import load_spec
-from mlflow_server.roles import CHALLENGER, SHADOW
+from core.spec import load_spec, load_specs
+from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, SHADOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,92 @@ FROM_HELP = (
     "It is named as the source of a label."
 )
 PERCENT_HELP = "How many of a hundred entities a challenger answers."
+
+
+def predict(
+    model: Name = None,
+    entity: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE: a column of the key, or request data; repeatable. Numbers, true and "
+            "false are read as JSON; in a shell the text 4 is 'KEY=\"4\"'."
+        ),
+    ] = None,
+    source: Annotated[
+        typer.FileText | None,
+        typer.Option("--from", help="A JSON file with a list of requests; - is stdin."),
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Ask serving for a prediction of MODEL, or of the default model."""
+    import httpx  # noqa: PLC0415  (0.2 s)
+
+    from stack.serving_client import ask_serving  # noqa: PLC0415
+
+    settings = load_settings()
+    path = f"/models/{model}/predict/batch" if model else "/predict/batch"
+    try:
+        rows = json.load(source) if source else [dict(map(_column, entity or ()))]
+        answer = ask_serving(settings, path, rows)
+    except ValueError as exc:
+        raise SettingsError(
+            f"expected --entity KEY=VALUE, or --from with a JSON file; found: {exc}"
+        ) from exc
+    except httpx.HTTPError as exc:
+        raise StackError(
+            f"serving does not answer at {settings.serving_address}: {exc}; see: gyre status"
+        ) from exc
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise SettingsError(
+            "serving refuses the token (401): name its file in GYRE_SERVING_TOKENS_FILE"
+        )
+    if answer.is_error:
+        raise StackError(f"serving answers {answer.status_code}: {answer.text}")
+    predictions = answer.json()
+    say(predictions, predictions, as_json=as_json)
+
+
+def _column(assignment: str) -> tuple[str, Any]:
+    """Return name and value of KEY=VALUE; a value that is no JSON is a text.
+
+    Raises:
+        ValueError: It has no `=`.
+
+    """
+    name, separator, text = assignment.partition("=")
+    if not separator:
+        raise ValueError(assignment)
+    try:
+        return name, json.loads(text)
+    except json.JSONDecodeError:
+        return name, text
+
+
+def list_models(*, as_json: AsJson = False) -> None:
+    """List the models: versions by role, last promotion, newest verdict, what is predicted."""
+    from mlflow_server.promotion.rules import current, last_applied  # noqa: PLC0415
+    from monitoring.decisions.store import newest_decisions  # noqa: PLC0415
+
+    settings = load_settings()
+    models = []
+    for spec in load_specs():
+        rows = _ledger_rows(spec.name)
+        promotion = last_applied(rows, PRODUCTION)
+        decisions = newest_decisions(settings, spec.name, 1)
+        models.append(
+            {
+                "model": spec.name,
+                **{role: current(rows, role) for role in ROLES},
+                "since": promotion and promotion.time,
+                "verdict": f"version {decisions[0].version}: {decisions[0].verdict}"
+                if decisions
+                else None,
+                "predicts": spec.description
+                or f"{spec.label_name} of {', '.join(spec.entity_key)}",
+            }
+        )
+    say(models, models, as_json=as_json)
 
 
 def train(
@@ -225,16 +312,20 @@ def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
 
 def ledger(model: str, *, as_json: AsJson = False) -> None:
     """List every change of a role, the oldest first: who, when, why, from, to."""
+    rows = _ledger_rows(model)
+    text = ledger_table(*rows) if rows else f"{model}: no version was ever promoted"
+    say(text, [row.as_json() for row in rows], as_json=as_json)
+
+
+def _ledger_rows(model: str) -> list[LedgerRow]:
     from mlflow_server.promotion.promote import reconcile  # noqa: PLC0415
 
     with _opened(model) as (registry, ledger):
         try:
-            rows = reconcile(registry, ledger, model)
+            return reconcile(registry, ledger, model)
         except RegistryError as exc:
             typer.echo(f"changes outside Gyre may be missing: {exc}", err=True)
-            rows = ledger.rows(model)
-    text = ledger_table(*rows) if rows else f"{model}: no version was ever promoted"
-    say(text, [row.as_json() for row in rows], as_json=as_json)
+            return ledger.rows(model)
 
 
 @contextmanager

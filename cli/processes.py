@@ -1,6 +1,7 @@
-"""`gyre up`, `down`, `status`, `open`, `logs`, `env`, `demo`, `run`: the processes of a stack."""
+"""`gyre up`, `down`, `status`, `open`, `logs`, `env`, `config`, `demo`, `run`: a stack's processes."""
 
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -8,12 +9,13 @@ from signal import SIG_IGN, SIGCHLD, SIGTERM, default_int_handler, signal
 from typing import Annotated, Literal
 
 import typer
+from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
 from cli.terminal import progress
-from cli.verbs import CONSOLE, AsJson, AsOf, moment, say
+from cli.verbs import CONSOLE, AsJson, AsOf, Name, moment, say
 from core.additions import is_present
-from core.errors import StackError
-from core.project import PROJECT, SHIPPED
+from core.errors import SettingsError, StackError
+from core.project import ENV_FILE, PROJECT, SHIPPED
 from core.settings import Settings, load_settings
 from core.spec import MODELS
 
@@ -31,6 +33,11 @@ STAY_SECONDS = 2.0
 """Time between two looks at the stack by `gyre up --stay`."""
 LEFT_OUT = {"HOME", "GYRE_AIRFLOW_PASSWORD", "GYRE_AIRFLOW_TOKEN"}
 """Variables that `gyre env` does not print."""
+SECRET = re.compile(
+    "^(airflow_password|airflow_token|alert_urls|database_url|kafka|ledger_url|online_store|"
+    "redis_url|schema_registry|sources)=|@|secret file$"
+)
+"""Settings that may hold a password or a token, addresses with a login, and secret files."""
 CANARY_HELP = (
     "The new version takes over by a canary: a shadow, then 5, 25, 50 and 100 percent, "
     "then production."
@@ -98,7 +105,7 @@ def down() -> None:
 
 
 def status(*, as_json: AsJson = False) -> None:
-    """Show problems, models and processes; exit code 1 unless all runs and serving is ready."""
+    """Show problems, models and processes; exit code 1 unless all run and serving is ready."""
     settings = load_settings()
     with progress("status"):
         from cli.status import read_status, status_tables  # noqa: PLC0415
@@ -154,6 +161,38 @@ def env() -> None:
     for name, value in sorted(child_environment(settings).items()):
         if name not in LEFT_OUT:
             typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def config(name: Name = None, *, as_json: AsJson = False) -> None:
+    """List each setting with its value and source; with NAME one setting with its meaning.
+
+    The value of a secret is not shown: it is `set`.
+    """
+    settings = load_settings()
+    # load_settings sets the home in any case.
+    sources = dict.fromkeys(settings.model_fields_set - {"home"}, "secret file")
+    file_source = DotEnvSettingsSource(Settings, settings.home / ENV_FILE)
+    sources |= dict.fromkeys(file_source(), ENV_FILE)
+    sources |= dict.fromkeys(EnvSettingsSource(Settings)(), "environment")
+    rows = []
+    for field, value in settings.model_dump(mode="json").items():
+        variable = f"GYRE_{field.upper()}"
+        if name not in {None, variable}:
+            continue
+        # A setting with an alias is there by its variable.
+        source = sources.get(variable) or sources.get(field, "default")
+        is_secret = value and SECRET.search(f"{field}={value} {source}")
+        row = {
+            "setting": variable,
+            "value": "set" if is_secret else value,
+            "source": source,
+        }
+        if name:
+            row["meaning"] = Settings.model_fields[field].description
+        rows.append(row)
+    if not rows:
+        raise SettingsError(f"{name} is not a setting; gyre config lists all settings")
+    say(rows, rows, as_json=as_json)
 
 
 def demo(

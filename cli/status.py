@@ -13,7 +13,6 @@ from cli.terminal import age, table
 from cli.verbs import CONSOLE
 from core.additions import is_present
 from core.spec import broken_specs
-from monitoring.check import CheckResult
 from stack.readiness import answers
 from stack.supervisor import members, states
 
@@ -21,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from core.settings import Settings
-    from monitoring.console.states import LoopState
 
-UNKNOWN = "-"
+UNKNOWN = "unknown"
 
 
 def read_status(settings: Settings) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def _loop_document(settings: Settings) -> dict[str, Any]:
         "up": loop.is_ready,
         "models": {name: asdict(card) for name, card in loop.cards.items()},
         "checks": {
-            subject: [*map(_state_fields, states_of_subject)]
+            subject: [*map(asdict, states_of_subject)]
             for subject, states_of_subject in loop.states.items()
         },
         "problems": [
@@ -83,13 +81,6 @@ def _loop_document(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _state_fields(state: LoopState) -> dict[str, Any]:
-    """Return a state as a check of a monitoring run has it: both have the same fields in JSON."""
-    fields = asdict(state)
-    check = fields.pop("check") or asdict(CheckResult(name=state.name, kind=state.kind))
-    return check | fields
-
-
 def _memory(settings: Settings) -> int:
     """Return MiB of proportional set size: memory that n processes share counts 1/n in each."""
     total = 0
@@ -103,42 +94,42 @@ def status_tables(status: dict[str, Any]) -> Group:
     """Return the status for a person: problems, models, processes."""
     parts: list[Any] = []
     lines = [
-        ("attention", "models", "left out", problem)
+        ("attention", "models", f"a spec is left out: {problem}", "correct the file")
         for problem in status["broken_specs"]
     ]
     for problem in status["problems"]:
         of = ", ".join(problem["of"])
         lines.append((problem["state"], of, problem["words"], problem["remedy"]))
     if lines:
-        parts += [table(("state", "of", "what is wrong", "what to do"), lines), ""]
+        parts += [table(("state", "of", "problem", "remedy"), lines), ""]
     cards = [_card_cells(name, card) for name, card in status["models"].items()]
     if cards:
         parts += [table([*cards[0]], [[*cells.values()] for cells in cards]), ""]
     if not is_present(CONSOLE):
-        parts += [f"models are not shown: the package {CONSOLE} is not there", ""]
+        parts += [f"models are not shown: the package {CONSOLE} is not installed", ""]
     parts += [table(("process", "", ""), _process_lines(status)), ""]
     return Group(*parts)
 
 
 def _card_cells(name: str, card: Mapping[str, Any]) -> dict[str, str]:
-    """Return the cells of a model by the head of their column."""
+    """Return the cells of a model by the head of their column; as many as 80 characters take.
+
+    Its verdict, features and alerts are in its state and its problems.
+    """
     since = card["since"]
-    alerts = card["open_alerts"]
     return {
         "model": name,
-        "state": card["state"],
+        "state": card["word"],
         "version": card["version"] or UNKNOWN,
         "since": age(since) if since else UNKNOWN,
-        "requests a minute": _number(card["requests_per_minute"], ".1f"),
-        "p99 ms": _number(card["p99_ms"], ".1f"),
-        "failed": _number(card["failed_share"], ".2%"),
-        "alerts": UNKNOWN if alerts is None else str(alerts),
-        "verdict": card["verdict"] or UNKNOWN,
+        "req/min": _text(card["requests_per_minute"], "{:.1f}"),
+        "p99": _text(card["p99_ms"], "{:.1f} ms"),
+        "errors": _text(card["failed_share"], "{:.2%}"),
     }
 
 
-def _number(value: float | None, form: str) -> str:
-    return UNKNOWN if value is None else f"{value:{form}}"
+def _text(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else form.format(value)
 
 
 def _process_lines(status: dict[str, Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from rich.console import Console, RenderableType
@@ -17,11 +17,23 @@ PIPE_WIDTH = 10_000
 """Characters of a line outside a terminal, where a row is one line."""
 STYLES = {
     "ok": "green",
+    "healthy": "green",
     "unknown": "yellow",
     "attention": "bold red",
     "bad": "bold red",
     "fatal": "bold red",
 }
+MODEL_PROBLEMS = (
+    "harmful",
+    "unserved",
+    "mismatched",
+    "degraded",
+    "drifted",
+    "stale",
+    "alerted",
+)
+STYLES |= dict.fromkeys(MODEL_PROBLEMS, "bold red")
+"""Styles of words of a state: green is good, yellow unknown, red wrong."""
 MINUTE = 60
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
@@ -32,7 +44,7 @@ def tell(line: str, console: Console = OUT) -> None:
     console.print(line, soft_wrap=True)
 
 
-def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """Return a table of values; values of the first column are not broken into lines."""
     columns = [Column(name, overflow="fold") for name in head]
     columns[0].no_wrap = True

@@ -21,7 +21,6 @@ from core.errors import (
 )
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
-from core.tokens import serving_headers
 from core.user_code import dataset_names
 from feature_repo.online_store import redis_warning
 from mlflow_server.api.pages import Pages
@@ -31,6 +30,7 @@ from stack.airflow_api import WRITE_POOL, AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
 from stack.programs import start_stack, used_elsewhere
+from stack.serving_client import ask_serving
 from stack.supervisor import READY_SECONDS
 
 FRESH = timedelta(hours=1)
@@ -315,7 +315,9 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
     while time.monotonic() < deadline:
         for entity in newest:
             with suppress(httpx.HTTPError):
-                answer = ask_model(settings, spec.name, entity)
+                answer = ask_serving(
+                    settings, f"/models/{spec.name}/predict", entity, seconds=5
+                )
                 if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
                     tell(f"    {more_fields(settings, answer)}")
                     return
@@ -347,19 +349,6 @@ def newest_entities(
     service = service_of(settings, spec)
     rows = entities(service, spec.entity_key, datetime.now(UTC), count)
     return list[dict[str, Any]](rows.to_pylist())
-
-
-def ask_model(
-    settings: Settings, model: str, rows: object, route: str = "", timeout: float = 5
-) -> httpx.Response:
-    """Return serving's answer to one row, or by the route `/batch` to several."""
-    return httpx.post(
-        f"{settings.serving_address}/models/{model}/predict{route}",
-        json=rows,
-        headers=serving_headers(settings),
-        timeout=timeout,
-        trust_env=False,
-    )
 
 
 def more_fields(settings: Settings, answer: httpx.Response) -> str:

@@ -3,13 +3,13 @@
 import getpass
 import logging
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic_core import to_json
 from rich.console import RenderableType
 
-from cli.terminal import ErrorLines, show
+from cli.terminal import ErrorLines, show, table
 from core.errors import StackError
 from core.project import ENV_FILE
 from core.settings import Settings, load_settings
@@ -36,6 +36,7 @@ LOGGING_PACKAGES = (
 """Packages whose progress a verb prints on stderr."""
 AS_OF_HELP = "ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
 AsOf = Annotated[str | None, typer.Option("--as-of", help=AS_OF_HELP)]
+Name = Annotated[str | None, typer.Argument()]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document instead of lines.")
 ]
@@ -83,12 +84,14 @@ def signal(settings: Settings, asset: str) -> None:
         )
 
 
-def say(text: RenderableType, document: object, *, as_json: bool) -> None:
-    """Print a report's text or table, or `document` as JSON, in which NaN is null."""
+def say(text: RenderableType | list[Any], document: object, *, as_json: bool) -> None:
+    """Print a report's text, table or rows, or `document` as JSON, in which NaN is null."""
     if as_json:
         typer.echo(to_json(document, indent=2, inf_nan_mode="null"))
     elif isinstance(text, str):
         typer.echo(text)
+    elif isinstance(text, list):
+        show(table(text[0] if text else (), map(dict.values, text)))
     else:
         show(text)
 

@@ -34,14 +34,29 @@ def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
         signal(settings, f"drift/{model}")
 
 
-def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+def compare(
+    model: str,
+    versions: Annotated[tuple[str, str] | None, typer.Argument()] = None,
+    as_of: AsOf = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
     """Compare challenger and production on known outcomes: better, worse, or not yet known.
 
-    Outcomes come from feedback, and from raw data once its labels have matured. Each
-    entity counts once, for the version that answered it first while the challenger's newest percent
-    below 100 stood.
+    Outcomes come from feedback, and from raw data once its labels have matured. The command
+    reads the newest period in which the challenger's percent was below 100 and did not change.
+    Each entity counts once, for the version that answered it first in that period.
+
+    With two VERSIONS it shows both side by side: metrics on the test rows of each version,
+    parameters, mean absolute contributions of features, and gates.
     """
     settings, spec, time = begin(model, as_of)
+    if versions:
+        from mlflow_server.api.comparison import compare_versions  # noqa: PLC0415
+
+        rows = compare_versions(settings, spec.name, *versions)
+        say(rows, rows, as_json=as_json)
+        return
     with progress(f"compare {model}"):
         from monitoring.trials.experiment import read_report  # noqa: PLC0415  (heavy)
 

@@ -25,8 +25,12 @@ PHONE = 390
 """Pixels of a width that is a phone's."""
 HIGHEST = 1600
 """Pixels of a page that are shown."""
-LOAD_SECONDS, REST_SECONDS = 30.0, 1.5
-"""How long a page may load; how long its scripts draw once it asks for nothing any more."""
+LOAD_SECONDS = 30.0
+"""How long a loaded page may go on asking."""
+MOST_SECONDS = 300.0
+"""How long a page may load at all."""
+REST_SECONDS = 1.5
+"""How long the scripts of a page draw once it asks for nothing any more."""
 
 
 class Browser:
@@ -51,15 +55,20 @@ class Browser:
         self.do("Emulation.setDeviceMetricsOverride", **size, mobile=width <= PHONE)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", features=[scheme])
-        self.do(
-            "Page.navigate", url="about:blank"
-        )  # one that differs in # alone is not loaded
+        # An address that differs in its part after # alone is not loaded.
+        self.do("Page.navigate", url="about:blank")
         loader = self.do("Page.navigate", url=url)["loaderId"]
-        until = time.monotonic() + LOAD_SECONDS
-        while (left := until - time.monotonic()) > 0:
-            event = self._next(left).get("params", {})
-            if (event.get("name"), event.get("loaderId")) == ("networkIdle", loader):
-                break
+        states = set[str]()
+        start = time.monotonic()
+        while "networkIdle" not in states:
+            seconds = time.monotonic() - start
+            if seconds > MOST_SECONDS:
+                raise RuntimeError(f"not loaded within {MOST_SECONDS:g} s: {url}")
+            if seconds > LOAD_SECONDS and "load" in states:
+                break  # it goes on asking
+            event = self._next(1.0).get("params", {})
+            if event.get("loaderId") == loader:
+                states.add(event.get("name", ""))
         time.sleep(REST_SECONDS)
 
     def picture(self) -> bytes:

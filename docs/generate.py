@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 
+from core.errors import GyreError
 from core.project import CLONE, PROJECT
 from core.settings import Settings
+from docs.python_names import python
 from docs.routes import routes
 from docs.spec_fields import spec
 from monitoring.console.loop_metrics import METRICS
@@ -42,6 +44,15 @@ setting.
 
 | variable | default | meaning |
 |---|---|---|
+"""
+EXIT_CODES_HEAD = """
+## Exit codes
+
+An error is one message on stderr. `-h` and `--help` describe a command.
+
+| code | reason |
+|---|---|
+| 0 | The command did what it was asked. |
 """
 METRICS_HEAD = """# Metrics
 
@@ -72,7 +83,23 @@ def commands() -> str:
         [*typer, *named], cwd=CLONE, check=True, capture_output=True, text=True
     )
     useful = REPEATED.sub("", html.unescape(page.stdout)).strip()
-    return f"{useful}\n"
+    return f"{useful}\n{EXIT_CODES_HEAD}{''.join(exit_codes())}"
+
+
+def exit_codes() -> Iterator[str]:
+    """Yield a row for each error with an exit code of its own, from the tree of errors."""
+    errors: list[type[GyreError]] = [GyreError]
+    for error in errors:
+        errors += error.__subclasses__()
+    notes = {
+        1: " Also any other error, and results for which a command names this code.",
+        2: " Also a wrong argument or option.",
+    }
+    for error in errors:
+        if "exit_code" in vars(error):
+            code = error.exit_code
+            reason = " ".join((error.__doc__ or "").split())
+            yield f"| {code} | {reason}{notes.get(code, '')} |\n"
 
 
 def settings() -> str:
@@ -117,7 +144,8 @@ def broken_links() -> Iterator[str]:
 
 
 SOURCES = {
-    commands: "cli/",
+    commands: "cli/, core/errors.py",
+    python: "gyre/",
     settings: "core/settings.py",
     routes: "serving/",
     spec: "core/*_spec.py",

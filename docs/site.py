@@ -32,7 +32,7 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
 """The file of a link such as `[text](file.md#section)`."""
 TOP_PAGES = [CLONE / "CHANGELOG.md", CLONE / "CONTRIBUTING.md"]
 """Pages of the site that stand beside docs/."""
-SHOWN = {".md", ".png", ".svg", ".css", ".yml"}
+SHOWN = {".md", ".png", ".svg", ".css", ".yml", ".ipynb"}
 """Files of docs/ that are part of the site."""
 NO_SEARCH = "---\nsearch:\n  exclude: true\n---\n"
 STYLE_URL = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)""")

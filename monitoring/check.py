@@ -24,7 +24,7 @@ class CheckResult:
         limit: The value from which the status is not ok; None where there is no limit.
         words: One sentence for a person. It names no entity key and no feature value.
         remedy: Advice, with a command where there is one; empty where nothing is to be done.
-        link: A page that shows more: of the console, such as `/status/MODEL#checks`, or of another
+        link: A page that shows more: of the console, such as `/status/MODEL?tab=checks`, or of another
             program, such as `airflow/dags/ingest/runs`.
         feature: The feature, metric or dataset that the figure is about.
         incident: Name of the alert, the same for as long as the problem lasts.

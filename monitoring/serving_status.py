@@ -75,6 +75,17 @@ def read_status(settings: Settings, address: str) -> dict[str, Any]:
     return status
 
 
+def read_metrics(address: str) -> str:
+    """Return the answer of /metrics, which needs no token, at an address of `replicas_of`.
+
+    Raises:
+        httpx.HTTPError: The address does not answer.
+
+    """
+    answer = httpx.get(f"{address}/metrics", timeout=TIMEOUT_SECONDS, verify=TLS)
+    return answer.raise_for_status().text
+
+
 def serving_counts(settings: Settings) -> dict[str, ServingCounts] | None:
     """Return the counts of each replica by its name; None if one of them does not answer."""
     try:

@@ -85,7 +85,7 @@ def clean_files(pattern: str, settings: Settings, before: datetime) -> tuple[int
     return 0, file_count
 
 
-clean_data_docs = partial(clean_files, "reports/data_docs/**/*.html")
+clean_data_docs = partial(clean_files, "reports/data_docs/**/*")
 
 
 def clean_reports(settings: Settings, before: datetime) -> tuple[int, int]:

@@ -38,6 +38,11 @@ WATERMARK_AGE = Gauge(
     multiprocess_mode="mostrecent",
 )
 EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
+EVENTS_REFUSED = Counter(
+    "gyre_events_refused",
+    "Requests with events that are answered with 422; reason: pydantic's word for the first error.",
+    ["dataset", "reason"],
+)
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
 INBOX_FAILURES = Counter("gyre_inbox_failures", "Failed transfers of log files to S3.")
 OUTBOX_FAILURES = Counter(

@@ -145,7 +145,7 @@ def name_performance(
 
 def _completed(result: CheckResult, run: MonitoringRun) -> CheckResult:
     """Add to a result its page, its incident, and why it does not act."""
-    link = result.link or f"/status/{run.spec.name}#checks"
+    link = result.link or f"/status/{run.spec.name}?tab=checks"
     incident = result.incident
     if result.status in {"alert", "unknown"} and not incident:
         incident = f"{result.name} of version {run.version}: {result.status}"

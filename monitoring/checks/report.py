@@ -3,6 +3,7 @@
 Importing this module imports Evidently, which takes 5 s.
 """
 
+import json
 import logging
 import math
 import warnings
@@ -20,11 +21,12 @@ from evidently.legacy.tests.base_test import TestStatus
 from evidently.metrics import RowCount
 
 from core.spec.monitoring import Monitoring
+from mlflow_server.api.pages import DISTRIBUTIONS, REPORT
 from monitoring.check import CheckResult, Status
 from monitoring.checks.report_metrics import GivenValue, ReportLine, report_lines
 from monitoring.decisions.decision import ALERT_ONLY
 from monitoring.measurements.performance import MeasuredMetric
-from training.evaluation.psi import with_columns, with_nulls
+from training.evaluation.psi import bin_shares, with_columns, with_nulls
 from training.evaluation.reference import LABEL, Reference
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def report_results(
         reference: Reference of the version.
         window: Columns of the reference but `label`, a row for each entity.
         metrics: Measured metrics, which the report shows and judges.
-        folder: Folder for `report.html` and `report.json`.
+        folder: Folder for `report.html`, `report.json` and the distributions.
 
     """
     reference_rows = _sample(reference.rows).drop(columns=LABEL)
@@ -96,8 +98,15 @@ def report_results(
         snapshot, lines = run_report(lines, samples)
         results = [check_result(line, snapshot) for line in lines]
         try:
-            snapshot.save_html(str(folder / "report.html"))
+            snapshot.save_html(str(folder / REPORT))
             snapshot.save_json(str(folder / "report.json"))
+            distributions = {
+                name: bin_shares(reference_rows[name], column)._asdict()
+                for name, column in samples.window.items()
+                if reference_rows[name].count() and column.count()
+            }
+            content = json.dumps(distributions, default=list)  # arrays
+            (folder / DISTRIBUTIONS).write_text(content)
         except Exception as exc:
             log.exception("Evidently's report")
             results.append(

@@ -158,7 +158,7 @@ class Column:
                 column=self.name, tests=[], share_tests=[test] if share < 1 else []
             ),
             lambda value: (
-                f"{value:.0%} missing, {share:.0%} in the reference; "
+                f"{value:.0%} missing, {share:.0%} in the reference, "
                 f"bad from {most:.0%}"
             ),
             figure=lambda: self.window.isna().mean(),
@@ -207,7 +207,7 @@ class Column:
         meaning = ""
         if self.name == SCORE:
             allowed = self.allowed_change(mean)
-            meaning = f"; a change of more than {allowed:.2g} counts"
+            meaning = f", a change of more than {allowed:.2g} counts"
             low = gte(mean - allowed, is_critical=self.has_enough)
             high = lte(mean + allowed, is_critical=self.has_enough)
             tests = [low, high]

@@ -8,29 +8,40 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from core.errors import GyreError
 from core.settings import Settings, load_settings
 from monitoring.console.alerts import watch
 from monitoring.console.pages import Console
 
+END_SECONDS = 5.0
+"""How long the end waits for the last figures to be written."""
+
 
 def create_app(settings: Settings) -> Starlette:
-    """Return the console's application, which also alerts."""
+    """Return the console's application, which also alerts, and records figures by minute."""
     console = Console(settings)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await run_in_threadpool(console.warm_up)
         stopped = threading.Event()
         threading.Thread(target=watch, args=(settings, stopped), daemon=True).start()
+        record = console.recorder.run
+        recording = threading.Thread(target=record, args=(stopped,), daemon=True)
+        recording.start()
         yield
         stopped.set()
+        recording.join(END_SECONDS)
 
     routes = [
         Route("/", console.start),
@@ -39,6 +50,7 @@ def create_app(settings: Settings) -> Starlette:
         Route("/validation/{name}", console.validation),
         Route("/data-docs/{path:path}", console.data_docs),
         Route("/metrics", console.metrics),
+        Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
         Route("/health/live", lambda _request: PlainTextResponse("live\n")),
     ]
     for kind in ("report", "card"):

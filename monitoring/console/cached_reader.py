@@ -24,8 +24,12 @@ class Reading(Generic[T_co]):
 class CachedReader(Generic[T_co]):
     """Reads a source in a thread of its own, again once the value is `seconds` old."""
 
-    def __init__(self, read: Callable[[], T_co], seconds: float = 1.0) -> None:
+    def __init__(
+        self, read: Callable[[], T_co], seconds: float = 1.0, *, keeps: bool = False
+    ) -> None:
+        """Make a reader; `keeps`: the last value is shown until there is a newer one."""
         self._read = read
+        self._keeps = keeps
         self._fresh = timedelta(seconds=seconds)
         self._reading = Reading[T_co]()
         self._began = datetime.now(UTC)
@@ -44,9 +48,16 @@ class CachedReader(Generic[T_co]):
         return self._thread
 
     @property
+    def is_reading(self) -> bool:
+        """Whether an answer is still to come."""
+        return self._thread.is_alive()
+
+    @property
     def reading(self) -> Reading[T_co]:
         """The last reading; an unknown value if the source refuses, or hangs longer than `KEPT`."""
         last = self._reading
+        if self._keeps:
+            return last
         if last.at and datetime.now(UTC) - last.at > KEPT + self._fresh:
             # The time since the last answer would mislead: nobody may have asked for hours.
             return Reading(why=f"no answer since {self._began:%Y-%m-%d %H:%M:%S} UTC")
@@ -57,6 +68,8 @@ class CachedReader(Generic[T_co]):
         try:
             self._reading = Reading(self._read(), began)
         except Exception as exc:  # noqa: BLE001  (whatever it is, the source is unknown)
+            if self._keeps and self._reading.at:
+                return
             self._reading = Reading(
                 why=" ".join(f"{exc}".split()) or type(exc).__name__
             )

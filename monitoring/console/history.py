@@ -1,10 +1,10 @@
-"""The history of each check, and positions in its picture, which templates/macros.html draws."""
+"""The history of each check, and the figures of its chart, which static/charts.js draws."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core.settings import Settings
 from monitoring.check import CheckResult
@@ -14,25 +14,27 @@ from monitoring.decisions.store import (
     stored_checks,
 )
 
+RANGES = (1, 7, 30, 90)
+"""Days that a page may show."""
 DAYS = 30
-"""Days that a page shows."""
-HOURS = 6
-"""Hours of which a page shows one monitoring run."""
-WORST = ("harmful", "bad", "alert", "unknown", "note", "ok")
+"""Days that a page shows unless it is asked for others."""
+MAX_POINTS = 120
+"""Points of a chart: each stands for the same share of its time."""
+BAD = ("harmful", "bad", "alert")
+WORST = (*BAD, "unknown", "note", "ok")
 """Statuses of a check, the worst first."""
-ACTING = "Acted on, the worst first"
+ACTING = "Checks that act, the worst first"
 TRAFFIC = "Traffic"
-PASSIVE = "Shown, never acted on"
-HEADINGS = (ACTING, TRAFFIC, PASSIVE)
+PASSIVE = "Checks that never act"
+UNMEASURED = "Not measured by the newest monitoring run"
 TRAFFIC_NAMES = ("serving/", "volume/")
 """How the names of checks of traffic begin."""
 MAX_DRAWN = 12
 """Acting checks that are drawn. A page for one check draws that one, whichever it is."""
 AT_ONCE = 30
 """Runs whose checks are read at once: checks of a year take 100 MB."""
-BOTTOM = 102
-TOP = 8
-"""Pixels of a picture, of 120, between which its values lie."""
+DIGITS = 5
+"""Significant digits of a value on a page."""
 
 
 class Point(NamedTuple):
@@ -66,12 +68,13 @@ class Series:
         distance = self.newest.distance()
         if distance is None:
             return place, inf
-        is_beyond = place < WORST.index("unknown")
-        return place, -distance if is_beyond else distance
+        return place, -distance if self.newest.status in BAD else distance
 
 
-def read_history(settings: Settings, model: str) -> list[Series]:
-    """Read the checks of one monitoring run for each HOURS of the last DAYS, and of the newest run.
+def read_history(settings: Settings, model: str, days: int) -> list[Series]:
+    """Read the checks of at most MAX_POINTS monitoring runs of the last days, and of the newest run.
+
+    Runs of the first hour are as far apart in a chart as those of a month.
 
     Returns:
         A series for each check, the worst first.
@@ -80,8 +83,14 @@ def read_history(settings: Settings, model: str) -> list[Series]:
         DataError: A table cannot be read.
 
     """
-    since = datetime.now(UTC) - timedelta(days=DAYS)
-    rows = sampled_decisions(settings, model, since, HOURS)
+    now = datetime.now(UTC)
+    since = now - timedelta(days=days)
+    step = timedelta(days=days) / MAX_POINTS
+    rows = sampled_decisions(settings, model, since, step)
+    if rows:
+        shorter_step = max((now - rows[0].as_of) / MAX_POINTS, timedelta(seconds=1))
+        if shorter_step < step / 2:
+            rows = sampled_decisions(settings, model, since, shorter_step)
     rows += newest_decisions(settings, model, 1)
     moments = sorted({row.as_of for row in rows})
     series: dict[str, Series] = {}
@@ -98,15 +107,19 @@ def read_history(settings: Settings, model: str) -> list[Series]:
 
 
 def panels_of(
-    series: Iterable[Series], check_name: str | None
+    series: Sequence[Series], check_name: str | None
 ) -> dict[str, list[Series]]:
     """Return the series to draw by heading, the worst first; or the one of a check."""
-    panels: dict[str, list[Series]] = {heading: [] for heading in HEADINGS}
+    headings = (ACTING, TRAFFIC, PASSIVE, UNMEASURED)
+    panels: dict[str, list[Series]] = {heading: [] for heading in headings}
+    newest_run = max((max(one.points) for one in series), default=None)
     for one in series:
         result = one.newest
         is_ok = result.status == "ok"
         heading = ACTING
-        if not result.acts:
+        if newest_run not in one.points:
+            heading = UNMEASURED
+        elif not result.acts:
             heading = PASSIVE
         elif is_ok and result.name.startswith(TRAFFIC_NAMES):
             heading = TRAFFIC
@@ -117,79 +130,35 @@ def panels_of(
     return panels
 
 
-@dataclass(frozen=True)
-class Span:
-    """The span of time that a page shows, aware UTC."""
+def chart_data(series: Sequence[Series], now: datetime) -> dict[str, Any]:
+    """Return the figures of charts for static/charts.js; times are seconds since 1970.
 
-    since: datetime
-    until: datetime
+    Returns:
+        `times` of all points, the oldest first; `since` and `until`, the ends of every time axis; and
+        in `charts`, by name of a check, `values` and `limits` at these times (None: no run measured
+        it) and `bad`, the places of bad ones.
 
-    def place(self, moment: datetime) -> float:
-        """Return the place of a moment in percent of the width; earlier moments are at the edge."""
-        share = (moment - self.since) / (self.until - self.since)
-        return round(1 + 98 * max(share, 0.0), 1)
-
-    def ticks(self, count: int) -> dict[datetime, str]:
-        """Return labels below a picture: at most `count` days, or times of day under two days."""
-        length = self.until - self.since
-        if length < timedelta(days=2):
-            step = length / count
-            moments = [self.since + step * (number + 0.5) for number in range(count)]
-            return {moment: f"{moment:%H:%M}" for moment in moments}
-        midnight = self.until.replace(hour=0, minute=0, second=0, microsecond=0)
-        step = timedelta(days=-(length.days // -count))
-        midnights = [midnight - number * step for number in reversed(range(count))]
-        return {
-            moment: f"{moment:%b} {moment.day}"
-            for moment in midnights
-            if moment > self.since
+    """
+    moments = sorted({moment for check in series for moment in check.points})
+    charts = {}
+    for check in series:
+        points = [check.points.get(moment) for moment in moments]
+        charts[check.newest.name] = {
+            "values": [_rounded(point.value) if point else None for point in points],
+            "limits": [_rounded(point.limit) if point else None for point in points],
+            "bad": [
+                place
+                for place, point in enumerate(points)
+                if point and point.status in BAD
+            ],
         }
+    return {
+        "times": [round(moment.timestamp()) for moment in moments],
+        "since": min([*moments, now]).timestamp(),
+        "until": now.timestamp(),
+        "charts": charts,
+    }
 
 
-def shown_span(promotions: Iterable[datetime], now: datetime) -> Span:
-    """Return the last DAYS, or the span since the first promotion if that is shorter."""
-    since = now - timedelta(days=DAYS)
-    first = min(promotions, default=since) - timedelta(minutes=1)
-    return Span(max(since, first), now)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A result in a picture: `x` in percent of the width, `y` and `limit` in pixels."""
-
-    x: float
-    y: float
-    limit: float | None
-    status: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A series with positions; `ticks` has the values at both ends of the scale by pixel."""
-
-    marks: list[Mark]
-    ticks: dict[int, float]
-
-
-def picture_of(one: Series, span: Span) -> Picture:
-    """Compute the positions of a series; a template would take five times as long."""
-    points = one.points.values()
-    values = [point.value for point in points]
-    values += [point.limit for point in points if point.limit is not None]
-    low = min(values)
-    high = max(values)
-    if low < high / 2:
-        low = min(low, 0.0)
-    pixels = (BOTTOM - TOP) / ((high - low) or 1.0)
-    marks = [
-        Mark(
-            x=span.place(moment),
-            y=round(BOTTOM - pixels * (value - low), 1),
-            limit=None if limit is None else round(BOTTOM - pixels * (limit - low), 1),
-            status=status,
-            text=f"{moment:%Y-%m-%d %H:%M} UTC: {value:.4g}, {status}",
-        )
-        for moment, (value, limit, status) in one.points.items()
-    ]
-    return Picture(marks, {TOP: high, BOTTOM: low})
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")

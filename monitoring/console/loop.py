@@ -1,7 +1,7 @@
 """The whole loop at one moment, as the start page and `gyre status` show it."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from typing import Any
@@ -18,6 +18,8 @@ from monitoring.console.model_states import states_of_model
 from monitoring.console.states import (
     HEALTHS,
     LoopState,
+    problems,
+    state_word,
     states_of_events,
     states_of_serving,
     with_silence,
@@ -27,7 +29,7 @@ from monitoring.console.status import ModelReaders, ModelStatus, ServingStatuses
 from monitoring.serving_status import read_statuses
 from stack.airflow_api import AirflowApi
 
-SHARED = "serving and its resources"
+SHARED = "serving and events"
 BROKEN_SPECS_SECONDS = 10
 RUN_DAYS = timedelta(days=30)
 RUNS_SECONDS = 300
@@ -40,6 +42,8 @@ class Card:
 
     Attributes:
         state: Health of its worst state: attention, unknown or ok.
+        word: Its state as one word: see `state_word`.
+        problems: Number of problems.
         version: The version in production.
         since: Its promotion, aware UTC.
         verdict: The newest verdict, in words.
@@ -52,6 +56,8 @@ class Card:
     """
 
     state: str
+    word: str = "unknown"
+    problems: int = 0
     version: str | None = None
     since: datetime | None = None
     verdict: str | None = None
@@ -64,15 +70,20 @@ class Card:
 
 def card_of(status: ModelStatus, states: Sequence[LoopState], now: datetime) -> Card:
     """Return the card of a model that has these states."""
-    health = worst_health(states)
+    healths = [state.health for state, _ in problems({status.spec.name: states})]
+    card = Card(
+        state=worst_health(states),
+        word=state_word(states),
+        problems=healths.count("attention"),
+    )
     rows = status.rows.value
     if rows is None:
-        return Card(health)
+        return card
     promotion = rows.newest(PRODUCTION)
     decision = rows.last_decision
     figures = {check.name: check.value for check in rows.results}
-    return Card(
-        state=health,
+    return replace(
+        card,
         version=promotion.to_version if promotion else None,
         since=promotion.time if promotion else None,
         verdict=decision.words or decision.verdict if decision else None,
@@ -109,11 +120,6 @@ class LoopStatus:
     broken_specs: Sequence[str]
     dag_runs: Reading[Mapping[str, Mapping[str, int]]]
 
-    def promotion_times(self) -> list[datetime]:
-        """Return the moments at which a version of any model got a role."""
-        known_rows = [status.rows.value for status in self.models.values()]
-        return [row.time for rows in known_rows if rows for row in rows.ledger]
-
 
 class Loop:
     """Readers of all sources, which live as long as the process."""
@@ -124,7 +130,7 @@ class Loop:
             partial(read_statuses, settings)
         )
         self._consumer = CachedReader(partial(consumer_problem, settings))
-        self._lags = CachedReader(partial(consumer_lags, settings))
+        self.lags = CachedReader(partial(consumer_lags, settings))
         self._broker = "kafka" if settings.events_url else "redis"
         self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)
         self.dag_runs = CachedReader(partial(_ended_runs, settings), RUNS_SECONDS)
@@ -133,7 +139,7 @@ class Loop:
         self._shared = (
             self._serving,
             self._consumer,
-            self._lags,
+            self.lags,
             self._broken_specs,
             self.incidents,
         )
@@ -142,24 +148,19 @@ class Loop:
             for spec in load_specs()
         }
 
-    def read(
-        self, names: Iterable[str] | None = None, *more: CachedReader[Any]
-    ) -> LoopStatus:
-        """Read the sources of models, all of them if `names` is None, and other sources, at once."""
+    def read(self, *more: CachedReader[Any]) -> LoopStatus:
+        """Read the sources of all models, and other sources, at once."""
         readers: list[CachedReader[Any]] = [*self._shared, *more]
-        chosen = [self.models[name] for name in names or self.models]
-        for model in chosen:
+        for model in self.models.values():
             readers += model.sources.values()
         read_all(readers)
         now = datetime.now(UTC)
-        statuses = {model.spec.name: model.status() for model in chosen}
+        statuses = {name: model.status() for name, model in self.models.items()}
         incidents = self.incidents.reading.value or ()
         alerts = {(alert["model"], alert["cause"]): alert for alert in incidents}
+        silenced = partial(with_silence, alerts=alerts, now=now)
         states = {
-            name: [
-                with_silence(state, alerts, now)
-                for state in states_of_model(status, now)
-            ]
+            name: [*map(silenced, states_of_model(status, now))]
             for name, status in statuses.items()
         }
         cards = {
@@ -167,10 +168,10 @@ class Loop:
             for name, status in statuses.items()
         }
         events = states_of_events(
-            self._consumer.reading, self._lags.reading, now, self._broker
+            self._consumer.reading, self.lags.reading, now, self._broker
         )
-        shared = [with_silence(state, alerts, now) for state in events]
-        states[SHARED] = [*states_of_serving(self._serving.reading), *shared]
+        serving = states_of_serving(self._serving.reading)
+        states[SHARED] = [*serving, *map(silenced, events)]
         replicas = (self._serving.reading.value or {}).values()
         return LoopStatus(
             now=now,
@@ -180,7 +181,7 @@ class Loop:
             cards=dict(
                 sorted(cards.items(), key=lambda item: HEALTHS.index(item[1].state))
             ),
-            lags=self._lags.reading.value or {},
+            lags=self.lags.reading.value or {},
             broken_specs=self._broken_specs.reading.value or (),
             dag_runs=self.dag_runs.reading,
         )

@@ -3,19 +3,23 @@
 Times are seconds since 1970. A figure that is not known has no sample: it is never 0.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from feature_engine.ingest.record import DatasetRecord
-from mlflow_server.alerts import DEFAULT_SEVERITY, is_muted, is_undelivered
+from mlflow_server.alerts import (
+    DEFAULT_SEVERITY,
+    alert_details,
+    is_muted,
+    is_undelivered,
+)
 from mlflow_server.api.pages import RunPage
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.loop import LoopStatus
-from monitoring.console.status import Alert, ModelRows, ModelStatus, alert_details
+from monitoring.console.status import Alert, ModelRows, ModelStatus
 from stack.supervisor import Usage
 
 Add = Callable[..., None]
@@ -51,9 +55,9 @@ METRICS = {
 
 def loop_metrics(
     loop: LoopStatus,
-    records: Sequence[DatasetRecord] = (),
-    usages: Mapping[str, Usage] = MappingProxyType({}),
-    incidents: Iterable[Alert] = (),
+    records: Iterable[DatasetRecord],
+    usages: Mapping[str, Usage],
+    incidents: Iterable[Alert],
 ) -> bytes:
     """Return all samples in Prometheus's text format.
 
@@ -149,13 +153,12 @@ def _add_rows(add: Add, rows: ModelRows, now: datetime) -> None:
 def _add_incidents(add: Add, incidents: Iterable[Alert], now: datetime) -> None:
     for alert in incidents:
         if not is_muted(alert, now):
-            details = alert_details(alert)
             add(
                 "incident",
                 1,
                 model=alert["model"],
                 number=str(alert["sequence"]),
-                severity=details.severity if details else DEFAULT_SEVERITY,
+                severity=alert_details(alert).get("severity", DEFAULT_SEVERITY),
             )
 
 

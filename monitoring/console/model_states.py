@@ -5,21 +5,21 @@ from datetime import datetime, timedelta
 
 from core.spec import ModelSpec
 from feature_engine.ingest.record import DatasetRecord
-from mlflow_server.alerts import FAILED, ROLLOUT_STOPPED, WAITS, is_undelivered
+from mlflow_server.alerts import (
+    FAILED,
+    ROLLOUT_STOPPED,
+    WAITS,
+    alert_details,
+    is_undelivered,
+)
 from mlflow_server.api.pages import DeletedExperiment, RunPage
 from mlflow_server.roles import PRODUCTION, ROLES, version_text
 from monitoring.check import CheckResult, Status, farthest_from_limit
-from monitoring.console.states import (
-    EVENTS_WAIT,
-    LoopState,
-    silent_program,
-    state_of_check,
-)
+from monitoring.console.states import EVENTS_WAIT, LoopState, silent_program
 from monitoring.console.status import (
     Alert,
     ModelRows,
     ModelStatus,
-    alert_details,
     refusal_cause,
 )
 from monitoring.decisions.decision import ALERT_ONLY
@@ -77,8 +77,8 @@ def _state_of_features(
         status=status,
         words="; ".join(faults) or words,
         remedy="Open the failed or missing run of DAG ingest, or run "
-        f"`gyre ingest {name}`. If the source is silent, ask who delivers it; `silence` of "
-        "the dataset says how long it may be.",
+        f"`gyre ingest {name}`. If the source is silent, ask its owner; `silence` of the "
+        "dataset sets how long it may be silent.",
         link=INGEST_RUNS,
         repeats=(model, problems[0][0]) if len(problems) == 1 else None,
     )
@@ -88,7 +88,12 @@ def _states_of_roles(status: ModelStatus) -> Iterator[LoopState]:
     """Compare the sources of the version in each role: production, and other roles that are taken."""
     model = status.spec.name
     rows = status.rows.value
-    refused_versions = [*status.refused_versions()]
+    refused = status.refused_versions()
+    refusals = [
+        f"Serving refuses version {version}: {reason}"
+        for version, reason in refused.items()
+    ]
+    repeats = (model, refusal_cause(*refused)) if len(refused) == 1 else None
     for role in ROLES:
         row = rows.newest(role) if rows else None
         versions: dict[str, str | None] = {}
@@ -101,27 +106,21 @@ def _states_of_roles(status: ModelStatus) -> Iterator[LoopState]:
         is_missing = role == PRODUCTION and None in versions.values()
         if len({*versions.values()}) > 1 or is_missing:
             parts = [f"{source}: {version_text(v)}" for source, v in versions.items()]
-            refused = [
-                f"Serving refuses version {version}: {reason}"
-                for version, reason in status.refused_versions().items()
-            ]
             remedy = f"`gyre ledger {model}` makes ledger and MLflow agree."
-            if refused:
+            if refusals:
                 remedy = (
-                    f"Stay with the version before: `gyre rollback {model} --reason …`"
+                    f"Go back to the version before: `gyre rollback {model} --reason …`"
                 )
             elif is_missing:
                 remedy = f"`gyre promote {model} VERSION --reason …`"
             yield LoopState(
                 name=role,
-                kind="version",
+                kind="version" if any(versions.values()) else "absent",
                 status="alert",
-                words="; ".join([*refused, f"{role}: {', '.join(parts)}"]),
+                words="; ".join([*refusals, f"{role}: {', '.join(parts)}"]),
                 remedy=remedy,
-                link=f"/status/{model}#ledger",
-                repeats=(model, refusal_cause(refused_versions[0]))
-                if len(refused_versions) == 1
-                else None,
+                link=f"/status/{model}?tab=ledger",
+                repeats=repeats,
             )
         elif any(versions.values()):
             words = version_text(next(iter(versions.values())))
@@ -145,14 +144,14 @@ def _state_of_monitoring(model: str, rows: ModelRows, now: datetime) -> LoopStat
         kind="features" if is_late else "waiting",
         status="alert" if is_late else status,
         words=f"last monitoring run of {model}: {newest}; "
-        f"at most {MONITORING_LATE / HOUR:.0f} h ago is expected",
+        f"expected: at most {MONITORING_LATE / HOUR:.0f} h ago",
         remedy=_run_monitoring(model),
         link=f"airflow/dags/monitor_{model}/runs",
     )
 
 
 def _run_monitoring(model: str) -> str:
-    return f"Airflow runs it every hour. At once: `gyre monitor {model}`"
+    return f"Airflow starts a monitoring run every hour. To start one now: `gyre monitor {model}`"
 
 
 def _states_of_decision(model: str, rows: ModelRows) -> Iterator[LoopState]:
@@ -174,11 +173,12 @@ def _states_of_decision(model: str, rows: ModelRows) -> Iterator[LoopState]:
             words="no verdict on the version in production; "
             f"version {decision.version}: {words}",
             remedy=_run_monitoring(model),
-            link=f"/status/{model}#verdicts",
+            link=f"/status/{model}?tab=ledger#verdicts",
         )
         checks = [check for check in checks if check.kind in ALERT_ONLY]
     for check in checks:
-        yield state_of_check(check, model, decision.cause)
+        cause = check.incident or decision.cause
+        yield LoopState(**vars(check), repeats=(model, cause))
 
 
 def _state_of_verdict(
@@ -186,7 +186,7 @@ def _state_of_verdict(
 ) -> LoopState:
     """Return the verdict, with the remedy of the worst check if there is a bad one."""
     remedy = ""
-    link = f"/status/{model}#history"
+    link = f"/status/{model}?tab=checks"
     worst = farthest_from_limit(
         check for check in checks if check.status in {"bad", "harmful"}
     )
@@ -226,7 +226,7 @@ def _states_of_alerts(
         if is_undelivered(alert, now) or alert in further_alerts
     ]
     if not alerts:
-        yield LoopState(name="alerts", kind="alerts", words="none other")
+        yield LoopState(name="alerts", kind="alerts", words="no other alert")
     for alert in alerts:
         yield _state_of_alert(status.spec.name, alert, now)
 
@@ -235,11 +235,10 @@ def _state_of_alert(model: str, alert: Alert, now: datetime) -> LoopState:
     cause = alert["cause"]
     task, is_of_task, _ = cause.partition(FAILED)
     dag, _, _ = task.partition(".")
-    details = alert_details(alert)
-    remedy = f"For the decision: `gyre decide {model} --explain`"
-    link = f"/status/{model}#heard"
+    remedy = f"To see the decision: `gyre decide {model} --explain`"
+    link = f"/status/{model}?tab=ledger#alerts"
     if cause.startswith(ROLLOUT_STOPPED):
-        remedy = f"For its steps: `gyre ledger {model}`"
+        remedy = f"To see the steps of the rollout: `gyre ledger {model}`"
     if cause.endswith(WAITS):
         remedy = "Approve or reject it in Airflow, in the run that waits."
         link = f"airflow/dags/approve_{model}/runs"
@@ -250,10 +249,10 @@ def _state_of_alert(model: str, alert: Alert, now: datetime) -> LoopState:
     words = f"{alert['message']} (since {first}; seen: {alert['count']})"
     if is_undelivered(alert, now):
         words = f"not delivered: {words}"
-        remedy = "Compare the addresses in GYRE_ALERT_URLS with the receivers'."
+        remedy = "Check the addresses in GYRE_ALERT_URLS: none of them took the alert."
     return LoopState(
         name="alerts",
-        kind=details.drift_type if details else dag,
+        kind=alert_details(alert).get("drift_type", dag),
         status="alert",
         words=words,
         remedy=remedy,
@@ -283,20 +282,19 @@ def _state_of_training(
             remedy=f"`{spec.command}`",
             link=f"airflow/dags/train_{spec.name}/runs",
         )
-    outcome = run.tags.get("outcome") or run.tags.get("gate") or "no outcome yet"
-    end = f"ended {_time_text(run.ended)}" if run.ended else "goes on"
+    end = f"ended {_time_text(run.ended)}" if run.ended else "still running"
     is_recent = now - (run.ended or now) < REFUSED_FOR
-    is_refused = outcome.startswith("refused") and is_recent
+    is_refused = run.outcome.startswith("refused") and is_recent
     has_failed = run.status in {"FAILED", "KILLED"}
     remedy = "Production is unchanged. The model card names the gate."
     if has_failed:
-        remedy = f"Open its run. After the fix: `{spec.command}`"
+        remedy = f"Open the run to see the error. After the fix: `{spec.command}`"
     return LoopState(
         name="last training",
         kind="training",
         status="alert" if has_failed or is_refused else "ok",
         words=f"training of {spec.name} for {run.tags.get('reason')}: {run.status.lower()}, {end}: "
-        f"{outcome}",
+        f"{run.outcome}",
         remedy=remedy,
         link=run.address,
     )

@@ -8,18 +8,41 @@ from typing import Any, Literal, NamedTuple
 from feature_engine.events.broker import MAX_LAG_SECONDS
 from feature_engine.events.interface import ConsumerLag
 from mlflow_server.alerts import is_muted, silence_text
-from monitoring.check import CheckResult, Status
+from monitoring.check import CheckResult
 from monitoring.console.cached_reader import Reading
 from monitoring.console.status import Alert, ServingStatuses
 
 Health = Literal["attention", "unknown", "ok"]
 HEALTHS: tuple[Health, ...] = ("attention", "unknown", "ok")
 """Words of pages and of `gyre status` for a state, the worst first."""
+STATE_WORDS = {
+    "harm": "harmful",
+    "absent": "unserved",
+    "serving": "unserved",
+    "version": "mismatched",
+    "performance_drift": "degraded",
+    "concept_drift": "degraded",
+    "data_drift": "drifted",
+    "prediction_drift": "drifted",
+    "verdict": "degraded",
+    "events": "stale",
+    "features": "stale",
+    "freshness": "stale",
+    "online_store": "stale",
+}
+"""Word for a model by the kind of its problem, the most urgent first."""
+HEALTH_WORDS: dict[Health, str] = {
+    "attention": "alerted",
+    "unknown": "unknown",
+    "ok": "healthy",
+}
+"""Word for a model that has no problem of these kinds."""
 EVENTS_WAIT = "events wait"
 """The cause of an alert about events."""
 URGENT = (
     "serving",
     "harm",
+    "absent",
     "version",
     "database",
     "events",
@@ -36,30 +59,18 @@ RESOURCE_KINDS = {"redis": "events", "mlflow": "mlflow"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopState:
-    """How well one part of the loop is.
+class LoopState(CheckResult):
+    """How well one part of the loop is, as a check: of a monitoring run, or of this moment.
+
+    The name is that of the part, such as `last training`; URGENT has some of the kinds.
 
     Attributes:
-        name: The part, such as `last training`.
-        kind: The kind of problem, such as `events`; URGENT has some of them.
-        status: The status, as checks of a monitoring run have it.
-        words: One sentence for a person.
-        remedy: What to do, with a command where there is one.
-        link: A page that shows more, as in `CheckResult`.
-        check: The check of a monitoring run that the state repeats, if it does.
         repeats: Subject and cause of the incident that the state repeats, if it does.
         number: The number of that incident while it is open.
         silence: Who acknowledged or muted that incident; empty: nobody.
 
     """
 
-    name: str
-    kind: str
-    status: Status = "ok"
-    words: str = ""
-    remedy: str = ""
-    link: str = ""
-    check: CheckResult | None = None
     repeats: tuple[str, str] | None = None
     number: int | None = None
     silence: str = ""
@@ -69,23 +80,6 @@ class LoopState:
         if self.status in {"ok", "note"}:
             return "ok"
         return "unknown" if self.status == "unknown" else "attention"
-
-
-def state_of_check(check: CheckResult, model: str, cause: str) -> LoopState:
-    """Return the state that repeats a check of a monitoring run.
-
-    cause: Cause of the incident of the verdict, which a bad check is part of.
-    """
-    return LoopState(
-        name=check.name,
-        kind=check.kind,
-        status=check.status,
-        words=check.words,
-        remedy=check.remedy,
-        link=check.link,
-        check=check,
-        repeats=(model, check.incident or cause),
-    )
 
 
 def with_silence(
@@ -114,6 +108,15 @@ def worst_health(states: Iterable[LoopState]) -> Health:
     return min(healths, key=HEALTHS.index, default="ok")
 
 
+def state_word(states: Sequence[LoopState]) -> str:
+    """Return the state of a model as one word of STATE_WORDS or HEALTH_WORDS."""
+    kinds = {state.kind for state in states if state.health == "attention"}
+    for kind, word in STATE_WORDS.items():
+        if kind in kinds:
+            return word
+    return HEALTH_WORDS[worst_health(states)]
+
+
 class Problem(NamedTuple):
     """A state that is not ok, and the subjects that share it, such as models."""
 
@@ -127,7 +130,7 @@ def problems(states: Mapping[str, Sequence[LoopState]]) -> list[Problem]:
     States with the same remedy are one problem, with the words of the first.
 
     Args:
-        states: States by their subject: a model, or serving and its resources.
+        states: States by their subject: a model, or serving and events.
 
     """
     problem_of_remedy: dict[tuple[str, str], Problem] = {}
@@ -195,7 +198,7 @@ def states_of_events(
         kind="events",
         status="alert" if consumer.value else "ok",
         words=words,
-        remedy=f"{_restart('consumer')} No event is lost: they wait.",
+        remedy=f"{_restart('consumer')} Events wait until then.",
         link=ALL_STATES,
     )
     for dataset, lag in lags.value.items():
@@ -204,10 +207,10 @@ def states_of_events(
             name="events",
             kind="events",
             status="alert" if late else "ok",
-            words=late or f"{dataset}: requests that wait: {lag.entries}",
-            remedy="`gyre logs consumer` says what fails; it is tried again. If nothing was "
-            f"ingested yet: `gyre ingest {dataset}`. No event is lost; where too many wait, new "
-            "ones are refused.",
+            words=late or f"{dataset}: waiting requests: {lag.entries}",
+            remedy="`gyre logs consumer` shows the error; the consumer tries again by itself. If "
+            f"nothing was ingested yet: `gyre ingest {dataset}`. Events wait until then: in Redis "
+            "at most 10,000 requests, in Kafka as long as it keeps them.",
             link=ALL_STATES,
             repeats=(dataset, EVENTS_WAIT),
         )
@@ -220,7 +223,7 @@ def late_events(dataset: str, lag: ConsumerLag, now: datetime) -> str | None:
         return None
     return (
         f"{dataset}: a request has waited for the consumer for {seconds:.0f} s, "
-        f"at most {MAX_LAG_SECONDS:.0f} s are expected; requests that wait: {lag.entries}"
+        f"at most {MAX_LAG_SECONDS:.0f} s are expected; waiting requests: {lag.entries}"
     )
 
 
@@ -228,9 +231,9 @@ def silent_program(program: str, reading: Reading[Any], kind: str) -> LoopState:
     """Return the state of a program that does not answer, with the reason."""
     remedy = _restart(program)
     if kind in {"database", "features"}:
-        remedy = "`gyre status` says what has ended; is the disk full?"
+        remedy = "`gyre status` shows programs that have ended. Is the disk full?"
     if program == "kafka":
-        remedy = "`gyre check` says whether GYRE_EVENTS_URL answers. No event is lost."
+        remedy = "`gyre check` shows whether GYRE_EVENTS_URL answers. No event is lost."
     return LoopState(
         name=program,
         kind=kind,
@@ -242,4 +245,4 @@ def silent_program(program: str, reading: Reading[Any], kind: str) -> LoopState:
 
 
 def _restart(program: str) -> str:
-    return f"`gyre up` starts what has ended; `gyre logs {program}` says why it ended."
+    return f"`gyre up` starts programs that have ended; `gyre logs {program}` shows the error."

@@ -3,22 +3,23 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names
 from feature_engine.ingest.record import DatasetRecord, service_records
-from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
+from mlflow_server.alerts import Alerts, alert_details, is_open
+from mlflow_server.api.comparison import compare_versions
 from mlflow_server.api.pages import DeletedExperiment, Pages, RunPage
 from mlflow_server.api.registry import Registry
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
-from mlflow_server.promotion.rules import last_applied, of_newest_model
+from mlflow_server.promotion.rules import current, last_applied, of_newest_model
 from mlflow_server.roles import ROLES
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, Reading
-from monitoring.console.history import read_history
+from monitoring.console.history import RANGES, read_history
 from monitoring.decisions.store import (
     DecisionRow,
     newest_decisions,
@@ -28,6 +29,8 @@ from monitoring.decisions.store import (
 
 PAGES_SECONDS = 30
 """How long an answer about MLflow's runs and versions, and about the history, is new enough."""
+MOST_COMPARISONS = 16
+"""Number of pairs of versions of a model that are in memory."""
 SHOWN_DECISIONS = 24
 YEAR = timedelta(days=365)
 Alert = Mapping[str, Any]
@@ -36,12 +39,6 @@ Stores = Callable[[], tuple[Ledger, Alerts]]
 """Opens both for all models at once, as connections are few."""
 ServingStatuses = Mapping[str, Mapping[str, Any]]
 """The answer of /status of each replica by its address."""
-
-
-def alert_details(alert: Alert) -> DriftAlert | None:
-    """Return the details of an alert about a model; None for an alert about something else."""
-    text = alert["details"]
-    return DRIFT_ALERTS.validate_json(text) if text else None
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,12 @@ class ModelRows:
 
     def open_alerts(self, now: datetime) -> list[Alert]:
         """Return alerts that were seen lately; one about a version ends with the version's role."""
-        rows = [self.newest(role) for role in ROLES]
-        versions = {None, *(row.to_version for row in rows if row)}
-        alerts: list[Alert] = []
-        for alert in self.alerts:
-            details = alert_details(alert)
-            version = details.version if details else None
-            if is_open(alert, now) and version in versions:
-                alerts.append(alert)
-        return alerts
+        versions = {None, *(current(self.ledger, role) for role in ROLES)}
+        return [
+            alert
+            for alert in self.alerts
+            if is_open(alert, now) and alert_details(alert).get("version") in versions
+        ]
 
 
 @dataclass(frozen=True)
@@ -144,7 +138,9 @@ class ModelReaders:
         spec: The model.
         sources: Readers that every page asks, by the field of `ModelStatus`.
         pages: Reader of MLflow's model cards, reports and versions.
-        history: Reader of checks over time.
+        histories: Readers of checks over time, by the number of days.
+        comparison: Returns the reader of a comparison of two versions, which stays right while
+            MLflow does not answer.
 
     """
 
@@ -158,6 +154,7 @@ class ModelReaders:
         """Make the readers, which read nothing yet; all models share `serving` and `stores`."""
         name = spec.name
         pages = Pages(settings)
+        registry = Registry(settings)
         training = partial(pages.training, spec.experiment)
         freshness = partial(
             service_records, settings, spec.datasets, spec.feature_service
@@ -165,20 +162,25 @@ class ModelReaders:
         self.spec = spec
         self.sources: dict[str, CachedReader[Any]] = {
             "serving": serving,
-            "aliases": CachedReader(partial(Registry(settings).aliases, name)),
+            "aliases": CachedReader(partial(registry.aliases, name)),
             "freshness": CachedReader(freshness),
             "rows": CachedReader(partial(_model_rows, settings, stores, spec)),
             "runs": CachedReader(training, PAGES_SECONDS),
             "reproduced": CachedReader(
-                partial(Registry(settings).reproduced, name), PAGES_SECONDS
+                partial(registry.reproduced, name), PAGES_SECONDS
             ),
         }
         self.pages = CachedReader(
-            partial(pages.pages, name, spec.experiment), PAGES_SECONDS
+            partial(pages.pages, name, spec.experiment), PAGES_SECONDS, keeps=True
         )
-        self.history = CachedReader(
-            partial(read_history, settings, name), PAGES_SECONDS
-        )
+        self.histories = {
+            days: CachedReader(
+                partial(read_history, settings, name, days), PAGES_SECONDS
+            )
+            for days in RANGES
+        }
+        comparison = partial(_comparison, settings, name)
+        self.comparison = lru_cache(MOST_COMPARISONS)(comparison)
 
     def status(self) -> ModelStatus:
         """Return the last readings."""
@@ -186,12 +188,17 @@ class ModelReaders:
         return ModelStatus(self.spec, **readings)
 
 
+def _comparison(
+    settings: Settings, model: str, *versions: str
+) -> CachedReader[list[dict[str, Any]]]:
+    read = partial(compare_versions, settings, model, *versions)
+    return CachedReader(read, PAGES_SECONDS, keeps=True)
+
+
 def _model_rows(settings: Settings, stores: Stores, spec: ModelSpec) -> ModelRows:
     ledger, alerts = stores()
     model = spec.name
-    alert_rows: list[Alert] = []
-    for subject in (*dataset_names(*spec.datasets), model):
-        alert_rows += alerts.rows(subject)
+    subjects = (*dataset_names(*spec.datasets), model)
     # The ledger knows the newest model of the name, even if MLflow does not answer.
     ledger_rows = of_newest_model(ledger.rows(model))
     created = ledger_rows[-1].created if ledger_rows else None
@@ -203,7 +210,7 @@ def _model_rows(settings: Settings, stores: Stores, spec: ModelSpec) -> ModelRow
     return ModelRows(
         ledger=ledger_rows,
         decisions=decisions,
-        alerts=alert_rows,
+        alerts=[row for subject in subjects for row in alerts.rows(subject)],
         results=results,
         notable=notable_decisions(settings, model, datetime.now(UTC) - YEAR),
     )

@@ -118,11 +118,12 @@ def judge(results: Sequence[CheckResult]) -> Verdict:
 
 
 def find_reasons(verdict: Verdict, results: Sequence[CheckResult]) -> list[str]:
-    """Return the words of the results from which a verdict follows."""
+    """Return the words of the results from which a verdict follows, the worst first."""
     if verdict == "ok":
         return []
     status = "bad" if verdict == "bad" else "unknown"
-    return [result.words for result in _judged(results) if result.status == status]
+    judged = sorted(_judged(results), key=lambda result: -(result.distance() or 0))
+    return [result.words for result in judged if result.status == status]
 
 
 def describe(verdict: Verdict, results: Sequence[CheckResult]) -> str:

@@ -6,7 +6,7 @@ Each table has a row for each model and moment of a run. `gyre maintain` deletes
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -103,16 +103,17 @@ def decisions_since(
 
 
 def sampled_decisions(
-    settings: Settings, model: str, since: datetime, hours: int
+    settings: Settings, model: str, since: datetime, step: timedelta
 ) -> list[DecisionRow]:
-    """Return a decision for each span of `hours`, oldest first, without `inputs`.
+    """Return a decision for each `step` of whole seconds, oldest first, without `inputs`.
 
     It is the newest decision that acted, else the newest bad one, else the newest.
     """
+    seconds = step // timedelta(seconds=1)
     query = f"""
         SELECT DISTINCT ON (span) * EXCEPT (span), '' AS inputs
         FROM (
-            SELECT * EXCEPT (inputs), date_bin(INTERVAL '{hours} hours', as_of) AS span
+            SELECT * EXCEPT (inputs), date_bin(INTERVAL '{seconds} seconds', as_of) AS span
             FROM here
             WHERE model = '{model}' AND as_of >= '{since.isoformat()}'
         )

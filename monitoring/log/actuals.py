@@ -11,12 +11,14 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from core.settings import Settings
 from core.spec import ModelSpec, entity_of
 from core.timestamps import BEGINNING
 from feature_repo.definition import OWN_PREFIX
 from feature_repo.engine import LabelSource
-from feature_repo.labels import label_rows
+from feature_repo.labels import label_rows, label_source
 from feature_repo.published.service import ARROW
+from monitoring.log.tables import join_outcomes
 from training.data.frame import TIME_TYPE, require_outcome_key, with_typed_labels
 
 DAY = "event_timestamp"
@@ -57,6 +59,21 @@ def read_actuals(
     labelled = labelled[labelled["label"].notna()]
     values[labelled["place"]] = labelled["label"]
     return values, ambiguous_count
+
+
+def outcomes_of(
+    settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
+) -> NDArray[np.float64]:
+    """Return the actual value of each answer, from raw data or feedback; nan: not known at `as_of`.
+
+    Raises:
+        DataError: A table cannot be read.
+
+    """
+    feedback = join_outcomes(settings, spec, as_of).known
+    source = label_source(settings, spec)
+    values, _ = read_actuals(spec, source, answers, feedback, as_of)
+    return values
 
 
 def units(spec: ModelSpec, answers: pa.Table) -> pd.DataFrame:

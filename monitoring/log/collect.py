@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -24,7 +25,7 @@ from core.locks import one_writer
 from core.settings import Settings
 from core.tables.table import Table
 from mlflow_server.roles import SHADOW
-from monitoring.log.tables import outcomes, predictions
+from monitoring.log.tables import PREDICTIONS, outcomes, predictions
 
 BYTES_AT_ONCE = 64 * 1024 * 1024
 """Size of the files that are in memory together: a million rows in ten files took 4 GB."""
@@ -123,6 +124,29 @@ def collect(settings: Settings) -> Collected:
         )
     malformed = malformed_predictions + malformed_outcomes
     return Collected(prediction_count, outcome_count, malformed)
+
+
+def waiting_rows(settings: Settings, text: bytes, most: int) -> pa.Table:
+    """Return rows of `predictions` that are still in the log alone; nothing is moved.
+
+    Args:
+        settings: Settings of the installation.
+        text: Part of their lines, such as `"entity":"4"`.
+        most: Number of lines to read of each file, the newest ones.
+
+    Raises:
+        DataError: The log cannot be read.
+
+    """
+    rows = []
+    with reached("the prediction log"):
+        for file in _files(settings, "predictions"):
+            with suppress(FileNotFoundError):  # it was collected meanwhile
+                lines = file.read_bytes().split(b"\n")
+                for line in [line for line in lines if text in line][-most:]:
+                    with suppress(ValidationError):
+                        rows.append(PredictionLine.model_validate_json(line).row())
+    return pa.Table.from_pylist(rows, schema=PREDICTIONS)
 
 
 def _files(settings: Settings, kind: str) -> dict[Path, UPath]:

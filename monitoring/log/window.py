@@ -58,6 +58,15 @@ class Window:
     left_out: dict[str, int]
 
 
+def feature_types(features: Mapping[str, str]) -> str:
+    """Return the types of features in the log's JSON, as DuckDB's `json_transform` takes them."""
+    types = {
+        name: "VARCHAR" if kind in TEXTS else "DOUBLE"
+        for name, kind in features.items()
+    }
+    return json.dumps(types)
+
+
 def read_window(
     settings: Settings,
     model: RoleAssignment,
@@ -77,13 +86,9 @@ def read_window(
         classes: Names of the classes, where there are more than two.
 
     """
-    kinds = {
-        name: "VARCHAR" if kind in TEXTS else "DOUBLE"
-        for name, kind in features.items()
-    }
     with query_log(settings, model, until - WINDOW_LENGTH, until) as connection:
         connection.execute("SET VARIABLE version = $1", [version])
-        connection.execute("SET VARIABLE types = $1", [json.dumps(kinds)])
+        connection.execute("SET VARIABLE types = $1", [feature_types(features)])
         connection.execute(REASONS)
         rows, misfit_count = _last_answers(connection)
         left_out = dict(connection.execute(REASON_COUNTS).fetchall())

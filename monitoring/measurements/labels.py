@@ -49,7 +49,7 @@ def label_change(
         value=change,
         limit=limit,
         rows=len(labels),
-        words=f"{words}; a change of more than {limit:.3f} counts",
+        words=f"{words}, a change of more than {limit:.3f} counts",
     )
 
 

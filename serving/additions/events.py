@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 from annotated_types import Len
-from pydantic import FailFast, TypeAdapter
+from pydantic import FailFast, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,7 +25,7 @@ from feature_repo.event_schema import EventSchema
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.http.edge import json_response, read_body, run_by_size
 from serving.http.openapi import DescribedRoute, Document, Operation
-from serving.metrics import EVENTS
+from serving.metrics import EVENTS, EVENTS_REFUSED
 from serving.repository import ModelRepository
 
 PATH = "/events/{dataset}"
@@ -102,7 +102,14 @@ async def send_events(
     if schema.topic:
         raise NotFoundError(f"{dataset}: its events come from the topic {schema.topic}")
     size = len(body)
-    events = await run_by_size(size, checked_events, schemas[dataset], body)
+    try:
+        events = await run_by_size(size, checked_events, schemas[dataset], body)
+    except ValidationError as exc:
+        EVENTS_REFUSED.labels(dataset, exc.errors()[0]["type"]).inc()
+        raise
+    except InvalidRequestError:
+        EVENTS_REFUSED.labels(dataset, "in_future").inc()
+        raise
     records = await run_by_size(size, intake.records, schema, events)
     try:
         entry_id = await intake.put(dataset, records)

@@ -154,10 +154,18 @@ def _counts() -> CollectorRegistry:
     return registry
 
 
-def _failures() -> dict[str, dict[str, float]]:
-    """Return sums over all workers: rows not logged, by log; requests turned away, by status."""
+def _failures() -> dict[str, Any]:
+    """Return sums over all workers.
+
+    Returns:
+        `log_failures`: rows not logged, by log; `requests_refused`: requests turned away, by status;
+        `events`: for each dataset the number of events that were accepted, and for each `reason`
+        that of requests that were refused.
+
+    """
     failures = {"predictions": 0.0, "feedback": 0.0}
     refusals = {"429": 0.0, "503": 0.0}
+    events: list[dict[str, Any]] = []
     for metric in _counts().collect():
         for sample in metric.samples:
             if sample.name == "gyre_log_failures_total":
@@ -167,4 +175,10 @@ def _failures() -> dict[str, dict[str, float]]:
                 is_probe = sample.labels["route"].endswith(PROBES)
                 if http_status in refusals and not is_probe:
                     refusals[http_status] += sample.value
-    return {"log_failures": failures, "requests_refused": refusals}
+            elif metric.name.startswith("gyre_events"):
+                events.append(sample.labels | {"count": sample.value})
+    return {
+        "log_failures": failures,
+        "requests_refused": refusals,
+        "events": events,
+    }

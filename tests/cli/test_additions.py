@@ -67,7 +67,9 @@ def test_the_help_lacks_the_verbs_of_what_is_left_out_and_no_others(copy):
 
 def test_the_status_without_the_console_has_processes_and_memory_and_says_so(copy):
     text = python(copy, BIN / "gyre", "status", code=1)
-    assert "models are not shown: the package monitoring.console is not there" in text
+    assert (
+        "models are not shown: the package monitoring.console is not installed" in text
+    )
     assert "no supervisor is running here" in text
     assert "MiB" in text
     document = json.loads(python(copy, BIN / "gyre", "status", "--json", code=1))

@@ -32,6 +32,8 @@ def test_promotions_and_help_import_no_heavy_package(tmp_path):
             f"rollback {MODEL} --reason better",
             f"promote {MODEL} 2 --rollout --reason better",
             f"ledger {MODEL}",
+            "models",
+            "config",
         ):
             command = f'{sys.executable} -c "$RUN" {arguments}'
             done = finished(command, PROJECT, environment)

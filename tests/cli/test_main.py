@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import PANELS, typer_app
 from cli.use_case import new
 from cli.verbs import LOGGING_PACKAGES, say
 from core.errors import SettingsError
@@ -34,6 +36,17 @@ def test_verbs_print_the_log_of_every_package_that_they_call():
         )
     }
     assert {*LOGGING_PACKAGES} == logging_packages - {"serving"}
+
+
+def test_every_command_describes_itself_by_h_too():
+    names = [name for verbs in PANELS.values() for name in verbs]
+    for name in [*names, "alerts list", "quarantine release"]:
+        by_letter, by_word = [
+            CliRunner().invoke(typer_app, [*name.split(), option]).output
+            for option in ("-h", "--help")
+        ]
+        assert f"Usage: root {name} " in by_letter.replace("\n", " "), name
+        assert by_letter == by_word
 
 
 def test_the_open_command_uses_the_configured_link(tmp_path):

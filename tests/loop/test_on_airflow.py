@@ -26,6 +26,7 @@ from core.spec.monitoring import Promotion
 from feature_engine.ingest.source import pull
 from feature_repo.datasets import load_dataset
 from mlflow_server.alerts import WAITS, Alerts, is_open
+from mlflow_server.api.comparison import EVALUATION
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
@@ -51,7 +52,6 @@ from tests.faults.conftest import alerts
 from tests.mlflow_server.conftest import client, stages
 from tests.support.tools.clone import Copy
 from tests.support.training.chains import store
-from training.artifacts import EVALUATION
 from training.evaluation.metrics import Scored
 from training.evaluation.results import EVALUATIONS
 from training.stages.evaluate import measure_models

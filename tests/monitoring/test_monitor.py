@@ -19,6 +19,7 @@ from core.project import PROJECT
 from core.spec.training import Estimator
 from feature_engine.ingest.source import pull
 from mlflow_server.alerts import Alerts
+from mlflow_server.api.pages import DISTRIBUTIONS
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.model.pyfunc import ModelFile
@@ -283,7 +284,11 @@ def test_figures_are_metric_series_and_a_deleted_experiment_ends_nothing(
     assert len({point.step for point in points}) > 1, "MLflow draws no line of a point"
     tracking = Tracking(watched.settings)
     reports = Path(tracking.download_artifacts(run.run_id, "reports", str(tmp_path)))
-    assert next(reports.rglob("report.html")).stat().st_size > 100_000
+    report = next(reports.rglob("report.html"))
+    assert report.stat().st_size > 100_000
+    columns = json.loads(report.with_name(DISTRIBUTIONS).read_text())
+    newest = min(points, key=lambda point: point.step).value
+    assert sum(columns["lifetime_orders"]["parts"]) == pytest.approx(newest, abs=1e-9)
 
     experiment = api.get_experiment_by_name(f"{watched.spec.experiment}_monitoring")
     api.delete_experiment(experiment.experiment_id)

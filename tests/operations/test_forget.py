@@ -271,7 +271,7 @@ def test_a_forgotten_customer_is_deleted_everywhere_and_all_others_are_unchanged
         r"^([a-z ]+): [1-9]\d* rows$", ended.output, re.MULTILINE
     )
     assert places_with_rows == PLACES_WITH_ROWS
-    assert not [*settings.data_docs.glob("**/*.html")]
+    assert not [*settings.data_docs.glob("**/*.*")]
     assert not Tracking(settings).list_artifacts(home.monitoring_run, "reports")
     assert home.mentions() == []
     assert set(outcomes(settings).read()["request_id"].to_pylist()) == {"r2"}

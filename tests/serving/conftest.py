@@ -9,7 +9,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 from fastapi import FastAPI
 
-from core.settings import Settings
+from core.settings import LOOPBACK, Settings, is_free
 from core.spec import load_spec
 from feature_engine.events.broker import consumer_problem
 from feature_repo.datasets.orders import ORDERS
@@ -47,6 +47,7 @@ from serving.additions import (
     open_inference,
 )
 from serving.app import add_routes
+from serving.http.draining import Draining
 from serving.protocols import predict
 from serving.versions.opening import open_version
 from stack.environment import process_environment
@@ -170,7 +171,9 @@ def application(settings, repository):
     for module in (explanation, kserve_v1, open_inference, mlflow_scoring):
         scoring += module.SCORING
     routes = metadata.routes(settings, repository)
-    return add_routes(FastAPI(), settings, repository, scoring, routes)
+    return add_routes(
+        FastAPI(), settings, repository, scoring, routes, draining=Draining(0)
+    )
 
 
 def client_of(app):
@@ -250,6 +253,9 @@ class Rig:
         command = [str(self.programs / "python"), *(program or ("-m", "serving"))]
         log = self.folder / "serving.log"
         address = settings.serving_address
+        # Another server on the port would answer in place of this one.
+        free = partial(is_free, LOOPBACK, settings.serving_port)
+        wait_until("the port of serving", free, seconds=30)
         with (
             running(command, log, **process_environment(settings)) as process,
             httpx.Client(base_url=address, timeout=60) as client,
@@ -282,7 +288,12 @@ class Rig:
         shared_home = self.settings.home
         for path in (*shared_home.iterdir(), *(shared_home / "serving").iterdir()):
             link = home / path.relative_to(shared_home)
-            if not link.exists() and path.name not in {"lock", "fetch.lock", "run"}:
+            if not link.exists() and path.name not in {
+                "lock",
+                "fetch.lock",
+                "run",
+                "console",
+            }:
                 link.symlink_to(path)
         return home
 
@@ -411,8 +422,8 @@ def served(pytestconfig, rig):
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def consumer(rig, served):
-    """The consumer of the server's events."""
+    """A consumer of the server's events; other files have none, or one that they kill."""
     with rig.consuming() as process:
         yield process

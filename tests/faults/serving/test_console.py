@@ -1,6 +1,7 @@
 """The console that is killed, and sources of it that are killed or hang."""
 
 import time
+from contextlib import ExitStack
 from html import unescape
 
 import pytest
@@ -39,9 +40,11 @@ def test_predictions_continue_while_the_console_or_its_sources_fail(
 ):
     """26: sources hang before the console asked them, and later; it is killed."""
     row = last_applied(ledger.rows(rig.spec.name), "production")
-    with console(rig) as (client, process), under_load(served.client) as predictions:
+    with ExitStack() as stack, under_load(served.client) as predictions:
         with broken(rig, "mlflow", "hangs"):
             with standing_still(served.process):
+                # The console asks its sources when it starts.
+                client, process = stack.enter_context(console(rig))
                 assert page(client).count(": no answer within 1 s") >= 2
             wait_until("serving again", lambda: "serving: no" not in page(client))
             for path in ("/", f"/status/{rig.spec.name}"):

@@ -17,7 +17,7 @@ BAD = CheckResult(
     kind="delivery",
     status="bad",
     feature="days",
-    link="/status/churn#checks",
+    link="/status/churn?tab=checks",
 )
 REFERENCE = Reference(
     rows=pd.DataFrame({"plan": ["a"]}), features={}, snapshot=None, threshold=0.5,

@@ -9,6 +9,7 @@ import pytest
 
 from core.spec import MISSING
 from core.spec.monitoring import Monitoring
+from mlflow_server.api.pages import DISTRIBUTIONS
 from monitoring.checks.report import report_results
 from monitoring.measurements.performance import MeasuredMetric
 from training.evaluation.psi import UsualSpread, psi, usual_spread
@@ -56,6 +57,62 @@ def results(tmp_path):
 
 def of_status(results, status):
     return {name for name, result in results.items() if result.status == status}
+
+
+def stored(folder):
+    return json.loads((folder / DISTRIBUTIONS).read_text())
+
+
+def psi_of(column):
+    """The PSI of stored shares by its formula."""
+    reference = np.clip(column["reference"], 1e-4, None)
+    window = np.clip(column["window"], 1e-4, None)
+    return np.sum((window - reference) * np.log(window / reference))
+
+
+def test_the_psi_of_the_stored_shares_is_the_figure_of_the_check(results, tmp_path):
+    reference = FULL.assign(
+        spend=DRAW.gamma(1, 40, 400),
+        flag=DRAW.integers(0, 2, 400).astype(float),
+        constant=3.0,
+        city=[f"city {place % 30}" for place in range(400)],
+    )
+    window = reference.assign(
+        spend=reference["spend"] * 2,
+        flag=1.0,
+        plan=np.where(np.arange(400) < 100, "c", reference["plan"]).astype(object),
+        city=np.where(np.arange(400) < 40, "a new city", reference["city"]),
+        orders=reference["orders"].mask(np.arange(400) < 80),
+    )
+    by_name = results(reference, window)
+    columns = stored(tmp_path)
+    assert columns.keys() == {*reference}
+    for name, column in columns.items():
+        assert psi_of(column) == pytest.approx(by_name[f"psi/{name}"].value, abs=1e-12)
+        assert sum(column["parts"]) == pytest.approx(psi_of(column), abs=1e-12)
+        assert sum(column["reference"]) == pytest.approx(1)
+        assert sum(column["window"]) == pytest.approx(1)
+        assert len(column["reference"]) <= 11
+    assert columns["spend"]["bins"] == pytest.approx(
+        reference["spend"].quantile(np.linspace(0.1, 0.9, 9)).tolist()
+    )
+    assert columns["orders"]["nulls"] == [0.0, 0.2]
+    assert columns["constant"]["bins"] == [3.0]
+    assert columns["constant"]["window"] == [1.0]
+    assert (columns["flag"]["bins"], columns["flag"]["window"]) == ([0, 1], [0, 1])
+    # A category that the reference lacks has a bin of its own, of many it is with the rarest.
+    assert {*columns["plan"]["bins"]} == {"a", "b"}
+    assert (columns["plan"]["reference"][2], columns["plan"]["window"][2]) == (0, 0.25)
+    assert len(columns["city"]["bins"]) <= 4 * 10
+    assert "a new city" not in columns["city"]["bins"]
+    assert (tmp_path / DISTRIBUTIONS).stat().st_size < 20_000
+
+
+def test_what_was_not_compared_has_no_distribution(results, tmp_path):
+    results(FULL, EMPTY)
+    assert stored(tmp_path).keys() == {"plan", "score"}
+    results(FULL, FULL[:0], metrics=[F1])
+    assert stored(tmp_path) == {}
 
 
 UNIT = np.spacing(29.99)
@@ -186,7 +243,7 @@ def test_a_word_for_a_missing_text_counts_as_missing(results):
     by_name = results(plans(40), plans(76))
     assert of_status(by_name, "bad") == {"missing/plan"}
     assert by_name["missing/plan"].words == (
-        "plan: 19% missing, 10% in the reference; bad from 15%"
+        "plan: 19% missing, 10% in the reference, bad from 15%"
     )
 
 

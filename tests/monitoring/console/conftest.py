@@ -19,15 +19,16 @@ class Console:
     def __init__(self, client):
         self.client = client
 
-    def page(self, model=""):
-        answer = self.client.get(f"/status/{model}" if model else "/")
+    def page(self, model="", tab=""):
+        path = f"/status/{model}" if model else "/"
+        answer = self.client.get(path, params={"tab": tab} if tab else {})
         assert answer.status_code == 200, answer.text
         return answer.text
 
-    def page_with(self, text, model=""):
+    def page_with(self, text, model="", tab=""):
         """The page once `text` is on it: of what is slow to answer it says that it is unknown."""
-        wait_until(text, lambda: text in self.page(model))
-        return self.page(model)
+        wait_until(text, lambda: text in self.page(model, tab))
+        return self.page(model, tab)
 
 
 RESULTS = [
@@ -46,6 +47,7 @@ RESULTS = [
     figure("volume/entities", "volume", 512.0),
     figure("serving/p99_ms", "serving", 9.5),
 ]  # fmt: skip
+HEAD = "<head><title>A document</title></head>"
 SCRIPT = """<script>
 document.title = "acted";
 try { parent.document.title = "acted" } catch {}
@@ -87,16 +89,17 @@ def monitored(rig, served):
     run_id = tracking.start_or_find_run(experiment, key, key, {"version": served.first})
     for hours in (7, 4):
         report = f"{now - timedelta(hours=hours):%Y-%m-%dT%H%M%S}/report.html"
-        tracking.log_text(run_id, f"Evidently's {SCRIPT}", f"reports/{report}")
+        tracking.log_text(run_id, f"{HEAD} Evidently's {SCRIPT}", f"reports/{report}")
     for number in (served.first, served.second):
         registry = Registry(rig.settings)
         version = registry.version(name, number)
         is_first = number == served.first
         registry.note_reproduction(version, now.date(), is_same=is_first)
         tracking.log_text(
-            version.run_id, f"of version {number} {SCRIPT}", "model_card.html"
+            version.run_id, f"{HEAD} of version {number} {SCRIPT}", "model_card.html"
         )
-        tracking.log(version.run_id, metrics={"test/auc": 0.71, "baseline/auc": 0.5})
+        metrics = {"test/auc": 0.71, "baseline/auc": 0.5, "test/log_loss": 0.598}
+        tracking.log(version.run_id, metrics=metrics)
     return now
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from docs.browser import NAMES, browser
+from monitoring.console.pages import TABS
 from tests.conftest import wait_until
 
 
@@ -13,52 +14,100 @@ def test_the_start_page_names_the_model_and_its_problem(
     rig, served, console, monitored
 ):
     console.page_with("not delivered: bad: said to &lt;nobody&gt;")
-    page = console.page_with(f"version {served.first} since")
+    page = console.page_with(f"<b>{served.first}</b> since")
     name = rig.spec.name
-    assert "<title>Gyre: The loop needs attention: " in page
-    assert f'<article><h3><a href="/status/{name}">{name}</a>' in page
+    assert "<title>The loop needs attention: " in page
+    assert f'<h3><a href="/status/{name}">{name}</a></h3>' in page
+    assert '<span class="pill attention">drifted</span>' in page
+    assert rig.spec.description in page
     assert "by test: because" in page
     # The verdict in words, with the remedy of the check that is bad.
     assert f"version {served.first}: total_orders_30d drifts, all else holds" in page
     assert "A retraining starts by itself." in page
-    assert "60 a minute, p99 9.5 ms" in page
-    runs = page.split('<section aria-labelledby="runs">')[1]
+    runs = page.split('<section class="panel" aria-labelledby="runs">')[1]
     assert "holds no stack yet" in runs.partition("</section>")[0]
     assert "model customer_churn_model" in page  # as a worker says it
-    assert "<script" not in page
-    assert re.search(r">What happened since \d{4}-\d\d-\d\d \d\d:\d\d UTC</h2>", page)
 
 
-def test_the_page_of_a_model_has_its_checks_rows_and_runs(
+def test_the_first_tab_of_a_model_says_how_it_is_now(rig, served, console, monitored):
+    name = rig.spec.name
+    console.page_with("Training started", name)
+    page = console.page_with(">Evidently report</a>", name)
+    assert f"<title>{name} · Gyre</title>" in page
+    assert rig.spec.description in page
+    assert f'href="/card/{name}/{served.first}">Model card</a>' in page
+    problem = page.split('<ol class="problems">')[1].partition("</ol>")[0]
+    assert "total_orders_30d drifts" in problem
+    count = re.search(r'class="count">(\d+)<', page)
+    assert count, "the navigation has the number of problems"
+    assert int(count[1]) > 0
+    tiles = page.split('<section class="tiles"')[1].partition("</section>")[0]
+    for figure in (
+        f'<span class="value">{served.first} <small>since',
+        '<span class="value bad">0.31 <small>PSI, limit 0.25',
+        '<span class="value">0.61 <small>0.598 at evaluation',
+    ):
+        assert figure in tiles, figure
+    drift = page.split('<table class="drift">')[1].partition("</table>")[0]
+    features = re.findall(r"\?check=psi/(\w+)", drift)
+    assert features == ["total_orders_30d", "customer_tenure_days"]
+    assert "grows by a day each day" in drift
+    assert '<progress value="0.31" max="0.5"' in drift
+    events = page.split('id="timeline"')[1].partition("</section>")[0]
+    for title in ("A retraining was decided", f"Version {served.first} promoted",
+                  "Training started", "Alert: cause"):  # fmt: skip
+        assert f"<strong>{title}</strong>" in events, title
+    for link in (f"/report/{name}/", f"/status/{name}?tab=ledger#row-",
+                 f"/dags/train_{name}/runs", "/#/experiments/"):  # fmt: skip
+        assert link in events, link
+
+
+def test_the_tabs_of_a_model_have_its_checks_versions_and_rows(
     rig, served, console, monitored
 ):
     name = rig.spec.name
-    console.page_with("newest report</a>", name)
-    page = console.page_with("Acted on, the worst first", name)
-    assert f'<th scope="row">production</th><td>version {served.first}</td>' in page
-    assert page.count('<td class="verdict">') == 3
-    acting, passive = page.split("<h3>Acted on")[1].split("<h3>Shown, never acted on")
-    first, *_ = re.findall(r"\?check=([^#]*)#history", acting)
+    checks = console.page_with("Checks that act, the worst first", name, tab="checks")
+    acting, passive = checks.split(">Checks that act,")[1].split(
+        ">Checks that never act"
+    )
+    first, *_ = re.findall(r'\?check=([^"]*)"', acting)
     assert first == "psi/total_orders_30d"
     assert "grows by a day each day" in passive
-    assert re.search(rf'<a href="/report/{name}/[^"]*">report</a>', page)
-    versions = page.split('<section aria-labelledby="versions">')[1]
-    assert (
-        f'<a href="/card/{name}/{served.second}">version {served.second}</a>'
-        in versions
-    )
+    versions = console.page_with("were the same (", name, tab="versions")
+    assert f'<th scope="row">production</th><td>version {served.first}</td>' in versions
+    card = f'<a href="/card/{name}/{served.second}">version {served.second}</a>'
+    assert card in versions
     assert "<strong>production</strong>" in versions
     assert "0.71 <small>(0.5)</small>" in versions
     assert "<td>not the same</td><td>the same</td>" in versions
-    assert "1 of 2 versions were the same (50 %)" in versions
-    assert '<td class="who">test</td>' in page
-    for link in ("report</a>", '">its monitoring in MLflow</a>',
-                 '">last training in MLflow</a>', f'/#/models/{name}">MLflow</a>'):  # fmt: skip
-        assert link in page
+    assert "1 of 2 were the same (50 %)" in versions
+    for link in ('">the monitoring runs ↗</a>', '">the last training ↗</a>',
+                 f'/#/models/{name}">the model ↗</a>'):  # fmt: skip
+        assert link in versions
+    ledger = console.page(name, tab="ledger")
+    assert ledger.count('<td class="verdict">') == 3
+    assert '<td class="who" data-label="by">test</td>' in ledger
+    assert re.search(rf'<a href="/report/{name}/[^"]*">report</a>', ledger)
     one = console.client.get(
         f"/status/{name}", params={"check": "missing/lifetime_value"}
     )
-    assert one.text.count("<figure>") == 1
+    assert one.text.count("<figure") == 1
+
+
+def test_no_page_has_a_script_or_a_style_of_its_own(rig, served, console, monitored):
+    name = rig.spec.name
+    paths = ["/", "/data/orders", "/validation/orders", "/nothing"]
+    paths += [f"/status/{name}?tab={tab}" for tab in TABS]
+    for path in paths:
+        answer = console.client.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 's")
+        assert "unsafe" not in policy
+        assert not re.search(r"<style|<[^>]* (style|on\w+)=", answer.text), path
+        for tag in re.findall(r"<script[^>]*>", answer.text):
+            assert 'src="/static/' in tag or 'type="application/json"' in tag, path
+        for file in re.findall(r'"(/static/[^"]*)"', answer.text):
+            assert console.client.get(file).status_code == 200, file
 
 
 def test_an_unknown_address_shows_a_page_with_a_link_back(rig, console):
@@ -66,7 +115,7 @@ def test_an_unknown_address_shows_a_page_with_a_link_back(rig, console):
         ("/nothing", "No such page"),
         ("/status/nothing", rig.spec.name),
         ("/data/nothing", "orders"),
-        (f"/card/{rig.spec.name}/99", "no card"),
+        (f"/card/{rig.spec.name}/99", "There is no card"),
     ):
         # At first nothing is known of the cards.
         wait_until(text, lambda: text in console.client.get(path).text)  # noqa: B023
@@ -75,11 +124,15 @@ def test_an_unknown_address_shows_a_page_with_a_link_back(rig, console):
         assert '<a href="/">Back to all models</a>' in answer.text
 
 
+CONSOLE_TYPE = "font-variant-numeric: tabular-nums;"
+"""In the console's style for Evidently's reports."""
+
+
 def documents(rig, served, console):
     """Each page that shows a document, by the text of the document."""
     name = rig.spec.name
-    page = console.page_with("newest report</a>", name)
-    (report,) = re.findall(rf'"(/report/{name}/[^"]*)">newest report', page)
+    page = console.page_with(">Evidently report</a>", name)
+    (report,) = re.findall(rf'"(/report/{name}/[^"]*)">Evidently report', page)
     return {
         f"of version {served.second}": f"/card/{name}/{served.second}",
         "Evidently": report,
@@ -95,12 +148,13 @@ def test_documents_are_shown_in_a_frame_and_cannot_act_on_the_console(
         (frame,) = re.findall(r'<iframe sandbox="allow-scripts" src="([^"]*)"', page)
         document = console.client.get(frame)
         assert text in document.text
+        assert (CONSOLE_TYPE in document.text) == (text == "Evidently")
         policy = document.headers["content-security-policy"]
         assert policy.startswith("sandbox allow-scripts; default-src 'none'")
         assert "http" not in policy
         if "validation" not in path:
             assert ">previous</a>" in page or ">next</a>" in page
-            assert ">open in MLflow</a>" in page
+            assert ">open in MLflow ↗</a>" in page
 
 
 @pytest.mark.skipif(
@@ -119,8 +173,7 @@ def test_a_script_in_a_document_does_not_reach_the_console(
     with browser() as chromium:
         for path in documents(rig, served, console).values():
             page = shown(path, "document.title + ' ' + location.pathname")
-            assert page.startswith("Gyre: ")
-            assert page.endswith(path)
+            assert page.endswith(f" · Gyre {path}")
         document = f"/card/{rig.spec.name}/{served.second}/document"
         # The script runs, in an origin of its own.
         assert shown(document, "document.title + ' ' + origin") == "acted null"
@@ -135,12 +188,12 @@ def test_a_challenger_is_shown_next_to_production(rig, served, console, monitore
         f'<th scope="row">challenger</th><td>version {served.second}</td><td>10 %</td>'
     )
     rig.promote(served.second, role="challenger", percent=10)
-    wait_until("a worker that holds it", lambda: row in console.page(name))
-    page = console.page(name)
+    page = console.page_with(row, name, tab="versions")
     rig.release("challenger")
-    assert f"<code>gyre compare {name}</code> compares the versions" in page
-    wait_until("its end", lambda: "No rollout is in progress" in console.page(name))
-    assert '<th scope="row">release</th>' in console.page(name)
+    command = f'<code class="command">gyre compare {name}</code> compares the versions'
+    assert command in page
+    console.page_with("No rollout or experiment is in progress", name, tab="versions")
+    assert '<th scope="row">release</th>' in console.page(name, tab="ledger")
 
 
 def test_no_file_outside_the_data_docs_is_shown(rig, console):

@@ -17,6 +17,7 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
+from tests.serving.conftest import consumer  # noqa: F401  (a fixture)
 from tests.support.monitoring.late_events import late_events
 from tests.support.monitoring.year import decision_row, fill_dataset
 from tests.support.serving.console import console
@@ -47,12 +48,6 @@ class Night:
             alerts.alert(NAME, cause, content, self.now - timedelta(hours=1))
 
 
-@pytest.fixture(scope="module")
-def consumer(rig, served):
-    with rig.consuming() as process:
-        yield process
-
-
 @pytest.fixture
 def night(rig, served, consumer, tmp_path):
     settings = rig.settings.model_copy(update={"home": tmp_path})
@@ -75,7 +70,7 @@ def drifts(night):
         status="bad",
         words="total_orders_30d: PSI 0.43, at most 0.25",
         remedy="A retraining starts by itself.",
-        link=f"/status/{NAME}?check=psi/total_orders_30d#history",
+        link=f"/status/{NAME}?check=psi/total_orders_30d",
     )
     cause = f"drift of version {night.version}"
     row = night.decided(
@@ -129,7 +124,9 @@ def test_the_worst_of_several_faults_is_listed_first(night):
     """The last of this file: the consumer stays dead."""
 
     def are_listed():
-        listed = re.findall(r"<li.*?</li>", client.get("/").text, flags=re.DOTALL)
+        listed = re.findall(
+            r'<li class="panel.*?</li>', client.get("/").text, flags=re.DOTALL
+        )
         return len(listed) >= len(FAULTS) and all(
             map(has_words, listed, FAULTS.values())
         )

@@ -1,4 +1,4 @@
-"""What the console says of the loop, and of what it could not ask; the time that pictures show."""
+"""What the console says of the loop, and of what it could not ask; what happened."""
 
 import threading
 import time
@@ -20,18 +20,20 @@ from mlflow_server.alerts import (
 from mlflow_server.api.pages import DeletedExperiment, RunPage
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import KEPT, CachedReader, Reading
-from monitoring.console.history import shown_span
 from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.model_states import states_of_model
 from monitoring.console.states import (
     EVENTS_WAIT,
+    LoopState,
     problems,
+    state_word,
     states_of_events,
     states_of_serving,
     with_silence,
 )
 from monitoring.console.status import ModelRows, ModelStatus, refusal_cause
+from monitoring.console.timeline import events_of
 from tests.support.monitoring.ledger_rows import HOUR, LEDGER, NOW, SPEC
 from tests.support.monitoring.year import decision_row
 
@@ -49,7 +51,7 @@ ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "
 PAST = f"{NOW - 4 * HOUR}"
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"},
-              metrics={}, artifacts="")  # fmt: skip
+              params={}, metrics={}, artifacts="")  # fmt: skip
 DELETED = DeletedExperiment("churn", "7")
 
 
@@ -158,7 +160,7 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
     ("status", "name", "expected", "words"),
     [
         (decided(as_of=NOW - 4 * HOUR), "last monitoring run",
-         "attention", "2026-11-20 08:00:00 UTC; at most 3 h"),
+         "attention", "2026-11-20 08:00:00 UTC; expected: at most 3 h ago"),
         (rows(decisions=[], ledger=[replace(LEDGER, time=NOW - HOUR)], results=()),
          "last monitoring run", "unknown", "never"),
         (decided(verdict="bad", words="bad: spend drifts"), "verdict", "attention",
@@ -177,7 +179,7 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
          "source is silent since 2026-11-18 11:00 UTC: 49 h"),
         (fresh(watermark=None, faults=["broken"]), "features", "attention", "broken"),
         (alerted(), "alerts", "attention", "bad bad"),
-        (alerted(last=PAST), "alerts", "ok", "none other"),
+        (alerted(last=PAST), "alerts", "ok", "no other alert"),
         (alerted(last=PAST, delivered=False), "alerts", "attention", "not delivered: bad"),
     ],
 )  # fmt: skip
@@ -196,7 +198,8 @@ def test_a_deleted_experiment_and_a_stopped_rollout_have_the_remedy_that_shows_t
     assert "last_training" not in metrics_of(replace(WELL, runs=reading(DELETED)))
     stopped = alerted(cause=f"{ROLLOUT_STOPPED}version 3 stopped (ledger row 4)")
     assert (
-        checked(stopped)["alerts"].remedy == f"For its steps: `gyre ledger {SPEC.name}`"
+        checked(stopped)["alerts"].remedy
+        == f"To see the steps of the rollout: `gyre ledger {SPEC.name}`"
     )
 
 
@@ -337,7 +340,7 @@ def test_a_muted_alert_is_neither_undelivered_nor_an_incident_for_prometheus():
 def metrics_of(status, dag_runs=NO_ANSWER, incidents=()):
     loop = LoopStatus(now=NOW, is_ready=True, models={SPEC.name: status}, states={},
                       cards={}, lags={}, broken_specs=(), dag_runs=dag_runs)  # fmt: skip
-    return loop_metrics(loop, incidents=incidents).decode()
+    return loop_metrics(loop, records=(), usages={}, incidents=incidents).decode()
 
 
 def test_unknown_figures_have_no_sample():
@@ -369,18 +372,60 @@ def test_unknown_figures_have_no_sample():
     ]
 
 
+def state(kind, status="alert"):
+    return LoopState(name="its name", kind=kind, status=status)
+
+
 @pytest.mark.parametrize(
-    ("age", "shown", "words"),
+    ("states", "word"),
     [
-        (timedelta(minutes=30), timedelta(minutes=31), ["11:36", "11:52"]),
-        (timedelta(days=20), timedelta(days=20, minutes=1), ["Nov 10", "Nov 20"]),
-        (timedelta(days=400), timedelta(days=30), ["Nov 5", "Nov 20"]),
+        ([], "healthy"),
+        ([state("data_drift", "ok")], "healthy"),
+        ([state("verdict", "bad"), state("data_drift", "bad")], "drifted"),
+        ([state("verdict", "bad"), state("performance_drift", "bad")], "degraded"),
+        ([state("data_drift", "bad"), state("harm")], "harmful"),
+        ([state("features"), state("mlflow", "unknown")], "stale"),
+        ([state("absent")], "unserved"),
+        ([state("training")], "alerted"),
+        ([state("training", "note"), state("mlflow", "unknown")], "unknown"),
     ],
 )
-def test_pictures_show_up_to_thirty_days_since_the_first_promotion(age, shown, words):
-    span = shown_span([NOW - age, NOW], NOW)
-    assert span.until - span.since == shown
-    assert [*span.ticks(2).values()] == words
+def test_one_word_says_how_a_model_is(states, word):
+    assert state_word(states) == word
+
+
+def test_a_model_without_a_version_is_unserved():
+    empty = replace(WELL, aliases=reading({}), serving=workers(None))
+    empty = replace(empty, rows=reading(replace(ROWS, ledger=[])))
+    assert state_word([*states_of_model(empty, NOW)]) == "unserved"
+
+
+def test_events_are_told_newest_first_with_their_cause_and_pages():
+    taken_back = replace(
+        LEDGER, sequence=2, action="automatic rollback", time=NOW - HOUR, to_version="1",
+        who="monitor", why="it failed", applied_at=NOW,
+    )  # fmt: skip
+    started = replace(
+        taken_back, sequence=3, role="challenger", percent=10, action="rollout"
+    )
+    bad = replace(DECISION, verdict="bad", words="bad: PSI 0.31", as_of=NOW - 3 * HOUR)
+    status = rows(ledger=[LEDGER, taken_back, started], notable=[bad], alerts=[ALERT])
+    report = f"{bad.as_of:%Y-%m-%dT%H:%M:%S}"
+    events = events_of([status], NOW - 24 * HOUR, [report])
+    assert [(event.title, event.health) for event in events] == [
+        ("Automatic rollback to version 1", "attention"),
+        ("Rollout: version 1, challenger 10 %", "ok"),
+        ("Alert: drift <of> 2", "attention"),
+        ("The window is bad", "attention"),
+        ("Training finished", "ok"),
+        ("Training started", "unknown"),
+    ]
+    assert events[0].text == "by monitor: it failed"
+    assert ("report", f"/report/{SPEC.name}/{report}") in events[3].links
+    assert ("MLflow run", RUN.address) in events[4].links
+    promoted = rows(ledger=[LEDGER], alerts=[])
+    (first,) = events_of([promoted], NOW - 31 * HOUR)[-1:]
+    assert first.title == "Version 2 promoted"
 
 
 def test_a_source_that_nobody_asked_for_long_does_not_answer_since_it_is_asked_again():

@@ -138,6 +138,14 @@ def test_a_verdict_is_described_in_one_sentence():
     assert describe("insufficient_data", [few]).startswith("insufficient data: 199 ")
 
 
+def test_the_causes_of_a_bad_verdict_are_the_worst_first():
+    near = result("psi/near", status="bad", value=0.3, limit=0.25, words="near")
+    far = result("psi/far", status="bad", value=0.9, limit=0.25, words="far")
+    below = result("online/f1", status="bad", value=0.3, limit=0.6, words="below")
+    results = [near, WORSE, far, below]
+    assert describe("bad", results) == "bad: far; below; near; auc 0.60"
+
+
 def test_the_usual_number_of_entities_ignores_a_collapse():
     assert usual_entities([1000, 1000]) is None
     assert usual_entities([1000, 900, 1100]) == 1000

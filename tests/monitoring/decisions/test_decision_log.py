@@ -46,7 +46,7 @@ def test_a_span_shows_an_acting_decision_else_a_bad_decision_else_the_newest(set
         keep(settings, replace(FIRST, as_of=at, verdict=verdict, action=action))
 
     def sampled(hours):
-        rows = sampled_decisions(settings, "churn", day, hours)
+        rows = sampled_decisions(settings, "churn", day, timedelta(hours=hours))
         return [row.as_of.hour for row in rows]
 
     def notable():

@@ -10,7 +10,13 @@ import pyarrow as pa
 
 from core.files import replace_file
 from core.tables.table import Table
-from feature_engine.ingest.record import DAYS, RECORD, DatasetRecord, record_file
+from feature_engine.ingest.record import (
+    DAYS,
+    RECORD,
+    DatasetRecord,
+    IngestReport,
+    record_file,
+)
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
@@ -24,6 +30,23 @@ TRAFFIC = {
     "volume/entities": 500, "serving/failures": 0.001,
 }  # fmt: skip
 LIMIT = 0.25
+RULE_RESULTS = [
+    {
+        "rule": {"type": f"expect_{kind}", "kwargs": kwargs, "severity": "critical"},
+        "observed": observed,
+        "examples": examples,
+        "rows": len(examples),
+        "events": kind.startswith("column_values"),
+        "outcome": outcome,
+    }
+    for kind, kwargs, observed, examples, outcome in (
+        ("column_values_to_be_between", {"column": "dollar_value", "min_value": 0,
+         "max_value": 10_000, "mostly": 0.95}, None, [-1.0], "set aside"),
+        ("table_row_count_to_be_between", {"min_value": 1}, 40, [], "ok"),
+        ("column_pair_values_a_to_be_greater_than_b", {"column_A": "due", "column_B": "made"},
+         None, [], "ok"),
+    )
+]  # fmt: skip
 
 
 def version_at(hour):
@@ -46,7 +69,7 @@ def results(spec, hour):
         more = {
             "status": "bad" if value > LIMIT else "ok",
             "remedy": f"A retraining starts by itself: `gyre decide {spec.name} --explain`",
-            "link": f"/status/{spec.name}#history",
+            "link": f"/status/{spec.name}?tab=checks",
             "acts": not reason,
             "reason": reason,
         }
@@ -156,7 +179,23 @@ def fill_dataset(settings, name, now, late=0):
         silence=timedelta(hours=48),
         rows=days,
         quarantined={"not null (customer_id)": 3},
-        delivery_rules=("expect_column_values_to_be_unique(order_id)",),
         remark="2 rows are older than 400 days",
+        services=["customer_churn_v1"],
+        views=["customer_features"],
+        ingests=[ingest(name, now, number) for number in range(30)],
     )
     replace_file(record_file(settings, name), RECORD.dump_json(record))
+    results = {"as_of": now.isoformat(), "rows": 40, "rules": RULE_RESULTS}
+    replace_file(settings.data_docs / name / "index.json", json.dumps(results))
+
+
+def ingest(name, now, number):
+    """The report of an ingest, every 20 minutes; one was stopped."""
+    return IngestReport(
+        dataset=name,
+        as_of=now - number * timedelta(minutes=20),
+        inserted=number * 37 % 90,
+        quarantined=number % 3,
+        late=number % 4,
+        passed=number != 5,
+    )

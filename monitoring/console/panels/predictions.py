@@ -1,0 +1,56 @@
+"""Questions about predictions: one at a time, each in a process of its own."""
+
+import json
+import subprocess
+import sys
+import threading
+from functools import lru_cache, partial
+from typing import Any
+
+from core.spec import entity_of, entity_text, load_spec
+from monitoring.console.cached_reader import CachedReader
+
+LIMIT_SECONDS = 60
+FRESH_SECONDS = 30
+MOST_ANSWERS = 16
+SEARCH = (sys.executable, "-m", "monitoring.console.panels.prediction_search")
+_searching = threading.Lock()
+
+
+@lru_cache(MOST_ANSWERS)
+def answer_reader(model: str, field: str, text: str) -> CachedReader[dict[str, Any]]:
+    """Return the reader of an answer of `prediction_search.search`, or of `{"problem": text}`."""
+    ask = partial(_ask, model, field, text)
+    return CachedReader(ask, FRESH_SECONDS, keeps=True)
+
+
+def _ask(model: str, field: str, text: str) -> dict[str, Any]:
+    if field == "entity":
+        key = load_spec(model).entity_key
+        try:
+            text = entity_text(entity_of(key, text))
+        except (RecursionError, TypeError, ValueError):
+            columns = ", ".join(f"{name} ({kind})" for name, kind in key.items())
+            return {"problem": f"expected {columns}, found {text:.100}"}
+    question = json.dumps([model, field, text])
+    with _searching:
+        try:
+            search = subprocess.run(
+                SEARCH,
+                input=question.encode(),
+                capture_output=True,
+                check=True,
+                timeout=LIMIT_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return {
+                "problem": f"the prediction log was not read within {LIMIT_SECONDS} s: try again later"
+            }
+        except subprocess.CalledProcessError as exc:
+            if exc.returncode < 0:
+                return {
+                    "problem": "the process that read the log was killed: is there memory for it?"
+                }
+            return {"problem": exc.stderr.decode().strip().rpartition("\n")[2]}
+    answer: dict[str, Any] = json.loads(search.stdout)
+    return answer
