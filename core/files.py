@@ -110,11 +110,19 @@ def _local_copy(cache: Path, path: UPath) -> str:
 def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) -> None:
     """Write `path` in one step: a reader finds the old content, or all of the new.
 
-    mode: Permissions from the first byte on; the umask takes from them.
+    Args:
+        path: The file; its folder is made on a disk.
+        content: Text is written in UTF-8.
+        mode: Permissions from the first byte on; the umask takes from them.
+
+    Raises:
+        DataError: S3 refuses, or does not answer.
+
     """
     content_bytes = content.encode() if isinstance(content, str) else content
     if not isinstance(path, Path):  # on S3, where a file appears as a whole
-        path.fs.pipe_file(path.path, content_bytes)
+        with reached(str(path)):
+            path.fs.pipe_file(path.path, content_bytes)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
@@ -151,5 +159,28 @@ def is_closed(file: Path) -> bool:
 
 
 def read_file(path: UPath) -> bytes:
-    """Return the content of a file; without one, `UPath.read_bytes` raises a confusing error."""
-    return bytes(path.fs.cat_file(path.path))
+    """Return the content of a file; without one, `UPath.read_bytes` raises a confusing error.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DataError: S3 or the disk refuses, or S3 does not answer.
+
+    """
+    content = read_if_present(path)
+    if content is None:
+        raise FileNotFoundError(f"no file: {path}")
+    return content
+
+
+def read_if_present(path: UPath) -> bytes | None:
+    """Return the content of a file; None: there is none.
+
+    Raises:
+        DataError: S3 or the disk refuses, or S3 does not answer.
+
+    """
+    with reached(str(path)):
+        try:
+            return bytes(path.fs.cat_file(path.path))
+        except FileNotFoundError:
+            return None

@@ -121,8 +121,9 @@ class Table:
         except DeltaError:
             return None
         removed_names = sorted(old_names - new_names)
-        if not all((self.path / name).exists() for name in removed_names):
-            return None
+        with reached(self.name):
+            if not all((self.path / name).exists() for name in removed_names):
+                return None
         return sorted(new_names - old_names), removed_names
 
     def read(

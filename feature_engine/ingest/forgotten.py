@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 from upath import UPath
 
-from core.files import read_file, replace_file
+from core.files import read_if_present, replace_file
 from core.locks import one_writer
 from core.settings import Settings
 
@@ -52,10 +52,10 @@ def forgotten_file(settings: Settings) -> UPath:
 
 
 def forgotten(settings: Settings) -> Forgotten:
-    file = forgotten_file(settings)
-    if not file.exists():
+    content = read_if_present(forgotten_file(settings))
+    if content is None:
         return Forgotten(salt=token_hex(16), keys={})
-    return Forgotten.model_validate_json(read_file(file))
+    return Forgotten.model_validate_json(content)
 
 
 def keep_out(settings: Settings, column: str, value: object) -> None:

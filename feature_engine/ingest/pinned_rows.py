@@ -15,7 +15,7 @@ import ibis.expr.types as ir
 from pydantic import TypeAdapter, ValidationError
 from upath import UPath
 
-from core.files import read_file, replace_file
+from core.files import read_if_present, replace_file
 from core.settings import Settings
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.landing import in_batches
@@ -102,10 +102,9 @@ def validate_rows(
 
 def _read(file: UPath) -> KeptResult | None:
     """Return the kept result; None if there is none, or it cannot be read."""
-    if not file.exists():
-        return None
+    content = read_if_present(file)
     try:
-        return KEPT.validate_json(read_file(file))
+        return KEPT.validate_json(content) if content else None
     except ValidationError:
         return None
 

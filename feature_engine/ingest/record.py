@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from upath import UPath
 
 from core.errors import DataError
-from core.files import reached, read_file
+from core.files import read_file, read_if_present
 from core.settings import Settings
 from core.user_code import dataset_names
 
@@ -159,10 +159,8 @@ def read_record(settings: Settings, name: str) -> DatasetRecord:
     """Read the record of a dataset; a record that cannot be read becomes a fault of the dataset."""
     file = record_file(settings, name)
     try:
-        with reached("its record"):
-            if not file.exists():
-                return DatasetRecord(name)
-            return RECORD.validate_json(read_file(file))
+        content = read_if_present(file)
+        return DatasetRecord(name) if content is None else RECORD.validate_json(content)
     except (DataError, ValueError) as exc:
         reason = " ".join(str(exc).split())
         fault = f"{name}: its record cannot be read; run: gyre ingest {name} ({reason})"

@@ -16,7 +16,7 @@ from core.connectors.addresses import shown_address
 from core.connectors.formats import Later
 from core.connectors.reading import Rows, open_part, parts_of
 from core.errors import DataError
-from core.files import read_file, replace_file
+from core.files import read_file, read_if_present, replace_file
 from core.project import ENV_FILE
 from core.settings import Settings
 from feature_engine.ingest.exact_types import in_schema, type_of, type_problem
@@ -152,7 +152,7 @@ def _demo_batches(
     The first dataset to ask fixes for all how far they are moved.
     """
     file = settings.data / "demo.json"
-    if not file.exists():
+    if read_if_present(file) is None:
         start = settings.demo_start or datetime.now(UTC).date()
         dates = pq.read_table(dataset.shipped, columns=[dataset.event_time])
         newest = pc.max(dates[dataset.event_time]).as_py()

@@ -14,7 +14,7 @@ from core.errors import (
     RegistryError,
     RegistryUnavailableError,
 )
-from core.files import location, reached, read_file
+from core.files import location, read_file
 from core.settings import Settings
 from mlflow_server.api.login import SERVER_CERTIFICATE, read_login, tls_context
 
@@ -85,9 +85,8 @@ def read_artifact(settings: Settings, uri: str, place: str) -> bytes:
     if parts.scheme in {"", "file", "s3"}:
         folder = location(uri if parts.scheme == "s3" else parts.path)
         try:
-            with reached(place):
-                return read_file(folder / place)
-        except DataError as exc:
+            return read_file(folder / place)
+        except (DataError, FileNotFoundError) as exc:
             raise ArtifactError(f"{exc} (its files are at {uri})") from exc
     if parts.scheme != "mlflow-artifacts":
         expected = "expected files at mlflow-artifacts:, s3:// or file:"

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.errors import DataError, GyreError
-from core.files import reached, read_file
+from core.files import read_file
 from core.packages import DISTRIBUTION, package_version
 from core.settings import Settings
 from core.user_code import dataset_names
@@ -273,9 +273,8 @@ class Console:
         if ".." in path.parts or path.is_absolute():
             raise HTTPException(NOT_FOUND)
         try:
-            with reached("data docs"):
-                content = read_file(self._settings.data_docs / path)
-        except DataError as exc:
+            content = read_file(self._settings.data_docs / path)
+        except (DataError, FileNotFoundError) as exc:
             raise HTTPException(
                 NOT_FOUND,
                 "Great Expectations has not written this page: see the page of the dataset",

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pydantic_core import to_json
 
 from core.errors import BrokerUnavailableError
-from core.files import read_file, replace_file
+from core.files import read_if_present, replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.timestamps import BEGINNING
@@ -39,9 +39,8 @@ def send_decisions(settings: Settings, model: str, as_of: datetime) -> None:
 
     newest_file = settings.data / "topics" / model
     with one_writer(settings, f"monitor_{model}"), kafka_errors():
-        newest = BEGINNING
-        if newest_file.exists():
-            newest = datetime.fromisoformat(read_file(newest_file).decode())
+        written = read_if_present(newest_file)
+        newest = datetime.fromisoformat(written.decode()) if written else BEGINNING
         decisions = decisions_since(settings, model, newest, as_of)
         if as_of <= newest:
             # Before the delivery: if it fails or is killed, the next run sends this decision.

@@ -1,5 +1,6 @@
 """S3 stops answering in the middle: the old state answers, and the next run is whole."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.errors import DataError
+from core.files import replace_file
+from feature_engine.ingest.forgotten import forgotten, keep_out
 from feature_engine.ingest.pipeline import ingest
+from feature_engine.ingest.record import read_rules
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
@@ -82,3 +86,22 @@ def test_readers_see_the_old_or_the_new_state_when_s3_stops_during_an_ingest(
         ingest(on_disk, "orders", as_of)
         for rows, expected in zip(after, state(on_disk), strict=True):
             assert rows.equals(expected)
+
+
+def test_each_file_of_its_own_is_named_when_s3_does_not_answer(s3, tmp_path):
+    """A list of forgotten keys that nobody can read is not a list without a key."""
+    settings = new_settings(tmp_path, data_url="s3://gyre/a")
+    keep_out(settings, "customer_id", "4")
+    jobs = {
+        "forgotten.json": partial(keep_out, settings, "customer_id", "5"),
+        "data_docs/orders/index.json": partial(read_rules, settings, "orders"),
+        "new.json": partial(replace_file, settings.data / "new.json", "{}"),
+    }
+    with standing_still(s3), ThreadPoolExecutor() as threads:
+        errors = {name: threads.submit(job).exception for name, job in jobs.items()}
+        for name, error in errors.items():
+            assert isinstance(error(), DataError)
+            assert re.match(rf"s3://gyre/a/\S*{name}: Generic S3 error", str(error()))
+    assert forgotten(settings).has({"customer_id": "4"})
+    with pytest.raises(FileNotFoundError):
+        read_rules(settings, "orders")
