@@ -33,7 +33,7 @@ START = date(2099, 11, 20)
 """Far ahead: whatever a test promotes now was promoted before AS_OF."""
 AS_OF = datetime(2099, 11, 20, 12, tzinfo=UTC)
 GROUPS = {
-    "tests/monitoring/console": "serving",
+    "tests/monitoring/console": "console",
     "tests/serving": "serving",
     "tests/training": "training",
     "tests/mlflow_server": "mlflow_server",
@@ -52,6 +52,7 @@ UNGROUPED = {
 """Files of these folders that need none of the servers."""
 LONGEST = (
     "serving",
+    "console",
     "faults",
     "training",
     "tests/feature_engine/engines/test_spark.py",
