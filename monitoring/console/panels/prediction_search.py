@@ -36,7 +36,7 @@ ROWS = """
 FROM (
   FROM logged UNION ALL BY NAME
   FROM waiting WHERE model = getvariable('model') AND created = getvariable('created'))
-WHERE {} ORDER BY received DESC, request_id LIMIT {}"""
+WHERE {} ORDER BY received DESC, length(request_id), request_id LIMIT {}"""
 
 
 def search(model: str, field: str, text: str) -> dict[str, Any]:

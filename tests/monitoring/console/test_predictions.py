@@ -74,6 +74,8 @@ def test_a_prediction_is_found_by_its_request_before_it_is_collected(
     part = page.split('aria-labelledby="prediction"')[1]
     row = rig.rows(text=answer["request_id"])[0]
     assert f"<dd>{answer['probability']:.6g}</dd>" in part
+    word = "" if answer["prediction"] else "not "
+    assert f"<b>{answer['prediction']:g} ({word}churned_90d)</b>" in part
     assert f"b={served.first}" in part
     assert "<dt>outcome</dt><dd>not known yet</dd>" in part
     assert "<dt>features from</dt><dd>online</dd>" in part
@@ -120,7 +122,7 @@ def test_the_newest_of_an_entity_are_listed_and_its_outcome_is_shown(
     assert served.client.post("/feedback", json=outcome).status_code == 200
     collect(rig.settings)
     page = pages.answered(entity=" 7 ")
-    assert "<dt>outcome</dt><dd><b>1</b></dd>" in page
+    assert "<dt>outcome</dt><dd><b>1 (churned_90d)</b></dd>" in page
     listed = re.findall(r'<th scope="row" class="id"><a href="[^"]*">([^<]*)</a>', page)
     # A busy Redis is asked again, so that there may be more than two.
     assert listed[0] == newest
@@ -130,12 +132,14 @@ def test_the_newest_of_an_entity_are_listed_and_its_outcome_is_shown(
 
 
 def test_without_a_question_the_newest_predictions_are_listed(rig, served, pages):
-    answer = rig.predict_online(served.client).json()
+    rig.predict_online(served.client)
+    rows = [{"customer_id": KNOWN}] * 12
+    answers = served.client.post("/predict/batch", json=rows).json()
     with start_console(rig) as (client, _):
         page = Pages(client, rig.spec.name).answered()
     listed = re.findall(r'<th scope="row" class="id"><a href="[^"]*">([^<]*)</a>', page)
-    assert listed[0] == answer["request_id"]
-    assert 1 < len(listed) <= 20
+    assert listed[:12] == [answer["request_id"] for answer in answers]
+    assert 12 < len(listed) <= 20
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
