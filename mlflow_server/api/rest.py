@@ -87,7 +87,7 @@ def read_artifact(settings: Settings, uri: str, place: str) -> bytes:
         try:
             return read_file(folder / place)
         except (DataError, FileNotFoundError) as exc:
-            raise ArtifactError(f"{exc} (its files are at {uri})") from exc
+            raise ArtifactError(f"{place}: {exc}") from exc
     if parts.scheme != "mlflow-artifacts":
         expected = "expected files at mlflow-artifacts:, s3:// or file:"
         remedy = "start MLflow with --serve-artifacts"
