@@ -89,9 +89,10 @@ def small(picture: bytes, height: int = HIGHEST) -> bytes:
     packed = b""
     for colours in COLOURS:
         file = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(
-            file, "PNG", optimize=True
-        )
+        # The median cut, which is Pillow's default, mixes the few pixels of a state into a brown.
+        image.quantize(
+            colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        ).save(file, "PNG", optimize=True)
         packed = file.getvalue()
         if len(packed) <= LARGEST:
             break

@@ -116,7 +116,7 @@ def _event_of_alert(model: str, alert: Alert) -> Event:
         at=datetime.fromisoformat(alert["last"]),
         model=model,
         title=f"Alert: {alert['cause']}",
-        text=f"since {first:%Y-%m-%d %H:%M} UTC; seen: {alert['count']}",
+        text=f"since {first:%Y-%m-%d %H:%M} UTC, seen: {alert['count']}",
         health="attention",
         links=[("alerts", f"/status/{model}?tab=ledger#alerts")],
     )

@@ -58,8 +58,9 @@
     ctx.textAlign = "left";
     ctx.lineWidth = pixels;
     ctx.setLineDash([4 * pixels, 3 * pixels]);
-    let free = bbox.left;
-    for (const [time, text] of data.marks || []) {
+    /* Where two names would overlap, the newer one is written. */
+    let free = Infinity;
+    for (const [time, text] of [...(data.marks || [])].reverse()) {
       if (time < plot.scales.x.min || time > plot.scales.x.max) continue;
       const x = Math.round(plot.valToPos(time, "x", true));
       ctx.strokeStyle = colour("ok");
@@ -69,10 +70,10 @@
       ctx.stroke();
       const width = ctx.measureText(text).width;
       const left = Math.min(x + 4 * pixels, bbox.left + bbox.width - width);
-      if (left >= free) {
+      if (left + width <= free) {
         ctx.fillStyle = colour("muted");
         ctx.fillText(text, left, bbox.top - 4 * pixels);
-        free = left + width + 8 * pixels;
+        free = left - 8 * pixels;
       }
     }
     ctx.restore();
