@@ -11,6 +11,7 @@ from tests.conftest import at_most, wait_until
 from tests.faults.conftest import broken, more, standing_still
 from tests.support.serving.console import console
 from tests.support.serving.load import under_load
+from tests.support.tools.page_text import one_line
 
 ANSWERED = 2
 """Seconds within which a page answers whatever its sources do."""
@@ -22,7 +23,7 @@ def page(client, path="/"):
     answer = client.get(path)
     assert time.monotonic() - began < at_most(ANSWERED)
     assert answer.status_code == 200
-    return unescape(answer.text)
+    return unescape(one_line(answer.text))
 
 
 def shows(client, text, path="/"):

@@ -13,6 +13,7 @@ from tests.conftest import wait_until
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 from tests.support.monitoring.year import decision_row, figure
 from tests.support.serving.console import console as start_console
+from tests.support.tools.page_text import one_line
 
 
 class Console:
@@ -23,7 +24,7 @@ class Console:
         path = f"/status/{model}" if model else "/"
         answer = self.client.get(path, params={"tab": tab} if tab else {})
         assert answer.status_code == 200, answer.text
-        return answer.text
+        return one_line(answer.text)
 
     def page_with(self, text, model="", tab=""):
         """The page once `text` is on it: of what is slow to answer it says that it is unknown."""

@@ -17,6 +17,7 @@ from tests.support.feature_engine.installation import applied, suite, template  
 from tests.support.feature_engine.shop import DAY, HOUR, order, shop  # noqa: F401  (a fixture)
 from tests.support.serving import event_requests
 from tests.support.serving.console import console as start_console
+from tests.support.tools.page_text import one_line, plain
 
 MODEL = "customer_churn_model"
 CUSTOMER = event_requests.NEW + 500
@@ -28,20 +29,18 @@ REASONS = {
 }
 
 
-def plain(html):
-    """The text of a page, without tags."""
-    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
-
-
 @pytest.fixture
 def page(shop, tmp_path):
     """Return the page of the shop's orders once a text is on it."""
     home = SimpleNamespace(settings=shop.settings, folder=tmp_path)
     with start_console(home) as (client, _):
 
+        def page():
+            return one_line(client.get("/data/orders").text)
+
         def page_with(text):
-            wait_until(text, lambda: text in client.get("/data/orders").text)
-            return client.get("/data/orders").text
+            wait_until(text, lambda: text in page())
+            return page()
 
         yield page_with
 

@@ -18,6 +18,7 @@ from monitoring.console.pages import TEMPLATES
 from monitoring.decisions.store import store_checks
 from tests.conftest import wait_until
 from tests.monitoring.console.conftest import RESULTS
+from tests.support.tools.page_text import one_line
 from training.evaluation.psi import UsualSpread
 from training.evaluation.reference import Reference
 
@@ -65,7 +66,7 @@ def test_a_feature_has_the_distributions_of_its_psi_and_why_it_acts(
     path = f"/status/{rig.spec.name}?check=psi"
 
     def panel(feature):
-        page = console.client.get(f"{path}/{feature}").text
+        page = one_line(console.client.get(f"{path}/{feature}").text)
         return page.split('aria-labelledby="drift">')[1].partition("</section>")[0]
 
     none = "There are no distributions beside the report of"

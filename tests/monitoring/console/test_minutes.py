@@ -32,6 +32,7 @@ from tests.conftest import unused_port, wait_until
 from tests.serving.conftest import consumer  # noqa: F401  (a fixture)
 from tests.support.serving.console import console as start_console
 from tests.support.serving.event_requests import accepts, order
+from tests.support.tools.page_text import one_line
 from tests.support.tools.prometheus import programs
 
 NOW = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)
@@ -305,6 +306,10 @@ def rows_of(client, path, kind):
     return charts["minutes"][kind]
 
 
+def page_of(client, path):
+    return one_line(client.get(path).text)
+
+
 def test_a_burst_is_seen_within_a_minute_and_kept_by_the_next_console(
     rig,
     served,
@@ -322,7 +327,7 @@ def test_a_burst_is_seen_within_a_minute_and_kept_by_the_next_console(
             return max(row[0] for row in rows_of(client, page, "model").values())
 
         wait_until("the burst", lambda: most() >= BURST, seconds=60)
-        text = client.get(page).text
+        text = page_of(client, page)
         tile = text.split(">Requests a minute<")[1].partition("</div>")[0]
         number = re.search(r'class="value">([\d,]+)', tile)[1]
         assert int(number.replace(",", "")) >= BURST
@@ -331,14 +336,14 @@ def test_a_burst_is_seen_within_a_minute_and_kept_by_the_next_console(
         for words in ("requests a minute <b>", "p50 ms <b>", "p99 ms <b>", "429 a minute <b>",
                       "503 a minute <b>", "with default features, % of predictions <b>"):  # fmt: skip
             assert words in text, words
-        card = client.get("/").text.split("<dt>requests a minute</dt>")[1]
+        card = page_of(client, "/").split("<dt>requests a minute</dt>")[1]
         assert " ago</time>" in card.partition("</div>")[0]
 
         data = f"/data/{rig.spec.dataset}"
         events = rows_of(client, data, "events").values()
         assert max(row[0] for row in events) >= 2
         assert rows_of(client, data, "lag")
-        assert "consumer lag, s <b>" in client.get(data).text
+        assert "consumer lag, s <b>" in page_of(client, data)
 
         process.terminate()
         process.wait(timeout=60)
@@ -352,9 +357,9 @@ def test_where_serving_is_silent_figures_are_those_of_the_newest_monitoring_run(
     nobody = f"http://127.0.0.1:{unused_port()}"
     with start_console(rig, home=rig.second_home(), serving_url=nobody) as (client, _):
         card = "<dt>requests a minute</dt><dd><b>60</b>"
-        wait_until("the monitoring run", lambda: card in client.get("/").text)
-        assert "<dt>p99 latency</dt><dd><b>9.5</b> ms" in client.get("/").text
-        page = client.get(f"/status/{rig.spec.name}").text
+        wait_until("the monitoring run", lambda: card in page_of(client, "/"))
+        assert "<dt>p99 latency</dt><dd><b>9.5</b> ms" in page_of(client, "/")
+        page = page_of(client, f"/status/{rig.spec.name}")
         tiles = page.split('<section class="tiles"')[1].partition("</section>")[0]
         for figure in ('<span class="value">60', '<span class="value">9.5 <small>ms'):
             assert figure in tiles, figure

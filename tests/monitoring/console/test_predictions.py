@@ -19,6 +19,7 @@ from tests.conftest import at_most, wait_until
 from tests.serving.conftest import FEATURES, KNOWN
 from tests.support.monitoring.log_lines import FAILURE, answer, write
 from tests.support.serving.console import console as start_console
+from tests.support.tools.page_text import one_line
 from tests.support.training.chains import own_project
 
 BEING_READ = "The prediction log is being read"
@@ -45,7 +46,7 @@ class Pages:
         params = {"tab": "predictions"} | question
         answer = self.client.get(f"/status/{self.name}", params=params)
         assert answer.status_code == 200, answer.text
-        return answer.text
+        return one_line(answer.text)
 
     def answered(self, **question):
         wait_until("an answer", lambda: BEING_READ not in self.now(**question))

@@ -21,6 +21,7 @@ from tests.serving.conftest import consumer  # noqa: F401  (a fixture)
 from tests.support.monitoring.late_events import late_events
 from tests.support.monitoring.year import decision_row, fill_dataset
 from tests.support.serving.console import console
+from tests.support.tools.page_text import one_line
 
 NAME = "customer_churn_model"
 
@@ -125,7 +126,7 @@ def test_the_worst_of_several_faults_is_listed_first(night):
 
     def are_listed():
         listed = re.findall(
-            r'<li class="panel.*?</li>', client.get("/").text, flags=re.DOTALL
+            r'<li class="panel.*?</li>', one_line(client.get("/").text), flags=re.DOTALL
         )
         return len(listed) >= len(FAULTS) and all(
             map(has_words, listed, FAULTS.values())

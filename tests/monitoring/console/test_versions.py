@@ -13,6 +13,7 @@ from mlflow_server.api.rest import call_mlflow
 from mlflow_server.api.tracking import Tracking
 from tests.conftest import wait_until
 from tests.support.serving.console import console as start_console
+from tests.support.tools.page_text import one_line
 
 PARAMETERS = {"estimator": "forest", "depth": 3}
 
@@ -58,7 +59,7 @@ def page_of(rig, client, text, **query):
     def page():
         answer = client.get(address, params=params)
         assert answer.status_code == 200
-        return answer.text
+        return one_line(answer.text)
 
     wait_until(text, lambda: text in page())
     return page()
