@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import jinja2
+import jinja2.ext
 from markupsafe import Markup, escape
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -60,12 +61,23 @@ TABS = ("now", "checks", "versions", "predictions", "ledger")
 TIME_TEXT = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d(?::\d\d)?) UTC")
 NOT_FOUND = 404
 BAD_GATEWAY = 502
+
+
+class WithoutIndentation(jinja2.ext.Extension):
+    """Leaves the indentation of templates out of the pages: it would be a tenth of a page."""
+
+    def preprocess(
+        self, source: str, _name: str | None, _filename: str | None = None
+    ) -> str:
+        return re.sub(r"^ +", "", source, flags=re.MULTILINE)
+
+
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
-    lstrip_blocks=True,
+    extensions=[WithoutIndentation],
 )
 TEMPLATES.globals |= {
     "healths": HEALTHS,

@@ -110,6 +110,11 @@ def test_no_page_has_a_script_or_a_style_of_its_own(rig, served, console, monito
             assert console.client.get(file).status_code == 200, file
 
 
+def test_the_indentation_of_templates_is_no_part_of_a_page(console):
+    for path in ("/", "/data/orders"):
+        assert "\n " not in console.client.get(path).text
+
+
 def test_an_unknown_address_shows_a_page_with_a_link_back(rig, console):
     for path, text in (
         ("/nothing", "No such page"),
