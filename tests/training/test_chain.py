@@ -28,6 +28,7 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import release
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
+from tests.support.tools.page_text import one_line
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
 from training.artifacts import PLOTS, artifact_bytes, fetched_artifact
@@ -138,7 +139,7 @@ def test_the_threshold_is_the_cheapest_on_the_newest_fold_and_is_served(
 def test_the_model_card_has_gates_figures_lineage_and_contributions(
     tracking, run, evaluation
 ):
-    card = artifact_bytes(tracking, run.run_id, CARD).decode()
+    card = one_line(artifact_bytes(tracking, run.run_id, CARD).decode())
     assert {*evaluation.contributions} == {*SPEC.features}
     name, contribution = next(iter(evaluation.contributions.items()))
     expected = (
