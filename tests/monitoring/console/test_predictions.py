@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -65,6 +66,20 @@ def child_of(process):
     """The process that reads the log for a console; None if there is none."""
     children = psutil.Process(process.pid).children()
     return children[0] if children else None
+
+
+def search_that_hangs(pages, **question):
+    """Ask, and stop the process that searches before it has an answer."""
+    with ThreadPoolExecutor() as threads:
+        page = threads.submit(pages.now, **question)
+        # Often: a search may take less time than the page waits for it.
+        while not child_of(pages.process):
+            assert not page.done()
+            time.sleep(0.005)
+        child = child_of(pages.process)
+        child.send_signal(signal.SIGSTOP)
+        assert BEING_READ in page.result()
+    return child
 
 
 def test_a_prediction_is_found_by_its_request_before_it_is_collected(
@@ -166,10 +181,7 @@ def test_a_search_that_hangs_holds_up_no_page_and_one_that_is_killed_is_named(
     def question(number):
         return {"request_id": f"hangs-{number}"}
 
-    pages.now(**question(1))
-    wait_until("a child", lambda: child_of(pages.process))
-    child = child_of(pages.process)
-    child.send_signal(signal.SIGSTOP)
+    child = search_that_hangs(pages, **question(1))
     for number in (1, 2, 3):
         start = time.monotonic()
         assert BEING_READ in pages.now(**question(number))
@@ -184,10 +196,7 @@ def test_a_search_that_hangs_holds_up_no_page_and_one_that_is_killed_is_named(
 @pytest.mark.nightly
 def test_an_answer_of_a_slow_search_is_shown(served, pages):
     """Two searches that hang for a minute: nobody reads the answers earlier than a minute after."""
-    pages.now(request_id="slow-1")
-    wait_until("a child", lambda: child_of(pages.process))
-    child = child_of(pages.process)
-    child.send_signal(signal.SIGSTOP)
+    search_that_hangs(pages, request_id="slow-1")
     pages.now(request_id="slow-2")
     assert "was not read within 60 s" in pages.answered(request_id="slow-1")
     assert "No prediction has" in pages.answered(request_id="slow-2")
