@@ -73,6 +73,8 @@ def test_the_tabs_of_a_model_have_its_checks_versions_and_rows(
     first, *_ = re.findall(r'\?check=([^"]*)"', acting)
     assert first == "psi/total_orders_30d"
     assert "grows by a day each day" in passive
+    count = re.search(r'>Checks <span class="muted">(\d+)</span>', checks)[1]
+    assert checks.count('<td class="remark">') == int(count)
     versions = console.page_with("were the same (", name, tab="versions")
     assert f'<th scope="row">production</th><td>version {served.first}</td>' in versions
     card = f'<a href="/card/{name}/{served.second}">version {served.second}</a>'
