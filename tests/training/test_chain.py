@@ -28,7 +28,7 @@ from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import release
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
-from tests.support.tools.page_text import one_line
+from tests.support.monitoring.page_text import one_line
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
 from training.artifacts import PLOTS, artifact_bytes, fetched_artifact

@@ -9,9 +9,9 @@ import pytest
 from mlflow_server.promotion.rules import last_applied
 from tests.conftest import at_most, wait_until
 from tests.faults.conftest import broken, more, standing_still
+from tests.support.monitoring.page_text import one_line
 from tests.support.serving.console import console
 from tests.support.serving.load import under_load
-from tests.support.tools.page_text import one_line
 
 ANSWERED = 2
 """Seconds within which a page answers whatever its sources do."""

@@ -11,9 +11,9 @@ from mlflow_server.api.tracking import Tracking
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
+from tests.support.monitoring.page_text import one_line
 from tests.support.monitoring.year import decision_row, figure
 from tests.support.serving.console import console as start_console
-from tests.support.tools.page_text import one_line
 
 
 class Console:

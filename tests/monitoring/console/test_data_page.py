@@ -15,9 +15,9 @@ from feature_engine.ingest.record import RECORD, read_record, record_file
 from tests.conftest import wait_until
 from tests.support.feature_engine.installation import applied, suite, template  # noqa: F401  (fixtures)
 from tests.support.feature_engine.shop import DAY, HOUR, order, shop  # noqa: F401  (a fixture)
+from tests.support.monitoring.page_text import one_line, plain
 from tests.support.serving import event_requests
 from tests.support.serving.console import console as start_console
-from tests.support.tools.page_text import one_line, plain
 
 MODEL = "customer_churn_model"
 CUSTOMER = event_requests.NEW + 500

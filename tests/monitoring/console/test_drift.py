@@ -18,7 +18,7 @@ from monitoring.console.pages import TEMPLATES
 from monitoring.decisions.store import store_checks
 from tests.conftest import wait_until
 from tests.monitoring.console.conftest import RESULTS
-from tests.support.tools.page_text import one_line
+from tests.support.monitoring.page_text import one_line
 from training.evaluation.psi import UsualSpread
 from training.evaluation.reference import Reference
 

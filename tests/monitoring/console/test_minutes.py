@@ -30,9 +30,9 @@ from monitoring.console.panels.traffic import (
 from serving.metrics import BUCKETS
 from tests.conftest import unused_port, wait_until
 from tests.serving.conftest import consumer  # noqa: F401  (a fixture)
+from tests.support.monitoring.page_text import one_line
 from tests.support.serving.console import console as start_console
 from tests.support.serving.event_requests import accepts, order
-from tests.support.tools.page_text import one_line
 from tests.support.tools.prometheus import programs
 
 NOW = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)

@@ -19,8 +19,8 @@ from monitoring.log.collect import collect
 from tests.conftest import at_most, wait_until
 from tests.serving.conftest import FEATURES, KNOWN
 from tests.support.monitoring.log_lines import FAILURE, answer, write
+from tests.support.monitoring.page_text import one_line
 from tests.support.serving.console import console as start_console
-from tests.support.tools.page_text import one_line
 from tests.support.training.chains import own_project
 
 BEING_READ = "The prediction log is being read"

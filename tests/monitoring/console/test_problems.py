@@ -19,9 +19,9 @@ from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
 from tests.serving.conftest import consumer  # noqa: F401  (a fixture)
 from tests.support.monitoring.late_events import late_events
+from tests.support.monitoring.page_text import one_line
 from tests.support.monitoring.year import decision_row, fill_dataset
 from tests.support.serving.console import console
-from tests.support.tools.page_text import one_line
 
 NAME = "customer_churn_model"
 

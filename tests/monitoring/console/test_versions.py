@@ -12,8 +12,8 @@ from mlflow_server.api.registry import Registry
 from mlflow_server.api.rest import call_mlflow
 from mlflow_server.api.tracking import Tracking
 from tests.conftest import wait_until
+from tests.support.monitoring.page_text import one_line
 from tests.support.serving.console import console as start_console
-from tests.support.tools.page_text import one_line
 
 PARAMETERS = {"estimator": "forest", "depth": 3}
 

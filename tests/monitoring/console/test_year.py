@@ -9,13 +9,13 @@ import pytest
 
 from core.project import ENV_FILE
 from tests.conftest import at_most, wait_until
+from tests.support.monitoring.page_text import one_line
 from tests.support.monitoring.year_pages import (
     PAGES,
     SPEC,
     console,
     year,  # noqa: F401  (a fixture)
 )
-from tests.support.tools.page_text import one_line
 
 MEMORY_MIB = 160
 """What the console allocates; the pages of libraries (100 MiB) are shared with other processes."""
