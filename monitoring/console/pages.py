@@ -282,15 +282,18 @@ class Console:
     def data_docs(self, request: Request) -> Response:
         """Return a page of the Data Docs, and no file outside them."""
         path = PurePosixPath(request.path_params["path"])
-        if ".." in path.parts or path.is_absolute():
+        is_outside = ".." in path.parts or path.is_absolute()
+        if is_outside or not path.suffix:  # a folder is no page
             raise HTTPException(NOT_FOUND)
         try:
             content = read_file(self._settings.data_docs / path)
-        except (DataError, FileNotFoundError) as exc:
+        except FileNotFoundError as exc:
             raise HTTPException(
                 NOT_FOUND,
                 "Great Expectations has not written this page: see the page of the dataset",
             ) from exc
+        except DataError as exc:
+            raise HTTPException(BAD_GATEWAY, f"{exc}") from exc
         media_type, _ = guess_type(path.name)
         return _response(content, media_type, DOCUMENT_POLICY)
 

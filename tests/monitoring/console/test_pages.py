@@ -214,3 +214,20 @@ def test_no_file_outside_the_data_docs_is_shown(rig, console):
         "nothing/",
     ):
         assert console.client.get(f"/data-docs/{path}").status_code == 404
+
+
+def test_a_page_of_the_data_docs_that_cannot_be_read_is_not_called_missing(
+    rig, console
+):
+    folder = rig.settings.data_docs
+    loop = folder / "loop.html"
+    loop.parent.mkdir(parents=True, exist_ok=True)
+    loop.symlink_to("loop.html")
+    answer = console.client.get("/data-docs/loop.html")
+    assert answer.status_code == 502
+    assert "Too many levels of symbolic links" in answer.text
+    answer = console.client.get("/data-docs/nothing.html")
+    assert answer.status_code == 404
+    assert "has not written this page" in answer.text
+    (folder / "a folder").mkdir()
+    assert console.client.get("/data-docs/a folder").status_code == 404
