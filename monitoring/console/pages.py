@@ -64,7 +64,7 @@ BAD_GATEWAY = 502
 
 
 class WithoutIndentation(jinja2.ext.Extension):
-    """Leaves the indentation of templates out of the pages: it would be a tenth of a page."""
+    """Leaves the indentation of templates out of the pages, which would be longer by it."""
 
     def preprocess(
         self, source: str, _name: str | None, _filename: str | None = None

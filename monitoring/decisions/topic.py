@@ -39,8 +39,8 @@ def send_decisions(settings: Settings, model: str, as_of: datetime) -> None:
 
     newest_file = settings.data / "topics" / model
     with one_writer(settings, f"monitor_{model}"), kafka_errors():
-        written = read_if_present(newest_file)
-        newest = datetime.fromisoformat(written.decode()) if written else BEGINNING
+        content = read_if_present(newest_file)
+        newest = datetime.fromisoformat(content.decode()) if content else BEGINNING
         decisions = decisions_since(settings, model, newest, as_of)
         if as_of <= newest:
             # Before the delivery: if it fails or is killed, the next run sends this decision.

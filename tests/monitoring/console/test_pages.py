@@ -224,10 +224,13 @@ def test_a_page_of_the_data_docs_that_cannot_be_read_is_not_called_missing(
     loop.parent.mkdir(parents=True, exist_ok=True)
     loop.symlink_to("loop.html")
     answer = console.client.get("/data-docs/loop.html")
+    loop.unlink()  # others share the folder
     assert answer.status_code == 502
     assert "Too many levels of symbolic links" in answer.text
     answer = console.client.get("/data-docs/nothing.html")
     assert answer.status_code == 404
     assert "has not written this page" in answer.text
-    (folder / "a folder").mkdir()
+    inner_folder = folder / "a folder"
+    inner_folder.mkdir()
     assert console.client.get("/data-docs/a folder").status_code == 404
+    inner_folder.rmdir()
