@@ -1,9 +1,10 @@
 # `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install up down status demo check test faults image nightly loops promises cluster containers kafka kubernetes bench
+.PHONY: help install up down status demo check test journeys faults image bench
+.PHONY: nightly variants loops promises containers cluster kafka kubernetes
 .PHONY: docs wheel
 .PHONY: extras spark
-.PHONY: audit lock environment python tools jdk nginx
+.PHONY: style targets audit lock environment python tools jdk nginx chromium
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
@@ -22,6 +23,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export UV_CACHE_DIR ?= $(CURDIR)/.uv-cache
 # The system's certificates, as pip has them.
 export UV_SYSTEM_CERTS ?= true
+# Coverage of promotion, decisions, gates and look-up: in CI alone, as tracing makes a test take longer.
+COVERAGE := $(if $(CI),--cov)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) apt-get
 
@@ -43,7 +46,11 @@ status: ## What is up, what serves, how fresh, memory.
 demo: install ## The loop closing on real history, on a stack of its own.
 	@$(BIN)/gyre demo
 
-check: environment ## Lint, format, types, density, which package may import what, and generated pages.
+check: environment ## Lint, format, types, density, imports of packages, the target of each test, generated pages.
+	@# Tests are collected while types are checked.
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target style targets
+
+style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -51,51 +58,60 @@ check: environment ## Lint, format, types, density, which package may import wha
 	$(BIN)/python -m tests.density
 	$(BIN)/python -m docs.generate --check
 
-test: environment spark nginx $(KUBERNETES) ## All tests but those of the whole loop and of the faults.
+targets:
+	$(BIN)/python -m tests.targets
+
+test: environment ## The tests of every package, with the real tools, and a loop in small: six minutes.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
-	$(BIN)/pytest --cov -m "not nightly and not containers and not cluster and not kafka and not kubernetes" --ignore=tests/faults --ignore=tests/loop \
+	$(BIN)/pytest --target test $(COVERAGE) \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
 
+JOURNEYS := environment jdk spark nginx chromium $(KUBERNETES)
+journeys: $(JOURNEYS) ## Whole use cases, long stories, pages in Chromium, and what needs Java, nginx or kubectl.
+	@# Two more than there are cores: these wait longer for intervals of programs.
+	$(BIN)/pytest --target journeys \
+	  --numprocesses=$$(($$(nproc) + 2)) --maxprocesses=6 --no-loadscope-reorder
+
 faults: environment nginx ## The whole loop, then the faults of a bad day, made for real.
-	$(BIN)/pytest -m "not nightly and not kafka" tests/loop tests/faults \
-	  --numprocesses=2 --no-loadscope-reorder
+	$(BIN)/pytest --target faults tests/faults tests/loop --numprocesses=2 --no-loadscope-reorder
 
 image: environment tools ## Build the image of serving, start it, ask it.
-	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers/test_serving_image.py
+	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --target image tests/containers
 
 containers: environment tools ## Build every image and run them, as root; podman and buildah are installed if missing.
-	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers
+	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --target containers tests/containers --timeout=7200
 
 # A network of its own for driver, master and S3, which goes with pytest, as all processes do.
 HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
-	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
+	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest --target cluster tests/cluster \
+	  -W ignore::pytest.PytestUnraisableExceptionWarning
 
 kafka: environment ## Kafka's brokers that are killed, and a schema registry, as root; Maven brings them into .venv-kafka.
 	@$(BIN)/python -m tests.support.stores.jars
-	$(SUDO) $(BIN)/pytest -m kafka tests/kafka
+	$(SUDO) $(BIN)/pytest --target kafka tests/kafka
 
 # What sudo would not hand over.
 HANDED := env BASE=$(BASE) $(foreach name,AIRFLOW_CHART GOPROXY,$(if $($(name)),$(name)=$($(name))))
 kubernetes: environment tools $(KUBERNETES) ## A Kubernetes of one node that runs deploy/kubernetes, as root; the first time it is built (Go).
 	@$(SUDO) $(HANDED) $(BIN)/python -m tests.support.kubernetes.programs
-	$(SUDO) $(HANDED) tests/support/kubernetes/run.sh tests/kubernetes/test_api.py
+	$(SUDO) $(HANDED) tests/support/kubernetes/run.sh --target kubernetes tests/kubernetes/test_api.py
 	@$(SUDO) $(HANDED) $(BIN)/python -m tests.support.kubernetes.images
-	$(SUDO) $(HANDED) tests/support/kubernetes/run.sh tests/kubernetes/test_node.py
+	$(SUDO) $(HANDED) tests/support/kubernetes/run.sh --target kubernetes tests/kubernetes/test_node.py
 	@cat .venv-cluster/measured.txt
 
-NIGHT := environment spark jdk nginx $(KSERVE) $(DBT) $(FAKESNOW) .venv-dynamodb/gyre.stamp
-nightly: $(NIGHT) ## What `test` leaves out: Spark variants, seeds, clients of other projects, then `kafka kubernetes`.
-	$(BIN)/pytest -m "nightly and not timed and not kafka" --ignore=tests/faults --ignore=tests/loop --numprocesses=2 --no-loadscope-reorder
-	@# Last, as they stop where Maven's repository or Go's modules cannot be reached, and take much memory.
-	@$(MAKE) --no-print-directory kafka
-	@$(MAKE) --no-print-directory kubernetes
+nightly: environment ## What .ci/run leaves out, in parts of at most an hour; again: what has not passed yet (PARTS="kafka cluster": these).
+	@$(BIN)/python -m tests.nightly $(PARTS)
 
-loops: $(NIGHT) ## What `faults` leaves out: the demos, PostgreSQL, real rollouts, sixty promotions.
-	$(BIN)/pytest -m "nightly and not timed and not kafka" tests/loop tests/faults --numprocesses=2 --no-loadscope-reorder
+NIGHT := $(JOURNEYS) $(KSERVE) $(DBT) $(FAKESNOW) .venv-dynamodb/gyre.stamp
+variants: $(NIGHT) ## Of the night: variants and long tests of `test` and `journeys`, clients of other projects.
+	$(BIN)/pytest --target variants --numprocesses=2 --no-loadscope-reorder
 
-promises: environment ## Promises in seconds, one test at a time, on a quiet machine.
-	TEST_TIMES=promised $(BIN)/pytest -m timed
+loops: $(NIGHT) ## Of the night: the demos, PostgreSQL, real rollouts, sixty promotions.
+	$(BIN)/pytest --target loops tests/faults tests/loop --numprocesses=2 --no-loadscope-reorder
+
+promises: $(JOURNEYS) ## Of the night: promises in seconds, one test at a time, on a quiet machine.
+	TEST_TIMES=promised $(BIN)/pytest --target promises
 
 tools:
 	@missing=; for each in podman buildah runc debootstrap iptables; do \
@@ -142,9 +158,13 @@ spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, f
 	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
 	@$(BIN)/uv pip install --quiet --require-hashes --requirements spark.lock
 
-jdk: # For tests of its client.
-	@command -v javac > /dev/null || { $(APT) update --quiet=2 \
-	  && $(APT) install --yes --no-install-recommends openjdk-17-jdk-headless; }
+chromium: # For tests that look at pages.
+	@command -v chromium > /dev/null || { $(APT) update --quiet=2 \
+	  && $(APT) install --yes --quiet=2 --no-install-recommends chromium; }
+
+jdk: # For tests of its client, and of curl.
+	@command -v javac > /dev/null && command -v curl > /dev/null || { $(APT) update --quiet=2 \
+	  && $(APT) install --yes --quiet=2 --no-install-recommends openjdk-17-jdk-headless curl; }
 
 nginx: # For tests of an MLflow behind it; RUNLEVEL=1 has Debian start no service.
 	@PATH=$$PATH:/usr/sbin; command -v nginx > /dev/null || { $(APT) update --quiet=2 \

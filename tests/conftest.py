@@ -1,11 +1,13 @@
 """Real tools in temporary folders, on free ports: nothing here stands in for anything."""
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -15,18 +17,21 @@ from typing import Any
 import httpx
 import pytest
 from coverage import Coverage
+from execnet.xspec import XSpec
 from redis import Redis
 from redis.exceptions import RedisError
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from core.project import PROJECT
-from core.settings import Settings, free_ports
+from core.settings import LOOPBACK, Settings, free_ports, is_free
 from feature_repo.online_store import find_server
 from feature_repo.published.config import write_feast_config
 from mlflow_server.server import command as mlflow_command
 from stack.environment import process_environment
-from tests.support.tools.preloaded import commands_folder
+from tests.support.tools.debian import TARGET
+from tests.support.tools.preloaded import FOLDER, commands_folder
+from tests.targets import CI_TARGETS, file_of, marks_of, runs_in
 
 BIN = Path(sys.executable).parent
 START = date(2099, 11, 20)
@@ -51,25 +56,33 @@ UNGROUPED = {
 }
 """Files of these folders that need none of the servers."""
 LONGEST = (
-    "serving",
     "console",
-    "faults",
     "training",
+    "serving",
+    "faults",
+    "tests/monitoring/test_monitor.py",
     "tests/feature_engine/engines/test_spark.py",
-    "tests/loop/test_stack.py",
     "tests/feature_engine/online/test_refresh.py",
-    "tests/monitoring/checks/test_false_alarms.py",
     "tests/feature_engine/test_parity_properties.py",
+    "tests/loop/test_stack.py",
+    "tests/feature_repo/test_loop_on_plain_feast.py",
     "tests/feature_engine/ingest/test_odd_sources.py",
+    "tests/feature_engine/ingest/test_value_faults.py",
+    "tests/feature_engine/ingest/test_buckets.py",
+    "tests/gyre/test_notebook.py",
     "tests/loop/test_demo.py",
     "tests/loop/test_backup.py",
     "tests/pipelines/test_pipelines.py",
-    "tests/cli/test_same_values.py",
-    "tests/monitoring/test_monitor.py",
-    "tests/cli/test_project.py",
-    "tests/cli/test_check.py",
-    "tests/cli/test_second_use_case.py",
     "mlflow_server",
+    "tests/test_small_loop.py",
+    "tests/feature_engine/events/test_consumer.py",
+    "tests/feature_engine/events/test_kafka_broker.py",
+    "tests/monitoring/checks/test_skew.py",
+    "tests/dags/test_standalone.py",
+    "tests/cli/test_project.py",
+    "tests/cli/test_second_use_case.py",
+    "tests/cli/test_check.py",
+    "tests/core/test_sinks.py",
 )
 """Groups and files that take longest, to be begun first."""
 MEASURED = {
@@ -86,12 +99,18 @@ NO_CERTIFICATES = SSLContext(PROTOCOL_TLS_CLIENT)
 PROMISED = os.environ.get("TEST_TIMES") == "promised"
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    words = "run the tests of one make target (tests/targets.py)"
+    parser.addoption("--target", help=words)
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Keep bytecode, here and in what tests start: compiling takes longer than all else.
 
     Say which seeds a nightly run of odd sources draws.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ[TARGET] = config.getoption("target") or ""
     sys.dont_write_bytecode = False
     # Workers have to draw alike; each night draws anew.
     os.environ.setdefault("ODD_SEED", f"{datetime.now(UTC).toordinal()}000")
@@ -106,6 +125,24 @@ def group(nodeid: str) -> str:
     return next(names, file)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say after `make test` where the other tests are."""
+    if os.environ[TARGET] == "test":
+        others = ", ".join(f"make {target}" for target in CI_TARGETS[1:])
+        terminalreporter.write_line(f"other tests: {others}; docs/tests.md")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[XSpec]) -> None:
+    """Fork the workers of a process that has imported the libraries: each would take 15 s for them.
+
+    What they leave in the folder of temporary files goes with that process.
+    """
+    for spec in specs:
+        spec.python = str(commands_folder() / "python")
+        spec.env["TMPDIR"] = str(commands_folder() / "tmp")
+
+
 class GroupScheduling(LoadScopeScheduling):
     """Gives all tests of a group to one worker (pytest-xdist 3.8's own groups fail on pytest 9)."""
 
@@ -113,14 +150,25 @@ class GroupScheduling(LoadScopeScheduling):
         return group(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(
     config: pytest.Config, log: Producer
 ) -> GroupScheduling:
     return GroupScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest groups begin first."""
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Keep the tests of the target, and let the longest groups begin first."""
+    target = config.getoption("target")
+    if target:
+        chosen = [
+            item for item in items if runs_in(target, file_of(item), marks_of(item))
+        ]
+        others = [*set(items).difference(chosen)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
     position = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: position.get(group(item.nodeid), len(LONGEST)))
 
@@ -178,6 +226,8 @@ def running(
     own = {
         k: v for k, v in (os.environ | extra).items() if not k.startswith("PROMETHEUS_")
     }
+    if FOLDER in os.environ:
+        own["TMPDIR"] = f"{os.environ[FOLDER]}/tmp"  # it goes with the run
     command = ["setpriv", "--pdeathsig", "KILL", *command]
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -219,15 +269,40 @@ def redis_server(
 def mlflow_server(
     settings: Settings, python: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run MLflow by the preloaded python, which takes no signal other than SIGKILL, or by another."""
+    """Run MLflow by the preloaded python, which takes no signal other than SIGKILL, or by another.
+
+    An empty database is a copy of the first one of the run: making its tables takes 2 s.
+    """
     python = python or commands_folder() / "python"
     settings.home.mkdir(parents=True, exist_ok=True)
     log = settings.home / "mlflow.log"
     command = [str(python), *mlflow_command.command(settings)[1:]]
-    with running(command, log, **mlflow_command.environment(settings)) as process:
+    environment = mlflow_command.environment(settings)
+    database = settings.home / "mlflow" / "mlflow.db"
+    template = commands_folder() / "mlflow.db"
+    is_new = not settings.database_url and not database.exists()
+    if is_new and template.exists():
+        shutil.copy(template, database)
+    # One that was killed may still answer, as a fork ends after its client.
+    is_port_free = partial(is_free, LOOPBACK, settings.mlflow_port)
+    wait_until("the port of MLflow", is_port_free, seconds=60)
+    with running(command, log, **environment) as process:
         is_up = partial(answers, f"{settings.mlflow_address}/health")
         wait_until("MLflow", is_up, process=process)
+        if is_new and not template.exists():
+            keep_copy(database, template)
         yield process
+
+
+def keep_copy(database: Path, copy: Path) -> None:
+    """Copy a SQLite database that a server has open; who reads the copy finds all of it."""
+    part = copy.with_suffix(f".{os.getpid()}")
+    with (
+        closing(sqlite3.connect(database)) as source,
+        closing(sqlite3.connect(part)) as target,
+    ):
+        source.backup(target)
+    part.rename(copy)
 
 
 def run_feast(settings: Settings, *arguments: str, **variables: str) -> str:

@@ -83,6 +83,7 @@ def test_programs_of_the_stack_are_those_of_the_packages_that_are_there(copy):
     assert "console" not in output
 
 
+@pytest.mark.journey
 def test_dags_of_what_is_left_out_are_not_made_and_all_others_are(copy, tmp_path):
     spec = copy.folder / "models" / "customer_churn_model.toml"
     spec.write_text(spec.read_text().replace("[[estimators]]", CANARY, 1))

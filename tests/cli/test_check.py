@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import BIN, at_most, new_settings
 from tests.support.tools.clone import Copy, events, fewer_trees
 
+pytestmark = pytest.mark.journey
+
 TOML = "models/{}.toml"
 MODULE = "feature_repo/datasets/{}.py"
 SUITE = "feature_repo/expectations/{}.json"

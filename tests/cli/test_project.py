@@ -17,6 +17,8 @@ from tests.support.tools.clone import (
 )
 from tests.support.tools.dag_reader import READ
 
+pytestmark = pytest.mark.journey
+
 NEW = (
     "gyre new visits --from ../visits.csv --label silence "
     "--key visit_no --entity visitor_id --time seen_at"

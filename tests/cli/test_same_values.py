@@ -14,6 +14,8 @@ from tests.conftest import new_settings
 from tests.support.tools.clone import Copy, few_orders, fewer_trees, mlflow_and_redis
 from training.evaluation.reference import load_reference
 
+pytestmark = pytest.mark.journey
+
 MODEL = "customer_churn_model"
 DATASET = "feature_repo/datasets/orders.py"
 ORDERS = load_dataset("orders")

@@ -8,7 +8,7 @@ import pytest
 
 from stack.environment import child_environment
 from tests.conftest import (
-    BIN,
+    answers,
     mlflow_server,
     new_settings,
     redis_server,
@@ -19,10 +19,11 @@ from tests.support.tools.clone import (
     finished,
     online_answer,
     outer_environment,
-    serving,
 )
 from tests.support.tools.pages import read_page
 from tests.support.tools.preloaded import commands_folder
+
+pytestmark = pytest.mark.journey
 
 PAGE = read_page("second-use-case.md")
 PAGE_VIEWS = read_page("page-views.md")
@@ -78,17 +79,23 @@ class Reader:
     def up(self, opened):
         """Start servers; the second time, as there is a new dataset, the consumer of its events."""
         settings = self.settings
+        programs = commands_folder()
         project = {"GYRE_PROJECT": str(self.project)}
         variables = self.environment | child_environment(settings) | project
         if not self.first_files:
             self.first_files = self.files()
             opened.enter_context(mlflow_server(settings))
             opened.enter_context(redis_server(settings.redis_port, settings.home))
-            opened.enter_context(serving(settings, "live", **variables))
+            log = settings.home / "serving.log"
+            command = [str(programs / "python"), "-m", "serving"]
+            opened.enter_context(running(command, log, **variables))
             return
         log = settings.home / "consumer.log"
-        opened.enter_context(running([str(BIN / "gyre"), "consume"], log, **variables))
+        command = [str(programs / "gyre"), "consume"]
+        opened.enter_context(running(command, log, **variables))
         wait_until("the consumer", lambda: b"consuming events" in log.read_bytes())
+        live = f"{settings.serving_address}/health/live"
+        wait_until("serving", lambda: answers(live))
 
     def files(self):
         paths = (path.relative_to(self.project) for path in self.project.rglob("*.*"))

@@ -20,6 +20,8 @@ from tests.support.monitoring.ledger_rows import LEDGER
 from tests.support.monitoring.year import decision_row, fill
 from tests.support.tools.clone import gyre
 
+pytestmark = pytest.mark.journey
+
 SPEC = load_spec("customer_churn_model")
 HEAD = "model state version since req/min p99 errors"
 

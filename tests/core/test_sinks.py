@@ -1,48 +1,62 @@
 """Tables of a team that Gyre writes: in every kind of store, whole or not at all."""
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import date
+from itertools import count
 from pathlib import Path
 
 import psycopg
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from core.connectors.sink import replace_days
 from core.errors import DataError
 from stack.environment import child_environment
 from tests.conftest import new_settings
+from tests.support.stores import sinks
+from tests.support.stores.iceberg import use_catalog
 from tests.support.stores.mariadb import mariadb_server
 from tests.support.stores.postgres import postgres_server
-from tests.support.tools.sinks import AS_OF, KINDS, TODAY, score_rows, sink
+from tests.support.stores.s3 import BUCKET, s3_server
+from tests.support.stores.sinks import AS_OF, TODAY, score_rows
+from tests.support.tools.preloaded import commands_folder
 
 TOMORROW = date(2026, 11, 21)
 WRITER = """
-import json, sys
+import os, sys
+from datetime import date
+import pyarrow.parquet as pq
 from core.settings import load_settings
 from core.connectors.sink import replace_days
-from tests.support.tools.sinks import TODAY, score_rows
-row_count, address = json.loads(sys.argv[1])
-rows = score_rows(row_count, probability=0.75)
-print(flush=True)
-replace_days(load_settings(), address, rows, "churn", [TODAY])
+file, address = sys.argv[1:]
+rows = pq.read_table(file)
+print(os.getpid(), flush=True)
+replace_days(load_settings(), address, rows, "churn", [rows["day"][0].as_py()])
 """
 WITHOUT = """
 import sys
-sys.modules[sys.argv[1]] = None
+modules, addresses = sys.argv[1].split(), sys.argv[2].split()
+sys.modules |= dict.fromkeys(modules)
+from core.errors import DataError
 from core.settings import load_settings
 from core.connectors.sink import replace_days
 import pyarrow as pa
 from datetime import date
 day = date(2026, 11, 20)
 rows = pa.table({"model": ["churn"], "day": [day]})
-replace_days(load_settings(), sys.argv[2], rows, "churn", [day])
+for address in addresses:
+    try:
+        replace_days(load_settings(), address, rows, "churn", [day])
+    except DataError as exc:
+        print(exc)
 """
-MANY = 200_000
+NUMBERS = count()
 
 
 @pytest.fixture
@@ -50,19 +64,101 @@ def settings(tmp_path):
     return new_settings(tmp_path / "home")
 
 
-@pytest.fixture(params=KINDS)
-def place(request, tmp_path, monkeypatch):
-    with sink(request.param, tmp_path, monkeypatch) as opened:
-        yield opened
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    with postgres_server(tmp_path_factory.mktemp("postgres") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mariadb(tmp_path_factory):
+    with mariadb_server(tmp_path_factory.mktemp("mariadb") / "log") as server:
+        # Only the server's own user sees what a transaction has done.
+        grant = "GRANT PROCESS ON *.* TO gyre@'127.0.0.1'"
+        assert server.run(grant).returncode == 0
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("s3")
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        s3_server(folder, monkeypatch),
+    ):
+        yield f"s3://{BUCKET}/team"
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory):
+    """The folder of a catalog of Iceberg, and the catalog."""
+    folder = tmp_path_factory.mktemp("iceberg")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield folder, use_catalog(monkeypatch, "team", folder)
+
+
+def postgres_place(request, name):
+    return sinks.postgres(request.getfixturevalue("postgres").address, name)
+
+
+def mariadb_place(request, name):
+    return sinks.mariadb(request.getfixturevalue("mariadb").address, name)
+
+
+def delta_place(request, name):
+    return sinks.delta(str(request.getfixturevalue("tmp_path") / "team" / name))
+
+
+def delta_place_on_s3(request, name):
+    return sinks.delta(f"{request.getfixturevalue('bucket')}/{name}")
+
+
+def iceberg_place(request, name):
+    folder, catalog = request.getfixturevalue("warehouse")
+    return sinks.iceberg(catalog, f"ml.{name}", folder)
+
+
+def folder_place(request, name):
+    return sinks.files(str(request.getfixturevalue("tmp_path") / "team" / name))
+
+
+def s3_place(request, name):
+    return sinks.files(f"{request.getfixturevalue('bucket')}/{name}")
+
+
+PLACES = {
+    "postgres": postgres_place,
+    "mariadb": mariadb_place,
+    "delta": delta_place,
+    "delta on s3": delta_place_on_s3,
+    "iceberg": iceberg_place,
+    "files": folder_place,
+    "s3": s3_place,
+}
+
+
+OF_JOURNEYS = {"postgres", "mariadb"}
+"""Servers that are no Python package."""
+
+
+def with_mark(name):
+    marks = [pytest.mark.journey] if name in OF_JOURNEYS else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.fixture(params=map(with_mark, PLACES))
+def place(request):
+    """A place for a table that is not there yet, in a store that other tests use, too."""
+    return PLACES[request.param](request, f"scores_{next(NUMBERS)}")
 
 
 def summary(place):
     """Number of rows, and their probabilities, by model and day."""
     parts = {}
-    for row in place.read():
-        part = parts.setdefault((row["model"], row["day"]), [])
-        part.append(row["probability"])
-    return {key: (len(values), {*values}) for key, values in parts.items()}
+    for (model, day, probability), number in place.counts().items():
+        total, probabilities = parts.get((model, day), (0, set()))
+        parts[model, day] = (total + number, probabilities | {probability})
+    return parts
 
 
 def test_a_day_of_a_model_is_replaced_and_no_other_row(settings, place):
@@ -105,19 +201,22 @@ def test_a_table_of_other_columns_is_refused_and_stays_as_it_is(
     assert summary(place) == {("churn", TODAY): (3, {0.5})}
 
 
-def test_a_writer_that_is_killed_leaves_the_earlier_rows(settings, place):
+@pytest.mark.journey
+def test_a_writer_that_is_killed_leaves_the_earlier_rows(settings, place, tmp_path):
     replace_days(settings, place.address, score_rows(3), "churn", [TODAY])
     before = {("churn", TODAY): (3, {0.5})}
     progress = place.progress()
     environment = os.environ | child_environment(settings)
-    arguments = json.dumps([MANY, place.address])
-    command = [sys.executable, "-c", WRITER, arguments]
+    file = tmp_path / "rows.parquet"
+    pq.write_table(score_rows(place.many, probability=0.75), file)
+    command = [commands_folder() / "python", "-c", WRITER, file, place.address]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as writer:
-        writer.stdout.readline()
+        number = int(writer.stdout.readline())
         while place.progress() == progress and writer.poll() is None:
             time.sleep(0.001)
-        writer.kill()
-    whole = {("churn", TODAY): (MANY, {0.75})}
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    whole = {("churn", TODAY): (place.many, {0.75})}
     assert summary(place) in (before, whole), "a day half replaced"
     if "#scores" in place.address and "://" in place.address:
         assert summary(place) == before, "the writer was at its end already"
@@ -125,33 +224,33 @@ def test_a_writer_that_is_killed_leaves_the_earlier_rows(settings, place):
     assert summary(place) == whole
 
 
+@pytest.mark.journey
 def test_a_table_in_a_schema_with_odd_names_and_other_texts_is_taken(
-    settings, tmp_path
+    settings, postgres
 ):
-    with postgres_server(tmp_path / "log") as server:
-        with psycopg.connect(server.address) as connection:
-            connection.execute('CREATE SCHEMA "Team"')
-            connection.execute(
-                'CREATE TABLE "Team"."Scores" (model varchar(80), day date, customer_id integer, '
-                "shop varchar, as_of timestamptz, probability float8, prediction float8, "
-                "probabilities text)"
-            )
-        address = f"{server.address}#Team.Scores"
-        replace_days(settings, address, score_rows(2), "churn", [TODAY])
-        with psycopg.connect(server.address) as connection:
-            rows = connection.execute('SELECT day FROM "Team"."Scores"').fetchall()
-        assert rows == [(TODAY,), (TODAY,)]
-        huge = score_rows(1).set_column(2, "customer_id", pa.array([2**40]))
-        with pytest.raises(DataError, match=r"nothing was changed: .*integer"):
-            replace_days(settings, address, huge, "churn", [TODAY])
-        with psycopg.connect(server.address) as connection:
-            assert (
-                rows == connection.execute('SELECT day FROM "Team"."Scores"').fetchall()
-            )
+    def days():
+        with psycopg.connect(postgres.address) as connection:
+            return connection.execute('SELECT day FROM "Team"."Scores"').fetchall()
+
+    with psycopg.connect(postgres.address) as connection:
+        connection.execute('CREATE SCHEMA "Team"')
+        connection.execute(
+            'CREATE TABLE "Team"."Scores" (model varchar(80), day date, customer_id integer, '
+            "shop varchar, as_of timestamptz, probability float8, prediction float8, "
+            "probabilities text)"
+        )
+    address = f"{postgres.address}#Team.Scores"
+    replace_days(settings, address, score_rows(2), "churn", [TODAY])
+    assert days() == [(TODAY,), (TODAY,)]
+    huge = score_rows(1).set_column(2, "customer_id", pa.array([2**40]))
+    with pytest.raises(DataError, match=r"nothing was changed: .*integer"):
+        replace_days(settings, address, huge, "churn", [TODAY])
+    assert days() == [(TODAY,), (TODAY,)]
 
 
+@pytest.mark.journey
 def test_passwords_come_from_the_environment_and_no_message_has_one(
-    settings, tmp_path, monkeypatch
+    settings, postgres, mariadb, tmp_path, monkeypatch
 ):
     def write(address):
         replace_days(settings, address, score_rows(1), "churn", [TODAY])
@@ -161,31 +260,29 @@ def test_passwords_come_from_the_environment_and_no_message_has_one(
             write(address)
         return str(error.value)
 
-    with postgres_server(tmp_path / "log") as server:
-        with_password(server, "gyre_scores", "pa/ss@word")
-        rest = server.address.partition("@")[2]
-        for address in (
-            f"postgresql://gyre_scores:hidden1@{rest}#scores",
-            f"postgresql://gyre_scores:$TEAM_PASSWORD@{rest}#scores",
-            f"postgresql://gyre_scores@{rest}?password=hidden3#scores",
-        ):
-            monkeypatch.setenv("TEAM_PASSWORD", "hidden2")
-            text = refusal(address)
-            assert "password authentication failed" in text
-            assert "hidden" not in text
-            assert text.startswith("127.0.0.1:") or "gyre_scores@" not in text
-        monkeypatch.setenv("TEAM_PASSWORD", "pa%2Fss%40word")
-        write(f"postgresql://gyre_scores:$TEAM_PASSWORD@{rest}#scores")
-        monkeypatch.setenv("PGPASSWORD", "pa/ss@word")
-        write(f"postgresql://gyre_scores@{rest}#scores")
-    with mariadb_server(tmp_path / "log") as server:
-        text = refusal(server.address.replace("secret", "hidden") + "#scores")
-        assert "Access denied" in text
+    with_password(postgres, "gyre_scores", "pa/ss@word")
+    rest = postgres.address.partition("@")[2]
+    for address in (
+        f"postgresql://gyre_scores:hidden1@{rest}#scores",
+        f"postgresql://gyre_scores:$TEAM_PASSWORD@{rest}#scores",
+        f"postgresql://gyre_scores@{rest}?password=hidden3#scores",
+    ):
+        monkeypatch.setenv("TEAM_PASSWORD", "hidden2")
+        text = refusal(address)
+        assert "password authentication failed" in text
         assert "hidden" not in text
-        options = tmp_path / "my.cnf"
-        options.write_text("[client]\npassword = secret\n")
-        bare = server.address.replace(":secret@", "@")
-        write(f"{bare}?read_default_file={options}#scores")
+        assert text.startswith("127.0.0.1:") or "gyre_scores@" not in text
+    monkeypatch.setenv("TEAM_PASSWORD", "pa%2Fss%40word")
+    write(f"postgresql://gyre_scores:$TEAM_PASSWORD@{rest}#scores")
+    monkeypatch.setenv("PGPASSWORD", "pa/ss@word")
+    write(f"postgresql://gyre_scores@{rest}#scores")
+    text = refusal(mariadb.address.replace("secret", "hidden") + "#scores")
+    assert "Access denied" in text
+    assert "hidden" not in text
+    options = tmp_path / "my.cnf"
+    options.write_text("[client]\npassword = secret\n")
+    bare = mariadb.address.replace(":secret@", "@")
+    write(f"{bare}?read_default_file={options}#scores")
     text = refusal("postgresql://gyre:$NOT_THERE@127.0.0.1:1/gyre#scores")
     assert text == "127.0.0.1:1/gyre#scores: expected the variable NOT_THERE to be set"
     text = refusal("postgresql://gyre:hidden@127.0.0.1:1/gyre#scores")
@@ -206,22 +303,22 @@ def with_password(server, user, password):
         connection.execute("SELECT pg_reload_conf()")
 
 
-@pytest.mark.parametrize(
-    ("module", "address", "extra"),
-    [
-        ("pymysql", "mysql://gyre@127.0.0.1/gyre#scores", "mysql"),
-        ("pyiceberg", "iceberg://team#ml.scores", "iceberg"),
-        ("psycopg", "postgresql://gyre@127.0.0.1/gyre#scores", "postgres"),
-    ],
-)
-def test_a_missing_driver_is_named_with_its_extra(settings, module, address, extra):
-    environment = os.environ | child_environment(settings)
-    process = subprocess.run(
-        [sys.executable, "-c", WITHOUT, module, address],
-        env=environment,
-        capture_output=True,
+DRIVERS = {
+    "pymysql": ("mysql://gyre@127.0.0.1/gyre#scores", "mysql"),
+    "pyiceberg": ("iceberg://team#ml.scores", "iceberg"),
+    "psycopg": ("postgresql://gyre@127.0.0.1/gyre#scores", "postgres"),
+}
+
+
+def test_a_missing_driver_is_named_with_its_extra(settings):
+    addresses = [address for address, _ in DRIVERS.values()]
+    output = subprocess.check_output(
+        [sys.executable, "-c", WITHOUT, " ".join(DRIVERS), " ".join(addresses)],
+        env=os.environ | child_environment(settings),
         text=True,
-        check=False,
     )
-    message = f"needs the package {module}: install gyre-loop[{extra}]"
-    assert message in process.stderr.splitlines()[-1]
+    lines = output.splitlines()
+    assert len(lines) == len(DRIVERS)
+    for line, (module, (_, extra)) in zip(lines, DRIVERS.items(), strict=True):
+        message = f"needs the package {module}: install gyre-loop[{extra}]"
+        assert message in line

@@ -10,9 +10,12 @@ import pytest
 
 from core.project import CLONE
 from stack.environment import process_environment
-from tests.conftest import BIN, new_settings
+from tests.conftest import new_settings
 from tests.support.tools.dag_reader import read
 from tests.support.tools.other_airflow import OtherAirflow
+from tests.support.tools.preloaded import commands_folder
+
+pytestmark = pytest.mark.journey
 
 MODEL = "customer_churn_model"
 MORE_LINES = {
@@ -88,7 +91,8 @@ def project(tmp_path_factory):
 
 
 def printed(environment):
-    return subprocess.check_output([BIN / "gyre", "dags"], env=environment, text=True)
+    command = [commands_folder() / "gyre", "dags"]
+    return subprocess.check_output(command, env=environment, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +132,9 @@ def test_the_printed_dags_are_those_of_the_airflow_of_gyre(
 
 def ask(environment, *requests):
     """Return the answers to requests, each in a process of this environment and by `gyre step`."""
-    arguments = [str(BIN / "gyre"), environment, requests]
-    command = [sys.executable, "-c", ASK, *map(json.dumps, arguments)]
+    programs = commands_folder()
+    arguments = [str(programs / "gyre"), environment, requests]
+    command = [programs / "python", "-c", ASK, *map(json.dumps, arguments)]
     output = subprocess.check_output(command, env=environment, cwd=CLONE, text=True)
     return json.loads(output.splitlines()[-1])
 

@@ -1,6 +1,5 @@
 """The site of docs/, built by its own tool: every link leads somewhere, nothing comes from afar."""
 
-import shutil
 import subprocess
 import threading
 from functools import partial
@@ -10,9 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from core.project import PROJECT
-from docs.browser import NAMES, PHONE, browser
+from docs.browser import PHONE, browser
 from tests.conftest import answers, new_settings
 from tests.support.tools.clone import Copy
+from tests.support.tools.programs import needs_chromium
+
+pytestmark = pytest.mark.journey
 
 BUILD = "python -m docs.site"
 TOOL = ".venv-docs"
@@ -42,9 +44,7 @@ def test_the_site_has_every_page_and_the_code_that_pages_name(site):
     assert "kserve_v1.py.html" in (code / "additions" / "index.html").read_text()
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="no Chromium is installed"
-)
+@needs_chromium
 def test_a_page_loads_nothing_from_other_hosts_and_fits_a_phone(site):
     handler = partial(SimpleHTTPRequestHandler, directory=site.folder / "site" / "html")
     with (

@@ -137,6 +137,7 @@ def reads_of(chance, orders):
 
 
 # Seeds do not shrink: the first differences are shown with their customer's orders.
+@pytest.mark.journey
 @hypothesis_settings(
     max_examples=2, deadline=None, phases=[Phase.reuse, Phase.generate]
 )

@@ -72,30 +72,54 @@ def brute_force(window, history, at):
     return FUNCTIONS[window.function](values)
 
 
-def assert_computed_alone(history, values, at):
+def assert_computed_alone(table, values_by_entity, at):
     """What is computed for one moment is what the view has around it."""
-    around = FEATURES.around(as_table(history), at).to_pyarrow().to_pylist()
-    past = [row for row in values if row["event_timestamp"] <= at]
-    times = [row["event_timestamp"] for row in values if row["event_timestamp"] > at]
-    assert [row for row in around if row["event_timestamp"] <= at] == past[-1:]
-    later = [row["event_timestamp"] for row in around if row["event_timestamp"] > at]
-    assert later == times[:1]
+    around = {entity: [] for entity in values_by_entity}
+    for row in FEATURES.around(table, at).to_pyarrow().to_pylist():
+        around[row["id"]].append(row)
+    for entity, values in values_by_entity.items():
+        past = [row for row in values if row["event_timestamp"] <= at]
+        times = [
+            row["event_timestamp"] for row in values if row["event_timestamp"] > at
+        ]
+        found = around[entity]
+        assert [row for row in found if row["event_timestamp"] <= at] == past[-1:]
+        later = [row["event_timestamp"] for row in found if row["event_timestamp"] > at]
+        assert later == times[:1]
 
 
-@settings(max_examples=8, deadline=None)
-@given(rows, st.lists(moments, min_size=1, max_size=4))
+MOMENTS = st.lists(moments, min_size=1, max_size=4)
+
+
+@pytest.mark.journey
+@settings(max_examples=4, deadline=None)
+@given(rows, MOMENTS)
 def test_a_declared_window_equals_brute_force_at_any_moment(raw_rows, times):
-    view_rows = FEATURES(as_table(raw_rows)).to_pyarrow().to_pylist()
+    check_windows(raw_rows, times)
+
+
+@pytest.mark.nightly
+@settings(max_examples=100, deadline=None)
+@given(rows, MOMENTS)
+def test_a_declared_window_equals_brute_force_for_the_rows_of_the_day(raw_rows, times):
+    check_windows(raw_rows, times)
+
+
+def check_windows(raw_rows, times):
+    table = as_table(raw_rows)
+    view_rows = FEATURES(table).to_pyarrow().to_pylist()
     view_rows.sort(key=lambda row: row["event_timestamp"])
     periods = [timedelta(0), *PERIODS[:2]]
     ends = [row["at"] + period for row in raw_rows for period in periods]
     edges = [end + tick for end in ends for tick in (-TICK, timedelta(0), TICK)]
-    for entity in {row["id"] for row in raw_rows}:
+    values_by_entity = {row["id"]: [] for row in raw_rows}
+    for row in view_rows:
+        values_by_entity[row["id"]].append(row)
+    for at in {*times, *edges[::20]}:
+        assert_computed_alone(table, values_by_entity, at)
+    for entity, values in values_by_entity.items():
         history = [row for row in raw_rows if row["id"] == entity]
-        values = [row for row in view_rows if row["id"] == entity]
         assert len({row["event_timestamp"] for row in values}) == len(values)
-        for at in {*times, *edges[::20]}:
-            assert_computed_alone(history, values, at)
         for at in {*times, *edges}:
             past = [row for row in values if row["event_timestamp"] <= at]
             assert bool(past) == any(row["at"] <= at for row in history)

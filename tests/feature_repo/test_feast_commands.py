@@ -24,6 +24,7 @@ SERVICE = "customer_churn_v1"
 VIEW = "customer_features"
 
 
+@pytest.mark.journey
 def test_feast_materialize_writes_the_values_of_the_offline_join(small):
     ingest(small, "orders", AS_OF - timedelta(days=1))
     Redis(port=small.redis_port).flushall()
@@ -44,6 +45,7 @@ def test_feast_materialize_writes_the_values_of_the_offline_join(small):
         assert online[name] == offline[name].to_pylist(), name
 
 
+@pytest.mark.journey
 def test_each_command_of_feast_works_by_its_defaults(small):
     """But `registry-dump`, which fails in stock Feast where an on-demand view has mode python."""
     ingest(small, "orders", AS_OF)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import httpx
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from core.additions import ADDITIONS
 from stack.environment import process_environment
 from tests.conftest import (
-    BIN,
     answers,
     mlflow_server,
     new_settings,
@@ -20,15 +18,37 @@ from tests.conftest import (
 )
 from tests.support.feature_repo.team import MODEL, REQUEST, make_team
 from tests.support.tools.clone import Copy
+from tests.support.tools.preloaded import commands_folder
 
-ONLY_THE_COPY = """
-import sys
+pytestmark = pytest.mark.journey
+
+IN_THE_COPY = """
+import os, runpy, sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.remove("")  # the working directory
 sys.meta_path[:] = [
     finder for finder in sys.meta_path
     if "Editable" not in getattr(finder, "__name__", "")
 ]
+found = set()
+for name in os.environ["PACKAGES"].split():
+    assert name not in sys.modules, name
+    spec = find_spec(name)
+    if spec:
+        assert Path(spec.origin).is_relative_to(os.environ["PYTHONPATH"]), spec
+        found.add(name)
+assert found == {*os.environ["PACKAGES"].split()} - {*os.environ["LACKING"].split()}
+command, *sys.argv[1:] = sys.argv[1:]
+if command == "gyre":
+    (entry_point,) = entry_points(group="console_scripts", name=command)
+    sys.exit(entry_point.load()())
+runpy.run_module(command, run_name="__main__", alter_sys=True)
 """
-"""Python runs it as sitecustomize: packages that the copy lacks are not those of the clone."""
+"""Runs a program or a module in the fork of a process that has imported libraries alone: packages
+that the copy lacks are not those of the clone, and all others are the copy's."""
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +58,29 @@ def copy(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     project = make_team(tmp_path_factory.mktemp("team"))
     copy = Copy(folder, new_settings(home))
-    for addition in ADDITIONS:
-        shutil.rmtree(folder.joinpath(*addition.package.split(".")))
-    (folder / "sitecustomize.py").write_text(ONLY_THE_COPY)
-    copy.environment |= {"GYRE_PROJECT": str(project), "PYTHONSAFEPATH": "1"}
-    copy.environment["GYRE_WITHOUT"] = "airflow"
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    additions = {addition.package for addition in ADDITIONS}
+    for package in additions:
+        shutil.rmtree(folder.joinpath(*package.split(".")))
+    copy.environment |= {
+        "GYRE_PROJECT": str(project),
+        "GYRE_WITHOUT": "airflow",
+        "PACKAGES": " ".join(packages),
+        "LACKING": " ".join(additions),
+    }
     copy.project = project
     return copy
 
 
+def command(name, *arguments):
+    """A command of the copy, by name of a program or of a module."""
+    return [str(commands_folder() / "python"), "-c", IN_THE_COPY, name, *arguments]
+
+
 def gyre(copy, *arguments):
-    """Return what a command of a fresh Python prints."""
+    """Return what a command prints."""
     done = subprocess.run(
-        [sys.executable, BIN / "gyre", *arguments], cwd=copy.folder, env=copy.environment,
+        command("gyre", *arguments), cwd=copy.folder, env=copy.environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -69,7 +99,7 @@ def test_the_loop_closes_without_an_addition_on_what_plain_feast_made(copy):
         assert "version 1 is in production" in gyre(copy, "train", MODEL)
         log = settings.home / "serving.log"
         environment = process_environment(settings) | copy.environment
-        with running([sys.executable, "-m", "serving"], log, **environment):
+        with running(command("serving"), log, **environment):
             address = settings.serving_address
             wait_until("serving", lambda: answers(f"{address}/health/ready"))
             answer = predict(address, 1001).json()

@@ -9,7 +9,6 @@ import pytest
 from feast import FeatureService, FeatureView, Field, FileSource
 from feast.types import Int64, String
 
-from core.spec import load_spec
 from core.timestamps import microseconds
 from feature_engine.ingest.pipeline import ingest
 from feature_repo.published.config import online_redis
@@ -19,9 +18,11 @@ from feature_repo.published.store import open_store
 from feature_repo.views import late_features
 from serving.features.redis_reader import RedisReader
 from tests.conftest import AS_OF, mlflow_server
+from tests.training.conftest import SHIPPED, changed
 from training.chain import train
 
-MODEL = "customer_churn_model"
+pytestmark = pytest.mark.journey
+
 SERVICE = "churn_and_loyalty"
 OWN = ["lifetime_orders", "days_since_last_order"]
 THEIRS = ["points", "tier"]
@@ -53,32 +54,38 @@ def newest(rows, customer, moment):
     return known_rows.sort_values("event_timestamp").iloc[-1]
 
 
-@pytest.fixture
-def rows(small, tmp_path):
-    """The rows of a plain view of the team, in one service with the view of the orders."""
-    rows = loyalty()
-    rows.to_parquet(tmp_path / "loyalty.parquet")
-    ingest(small, "orders", AS_OF)
-    store = open_store(small, 60)
+@pytest.fixture(scope="module")
+def rows():
+    """The rows of a plain view of the team."""
+    return loyalty()
+
+
+@pytest.fixture(scope="module")
+def settings(template, some_orders, rows, tmp_path_factory):
+    """An installation with a service that has both the team's view and that of the orders."""
+    sources = {"orders": str(some_orders)}
+    settings = template.restore().model_copy(update={"sources": sources})
+    file = tmp_path_factory.mktemp("loyalty") / "loyalty.parquet"
+    rows.to_parquet(file)
+    ingest(settings, "orders", AS_OF)
+    store = open_store(settings, 60)
     view = FeatureView(
         name="loyalty",
         entities=[store.get_entity("customer")],
         ttl=TTL,
         schema=[Field(name="points", dtype=Int64), Field(name="tier", dtype=String)],
-        source=FileSource(
-            path=str(tmp_path / "loyalty.parquet"), timestamp_field="event_timestamp"
-        ),
+        source=FileSource(path=str(file), timestamp_field="event_timestamp"),
     )
     orders = store.get_feature_view("customer_features")
     on_demand = store.list_on_demand_feature_views()
     parts = [orders[[OWN[0]]], *on_demand, view]
     store.apply([view, FeatureService(name=SERVICE, features=parts)])
     store.materialize(AS_OF - TTL, AS_OF, feature_views=["loyalty"])
-    return rows
+    return settings
 
 
-def test_offline_and_online_values_are_those_of_both_kinds_of_view(small, rows):
-    service = PublishedService(small, SERVICE)
+def test_offline_and_online_values_are_those_of_both_kinds_of_view(settings, rows):
+    service = PublishedService(settings, SERVICE)
     moments = [
         AS_OF,
         AS_OF - timedelta(days=100, seconds=1),
@@ -98,7 +105,9 @@ def test_offline_and_online_values_are_those_of_both_kinds_of_view(small, rows):
     frame = service.historical(questions).to_pandas()
     assert len(frame) == len(questions)
     orders = (
-        PublishedService(small, "customer_churn_v1").historical(questions).to_pandas()
+        PublishedService(settings, "customer_churn_v1")
+        .historical(questions)
+        .to_pandas()
     )
     order = ["customer_id", "event_timestamp"]
     frame = frame.sort_values(order, ignore_index=True)
@@ -115,12 +124,12 @@ def test_offline_and_online_values_are_those_of_both_kinds_of_view(small, rows):
             assert (row.points, row.tier) == expected
     assert 0 < unknown_count < len(frame)
 
-    lookup = look_up_specification(small, SERVICE)
+    lookup = look_up_specification(settings, SERVICE)
     assert lookup.unsupported is None
     keys = [{"customer_id": number} for number in range(380, 420)]
     names = [*OWN, *THEIRS]
     with asyncio.Runner() as runner:
-        reader = RedisReader(online_redis(small), lookup, names)
+        reader = RedisReader(online_redis(settings), lookup, names)
         assert runner.run(reader.probe()) == AS_OF
         online = runner.run(reader.read(keys, [AS_OF] * len(keys)))
         runner.run(reader.close())
@@ -132,22 +141,16 @@ def test_offline_and_online_values_are_those_of_both_kinds_of_view(small, rows):
     assert any(row.features["points"] is None for row in online)
 
 
-def test_a_model_learns_from_both_and_the_age_of_each_is_watched(small, rows):
-    spec = load_spec(MODEL)
-    kinds = {name: spec.features[name] for name in OWN}
-    spec = spec.model_copy(
-        update={
-            "feature_service": SERVICE,
-            "features": kinds | {"tier": "string"},
-            "segment": (),
-        }
-    )
-    with mlflow_server(small):
-        report = train(small, spec, AS_OF, key="k", reason="r", who="t")
+def test_a_model_learns_from_both_and_the_age_of_each_is_watched(settings):
+    kinds = {name: SHIPPED.features[name] for name in OWN}
+    features = kinds | {"tier": "string"}
+    spec = changed(feature_service=SERVICE, features=features, segment=())
+    with mlflow_server(settings):
+        report = train(settings, spec, AS_OF, key="k", reason="r", who="t")
     assert "version 1 is in production" in report.outcome
-    service = PublishedService(small, SERVICE)
+    service = PublishedService(settings, SERVICE)
     late = late_features(
-        small, service, (), AS_OF + timedelta(days=2), timedelta(hours=1)
+        settings, service, (), AS_OF + timedelta(days=2), timedelta(hours=1)
     )
     assert "loyalty: not materialised" in {each.incident for each in late}
     assert service.definitions().keys() >= {"loyalty", "customer_features"}

@@ -32,6 +32,23 @@ FULL_NAMES = {"full_feature_names": True}
 BY_CREATED = {"full_feature_names": True, "filter_by_created_timestamp": True}
 
 
+@pytest.fixture(scope="module")
+def random_frames(tmp_path_factory):
+    """Gives both stores with views of some options, made once, and an entity frame."""
+    made = {}
+
+    def frames(view_options):
+        key = repr(view_options)
+        if key not in made:
+            rng = np.random.default_rng(3)
+            folder = tmp_path_factory.mktemp("stores")
+            stores = both_stores(folder, rng, **view_options)
+            made[key] = stores, entity_rows(rng, 400)
+        return made[key]
+
+    return frames
+
+
 @pytest.mark.parametrize(
     ("view_options", "features", "options", "asof"),
     [
@@ -46,11 +63,9 @@ BY_CREATED = {"full_feature_names": True, "filter_by_created_timestamp": True}
     ],
 )
 def test_random_frames_equal_those_of_feasts_own_store(
-    tmp_path, view_options, features, options, asof
+    random_frames, view_options, features, options, asof
 ):
-    rng = np.random.default_rng(3)
-    stores = both_stores(tmp_path, rng, **view_options)
-    entities = entity_rows(rng, 400)
+    stores, entities = random_frames(view_options)
     # So few that rows of other entities are left out before the join.
     same_frames(stores, entities.head(20), features, asof=asof, **options)
     rows = same_frames(stores, entities, features, asof=asof, **options)
@@ -62,8 +77,10 @@ def test_random_frames_equal_those_of_feasts_own_store(
     assert shares.max() < 0.95
 
 
-@pytest.mark.parametrize("options", [{}, FULL_NAMES])
-@pytest.mark.parametrize("ttl", [FOREVER, timedelta(days=3)])
+@pytest.mark.journey
+@pytest.mark.parametrize(
+    ("ttl", "options"), [(FOREVER, {}), (timedelta(days=3), FULL_NAMES)]
+)
 def test_odd_frames_get_the_features_of_feasts_own_store_and_keep_their_columns(
     tmp_path, ttl, options
 ):

@@ -3,11 +3,15 @@
 import gc
 import sys
 
+import pytest
+
 from core.spec import load_spec
 from feature_repo.published.service import PublishedService
 from mlflow_server.database import open_database
 from tests.conftest import new_settings, run_feast
 from tests.support.stores.postgres import postgres_server
+
+pytestmark = pytest.mark.journey
 
 
 def test_a_store_that_is_not_used_any_more_leaves_no_connection_open(

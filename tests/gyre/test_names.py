@@ -33,6 +33,7 @@ def test_an_import_of_a_former_place_is_answered_with_the_import_of_today(module
     assert set(names.split(", ")) <= set(gyre.__all__)
 
 
+@pytest.mark.journey
 def test_a_definition_imports_no_training_and_no_monitoring():
     code = (
         "import sys; from gyre import Dataset, Window; "

@@ -31,6 +31,8 @@ from tests.support.training.chains import client, store, train
 from tests.training.conftest import ORDERS, SHIPPED, SMALL, changed
 from training.stages.dataset import load_frame
 
+pytestmark = pytest.mark.journey
+
 MODEL = SHIPPED.name
 WIDE_GATES = [
     gate.model_copy(update={"margin_percent": 50})

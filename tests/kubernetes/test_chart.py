@@ -26,6 +26,8 @@ from tests.kubernetes.manifests import (
     validate,
 )
 
+pytestmark = pytest.mark.journey
+
 STAND_IN = Path(__file__).parent / "stand-ins" / "airflow"
 OFFICIAL = os.environ.get("AIRFLOW_CHART")
 BASE = FOLDER / "airflow-values.yaml"

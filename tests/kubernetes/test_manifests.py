@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,7 +40,11 @@ from tests.kubernetes.manifests import (
     value_paths,
 )
 
+pytestmark = pytest.mark.journey
+
 HERE = Path(__file__).parent
+FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Some builds of PyYAML lack the one in C."""
 COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 DIFFERENT = {
@@ -101,36 +106,56 @@ def test_kubernetes_knows_every_field_of_each_object(document):
     validate(document)
 
 
-@pytest.fixture
-def build(kustomize, tmp_path):
-    """Builds an overlay of a copy, which has the files of the page on KServe."""
-    copy = copy_with_kserve(tmp_path)
+@pytest.fixture(scope="module")
+def valid():
+    """Texts of the objects that are valid: most are the same in several overlays."""
+    return set()
+
+
+def builder(kustomize, copy, valid):
+    """Return what builds an overlay of a copy, each of whose objects is valid."""
 
     def build(overlay, namespace="gyre"):
-        documents = [*yaml.safe_load_all(run([*kustomize, copy / overlay]))]
+        documents = [*yaml.load_all(run([*kustomize, copy / overlay]), FAST_LOADER)]
         for document in documents:
-            if document["kind"] not in {"InferenceService", "SparkCluster"}:
+            text = json.dumps(document)
+            is_other = document["kind"] in {"InferenceService", "SparkCluster"}
+            if not is_other and text not in valid:
                 validate(document)
+                valid.add(text)
             assert document["metadata"]["namespace"] == namespace
         return {(each["kind"], each["metadata"]["name"]): each for each in documents}
 
     return build
 
 
-def test_each_overlay_builds_with_its_objects_images_and_settings(build):
-    production = build("production")
+@pytest.fixture
+def build(kustomize, tmp_path, valid):
+    """Builds an overlay of a copy, which has the files of the page on KServe."""
+    return builder(kustomize, copy_with_kserve(tmp_path), valid)
+
+
+@pytest.fixture(scope="module")
+def built(kustomize, tmp_path_factory, valid):
+    """Builds an overlay that no test has changed, once."""
+    copy = copy_with_kserve(tmp_path_factory.mktemp("built"))
+    return cache(builder(kustomize, copy, valid))
+
+
+def test_each_overlay_builds_with_its_objects_images_and_settings(built):
+    production = built("production")
     assert production.keys() == OBJECTS.keys()
     registry = "registry.example.com"
     specs = [each["spec"] for (kind, _), each in production.items() if kind in PODS]
     images = {container_of(spec["template"]["spec"])["image"] for spec in specs}
     assert images == {f"{registry}/gyre:0.1.0", f"{registry}/gyre-serving:0.1.0"}
-    spark = build("spark")
+    spark = built("spark")
     assert OBJECTS.keys() <= spark.keys()
     settings = spark["ConfigMap", "gyre"]["data"]
     assert settings["GYRE_ENGINE"] == "spark"
     master = f"spark://{SPARK['metadata']['name']}-master-svc:7077"
     assert settings["GYRE_SPARK_MASTER"] == master
-    kserve = build("kserve")
+    kserve = built("kserve")
     replaced = ("StatefulSet", "HorizontalPodAutoscaler", "PodDisruptionBudget")
     assert OBJECTS.keys() - kserve.keys() == {(kind, "serving") for kind in replaced}
     predictor = kserve["InferenceService", "gyre-serving"]["spec"]["predictor"]
@@ -138,12 +163,14 @@ def test_each_overlay_builds_with_its_objects_images_and_settings(build):
 
 
 @pytest.mark.parametrize("overlay", ["production", "spark", "kserve"])
-def test_the_lines_of_the_page_add_a_kafka_to_an_overlay(build, tmp_path, overlay):
+def test_the_lines_of_the_page_add_a_kafka_to_an_overlay(
+    built, build, tmp_path, overlay
+):
     (lines,) = re.findall(
         r"^```yaml\n(components:.*?)^```", PAGE, re.MULTILINE | re.DOTALL
     )
     assert KAFKA["kind"] == "Component"
-    before = build(overlay)
+    before = built(overlay)
     folder = tmp_path / "deploy" / "kubernetes" / overlay
     with (folder / "kustomization.yaml").open("a") as file:
         file.write(lines)
@@ -155,13 +182,15 @@ def test_the_lines_of_the_page_add_a_kafka_to_an_overlay(build, tmp_path, overla
     assert kafka_settings().keys() == variables
 
 
-def test_rights_are_those_of_accounts_in_the_namespace_of_an_overlay(build, tmp_path):
+def test_rights_are_those_of_accounts_in_the_namespace_of_an_overlay(
+    built, build, tmp_path
+):
     file = tmp_path / "deploy" / "kubernetes" / "production" / "kustomization.yaml"
     text = file.read_text()
     assert "namespace: gyre" in text
-    for namespace in ("gyre", "other"):
-        file.write_text(text.replace("namespace: gyre", f"namespace: {namespace}"))
-        objects = build("production", namespace)
+    file.write_text(text.replace("namespace: gyre", "namespace: other"))
+    overlays = {"gyre": built("production"), "other": build("production", "other")}
+    for namespace, objects in overlays.items():
         bindings = [
             each for (kind, _), each in objects.items() if kind == "RoleBinding"
         ]
@@ -189,7 +218,7 @@ def test_the_network_lets_pods_reach_the_brokers_that_the_settings_name(tmp_path
     assert ports <= {port["port"] for port in rule["ports"]}
 
 
-def test_the_page_on_kserve_deletes_what_its_overlay_leaves_out(build):
+def test_the_page_on_kserve_deletes_what_its_overlay_leaves_out(built):
     text = (CLONE / "docs" / "how-to" / "kserve.md").read_text()
     (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     commands = [shlex.split(line) for line in block.splitlines()]
@@ -198,7 +227,7 @@ def test_the_page_on_kserve_deletes_what_its_overlay_leaves_out(build):
     # The autoscaler first: it would start replicas anew.
     deleted = [command[-1] for command in commands if "delete" in command]
     assert deleted[0].startswith("horizontalpodautoscaler/")
-    left_out = OBJECTS.keys() - build("kserve").keys()
+    left_out = OBJECTS.keys() - built("kserve").keys()
     assert sorted(deleted) == sorted(
         f"{kind.lower()}/{name}" for kind, name in left_out
     )

@@ -18,15 +18,19 @@ from tests.conftest import BIN, wait_until
 from tests.support.tools.clone import outer_environment, run
 
 MODEL = "customer_churn_model"
-ENVIRONMENT = outer_environment() | {"PATH": os.environ["PATH"]}
 STEPS = ["as shadow", "at 5 %", "at 25 %", "at 50 %", "at 100 %"]
+
+
+def shell():
+    """The environment of a shell whose `gyre` is that of a user."""
+    return outer_environment() | {"PATH": os.environ["PATH"]}
 
 
 @pytest.mark.nightly
 def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_path):
     settings = Settings(home=tmp_path / "home")
     command = f"{BIN}/gyre demo --home {settings.home}"
-    demo = run(command, PROJECT, ENVIRONMENT)
+    demo = run(command, PROJECT, shell())
     assert "version 1 at first, version 2 now: ok" in demo
     assert '"model_version": "2"' in demo
     assert "training ended: version 2 is in production, in place of 1" in demo
@@ -47,14 +51,14 @@ def test_one_retraining_after_drift_brings_a_better_version_into_production(tmp_
     assert cause_of_labels.endswith("/label_change of version 1: alert")
     wait_until("the end of all", lambda: not members(settings.home))
 
-    assert "holds a stack already" in run(command, PROJECT, ENVIRONMENT, 1)
+    assert "holds a stack already" in run(command, PROJECT, shell(), 1)
 
 
 @pytest.mark.nightly
 def test_a_canary_shows_each_step_from_shadow_to_production(tmp_path):
     settings = Settings(home=tmp_path / "home")
     command = f"{BIN}/gyre demo --canary --home {settings.home}"
-    demo = run(command, PROJECT, ENVIRONMENT)
+    demo = run(command, PROJECT, shell())
     assert "training ended: version 2 is the shadow" in demo
     for step in STEPS:
         assert re.search(rf"version 2 {step}: 3000 answers, \d+ by version", demo)

@@ -13,6 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from tests.mlflow_server.conftest import client, new_model
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture
 def api(settings):
@@ -70,6 +72,7 @@ def test_a_model_logged_and_registered_by_one_function_is_loaded_by_its_alias(
             fitted,
             name="model",
             registered_model_name=name,
+            pip_requirements=["scikit-learn"],  # to find them takes a process seconds
             signature=infer_signature(x, fitted.predict(x)),
         )
     api.set_registered_model_alias(name, "production", "1")

@@ -1,17 +1,17 @@
 """The server is for browsers of this machine only, and its pages show runs first."""
 
-import shutil
 from contextlib import closing
 
 import httpx
 import psutil
 import pytest
 
-from docs.browser import NAMES, browser
+from docs.browser import browser
 from mlflow_server.api.tracking import Tracking
 from mlflow_server.promotion.ledger import Ledger
 from tests.conftest import BIN, answers, new_settings, running, wait_until
 from tests.mlflow_server.conftest import client, new_model
+from tests.support.tools.programs import needs_chromium
 
 IN_FRONT = '[role=dialog], [data-component-id="mlflow.assistant.chat_panel.close"]'
 """A box over the page, or the chat panel."""
@@ -62,9 +62,7 @@ def test_mlflows_own_command_enters_a_role_changed_in_the_ui_in_the_ledger(tmp_p
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
-)
+@needs_chromium
 def test_an_experiment_opens_on_its_runs_without_a_dialog(settings):
     tracking = Tracking(settings)
     run_id = tracking.start_or_find_run("trainings", "k", "monday's", {})

@@ -1,9 +1,11 @@
 """A team's MLflow: its login and TLS, its artifacts, changes by hand, and two Gyres on it."""
 
 import json
+import os
 import subprocess
-import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pandas as pd
 import pytest
@@ -21,6 +23,7 @@ from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.model.registration import register
 from mlflow_server.promotion.ledger import Ledger
 from mlflow_server.promotion.promote import promote, rollback
+from mlflow_server.server import follower
 from mlflow_server.tags import packed
 from stack.environment import process_environment
 from stack.machine import mlflow_problems
@@ -28,21 +31,37 @@ from tests.conftest import new_settings, running, wait_until
 from tests.mlflow_server.conftest import ANN, client, stages
 from tests.serving.conftest import FEATURES, tiny_onnx
 from tests.support.stores.s3 import BUCKET, s3_server
+from tests.support.tools.preloaded import commands_folder
 from tests.support.tools.team_mlflow import USER, team_mlflow
 
+pytestmark = pytest.mark.journey
+
 MODEL = load_specs()[0].name
+FOLLOWER = """
+from mlflow_server.server import follower
+
+follower.POLL_SECONDS /= 15
+follower.main()
+"""
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory):
     """MLflow behind nginx, and S3; this process and those that it starts have the login."""
     folder = tmp_path_factory.mktemp("team")
-    with pytest.MonkeyPatch.context() as environment:
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        ExitStack() as opened,
+        ThreadPoolExecutor() as threads,
+    ):
         environment.setenv("HOME", str(folder))
-        with s3_server(folder, environment), team_mlflow(folder / "server") as server:
-            for name, value in server.login.items():
-                environment.setenv(name, value)
-            yield server
+        s3 = threads.submit(opened.enter_context, s3_server(folder, environment))
+        wait_until("the variables of S3", lambda: "AWS_TIMEOUT" in os.environ)
+        server = opened.enter_context(team_mlflow(folder / "server"))
+        s3.result()
+        for name, value in server.login.items():
+            environment.setenv(name, value)
+        yield server
 
 
 @pytest.fixture
@@ -142,7 +161,7 @@ def test_the_login_is_read_from_the_secrets_folder_by_mlflows_client_too(
         "GYRE_SECRETS_DIR": str(secrets),
         "GYRE_MLFLOW_URL": settings.mlflow_url,
     }
-    command = [sys.executable, "-c", code]
+    command = [commands_folder() / "python", "-c", code]
     done = subprocess.run(
         command, cwd=CLONE, env=variables, capture_output=True, check=False, text=True
     )
@@ -185,6 +204,7 @@ def set_stage(settings, version, stage):
 
 
 def test_changes_by_hand_act_in_seconds_without_our_server(installation, tmp_path):
+    assert follower.POLL_SECONDS < 5
     settings = installation("hand.")
     name = f"hand.{MODEL}"
     for number in range(3):
@@ -193,7 +213,7 @@ def test_changes_by_hand_act_in_seconds_without_our_server(installation, tmp_pat
     lineage = packed({"sha256.model.onnx": "0" * 64, "sha256.serving.json": "1" * 64})
     api.set_model_version_tag(name, "3", "lineage", lineage["lineage"])
     registry = Registry(settings)
-    command = [sys.executable, "-m", "mlflow_server.server.follower"]
+    command = [str(commands_folder() / "python"), "-c", FOLLOWER]
     variables = process_environment(settings) | {"GYRE_MLFLOW_URL": settings.mlflow_url}
     log = tmp_path / "follower.log"
     with Ledger(settings) as ledger, running(command, log, **variables):

@@ -27,6 +27,7 @@ def experiment():
     return f"experiment {uuid.uuid4().hex[:8]}"
 
 
+@pytest.mark.journey
 def test_texts_of_any_length_are_kept_as_far_as_there_is_room(empty_database):
     reason = "drift of version 1; " * 1_000
     Ledger(empty_database).close()  # it makes MLflow's schema
@@ -62,6 +63,7 @@ def test_a_deleted_experiment_is_named_with_what_brings_it_back(
     assert Pages(settings).training(experiment) is None
 
 
+@pytest.mark.journey
 def test_all_runs_of_an_experiment_are_read(settings, tracking, experiment):
     first = tracking.start_or_find_run(experiment, "k", "first", {})
     api = client(settings)
@@ -93,6 +95,7 @@ def test_an_error_of_mlflow_is_reported_in_one_line(tracking, experiment, tmp_pa
         tracking.download_artifacts(run_id, "nothing.json", str(tmp_path))
 
 
+@pytest.mark.journey
 @pytest.mark.timed
 def test_an_mlflow_that_is_down_or_silent_is_reported_in_one_line_soon(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:

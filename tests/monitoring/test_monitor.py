@@ -1,13 +1,12 @@
 """The monitor on the real history: a version of 180 days ago meets today's customers."""
 
 import json
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from datetime import timedelta
-from multiprocessing import get_context
+from datetime import datetime, timedelta
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, rmtree
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +27,7 @@ from mlflow_server.promotion.ledger import Ledger
 from monitoring.decisions.decision import INPUTS
 from monitoring.decisions.store import newest_decisions, stored_checks
 from monitoring.monitor import monitor
-from tests.conftest import AS_OF, BIN, mlflow_server, new_settings
+from tests.conftest import AS_OF, mlflow_server, new_settings
 from tests.mlflow_server.conftest import Roles, client
 from tests.monitoring.conftest import alerts, tear
 from tests.serving.conftest import tiny_onnx
@@ -41,17 +40,28 @@ from training.artifacts import CANDIDATE
 from training.data.frame import TIME_TYPE, feature_columns, with_features
 from training.model.scoring import version_scores
 
+pytestmark = pytest.mark.journey
+
 FOREST = Estimator(
     name="forest",
     type="random_forest",
     parameters={"n_estimators": 20, "max_depth": 5, "min_samples_leaf": 20},
 )
 LIMITS = SHIPPED.monitoring.model_copy(update={"cooldown_hours": 3})
-SPEC = SHIPPED.model_copy(update={"estimators": (FOREST,), "monitoring": LIMITS})
+LEFT_OUT = {"total_orders_30d", "total_spend_30d", "lifetime_value"}
+"""Features: each takes a part of every report."""
+FEATURES = {
+    name: kind for name, kind in SHIPPED.features.items() if name not in LEFT_OUT
+}
+SPEC = SHIPPED.model_copy(
+    update={"features": FEATURES, "estimators": (FOREST,), "monitoring": LIMITS}
+)
 CUSTOMERS = pa.array(range(8, 23571, 8), pa.int64())
 """Every eighth."""
 OLD = AS_OF - timedelta(days=180)
 HOUR = timedelta(hours=1)
+TRAINED = {"1": OLD, "2": AS_OF + 5 * HOUR}
+"""Each version by its moment: both are trained once for all tests."""
 MONITOR = """
 import sys
 from datetime import datetime
@@ -66,50 +76,72 @@ report = monitor(load_settings(), spec, datetime.fromisoformat(as_of))
 print(to_json(report).decode())
 """
 """For a process of its own; `gyre monitor` takes no moment that lies ahead."""
+WITHOUT_EVIDENTLY = """
+import sys
+for name in [*sys.modules]:
+    if name.partition(".")[0] == "evidently":
+        del sys.modules[name]
+"""
+"""The preloaded process has imported it."""
+
+
+class Home:
+    """An installation that was kept when version 1, and when version 2 had been promoted.
+
+    Attributes:
+        settings: Its settings.
+        frame: Features of every customer as of AS_OF, as the online store would give them.
+
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        home = folder / "home"
+        rows = pull(new_settings(folder / "source"), ORDERS, AS_OF).read_all()
+        is_chosen = pc.is_in(rows["customer_id"], CUSTOMERS)
+        self.settings = installation(home, rows.filter(is_chosen))
+        fill_dataset(self.settings, "orders", AS_OF, late=12)
+        count = len(CUSTOMERS)
+        labelled = pa.table(
+            {
+                "customer_id": CUSTOMERS,
+                "event_timestamp": pa.array([AS_OF] * count, TIME_TYPE),
+                "label": pa.array([0] * count),
+            }
+        )
+        self.frame = with_features(self.settings, SPEC, labelled)
+        with mlflow_server(self.settings):
+            for version, as_of in TRAINED.items():
+                report = chain.train(
+                    self.settings, SPEC, as_of, key=version, reason="test", who="test"
+                )
+                assert report.version == version, report.outcome
+                assert f"version {version} is in production" in report.outcome
+                copytree(home, folder / version)
+
+    @contextmanager
+    def restored(self, version):
+        """As it was when `version` had just been promoted."""
+        rmtree(self.settings.home)
+        copytree(self.folder / version, self.settings.home)
+        with mlflow_server(self.settings), closing(Ledger(self.settings)) as ledger:
+            yield Watched(self.settings, self.frame, ledger, SPEC)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    home = tmp_path_factory.mktemp("watched")
-    rows = pull(new_settings(home), ORDERS, AS_OF).read_all()
-    settings = installation(home, rows.filter(pc.is_in(rows["customer_id"], CUSTOMERS)))
-    fill_dataset(settings, "orders", AS_OF, late=12)
-    with mlflow_server(settings):
-        yield settings
-
-
-@pytest.fixture(scope="module")
-def frame(settings):
-    """Features of every customer as of AS_OF, as the online store would give them."""
-    count = len(CUSTOMERS)
-    labelled = pa.table(
-        {
-            "customer_id": CUSTOMERS,
-            "event_timestamp": pa.array([AS_OF] * count, TIME_TYPE),
-            "label": pa.array([0] * count),
-        }
-    )
-    return with_features(settings, SPEC, labelled)
+def home(tmp_path_factory):
+    return Home(tmp_path_factory.mktemp("watched"))
 
 
 class Watched:
-    """A model of a test's own: its versions, log, decisions and alerts are of no other test."""
+    """A model of which nothing was answered or decided yet."""
 
-    def __init__(self, settings, frame, name):
+    def __init__(self, settings, frame, ledger, spec):
         self.settings = settings
         self.frame = frame
-        names = {"name": name, "experiment": f"{name}_training"}
-        self.spec = SPEC.model_copy(update=names)
-        self.ledger = Ledger(settings)
-        self.roles = Roles(settings, Registry(settings), self.ledger, name)
-
-    def train(self, as_of):
-        key = f"{self.spec.name} {as_of}"
-        report = chain.train(
-            self.settings, self.spec, as_of, key=key, reason=key, who="test"
-        )
-        assert report.version is not None, report.outcome
-        return report.version
+        self.ledger = ledger
+        self.spec = spec
+        self.roles = Roles(settings, Registry(settings), ledger, spec.name)
 
     def log_answers(self, version, at, name, score=None):
         """Write what serving logs when `version` answers for the customers of the frame."""
@@ -146,6 +178,16 @@ class Watched:
     def monitor(self, as_of):
         return monitor(self.settings, self.spec, as_of)
 
+    def monitor_by_process(self, as_of, code=MONITOR, **variables):
+        """Return the report of a process of its own."""
+        command = f'python -c "$CODE" "$SPEC" {as_of.isoformat()}'
+        environment = stack_environment(self.settings) | {
+            "CODE": code,
+            "SPEC": self.spec.model_dump_json(),
+        }
+        done = finished(command, PROJECT, environment | variables)
+        return json.loads(done.stdout)
+
     def decisions(self, **which):
         return newest_decisions(self.settings, self.spec.name, **which)
 
@@ -156,16 +198,21 @@ class Watched:
         return Tracking(self.settings).runs(f"{self.spec.experiment}_monitoring")
 
     def drift(self):
-        """Train on the history of 180 days ago, and answer today's customers twice."""
-        self.train(OLD)
+        """Let version 1, of 180 days ago, answer today's customers."""
         return self.log_answers("1", AS_OF - HOUR, "today")
 
 
 @pytest.fixture
-def watched(settings, frame, request):
-    name = request.node.name.removeprefix("test_")[:40]
-    model = Watched(settings, frame, name)
-    with closing(model.ledger):
+def watched(home):
+    """Version 1 is in production, the only one."""
+    with home.restored("1") as model:
+        yield model
+
+
+@pytest.fixture
+def twice_trained(home):
+    """Version 2 is in production, in place of version 1."""
+    with home.restored("2") as model:
         yield model
 
 
@@ -196,13 +243,14 @@ def test_of_two_drifted_windows_the_second_starts_one_retraining(watched):
     assert "backfilled/auc" in status
 
     second = one_of_two_runs_at_once_retrains(watched)
-    assert "lifetime_orders: PSI" in second.decision.reason
+    reason = second["decision"]["reason"]
+    assert "lifetime_orders: PSI" in reason
     (alert,) = watched.alerts("drift of version 1")
-    assert alert["message"] == f"bad: {second.decision.reason}; retrain"
+    assert alert["message"] == f"bad: {reason}; retrain"
     distances = [
-        result.value
-        for result in second.results
-        if result.name.startswith("psi/") and result.acts
+        result["value"]
+        for result in second["results"]
+        if result["name"].startswith("psi/") and result["acts"]
     ]
     assert alert["psi_score"] == max(distances)
     assert alert["severity"] == "significant"
@@ -215,18 +263,12 @@ def test_of_two_drifted_windows_the_second_starts_one_retraining(watched):
 def one_of_two_runs_at_once_retrains(watched):
     """Row 18 of the faults, with two processes."""
     moments = [AS_OF + HOUR - timedelta(minutes=1), AS_OF + HOUR]
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["monitoring.checks.report"])
-    with ProcessPoolExecutor(2, context) as processes:
-        runs = [
-            processes.submit(monitor, watched.settings, watched.spec, moment)
-            for moment in moments
-        ]
-        reports = [run.result() for run in runs]
-    by_rule = {report.decision.rule: report for report in reports}
+    with ThreadPoolExecutor(2) as threads:
+        reports = [*threads.map(watched.monitor_by_process, moments)]
+    by_rule = {report["decision"]["rule"]: report for report in reports}
     assert by_rule.keys() == {"drift", "cooldown"}
-    rows = watched.decisions(action="retrain")
-    assert [row.as_of for row in rows] == [by_rule["drift"].as_of]
+    (row,) = watched.decisions(action="retrain")
+    assert row.as_of == datetime.fromisoformat(by_rule["drift"]["as_of"])
     return by_rule["drift"]
 
 
@@ -239,14 +281,9 @@ def test_a_drifted_window_is_unknown_where_evidently_cannot_be_imported(
     package.mkdir(parents=True)
     problem = "libgomp.so.1: cannot open shared object file"
     (package / "__init__.py").write_text(f"raise ImportError({problem!r})")
-    command = f'{BIN}/python -c "$MONITOR" "$SPEC" {AS_OF.isoformat()}'
-    environment = stack_environment(watched.settings)
-    environment |= {
-        "PYTHONPATH": str(tmp_path),
-        "MONITOR": MONITOR,
-        "SPEC": watched.spec.model_dump_json(),
-    }
-    report = json.loads(finished(command, PROJECT, environment).stdout)
+    report = watched.monitor_by_process(
+        AS_OF, WITHOUT_EVIDENTLY + MONITOR, PYTHONPATH=str(tmp_path)
+    )
     assert report["verdict"] == "unknown"
     decision = report["decision"]
     assert (decision["action"], decision["rule"]) == ("nothing", "unknown")
@@ -256,13 +293,16 @@ def test_a_drifted_window_is_unknown_where_evidently_cannot_be_imported(
     assert watched.decisions(action="retrain") == []
 
 
-def test_windows_before_a_version_do_not_count_against_it(watched):
+def test_windows_before_a_version_do_not_count_against_it(twice_trained):
+    watched = twice_trained
+    watched.roles.promote("1")
     watched.drift()
-    assert watched.monitor(AS_OF).verdict == "bad"
-    version = watched.train(AS_OF + 5 * HOUR)
-    watched.log_answers(version, AS_OF + 7 * HOUR, "new")
+    bad = watched.monitor(AS_OF)
+    assert (bad.version, bad.verdict) == ("1", "bad")
+    watched.roles.promote("2")
+    watched.log_answers("2", AS_OF + 7 * HOUR, "new")
     calm = watched.monitor(AS_OF + 8 * HOUR)
-    assert (calm.version, calm.verdict) == (version, "ok")
+    assert (calm.version, calm.verdict) == ("2", "ok")
     row = watched.decisions()[-1]
     inputs = INPUTS.validate_json(row.inputs)
     assert inputs.verdicts == ("ok",)
@@ -330,6 +370,9 @@ def test_a_run_for_a_moment_before_the_newest_promotion_changes_nothing(watched)
 
 
 def test_a_version_without_a_reference_is_never_ok(watched):
+    names = {"name": "another", "experiment": "another_training"}
+    spec = SPEC.model_copy(update=names)
+    watched = Watched(watched.settings, watched.frame, watched.ledger, spec)
     api = client(watched.settings)
     experiment = api.create_experiment(watched.spec.experiment)
     run = api.create_run(experiment).info
@@ -353,7 +396,7 @@ def reversed_version(watched, folder):
     folder.mkdir()
     tracking.download_artifacts(first.run_id, "", str(folder))
     tracking.log_artifacts(run_id, str(folder))
-    model = tiny_onnx(1.2, "Reciprocal")
+    model = tiny_onnx(1.2, "Reciprocal", kinds=SPEC.features)
     return register(
         watched.settings, model=watched.spec.name, run_id=run_id, files=folder / CANDIDATE,
         exported=ModelFile(model.SerializeToString()),
@@ -364,7 +407,6 @@ def reversed_version(watched, folder):
 
 def test_a_version_with_a_worse_f1_is_rolled_back_to_a_better_one(watched, tmp_path):
     """Row 19 of the faults: outcomes come late."""
-    watched.train(OLD)
     roles = watched.roles
     at = OLD + 50 * HOUR
     version = reversed_version(watched, tmp_path / "run")
@@ -395,33 +437,18 @@ def test_a_version_with_a_worse_f1_is_rolled_back_to_a_better_one(watched, tmp_p
     assert alert["drift_type"] == "harm"
 
 
-@pytest.fixture
-def torn_tables(settings):
-    """Tables of decisions and of checks that can neither be read nor written."""
-    data = settings.home / "data"
+def test_a_harmful_version_is_rolled_back_without_a_stored_decision(twice_trained):
+    """Tables of decisions and of checks can neither be read nor written."""
+    watched = twice_trained
     for name in ("decisions", "checks"):
-        if (data / name).exists():
-            (data / name).rename(data / f"{name}.before")
-        tear(data / name)
-    yield
-    for name in ("decisions", "checks"):
-        rmtree(data / name)
-        if (data / f"{name}.before").exists():
-            (data / f"{name}.before").rename(data / name)
-
-
-def test_a_harmful_version_is_rolled_back_without_a_stored_decision(
-    watched, torn_tables
-):
-    watched.train(OLD)
-    version = watched.train(AS_OF + 5 * HOUR)
-    watched.log_answers(version, AS_OF + 60 * HOUR, "harm", score=0.7)
+        tear(watched.settings.data / name)
+    watched.log_answers("2", AS_OF + 60 * HOUR, "harm", score=0.7)
     with pytest.raises(DataError, match="table decisions: "):
         watched.monitor(AS_OF + 61 * HOUR)
     roles = watched.roles
     last = roles.rows[-1]
-    assert (last.from_version, last.to_version, last.who) == (version, "1", "monitor")
+    assert (last.from_version, last.to_version, last.who) == ("2", "1", "monitor")
     assert "every one of" in last.why
     assert roles.aliases["production"] == "1"
-    assert len(watched.alerts(f"harm of version {version} ")) == 1
+    assert len(watched.alerts("harm of version 2 ")) == 1
     assert watched.alerts("decisions cannot be stored")

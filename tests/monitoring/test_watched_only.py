@@ -1,6 +1,6 @@
 """A model that is watched and not served here: predictions arrive as rows, outcomes as ever."""
 
-import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import httpx
@@ -14,6 +14,7 @@ from monitoring.log.tables import predictions
 from monitoring.monitor import monitor
 from stack.environment import process_environment
 from tests.conftest import answers, mlflow_server, new_settings, running, wait_until
+from tests.support.tools.preloaded import commands_folder
 from tests.support.training.loans import (
     FEATURES,
     MODEL,
@@ -53,6 +54,15 @@ def settings(tmp_path_factory, spec):
         yield settings
 
 
+@contextmanager
+def serving(settings, log, environment):
+    command = [str(commands_folder() / "python"), "-m", "serving"]
+    with running(command, log, **environment):
+        ready = f"{settings.serving_address}/health/ready"
+        wait_until("serving", lambda: answers(ready), 120)
+        yield
+
+
 def sent(row, number, **more):
     """The body of one prediction."""
     features = {name: row[name] for name in FEATURES}
@@ -65,6 +75,7 @@ def sent(row, number, **more):
     } | more
 
 
+@pytest.mark.journey
 def test_predictions_that_are_sent_are_watched_with_their_outcomes(
     settings, spec, folder
 ):
@@ -73,9 +84,7 @@ def test_predictions_that_are_sent_are_watched_with_their_outcomes(
     rows = scored()
     records = rows.to_dict("records")
     bodies = [sent(row, number) for number, row in enumerate(records)]
-    with running([sys.executable, "-m", "serving"], log, **environment):
-        ready = f"{settings.serving_address}/health/ready"
-        wait_until("serving", lambda: answers(ready), 120)
+    with serving(settings, log, environment):
         address = f"{settings.serving_address}/models/{MODEL}/predictions"
         answer = httpx.post(address, json=bodies, timeout=60)
         assert answer.json() == {"recorded": 300, "logged": True}
@@ -159,9 +168,7 @@ def test_a_model_that_is_served_here_takes_no_predictions_of_others(
     make_project(other)
     log = settings.home / "serving2.log"
     environment = process_environment(settings) | {"GYRE_PROJECT": str(other)}
-    with running([sys.executable, "-m", "serving"], log, **environment):
-        ready = f"{settings.serving_address}/health/ready"
-        wait_until("serving", lambda: answers(ready), 120)
+    with serving(settings, log, environment):
         address = f"{settings.serving_address}/models/{MODEL}/predictions"
         row = scored().to_dict("records")[0]
         answer = httpx.post(address, json=sent(row, 0), timeout=60)

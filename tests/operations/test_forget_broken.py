@@ -14,6 +14,8 @@ from gyre import PROJECT
 from tests.conftest import new_settings
 from tests.support.tools.clone import mlflow_and_redis, run, stack_environment
 
+pytestmark = pytest.mark.journey
+
 PERSON = 'N\'7 "é"'
 MODULE = """
 from datetime import timedelta

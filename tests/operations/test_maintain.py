@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+import pytest
 
 from core.project import PROJECT
 from core.spec import load_spec
@@ -74,6 +75,7 @@ def clean(settings, **environment):
     return ended.returncode, {part["what"]: part for part in json.loads(ended.stdout)}
 
 
+@pytest.mark.journey
 def test_rows_and_files_older_than_their_retention_are_deleted(settings):
     store_rows(settings, (0, 399, 401))
     old_files = store_files(

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.usefixtures("served")
 DRAIN_SECONDS = 3
 
 
+@pytest.mark.journey
 def test_answers_go_on_after_sigterm_and_close_their_connections(rig, monkeypatch):
     monkeypatch.setenv("GYRE_SERVING_DRAIN_SECONDS", str(DRAIN_SECONDS))
     with rig.serving(home=rig.second_home()) as (client, process):

@@ -75,6 +75,7 @@ def busy_airflow():
         yield address, bodies
 
 
+@pytest.mark.journey
 def test_a_request_that_times_out_is_sent_again_and_starts_one_run(tmp_path):
     with busy_airflow() as (address, bodies):
         settings = new_settings(tmp_path, airflow_url=address)

@@ -27,100 +27,121 @@ from stack.supervisor import (
 from tests.conftest import BIN, running, wait_until
 
 SLEEP = "import time; print('awake', flush=True); time.sleep(6000)"
+PASSWORD = "100%:sure %(ENV_HOME)s %%"
+WORK = "sum(range(20_000_000))"
+CHILD = "import time; memory = bytearray(b'x' * 50_000_000); time.sleep(6000)"
+RUN = "subprocess.run([sys.executable, '-c', {!r}])"
+CODES = {
+    "reader": "import os; print(os.environ['MLFLOW_TRACKING_PASSWORD'], flush=True); "
+    + SLEEP,
+    "asleep": SLEEP,
+    "changed": SLEEP,
+    "parent": f"import subprocess, sys; {RUN.format(WORK)}; {RUN.format(CHILD)}",
+    "broken": "raise SystemExit('no such thing')",
+}
+"""Programs of Python code by name."""
+
+
+def new_settings(folder):
+    settings = load_settings(home=folder / "a home")
+    for name in ("run", "logs"):
+        (settings.home / name).mkdir(parents=True)
+    return settings
 
 
 @pytest.fixture
 def settings(tmp_path):
-    settings = load_settings(home=tmp_path / "a home")
-    for name in ("run", "logs"):
-        (settings.home / name).mkdir(parents=True)
+    """Settings of a home without a supervisor."""
+    settings = new_settings(tmp_path)
     yield settings
     end_stack(settings)
 
 
-def program(name, code=SLEEP):
-    """A program of Python code, which is given in its environment."""
-    os.environ[f"CODE_{name.upper()}"] = code
-    run = f"import os; exec(os.environ['CODE_{name.upper()}'])"
-    return Program(name, f'python -c "{run}"', lambda _: None)
+@pytest.fixture(scope="module")
+def programs():
+    """Each has its code in its environment."""
+    run = "import os; exec(os.environ['CODE_{}'])"
+    return {
+        name: Program(name, f'python -c "{run.format(name)}"', lambda _: None)
+        for name in CODES
+    }
 
 
-def launch(settings, *programs):
-    start_supervisor(settings, programs, process_environment(settings))
-    start(settings, programs)
+@pytest.fixture(scope="module")
+def stack(programs, tmp_path_factory):
+    """Settings of a stack that runs all programs: supervisord takes 15 s to give one up."""
+    settings = new_settings(tmp_path_factory.mktemp("stack"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        for name, code in CODES.items():
+            environment.setenv(f"CODE_{name}", code)
+        variables = process_environment(settings)
+    start_supervisor(settings, programs.values(), variables)
+    start(settings, programs.values())
+    yield settings
+    end_stack(settings)
 
 
 def spawned(folder, code=SLEEP, **variables):
     return running([sys.executable, "-c", code], folder / "log", **variables)
 
 
-def test_a_login_reaches_a_program_by_the_environment_alone(settings, monkeypatch):
+def test_a_login_reaches_a_program_by_the_environment_alone(stack):
     """No file, no argument, and a % is what it is."""
-    password = "100%:sure %(ENV_HOME)s %%"
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    code = "import os; print(os.environ['MLFLOW_TRACKING_PASSWORD'], flush=True)"
-    launch(settings, program("reader", f"{code}; {SLEEP}"))
-    log = settings.home / "logs" / "reader.log"
+    log = stack.home / "logs" / "reader.log"
     wait_until("its line", lambda: log.exists() and "awake" in log.read_text())
-    assert log.read_text().startswith(f"{password}\n")
-    assert password not in (settings.home / "run" / "supervisord.conf").read_text()
-    process = psutil.Process(states(settings)["reader"]["pid"])
+    assert log.read_text().startswith(f"{PASSWORD}\n")
+    assert PASSWORD not in (stack.home / "run" / "supervisord.conf").read_text()
+    process = psutil.Process(states(stack)["reader"]["pid"])
     lines = [*process.cmdline(), *process.parent().cmdline()]
     assert not [line for line in lines if "sure" in line]
 
 
+@pytest.mark.journey
 def test_only_processes_that_died_or_are_older_than_a_change_are_started_again(
-    settings,
+    stack, programs
 ):
-    reader = program("reader")
-    launch(settings, program("asleep"), reader)
+    changed = programs["changed"]
 
     def pids():
-        return {name: row["pid"] for name, row in states(settings).items()}
+        names = ("reader", "asleep", "changed")
+        return {name: states(stack)[name]["pid"] for name in names}
 
     def is_running():
-        return states(settings)["reader"]["statename"] == "RUNNING"
+        return states(stack)["changed"]["statename"] == "RUNNING"
 
     wait_until("it", is_running)
     before = pids()
-    stop_older(settings, [reader], time.time() - 6000)
+    stop_older(stack, [changed], time.time() - 6000)
     assert pids() == before
-    stop_older(settings, [reader], time.time() + 6000)
-    start(settings, [reader])
+    stop_older(stack, [changed], time.time() + 6000)
+    start(stack, [changed])
     wait_until("it", is_running)
     after = pids()
-    assert [name for name in after if after[name] != before[name]] == ["reader"]
+    assert [name for name in after if after[name] != before[name]] == ["changed"]
     os.kill(after["asleep"], signal.SIGKILL)
     wait_until("another", lambda: pids()["asleep"] not in {after["asleep"], 0})
 
 
-def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(settings):
-    work = "sum(range(20_000_000))"
-    child = "import time; memory = bytearray(b'x' * 50_000_000); time.sleep(6000)"
-    run = "subprocess.run([sys.executable, '-c', {!r}])"
-    parent = f"import subprocess, sys; {run.format(work)}; {run.format(child)}"
-    launch(settings, program("asleep"), program("parent", parent))
-    wait_until("memory", lambda: usage(settings)["parent"].memory_bytes > 50_000_000)
-    usages = usage(settings)
+def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(stack):
+    wait_until("memory", lambda: usage(stack)["parent"].memory_bytes > 50_000_000)
+    usages = usage(stack)
     assert usages["parent"].memory_bytes < 200_000_000
-    assert usages["asleep"].memory_bytes < 50_000_000
+    assert usages["reader"].memory_bytes < 50_000_000
     # Of a process that has ended, too.
-    assert usages["parent"].cpu_seconds > usages["asleep"].cpu_seconds + 0.1
-    stop = [
-        BIN / "supervisorctl",
-        "--serverurl",
-        f"unix://{socket_path(settings.home)}",
-    ]
+    assert usages["parent"].cpu_seconds > usages["reader"].cpu_seconds + 0.1
+    stop = [BIN / "supervisorctl", "--serverurl", f"unix://{socket_path(stack.home)}"]
     subprocess.run([*stop, "stop", "parent"], check=True, stdout=subprocess.DEVNULL)
-    assert {*usage(settings)} == {"asleep"}
+    usages = usage(stack)
+    assert "reader" in usages
+    assert "parent" not in usages
 
 
-def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(settings):
-    broken = program("broken", "raise SystemExit('no such thing')")
-    launch(settings, broken)
+@pytest.mark.journey
+def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(stack, programs):
     expected = r"(?s)broken is not ready.*it ends each time.*no such thing"
     with pytest.raises(StackError, match=expected):
-        wait_ready(settings, [broken], lambda _: None)
+        wait_ready(stack, [programs["broken"]], lambda _: None)
 
 
 def test_down_ends_only_processes_of_its_own_stack_and_no_shell(settings, tmp_path):

@@ -1,6 +1,7 @@
 """The Redis that the stack starts, and the one that it is given by its address."""
 
 import asyncio
+import shlex
 import shutil
 import stat
 import sys
@@ -25,7 +26,13 @@ from stack.environment import child_environment
 from stack.machine import connection_problems, machine_problems, prepare
 from stack.programs import REDIS_SERVER, supervised_environment
 from stack.supervisor import end_stack, start, start_supervisor, states, wait_ready
-from tests.conftest import new_settings, redis_server, unused_port
+from tests.conftest import (
+    new_settings,
+    redis_server,
+    running,
+    unused_port,
+    wait_until,
+)
 from tests.support.tools.redis_proxy import Proxy, written
 
 OLD_FILES = Path(__file__).parent / "redis-6.2"
@@ -40,16 +47,30 @@ def settings(tmp_path):
 
 
 @contextmanager
-def started(settings):
+def supervised(settings):
     """The stack's Redis alone, as `gyre up` starts it."""
     start_supervisor(settings, [REDIS_SERVER], supervised_environment(settings))
     try:
         start(settings, [REDIS_SERVER])
         wait_ready(settings, [REDIS_SERVER], print)
-        with Redis.from_url(settings.redis_address, decode_responses=True) as redis:
+        with Redis.from_url(settings.redis_address) as redis:
             yield redis
     finally:
         end_stack(settings)
+
+
+@contextmanager
+def started(settings):
+    """The same command in the same environment, without the seconds of its supervisor."""
+    variables = supervised_environment(settings)
+    values = {f"ENV_{name}": value for name, value in variables.items()}
+    command = shlex.split(REDIS_SERVER.command % values)
+    with running(command, settings.home / "logs" / "redis.log", **variables) as process:
+        wait_until("Redis", lambda: redis_problem(settings) is None, process=process)
+        with Redis.from_url(settings.redis_address, decode_responses=True) as redis:
+            yield redis
+        process.terminate()
+        process.wait(timeout=60)
 
 
 def content(redis):
@@ -65,6 +86,7 @@ def content(redis):
     )
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("kind", ["commands", "snapshot"])
 def test_the_file_of_redis_6_is_read_and_read_again_after_a_restart(settings, kind):
     shutil.copy(OLD_FILES / kind / "appendonly.aof", settings.home / "redis")
@@ -86,15 +108,16 @@ def test_the_file_of_redis_6_is_read_and_read_again_after_a_restart(settings, ki
         assert redis.get("more") == "1"
 
 
+@pytest.mark.journey
 def test_the_password_of_redis_is_in_files_of_their_owner_alone(settings):
     password = settings.redis_config.read_text().split()[1]
     assert len(password) > 30
     prepare(settings)  # a second `gyre up`
     assert settings.redis_config.read_text().split()[1] == password
-    with started(settings) as redis:
+    with supervised(settings) as redis:
         assert redis.ping()
         with (
-            Redis(port=settings.redis_port) as other,
+            Redis(port=settings.redis_port, retry=None) as other,
             pytest.raises(AuthenticationError),
         ):
             other.keys()
@@ -112,6 +135,7 @@ def test_the_password_of_redis_is_in_files_of_their_owner_alone(settings):
     assert readers == {"redis.conf": 0o600, "feature_store.yaml": 0o600}
 
 
+@pytest.mark.journey
 def test_a_home_without_a_password_is_reached_until_it_gets_one(settings):
     """Of the release before: its Redis runs until `gyre up` starts it anew."""
     settings.redis_config.unlink()
@@ -169,6 +193,14 @@ class OlderRedis(Proxy):
         )
 
 
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    """Port of a Redis for all cases of a version."""
+    port = unused_port()
+    with redis_server(port, tmp_path_factory.mktemp("redis")):
+        yield port
+
+
 @pytest.mark.parametrize(
     ("version", "problem", "warning"),
     [
@@ -179,7 +211,7 @@ class OlderRedis(Proxy):
     ],
 )
 def test_a_redis_by_url_is_refused_below_6_2_and_warned_of_below_7_2(
-    tmp_path, version, problem, warning
+    port, tmp_path, version, problem, warning
 ):
     async def ask():
         proxy = OlderRedis(port)
@@ -189,9 +221,7 @@ def test_a_redis_by_url_is_refused_below_6_2_and_warned_of_below_7_2(
             asked = (connection_problems, redis_warning)
             return [await asyncio.to_thread(function, settings) for function in asked]
 
-    port = unused_port()
-    with redis_server(port, tmp_path):
-        lines, words = asyncio.run(ask())
+    lines, words = asyncio.run(ask())
     assert bool(lines) == bool(problem)
     assert problem is None or lines[0].endswith(problem)
     assert bool(words) == warning

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -17,14 +16,17 @@ from mlflow_server.model.pyfunc import read_version
 from serving.errors import ModelFailedError
 from serving.versions.opening import open_version
 from stack.environment import process_environment
-from tests.conftest import BIN, mlflow_server, new_settings
+from tests.conftest import mlflow_server, new_settings
 from tests.support.feature_repo.team import MODEL, SERVICE, SPEC, make_team
+from tests.support.tools.preloaded import commands_folder
+from tests.support.training.adoptions import converted, take
 from tests.support.training.team_models import rows
-from training.adopt import adopt
 from training.artifacts import PROOF, artifact_bytes
 from training.chain import train
 from training.model.scoring import score, session_inputs
 from training.reproduce import reproduce
+
+pytestmark = pytest.mark.journey
 
 PICKLE = "model.pkl is a pickle, which can run any code while it is opened: .*GYRE_ADOPT_PICKLES"
 GATE = '[[gates]]\nmetric = "log_loss"\nrule = "at_most"\nvalue = 10\n'
@@ -64,20 +66,11 @@ def settings(team, tmp_path_factory):
 def theirs(settings, tmp_path_factory):
     """The addresses and the scores of a team's models."""
     folder = tmp_path_factory.mktemp("models")
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "tests.support.training.team_models",
-    ]
-    arguments = [
-        settings.mlflow_address,
-        str(folder / "saved"),
-        str(folder / "found.json"),
-    ]
+    found = folder / "found.json"
+    command = [commands_folder() / "python", "-m", "tests.support.training.team_models"]
+    arguments = [settings.mlflow_address, folder / "saved", found]
     subprocess.run(command + arguments, cwd=CLONE, check=True, capture_output=True)
-    return json.loads((folder / "found.json").read_text())
+    return json.loads(found.read_text())
 
 
 @pytest.fixture
@@ -87,27 +80,7 @@ def here(spec, team):
     return spec.model_copy(update={"label": label})
 
 
-def take(settings, spec, source, key=None):
-    return adopt(
-        settings, spec, source, datetime.now(UTC), key=key or source, reason="r", who="t"
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pipeline",
-        "columns",
-        "xgboost",
-        "lightgbm",
-        "matrix",
-        "frame",
-        "one column",
-        "one number",
-        "run",
-        "registered",
-    ],
-)
+@pytest.mark.parametrize("name", ["registered", "lightgbm", "run", "frame"])
 def test_a_model_of_each_library_becomes_a_version_with_its_scores(
     settings, theirs, here, name
 ):
@@ -121,9 +94,8 @@ def test_a_model_of_each_library_becomes_a_version_with_its_scores(
     contract, model = read_version(registry, version)
     is_booster = name == "lightgbm"
     assert contract.loader == ("mlflow.lightgbm" if is_booster else "mlflow.onnx")
-    if name in theirs["scores"]:
-        expected = theirs["scores"][name]
-        assert score(model, here.inputs, rows()) == pytest.approx(expected, abs=1e-5)
+    expected = theirs["scores"][name]
+    assert score(model, here.inputs, rows()) == pytest.approx(expected, abs=1e-5)
     tracking = Tracking(settings)
     proof = json.loads(artifact_bytes(tracking, report.run_id, PROOF))
     assert proof["reasons"] == []
@@ -132,12 +104,26 @@ def test_a_model_of_each_library_becomes_a_version_with_its_scores(
         reproduce(settings, MODEL, report.version)
 
 
+@pytest.mark.parametrize("name", ["columns", "matrix", "one column", "one number"])
+def test_a_model_of_another_shape_is_converted_with_its_scores(
+    settings, theirs, spec, name, tmp_path
+):
+    source = theirs["places"][name]
+    result, model = converted(settings, spec, source, rows(), tmp_path)
+    assert (result.error, result.loader) == ("", "mlflow.onnx")
+    expected = theirs["scores"][name]
+    assert score(model, spec.inputs, rows()) == pytest.approx(expected, abs=1e-5)
+    assert result.proof.reasons == ()
+    assert result.proof.largest_difference < 1e-4
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("pickle", PICKLE),
         ("unsigned", "the model has no signature: log it again with one"),
         ("wide", r"driver_trips.toml: features: more \(double\) is missing"),
+        ("nowhere", "expected a folder with a file MLmodel, no nowhere"),
     ],
 )
 def test_a_model_that_cannot_be_taken_is_named_and_registers_nothing(
@@ -145,19 +131,19 @@ def test_a_model_that_cannot_be_taken_is_named_and_registers_nothing(
 ):
     versions = len(Registry(settings).versions(MODEL))
     with pytest.raises(TrainingError, match=message):
-        take(settings, here, theirs["places"][name])
+        take(settings, here, theirs["places"].get(name, name))
     assert len(Registry(settings).versions(MODEL)) == versions
 
 
 def test_a_pickle_is_opened_where_the_installation_says_so(
-    settings, theirs, here, monkeypatch
+    settings, theirs, spec, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("GYRE_ADOPT_PICKLES", "true")
-    report = take(settings, here, theirs["places"]["pickle"], key="allowed")
-    assert report.version, report.outcome
-    folder = settings.home / "none"
-    with pytest.raises(TrainingError, match=f"expected a folder with .*, no {folder}"):
-        take(settings, here, str(folder))
+    source = theirs["places"]["pickle"]
+    result, model = converted(settings, spec, source, rows(), tmp_path)
+    assert (result.error, result.proof.reasons) == ("", ())
+    expected = theirs["scores"]["pipeline"]
+    assert score(model, spec.inputs, rows()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_model_of_pyfunc_is_scored_in_a_process_of_its_own_where_it_may_run(
@@ -173,8 +159,10 @@ def test_a_model_of_pyfunc_is_scored_in_a_process_of_its_own_where_it_may_run(
     report = take(settings, here, source, key="pyfunc")
     assert "in production" in report.outcome
     assert "slower than ONNX; each server runs the model's code" in caplog.text
-    with pytest.raises(TrainingError, match="predicts probabilities, found classes"):
-        take(settings, here, theirs["places"]["classes"], key="classes")
+    (tmp_path / "classes").mkdir()
+    classes = theirs["places"]["classes"]
+    result, _ = converted(settings, here, classes, rows(), tmp_path / "classes")
+    assert "predicts probabilities, found classes" in result.error
 
     registry = Registry(settings)
     version = registry.version(MODEL, report.version)
@@ -191,7 +179,7 @@ def test_a_model_of_pyfunc_is_scored_in_a_process_of_its_own_where_it_may_run(
     assert str(os.getpid()) not in processes
     address = f"models:/{settings.mlflow_name(MODEL)}/{report.version}"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOAD, address], cwd=CLONE,
+        [commands_folder() / "python", "-c", LOAD, address], cwd=CLONE,
         env=os.environ | {"MLFLOW_TRACKING_URI": settings.mlflow_address},
         capture_output=True, check=True, text=True,
     )  # fmt: skip
@@ -213,7 +201,7 @@ def test_a_spec_is_written_from_the_signature_and_the_service_of_a_team(
     options = ["--service", SERVICE, "--from", "labels.parquet"]
     options += ["--entity", "Driver ID", "--time", "asked", "--outcome", "reached goal"]
     done = subprocess.run(
-        [sys.executable, BIN / "gyre", "new", "theirs", "--model", theirs["places"]["run"], *options],
+        [commands_folder() / "gyre", "new", "theirs", "--model", theirs["places"]["run"], *options],
         cwd=team, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

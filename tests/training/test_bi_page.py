@@ -57,6 +57,7 @@ def log_answers(settings, name, received, customers):
     log_lines.write(settings, f"predictions-{name}.jsonl", *lines)
 
 
+@pytest.mark.journey
 def test_the_queries_of_the_page_run_on_rows_that_the_product_wrote(
     tracked, second, database
 ):
@@ -97,6 +98,7 @@ def test_the_queries_of_the_page_run_on_rows_that_the_product_wrote(
     assert [as_of for as_of, _ in decisions] == [AS_OF]
 
 
+@pytest.mark.journey
 def test_a_table_that_refuses_fails_the_scoring_behind_gyres_own_table(
     tracked, second, database
 ):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +16,7 @@ from core.errors import TrainingError
 from core.project import CLONE
 from core.spec.monitoring import Promotion, Rollout
 from core.spec.training import Limit
-from docs.browser import NAMES, PHONE, browser
+from docs.browser import PHONE, browser
 from feature_engine.offline.raw import raw_table
 from mlflow_server.api.comparison import GATES
 from mlflow_server.api.pages import CARD
@@ -29,6 +28,7 @@ from mlflow_server.promotion.promote import release
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import client, stages
 from tests.support.monitoring.page_text import one_line
+from tests.support.tools.programs import needs_chromium
 from tests.support.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, other_hashes, train
 from training.artifacts import PLOTS, artifact_bytes, fetched_artifact
@@ -173,9 +173,7 @@ def test_the_model_card_has_the_colours_of_the_console(tracking, run):
         assert ours.items() <= theirs.items()
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
-)
+@needs_chromium
 def test_the_model_card_fits_a_phone_and_follows_the_readers_scheme(
     tracking, run, tmp_path
 ):
@@ -206,6 +204,7 @@ def test_the_model_card_has_the_parameters_of_a_factory_by_their_names(
     assert ", leaves 15" in card
 
 
+@pytest.mark.journey
 def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
     tracked, tracking, second
 ):
@@ -222,6 +221,7 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
     assert passed["same_scores"]
 
 
+@pytest.mark.journey
 def test_a_version_compared_with_a_champion_of_more_features_is_refused_with_reasons(
     tracked, tracking, run
 ):

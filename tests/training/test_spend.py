@@ -13,6 +13,8 @@ from tests.conftest import AS_OF, new_settings
 from tests.support.tools.clone import Copy, finished
 from tests.training.conftest import ORDERS
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

@@ -10,6 +10,8 @@ from mlflow_server.api.tracking import Tracking
 from monitoring.log.external import take_predictions
 from monitoring.monitor import monitor
 from tests.conftest import mlflow_server, new_settings
+from tests.support.tools.preloaded import commands_folder
+from tests.support.training.adoptions import take
 from tests.support.training.loans import (
     MODEL,
     gyre,
@@ -19,10 +21,11 @@ from tests.support.training.loans import (
     scored,
     with_table,
 )
-from training.adopt import adopt
 from training.check import check
 from training.evaluation.reference import load_reference
 from training.summary import summary
+
+pytestmark = pytest.mark.journey
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +45,22 @@ def settings(tmp_path_factory):
         yield settings
 
 
+def new(settings, folder, *options):
+    """Return the finished process of a command that writes a spec for the model."""
+    arguments = ["new", MODEL, "--model", "saved", *options]
+    return gyre(settings, folder, *arguments, program=commands_folder() / "gyre")
+
+
 def test_a_spec_is_written_from_a_signature_and_a_table_and_fits(settings, folder):
-    missing = gyre(settings, folder, "new", MODEL, "--model", "saved")
+    missing = new(settings, folder)
     assert "--model: expected --from beside it" in missing.stderr
-    options = ["--model", "saved", "--from", "loans.parquet", "--entity", "loan_id"]
-    wrong = gyre(settings, folder, "new", MODEL, *options, "--outcome", "income")
+    options = ["--from", "loans.parquet", "--entity", "loan_id"]
+    wrong = new(settings, folder, *options, "--outcome", "income")
     expected = "a column with the label ('' if there is none): defaulted; found income"
     assert f"--outcome: expected {expected}" in " ".join(wrong.stderr.split())
     assert not (folder / "models" / f"{MODEL}.toml").exists()
     # The one other column of times, and the one column that is left.
-    done = gyre(settings, folder, "new", MODEL, *options)
+    done = new(settings, folder, *options)
     assert done.returncode == 0, done.stderr
     assert f"gyre adopt {MODEL} saved" in done.stdout
     spec = load_spec(MODEL, folder / "models")
@@ -60,7 +69,7 @@ def test_a_spec_is_written_from_a_signature_and_a_table_and_fits(settings, folde
     label = spec.label.model_copy(update={"source": str(folder / "loans.parquet")})
     spec = spec.model_copy(update={"label": label})
     assert check(settings, spec, datetime.now(UTC))[0] == []
-    again = gyre(settings, folder, "new", MODEL, *options)
+    again = new(settings, folder, *options)
     assert "there already, nothing was written" in " ".join(again.stderr.split())
 
 
@@ -71,9 +80,9 @@ def test_without_labels_it_is_not_measured_and_its_predictions_are_compared(
     rows.to_parquet(tmp_path / "loans.parquet")
     file = folder / "models" / f"{MODEL}.toml"
     file.unlink(missing_ok=True)
-    options = ["--model", "saved", "--from", str(tmp_path / "loans.parquet")]
+    options = ["--from", str(tmp_path / "loans.parquet")]
     options += ["--entity", "loan_id", "--outcome", ""]
-    done = gyre(settings, folder, "new", MODEL, *options)
+    done = new(settings, folder, *options)
     assert done.returncode == 0, done.stderr
     text = file.read_text()
     text = text.replace(
@@ -81,11 +90,8 @@ def test_without_labels_it_is_not_measured_and_its_predictions_are_compared(
     )
     (tmp_path / file.name).write_text(text)
     spec = load_spec(MODEL, tmp_path)
-    now = datetime.now(UTC)
-    assert check(settings, spec, now)[0] == []
-    report = adopt(
-        settings, spec, str(folder / "saved"), now, key="k", reason="r", who="t"
-    )
+    assert check(settings, spec, datetime.now(UTC))[0] == []
+    report = take(settings, spec, str(folder / "saved"))
     assert "version 1 is in production" in report.outcome
     assert (
         "Not measured: its table has no labels." in summary(settings, spec).markdown()

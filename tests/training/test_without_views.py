@@ -16,6 +16,8 @@ from training.chain import train
 from training.check import check
 from training.data.frame import population
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -49,11 +51,13 @@ def test_such_a_model_is_trained_served_by_requests_alone_and_monitored(
     log = settings.home / "serving.log"
     environment = process_environment(settings) | {"GYRE_PROJECT": str(folder)}
     rows = loans().tail(300)
-    with running([sys.executable, "-m", "serving"], log, **environment):
-        address = f"{settings.serving_address}/models/{MODEL}/predict"
+    with (
+        running([sys.executable, "-m", "serving"], log, **environment),
+        httpx.Client(base_url=settings.serving_address, timeout=30) as http,
+    ):
 
         def asked(row):
-            return httpx.post(address, json=row, timeout=30)
+            return http.post(f"/models/{MODEL}/predict", json=row)
 
         is_ready = f"{settings.serving_address}/health/ready"
         wait_until("serving", lambda: answers(is_ready), 120)

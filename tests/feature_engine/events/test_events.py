@@ -31,6 +31,7 @@ from tests.support.feature_engine.rebuilt_views import rows_of
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, VIEW, order
 
 
+@pytest.mark.journey
 def test_repeated_and_corrected_events_give_the_feature_rows_of_the_source(shop):
     orders = [order(n, n % 3 + 1, AS_OF - n * DAY, n + 0.25) for n in range(2, 40)]
     wrong_orders = [order(row["order_id"], 9, AS_OF) for row in orders]
@@ -67,6 +68,7 @@ def test_events_of_a_dead_consumer_are_claimed_and_replace_no_correction(
     assert (shop.spent(1), shop.waiting()) == (9.0, 0)
 
 
+@pytest.mark.journey
 def test_an_event_corrects_a_row_of_the_source_until_the_source_changes_it(shop):
     shop.receives(AS_OF + MINUTE, FIRST | {"dollar_value": 50.0})
     assert shop.spent(1) == 50.0
@@ -84,6 +86,7 @@ def test_an_event_corrects_a_row_of_the_source_until_the_source_changes_it(shop)
         assert shop.spent(1) == amount
 
 
+@pytest.mark.journey
 def test_events_that_break_a_rule_go_to_quarantine_once_and_stop_no_other_row(shop):
     bad_numbers = (1, 2, *range(10, 60))
     bad_orders = [order(number, number, AS_OF, -1.0) for number in bad_numbers]
@@ -98,6 +101,7 @@ def test_events_that_break_a_rule_go_to_quarantine_once_and_stop_no_other_row(sh
     assert shop.orders() == [(1, 1, 5.0), (2, 1, 2.0), (3, 3, 3.0)]
 
 
+@pytest.mark.journey
 def test_late_corrected_moved_and_repeated_events_give_what_all_rows_give(shop):
     random = Random(7)
     customers = range(1, 5)
@@ -174,6 +178,7 @@ def test_a_request_without_rows_waits_for_nothing(shop):
     assert shop.waiting() == 0
 
 
+@pytest.mark.journey
 def test_events_wait_for_the_first_ingest_and_land_while_redis_has_no_features(
     applied, tmp_path
 ):

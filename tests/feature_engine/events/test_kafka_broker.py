@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -24,7 +25,11 @@ from tests.support.feature_engine.kafka_shop import (
 from tests.support.feature_engine.shop import HOUR, ORDERS, VIEW, Shop, order
 from tests.support.stores.kafka import mock_kafka
 
+pytestmark = pytest.mark.journey
+
 MINUTE = HOUR / 60
+QUICK = {"session.timeout.ms": 1_000, "heartbeat.interval.ms": 100}
+"""Settings with which a group takes a second to share its partitions anew."""
 SECOND = order(2, 1, NOW - HOUR, 2.0)
 
 
@@ -39,9 +44,12 @@ def stocked_home(template, tmp_path_factory):
 
 
 @pytest.fixture
-def shop(stocked_home, tmp_path):
+def shop(stocked_home, tmp_path, monkeypatch):
+    # A look at more waits for a second at the end of each partition.
+    monkeypatch.setattr(kafka, "READ_COUNT", 1)
     with mock_kafka() as brokers:
-        shop = KafkaShop(stocked_home.restore(), tmp_path / "orders.parquet", brokers)
+        file = tmp_path / "orders.parquet"
+        shop = KafkaShop(stocked_home.restore(), file, brokers, QUICK)
         shop.has(FIRST)
         yield shop
 
@@ -102,7 +110,7 @@ def test_consumers_share_a_topic_and_take_over_from_each_other(shop):
             shop.sends(NOW, order(number, number, NOW))
         shop.consumes(first)
         with shop.consumer("second") as second:
-            for number in range(140, 200):
+            for number in range(140, 170):
                 sent[number] = 10.0
                 shop.sends(NOW, order(number, number, NOW))
                 first.step()
@@ -154,9 +162,13 @@ def test_serving_stores_all_events_of_a_request_or_says_that_kafka_does_not_answ
         asyncio.run(put(shop.settings, rows[:1], rows[1:]))
         shop.consumes(consumer)
         away = shop.settings.model_copy(update={"events_url": "kafka://127.0.0.1:1"})
-        for request in (rows[:1], rows[1:]):
+
+        def is_refused(request):
             with pytest.raises(BrokerUnavailableError, match="Kafka: "):
                 asyncio.run(put(away, request))
+
+        with ThreadPoolExecutor() as threads:  # each waits for seconds
+            list(threads.map(is_refused, (rows[:1], rows[1:])))
     assert shop.amounts() == {1: 5.0, 2: 2.0, 3: 3.0, 4: 4.0}
 
 

@@ -265,6 +265,7 @@ def test_bad_rows_are_in_quarantine_with_their_rule_and_the_others_land(
     assert (good["lifetime_orders"], bad) == (1, None)
 
 
+@pytest.mark.journey
 @cases("accepted")
 def test_accepted_rows_land(shop, name, expected):
     numbers = numbers_of(name)

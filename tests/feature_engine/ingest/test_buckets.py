@@ -67,6 +67,9 @@ def files(tmp_path_factory):
 @contextmanager
 def bucket(scheme, folder, files, monkeypatch):
     """Have a server with the files; give the beginning of their addresses."""
+    if scheme == "disk":
+        yield f"{files}/{BUCKET}"
+        return
     if scheme == "gs":
         with gcs_server(folder, files, monkeypatch):
             yield f"gs://{BUCKET}"
@@ -81,10 +84,14 @@ def bucket(scheme, folder, files, monkeypatch):
         yield base
 
 
-SCHEMES = ["s3", "gs", pytest.param("az", marks=pytest.mark.nightly)]
+BUCKETS = ["s3", "gs", pytest.param("az", marks=pytest.mark.nightly)]
+in_buckets = pytest.mark.parametrize("base", BUCKETS, indirect=True, scope="module")
+everywhere = pytest.mark.parametrize(
+    "base", ["disk", *BUCKETS], indirect=True, scope="module"
+)
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
+@pytest.fixture(scope="module")
 def base(request, files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with (
@@ -100,6 +107,8 @@ def numbers(folder, address, **more):
     return sorted(rows["order_id"].to_pylist())
 
 
+@pytest.mark.journey
+@everywhere
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
@@ -117,17 +126,18 @@ def numbers(folder, address, **more):
     ],
 )
 def test_files_of_a_bucket_are_read_as_those_on_this_disk(
-    base, files, tmp_path, address, expected
+    base, tmp_path, address, expected
 ):
-    for place in (f"{base}/{address}", f"{files}/{BUCKET}/{address}"):
-        assert numbers(tmp_path, place) == expected
-        newer = [number for number in expected if number < 20]
-        assert numbers(tmp_path, place, since=AS_OF - 20 * DAY) == newer
-        rows = read(place)
-        assert rows.schema.field("order_ts").type == pa.timestamp("us", "UTC")
-        assert sorted(rows["order_id"].to_pylist()) == expected
+    place = f"{base}/{address}"
+    assert numbers(tmp_path, place) == expected
+    newer = [number for number in expected if number < 20]
+    assert numbers(tmp_path, place, since=AS_OF - 20 * DAY) == newer
+    rows = read(place)
+    assert rows.schema.field("order_ts").type == pa.timestamp("us", "UTC")
+    assert sorted(rows["order_id"].to_pylist()) == expected
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -141,15 +151,14 @@ def test_files_of_a_bucket_are_read_as_those_on_this_disk(
         ("old/orders/data/9.parquet", "a table of Iceberg: name the table"),
     ],
 )
-def test_what_no_bucket_has_is_said_as_of_this_disk(
-    base, files, tmp_path, address, message
-):
-    for place in (f"{base}/{address}", f"{files}/{BUCKET}/{address}"):
-        with pytest.raises(DataError, match="nothing was changed") as error:
-            numbers(tmp_path, place)
-        assert message in str(error.value)
+def test_what_no_bucket_has_is_said_as_of_this_disk(base, tmp_path, address, message):
+    with pytest.raises(DataError, match="nothing was changed") as error:
+        numbers(tmp_path, f"{base}/{address}")
+    assert message in str(error.value)
 
 
+@pytest.mark.journey
+@in_buckets
 def test_an_ingest_reads_of_a_bucket_what_is_new(base, applied):
     settings = applied.model_copy(update={"sources": {"orders": f"{base}/lake/orders"}})
     assert ingest(settings, "orders", AS_OF).inserted == 4

@@ -69,6 +69,7 @@ def test_the_record_has_ages_rows_and_rules_of_an_ingest_and_a_batch_that_was_st
     assert not {*last.warnings, *bad.warnings}, "they may quote rows"
 
 
+@pytest.mark.journey
 def test_late_and_corrected_rows_of_an_ingest_are_counted_and_few_ingests_are_kept(
     shop, monkeypatch
 ):

@@ -1,12 +1,15 @@
 """A PostgreSQL of Debian's packages as a source."""
 
 import psycopg
+import pytest
 
 from core.connectors.reading import read
 from feature_engine.ingest.pipeline import ingest, raw_table
 from tests.conftest import AS_OF
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS
 from tests.support.stores.postgres import postgres_server
+
+pytestmark = pytest.mark.journey
 
 
 def test_ingest_reads_the_newest_rows_and_all_rows_once_a_day_or_with_full(

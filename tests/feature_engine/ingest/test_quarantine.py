@@ -3,6 +3,8 @@
 import json
 from datetime import timedelta
 
+import pytest
+
 from feature_engine.ingest.quarantine import (
     quarantine,
     quarantine_entries,
@@ -14,6 +16,7 @@ from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, order, shop  # 
 from tests.support.feature_engine.suites import between
 
 
+@pytest.mark.journey
 def test_corrected_rows_and_rows_of_a_corrected_rule_land_and_all_others_stay(
     shop, suite
 ):

@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import product
 
 import duckdb
 import pyarrow as pa
@@ -23,6 +23,7 @@ from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF, new_settings
 from tests.support.feature_engine.shop import DAY, ORDERS, order, order_table
+from tests.support.tools.preloaded import commands_folder
 
 
 def test_the_demo_delivers_due_orders_by_the_dates_of_its_first_start(tmp_path):
@@ -89,33 +90,18 @@ def numbers_from(folder, address, **more):
     return sorted(rows["order_id"].to_pylist())
 
 
-@pytest.mark.parametrize("ending", ["parquet", "csv", "PARQUET", "Csv"])
+NAMES = [
+    *("a[1]", "a*", "a?", "a#1", "a%20b", "a b ", " a", "a@b", "ä 雪", "${HOME}"),
+    *("a//b", "customer_id=99/a", "dir /a", "[ab]/a", "x#y/a", "?/a", "batch=7/a"),
+    *("http://a.b/c", "*/a"),
+]
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "ending"),
     [
-        *(
-            "a[1]",
-            "a*",
-            "a?",
-            "a#1",
-            "a%20b",
-            "a b ",
-            " a",
-            "a@b",
-            "ä 雪",
-            "${HOME}",
-            "a//b",
-        ),
-        *(
-            "customer_id=99/a",
-            "dir /a",
-            "[ab]/a",
-            "x#y/a",
-            "?/a",
-            "batch=7/a",
-            "http://a.b/c",
-            "*/a",
-        ),
+        *product(NAMES, ["parquet", "csv"]),
+        *product(["a[1]", "batch=7/a"], ["PARQUET", "Csv"]),
     ],
 )
 def test_a_file_is_read_as_what_it_is_called(tmp_path, name, ending):
@@ -317,23 +303,34 @@ UNREADABLE = [
 ]
 
 
-def deliver(home, name, values, good=1):
-    """Return settings with a source of `good` orders, and one with each of the column's values."""
+def write_rows(folder, name, values, good=1, start=0):
+    """Write a file of `good` orders, and one with each of the column's values.
+
+    Args:
+        folder: Folder of the file.
+        name: Name of the column.
+        values: Texts for a CSV, or a column for a parquet file.
+        good: Number of the good orders.
+        start: Number of the first order, and of the customer of the others (9 if it is 0).
+
+    """
     orders = [
-        order(n, n + 1, datetime(2099, 11, 19, tzinfo=AS_OF.tzinfo))
+        order(start + n, n + 1, datetime(2099, 11, 19, tzinfo=AS_OF.tzinfo))
         for n in range(good)
     ]
-    more = [order(good + n, 9, AS_OF - DAY) for n in range(len(values))]
+    customer = start or 9
+    more = [order(start + good + n, customer, AS_OF - DAY) for n in range(len(values))]
     good_rows = order_table(*orders)
     bad_rows = order_table(*more)
-    home.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     position = ORDERS.schema.get_field_index(name)
+    file = folder / f"in{start or ''}"
     if isinstance(values, list):
         texts = [[str(value) for value in row.values()] for row in [*orders, *more]]
         for row, value in zip(texts[good:], values, strict=True):
             row[position] = f'"{value}"'
         lines = [",".join(row) for row in [ORDERS.schema.names, *texts]]
-        file = home / "in.csv"
+        file = file.with_suffix(".csv")
         file.write_text("\n".join(lines) + "\n")
     else:
         column = pa.concat_arrays(
@@ -342,8 +339,14 @@ def deliver(home, name, values, good=1):
         rows = pa.concat_tables([good_rows, bad_rows]).set_column(
             position, name, column
         )
-        file = home / "in.parquet"
+        file = file.with_suffix(".parquet")
         pq.write_table(rows, file)
+    return file
+
+
+def deliver(home, name, values, good=1):
+    """Return settings with a source of `good` orders, and one with each of the column's values."""
+    file = write_rows(home, name, values, good)
     return new_settings(home, sources={"orders": str(file)})
 
 
@@ -353,16 +356,34 @@ def landed(settings, **more):
     return land(settings, ORDERS, rows, AS_OF, unreadable)
 
 
-@pytest.mark.parametrize(("name", "values"), UNREADABLE)
-def test_a_row_that_its_columns_do_not_hold_is_set_aside_as_it_was(
-    tmp_path, name, values
-):
-    settings = deliver(tmp_path, name, values)
-    for count in (len(values), 0):  # once
+def test_a_row_that_its_columns_do_not_hold_is_set_aside_as_it_was(suite, tmp_path):
+    """A folder has a file for each type of a column."""
+    suite()
+    folder = tmp_path / "in"
+    cases = {1_000 * number: case for number, case in enumerate(UNREADABLE, 1)}
+    for start, (name, values) in cases.items():
+        write_rows(folder, name, values, start=start)
+    # So many that those few stop nothing.
+    write_rows(folder, "order_id", [], good=6_000, start=10**6)
+    settings = with_source(tmp_path, folder)
+    bad_count = sum(len(values) for _, values in UNREADABLE)
+    for count in (bad_count, 0):  # once
         report = landed(settings)
         assert report.quarantined == count
-    assert raw_table(settings, ORDERS).read()["order_id"].to_pylist() == [0]
-    entries = quarantined(settings, ORDERS)
+    numbers = raw_table(settings, ORDERS).read()["order_id"].to_pylist()
+    assert sorted(numbers) == [*cases, *range(10**6, 10**6 + 6_000)]
+    kept = {start: [] for start in cases}
+    for entry in quarantined(settings, ORDERS):
+        number = entry["row"]["order_id"]
+        is_of_number = number in range(1_000 * (len(UNREADABLE) + 1))
+        start = number // 1_000 * 1_000 if is_of_number else entry["row"]["customer_id"]
+        kept[start].append(entry)
+    for start, (name, values) in cases.items():
+        assert_kept(kept[start], name, values)
+
+
+def assert_kept(entries, name, values):
+    """Entries of quarantine have the values of a column as they were."""
     if isinstance(values, pa.Array):
         values = values.to_numpy(zero_copy_only=False)
     texts = sorted(str(value) for value in values)
@@ -377,7 +398,8 @@ def test_a_row_that_its_columns_do_not_hold_is_set_aside_as_it_was(
         assert entry["row"][name] in entry["rules"]
 
 
-def test_many_unreadable_rows_stop_a_delivery_and_single_ones_do_not(tmp_path):
+def test_many_unreadable_rows_stop_a_delivery_and_single_ones_do_not(suite, tmp_path):
+    suite()
     for count, good in ((19, 30), (20, 2_500)):
         settings = deliver(tmp_path, "dollar_value", ["ten"] * count, good)
         landed(settings)
@@ -395,7 +417,8 @@ def test_many_unreadable_rows_stop_a_delivery_and_single_ones_do_not(tmp_path):
         landed(settings)
 
 
-def test_an_unreadable_row_of_somebody_forgotten_is_not_kept(tmp_path):
+def test_an_unreadable_row_of_somebody_forgotten_is_not_kept(suite, tmp_path):
+    suite()
     settings = deliver(tmp_path, "dollar_value", ["NaN", "ten"])
     keep_out(settings, "customer_id", 9)
     assert landed(settings).quarantined == 0
@@ -478,8 +501,9 @@ sys.stdin.read()
     [("shop.ddb", "orders"), ("a#b%20?c.ddb", "orders"), ("shop.ddb", "marts.orders")],
 )
 def test_a_duckdb_file_is_only_read_and_gives_its_unreadable_rows(
-    tmp_path, name, table
+    suite, tmp_path, name, table
 ):
+    suite()
     file = tmp_path / name
     with duckdb.connect(str(file)) as connection:
         connection.execute("CREATE SCHEMA marts")
@@ -488,7 +512,7 @@ def test_a_duckdb_file_is_only_read_and_gives_its_unreadable_rows(
         for at in ("infinity", "10001-01-01T00:00:00Z"):
             connection.execute(f"INSERT INTO {table} VALUES (9, 9, '{at}', 1, 'nan')")
     settings = with_source(tmp_path, f"duckdb://{file}#{table}")
-    arguments = [sys.executable, "-c", HOLD, str(file)]
+    arguments = [commands_folder() / "python", "-c", HOLD, str(file)]
     for mode in ("read", "write"):
         with subprocess.Popen(
             [*arguments, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from core.connectors import kafka
 from core.connectors.kafka import client_settings
 from core.errors import (
     BatchRejectedError,
@@ -41,6 +42,8 @@ from tests.conftest import AS_OF, new_settings, unused_port
 from tests.support.feature_engine.installation import Events
 from tests.support.feature_engine.shop import HOUR, ORDERS, SPEC
 from tests.support.stores.kafka import mock_kafka
+
+pytestmark = pytest.mark.journey
 
 FIELDS = {
     "order_id": "payload.after.id",
@@ -170,12 +173,15 @@ class Topics:
 
 
 @pytest.fixture
-def topics(applied, suite):
+def topics(applied, suite, monkeypatch):
     suite()
+    # A read of more waits for a second at the end of each partition.
+    monkeypatch.setattr(kafka, "READ_COUNT", 1)
     with mock_kafka() as brokers:
-        yield Topics(
-            applied.model_copy(update={"events_url": f"kafka://{brokers}"}),
-        )
+        # A group takes a second to share its partitions anew.
+        client = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 100}
+        update = {"events_url": f"kafka://{brokers}", "kafka": client}
+        yield Topics(applied.model_copy(update=update))
 
 
 def is_in_table_or_quarantine(topics, dataset, texts):

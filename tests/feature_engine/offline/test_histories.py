@@ -67,6 +67,7 @@ class Oracle:
                 self.quarantine.discard(as_text(row))
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("is_full", [False, True])
 def test_what_passes_and_is_delivered_is_in_the_table_and_nothing_else(
     shop, suite, is_full
@@ -95,6 +96,7 @@ def test_what_passes_and_is_delivered_is_in_the_table_and_nothing_else(
         quarantine(quarantine_table(shop.settings, ORDERS), entries)
 
 
+@pytest.mark.journey
 def test_rows_in_quarantine_stop_no_delivery_and_are_not_counted_again(shop, suite):
     suite(between("dollar_value", min_value=0, mostly=0.9))
     bad = [order(number, 1, NOON, -1.0) for number in range(100, 1_100)]

@@ -40,6 +40,7 @@ def inodes(settings):
     return {name: Path(name).stat().st_ino for name in files}
 
 
+@pytest.mark.journey
 def test_another_host_reads_the_new_version_and_fetches_only_new_files(
     tmp_path, monkeypatch
 ):

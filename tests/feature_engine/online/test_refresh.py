@@ -87,10 +87,11 @@ def test_a_refresh_from_a_missing_version_writes_all_values_and_deletes_others(s
     assert [shop.spent(customer) for customer in (1, 2, 77)] == [5.0, 2.0, None]
 
 
+@pytest.mark.journey
 def test_a_killed_refresh_is_completed_and_events_meanwhile_bring_back_no_older_value(
     applied, tmp_path
 ):
-    shop = BigShop(applied, tmp_path, 20_000)
+    shop = BigShop(applied, tmp_path, 10_000)
     with closing(shop.reader):
         complete_a_killed_refresh(shop, delivery=1)
         refresh_while_events_arrive(shop, delivery=2)

@@ -18,7 +18,12 @@ from tests.conftest import (
     unused_port,
     wait_until,
 )
-from tests.support.feature_engine.installation import applied, consuming, template  # noqa: F401  (fixtures)
+from tests.support.feature_engine.installation import (  # noqa: F401  (fixtures)
+    Snapshot,
+    applied,
+    consuming,
+    template,
+)
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, SPEC, Shop, order, shop  # noqa: F401
 
 CUSTOMERS = 2_000
@@ -26,16 +31,25 @@ STATE = "gyre:online:gyre:customer_features"
 AHEAD = "gyre:ahead:gyre:customer_features"
 
 
-@pytest.fixture
-def stocked(shop):
+@pytest.fixture(scope="module")
+def stock(template, tmp_path_factory):
     """A shop whose customers are online, some with orders that are not due yet."""
-    orders = [
+    folder = tmp_path_factory.mktemp("stock")
+    shop = Shop(template.restore(), folder / "orders.parquet")
+    shop.orders = [
         order(number, number, AS_OF - number % 300 * HOUR)
         for number in range(1, CUSTOMERS + 1)
     ]
-    shop.has(*orders)
+    shop.has(*shop.orders)
     shop.ingest(AS_OF)
-    shop.orders = orders
+    return shop, Snapshot(shop.settings, "stocked")
+
+
+@pytest.fixture
+def stocked(stock):
+    shop, snapshot = stock
+    snapshot.restore()
+    shop.has(*shop.orders)
     with Redis(port=shop.settings.redis_port) as redis:
         shop.redis = redis
         yield shop
@@ -98,6 +112,7 @@ def test_lost_rows_are_found_and_a_full_ingest_writes_them_again(stocked, lose):
     assert contents(stocked.redis) == before
 
 
+@pytest.mark.journey
 def test_what_changes_by_events_and_by_late_rows_is_not_lost(stocked):
     """Events that move an order, and what they wrote, though Redis lost the note of it."""
     moved = stocked.orders[0] | {"customer_id": 5_000}
@@ -116,6 +131,7 @@ def test_what_cannot_be_looked_up_is_unknown(shop):
     assert look(shop).status == "unknown"
 
 
+@pytest.mark.journey
 def test_another_store_is_looked_up_by_feast(applied, tmp_path):
     store = {"type": "sqlite", "path": str(tmp_path / "online.db")}
     settings = applied.model_copy(update={"online_store": store})

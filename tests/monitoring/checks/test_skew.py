@@ -50,6 +50,7 @@ def first_orders():
     return [order(n, n, AS_OF - n * DAY, 5.0 + n) for n in range(1, 8)]
 
 
+@pytest.mark.journey
 def test_rows_landed_within_the_hour_and_events_since_their_arrival_are_no_skew(
     shop, serving
 ):
@@ -78,6 +79,7 @@ def test_a_window_that_ended_two_seconds_ago_is_no_skew(shop, serving):
     assert serving.differing() == [set()]
 
 
+@pytest.mark.journey
 def test_a_wrong_online_value_raises_an_alert_without_entity_or_value(shop, serving):
     """A late row is none: nobody knew it. Another value of customer 3 in Redis is."""
     orders = first_orders()
@@ -87,11 +89,11 @@ def test_a_wrong_online_value_raises_an_alert_without_entity_or_value(shop, serv
         serving.ask(AS_OF + minute * MINUTE, *customers(*range(1, 8)))
     shop.has(*orders, order(12, 3, AS_OF - 10 * HOUR, 3.0))
     shop.ingest(AS_OF + 2 * HOUR)
-    assert serving.differing() == [set()] * 35
     write_by_hand(shop.settings, ORDERS, [(3,)], lifetime_orders=7)
     for minute in range(5):
         serving.ask(AS_OF + 2 * HOUR + minute * MINUTE, *customers(*range(1, 8)))
     differing = serving.differing()
+    assert differing[:35] == [set()] * 35
     assert sum(map(bool, differing)) == 5
     results = {result.name: result for result in judge_skew("churn", "1", differing)}
     assert results["skew/vectors"].value == 70
@@ -208,17 +210,18 @@ class Hub:
         return self.serving.ask(moment, *({"origin": name} for name in AIRPORTS))
 
 
+@pytest.mark.journey
 def test_windows_of_an_hour_on_an_hourly_source_are_no_skew_and_wrong_values_are(
     applied, tmp_path, monkeypatch
 ):
     hub = Hub(applied, tmp_path, monkeypatch)
     for number in range(4):
         hub.hour(AS_OF + number * HOUR)
-        for minute in (3, 20, 41, 57):
+        for minute in (3, 41):
             hub.ask(AS_OF + number * HOUR + minute * MINUTE)
     late = {"flight": 10**6, "origin": "A3", "at": AS_OF + HOUR / 2, "minutes": 5.0}
     hub.land(AS_OF + 4 * HOUR, late)
-    vector_count = 16 * len(AIRPORTS)
+    vector_count = 8 * len(AIRPORTS)
     assert hub.serving.differing() == [set()] * vector_count
     wrong = [(airport,) for airport in AIRPORTS[:15]]
     write_by_hand(applied, hub.dataset, wrong, flights_1h=999)
@@ -229,6 +232,7 @@ def test_windows_of_an_hour_on_an_hourly_source_are_no_skew_and_wrong_values_are
     assert results["skew/flights_1h"].status == "alert"
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("delay", "fewest", "most"),
     [("timedelta(0)", 0.8, 1.0), ("timedelta(hours=1, minutes=5)", 0.0, 0.0)],

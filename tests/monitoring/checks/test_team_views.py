@@ -11,6 +11,8 @@ from monitoring.checks.skew import Vector, compare_offline
 from tests.conftest import new_settings
 from tests.support.feature_repo.team import REQUEST, SERVICE, feast, make_team, rows_of
 
+pytestmark = pytest.mark.journey
+
 HOUR = timedelta(hours=1)
 NAMES = ["conv_rate", "conv_rate_plus_val2"]
 

@@ -1,6 +1,7 @@
 """A real console beside the real server of the serving tests."""
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,9 @@ from tests.conftest import wait_until
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 from tests.support.monitoring.page_text import one_line
 from tests.support.monitoring.year import decision_row, figure
+from tests.support.serving.console import PAGES
 from tests.support.serving.console import console as start_console
+from tests.support.tools.preloaded import commands_folder
 
 
 class Console:
@@ -106,6 +109,21 @@ def monitored(rig, served):
 
 @pytest.fixture(scope="session")
 def console(rig, served):
+    """It asks MLflow again after a second, where others do so after 30."""
     port = rig.settings.console_port
-    with start_console(rig, console_port=port) as (client, _):
+    constants = {PAGES: 1.0}
+    with start_console(rig, constants=constants, console_port=port) as (client, _):
         yield Console(client)
+
+
+@pytest.fixture(scope="session")
+def fast_rig(rig):
+    """The rig, but that it starts programs by the preloaded python."""
+    return replace(rig, programs=commands_folder())
+
+
+@pytest.fixture(scope="module")
+def consumer(fast_rig, served):
+    """A consumer of the server's events; other files have none, or one that they kill."""
+    with fast_rig.consuming() as process:
+        yield process

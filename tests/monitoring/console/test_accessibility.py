@@ -1,14 +1,14 @@
 """axe-core in headless Chromium on each page of a console with a year of monitoring runs."""
 
 import json
-import shutil
 import subprocess
 from itertools import product
 
 import pytest
 
-from docs.browser import NAMES, PHONE, browser
+from docs.browser import PHONE, browser
 from tests.support.monitoring.year_pages import PAGES, console, year  # noqa: F401  (a fixture)
+from tests.support.tools.programs import needs, needs_chromium
 
 WIDE = 1280
 AXE = "axe-core@4.14.1"
@@ -29,10 +29,8 @@ def axe(tmp_path_factory):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
-)
-@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+@needs_chromium
+@needs("npm")
 def test_no_page_has_a_serious_accessibility_problem(axe, year):
     problems = {}
     with console(year) as (client, _), browser() as chromium:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,10 +14,11 @@ import pytest
 import yaml
 
 from core.project import CLONE, ENV_FILE
+from core.settings import Settings
 from mlflow_server.alerts import Alerts
 from tests.conftest import unused_port, wait_until
 from tests.support.monitoring.late_events import late_events
-from tests.support.serving.console import console
+from tests.support.serving.console import WATCH, console
 from tests.support.tools.alert_receivers import serving
 from tests.support.tools.prometheus import (
     SHIPPED,
@@ -26,9 +28,11 @@ from tests.support.tools.prometheus import (
     stop,
 )
 
+pytestmark = pytest.mark.journey
+
 SCRAPED = (8000, 8001)
 """Ports of serving and of the console, as shipped."""
-SILENT_SECONDS = 10
+SILENT_SECONDS = 5
 """Five times as long as Alertmanager waits between two messages of a group."""
 
 
@@ -153,45 +157,74 @@ def test_what_is_down_is_told_once_by_a_receiver_that_fails_and_an_alertmanager_
         assert f"{down}. make status; without the console predictions go on" in text
 
 
-@pytest.fixture(params=["GYRE_ALERT_URLS", "no address"])
-def addresses(request, team):
-    if request.param == "no address":
-        return ""
-    return f"json://{team.address}/gyre"
+@dataclass
+class Watched:
+    """A home whose incidents Gyre and rules see, and whom they tell."""
 
+    settings: Settings
+    team: Team
+    alertmanager: Alertmanager
+    prometheus: str
 
-def test_an_incident_that_rules_and_gyre_see_is_told_once(
-    rig, served, team, alertmanager, addresses, tmp_path
-):
-    """By Gyre; where it has no address, by Alertmanager. A mute ends the alert there."""
-    settings = rig.settings.model_copy(update={"home": tmp_path})
-    (tmp_path / ENV_FILE).write_text(f"GYRE_ALERT_URLS={addresses}\n")
-    own_port = unused_port()
-    ports = {8000: unused_port(), 8001: own_port, 9093: alertmanager.port}
-    with (
-        alertmanager.running(),
-        late_events(settings),
-        console(rig, home=tmp_path, console_port=own_port),
-        prometheus_server(tmp_path, ports) as address,
-    ):
-        wait_until("GyreEventsWait", lambda: "GyreEventsWait" in alertmanager.alerts())
-        assert alertmanager.alerts()["GyreEventsWait"] == ["nobody"]
-        wait_until("GyreDown", lambda: team.told_about("GyreDown"))
-        told = team.told_about if not addresses else lambda _: team.told("/gyre")
-        wait_until("the incident", lambda: told("late"))
-        time.sleep(SILENT_SECONDS)
-        of_gyre = [title for title, text in team.told("/gyre") if "late" in text]
-        of_alertmanager = team.told_about("late")
-        if addresses:
-            assert (of_gyre, of_alertmanager) == (["Gyre: late"], [])
-        else:
-            assert (of_gyre, of_alertmanager) == ([], ["firing: GyreIncident late"])
-            mute(settings)
-            wait_until("its end", lambda: len(team.told_about("late")) > 1)
-            assert team.told_about("late")[1:] == ["resolved: GyreIncident late"]
+    def has_told(self, name):
+        return bool(self.team.told_about(name))
+
+    def of_gyre(self):
+        return [title for title, text in self.team.told("/gyre") if "late" in text]
+
+    def of_alertmanager(self):
+        return self.team.told_about("late")
+
+    def firing(self):
+        """How often Prometheus shows the rule of events that wait."""
         query = {"query": 'ALERTS{alertname="GyreEventsWait",alertstate="firing"}'}
-        visible = httpx.get(f"{address}/api/v1/query", params=query, timeout=60).json()
-        assert len(visible["data"]["result"]) == 1
+        url = f"{self.prometheus}/api/v1/query"
+        answer = httpx.get(url, params=query, timeout=60).json()
+        return len(answer["data"]["result"])
+
+
+@contextmanager
+def watched(rig, home, *, has_address):
+    """has_address: Whether Gyre itself has the address of the team."""
+    home.mkdir()
+    with team_of() as team:
+        addresses = f"json://{team.address}/gyre" if has_address else ""
+        (home / ENV_FILE).write_text(f"GYRE_ALERT_URLS={addresses}\n")
+        alertmanager = Alertmanager(home, f"http://{team.address}/slack")
+        own_port = unused_port()
+        ports = {8000: unused_port(), 8001: own_port, 9093: alertmanager.port}
+        with (
+            alertmanager.running(),
+            console(rig, constants={WATCH: 1.0}, home=home, console_port=own_port),
+            prometheus_server(home, ports) as address,
+        ):
+            settings = rig.settings.model_copy(update={"home": home})
+            yield Watched(settings, team, alertmanager, address)
+
+
+def test_an_incident_that_rules_and_gyre_see_is_told_once(rig, served, tmp_path):
+    """By Gyre; where it has no address, by Alertmanager. A mute ends the alert there."""
+    with (
+        late_events(rig.settings),
+        watched(rig, tmp_path / "address", has_address=True) as gyre_tells,
+        watched(rig, tmp_path / "none", has_address=False) as rule_tells,
+    ):
+        for home in (gyre_tells, rule_tells):
+            alerts = home.alertmanager.alerts
+            wait_until("GyreEventsWait", lambda: "GyreEventsWait" in alerts())  # noqa: B023
+            assert alerts()["GyreEventsWait"] == ["nobody"]
+            wait_until("GyreDown", lambda: home.has_told("GyreDown"))  # noqa: B023
+        wait_until("the incident", gyre_tells.of_gyre)
+        wait_until("the incident", rule_tells.of_alertmanager)
+        time.sleep(SILENT_SECONDS)
+        assert gyre_tells.of_gyre() == ["Gyre: late"]
+        assert gyre_tells.of_alertmanager() == []
+        assert rule_tells.of_gyre() == []
+        assert rule_tells.of_alertmanager() == ["firing: GyreIncident late"]
+        mute(rule_tells.settings)
+        wait_until("its end", lambda: len(rule_tells.of_alertmanager()) > 1)
+        assert rule_tells.of_alertmanager()[1:] == ["resolved: GyreIncident late"]
+        assert gyre_tells.firing() == rule_tells.firing() == 1
 
 
 def mute(settings):

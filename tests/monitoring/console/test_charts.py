@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from core.project import CLONE
-from docs.browser import NAMES, PHONE, browser
+from docs.browser import PHONE, browser
 from monitoring.check import CheckResult
 from monitoring.console.figures import figures_of
 from monitoring.console.history import (
@@ -31,6 +30,7 @@ from tests.support.monitoring.year_pages import (
     console,
     year,  # noqa: F401  (a fixture)
 )
+from tests.support.tools.programs import needs, needs_chromium
 
 STATIC = CLONE / "monitoring" / "console" / "static"
 UPLOT = "uplot@1.6.32"
@@ -43,9 +43,6 @@ SHA256 = {
 COPIES = {"LICENSE": "uPlot.LICENSE"}
 WIDE = 1440
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-needs_chromium = pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
-)
 
 
 def sha256(file):
@@ -59,7 +56,7 @@ def test_the_script_of_charts_is_the_release_that_is_named():
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+@needs("npm")
 def test_the_script_of_charts_is_that_of_the_package(tmp_path):
     command = f"npm pack --silent {UPLOT} && tar xf *.tgz"
     subprocess.run(command, cwd=tmp_path, shell=True, check=True)

@@ -19,6 +19,8 @@ from tests.support.monitoring.page_text import one_line, plain
 from tests.support.serving import event_requests
 from tests.support.serving.console import console as start_console
 
+pytestmark = pytest.mark.journey
+
 MODEL = "customer_churn_model"
 CUSTOMER = event_requests.NEW + 500
 REASONS = {
@@ -128,8 +130,10 @@ def test_a_record_of_an_earlier_version_is_shown(shop, page):
     assert read_record(shop.settings, "orders").watermark == now
 
 
-def test_events_are_counted_accepted_and_refused_by_reason(rig, served, console):
-    with rig.consuming():
+def test_events_are_counted_accepted_and_refused_by_reason(
+    rig, fast_rig, served, console
+):
+    with fast_rig.consuming():
         event_requests.accepts(served, event_requests.order(7_000, CUSTOMER))
         good = event_requests.order(7_001, CUSTOMER)
         for wrong in (

@@ -1,7 +1,6 @@
 """The page of a feature's drift: its distributions, its rule, and why it acts or not."""
 
 import re
-import shutil
 from datetime import timedelta
 
 import numpy as np
@@ -9,18 +8,20 @@ import pandas as pd
 import pytest
 
 from core.spec.monitoring import Monitoring
-from docs.browser import NAMES, PHONE, browser
+from docs.browser import PHONE, browser
 from mlflow_server.api.pages import DISTRIBUTIONS
 from mlflow_server.api.tracking import Tracking
 from monitoring.check import CheckResult
-from monitoring.checks.report import report_results
 from monitoring.console.pages import TEMPLATES
 from monitoring.decisions.store import store_checks
 from tests.conftest import wait_until
 from tests.monitoring.console.conftest import RESULTS
 from tests.support.monitoring.page_text import one_line
+from tests.support.tools.programs import needs_chromium
 from training.evaluation.psi import UsualSpread
 from training.evaluation.reference import Reference
+
+pytestmark = pytest.mark.journey
 
 DRAW = np.random.default_rng(0)
 REFERENCE = pd.DataFrame(
@@ -44,6 +45,8 @@ def moved_window():
 
 def store_distributions(rig, folder):
     """Store what a real report compares beside the newest report; return its psi figures."""
+    from monitoring.checks.report import report_results  # noqa: PLC0415  (Evidently: seconds)
+
     reference = Reference(
         rows=REFERENCE.assign(label=1.0), features={}, snapshot=None, threshold=0.5,
         evaluated={}, spread=UsualSpread(),
@@ -118,9 +121,7 @@ def test_a_drift_that_could_not_be_measured_has_its_reason(
         store_checks(rig.settings, rig.spec.name, newest, RESULTS)
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
-)
+@needs_chromium
 def test_distributions_and_report_fit_a_phone_and_bars_need_no_script(
     rig, served, console, monitored, tmp_path
 ):

@@ -4,10 +4,12 @@ import json
 import logging
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from math import inf
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring.console.cached_reader import CachedReader
+from monitoring.console.panels import minutes
 from monitoring.console.panels.minutes import KEPT_MINUTES, SAMPLE_SECONDS, Recorder
 from monitoring.console.panels.traffic import (
     REQUESTS,
@@ -28,17 +31,21 @@ from monitoring.console.panels.traffic import (
     traffic_of,
 )
 from serving.metrics import BUCKETS
-from tests.conftest import unused_port, wait_until
-from tests.serving.conftest import consumer  # noqa: F401  (a fixture)
+from tests.conftest import answers, unused_port, wait_until
 from tests.support.monitoring.page_text import one_line
+from tests.support.serving.console import SAMPLE
 from tests.support.serving.console import console as start_console
 from tests.support.serving.event_requests import accepts, order
 from tests.support.tools.prometheus import programs
+
+pytestmark = pytest.mark.journey
 
 NOW = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)
 MINUTE = int(NOW.timestamp() // 60)
 BURST = 150
 BOUNDS = (*BUCKETS, inf)
+FRESH_SECONDS = 0.5
+"""How long a replica's answer is new enough; else a second."""
 
 
 def counts(*numbers):
@@ -147,8 +154,10 @@ def test_a_model_that_nobody_asks_has_no_latency():
 
 
 @pytest.fixture
-def recorder(rig, served, tmp_path):
+def recorder(rig, served, tmp_path, monkeypatch):
     """Return a recorder of replicas of serving, by default the server of the tests."""
+    reader = partial(CachedReader, seconds=FRESH_SECONDS)
+    monkeypatch.setattr(minutes, "CachedReader", reader)
 
     def make(*addresses):
         urls = " ".join(addresses) or rig.settings.serving_address
@@ -161,9 +170,14 @@ def recorder(rig, served, tmp_path):
 
 
 def record(recorder, at):
-    """Note a minute; a replica that was asked a second ago is not asked again."""
-    time.sleep(1.1)
+    """Note a minute; a replica that was asked just now is not asked again."""
+    time.sleep(1.1 * FRESH_SECONDS)
     recorder.record(at)
+
+
+def is_silent(address):
+    """Whether a replica that was killed has ended."""
+    return not answers(f"{address}/health/live")
 
 
 def requests_of(rig, recorder, at):
@@ -187,37 +201,40 @@ def test_the_counters_of_a_real_server_are_read(rig, served):
     assert counted[ROWS, name, TOTAL] == 5
 
 
-def test_a_stop_is_a_gap_and_a_restart_neither_negative_nor_huge(rig, served, recorder):
+def test_a_stop_is_a_gap_and_a_restart_neither_negative_nor_huge(
+    rig, fast_rig, served, recorder
+):
     home = rig.second_home()
     port = unused_port()
-    minutes = [NOW + timedelta(minutes=count) for count in range(6)]
-    with rig.serving(home=home, serving_port=port) as (client, process):
+    moments = [NOW + timedelta(minutes=count) for count in range(6)]
+    with fast_rig.serving(home=home, serving_port=port) as (client, process):
         rig.known_to_be_ready(client)
-        one = recorder(str(client.base_url).rstrip("/"))
-        record(one, minutes[0])
-        assert requests_of(rig, one, minutes[0]) is None, "one sample is no difference"
+        address = str(client.base_url).rstrip("/")
+        one = recorder(address)
+        record(one, moments[0])
+        assert requests_of(rig, one, moments[0]) is None, "one sample is no difference"
         for _ in range(BURST):
             rig.predict(client)
-        record(one, minutes[1])
-        assert requests_of(rig, one, minutes[1]) > BURST
+        record(one, moments[1])
+        assert requests_of(rig, one, moments[1]) > BURST
         process.kill()
-        process.wait()
-        record(one, minutes[2])
-        assert requests_of(rig, one, minutes[2]) is None
+        wait_until("its end", lambda: is_silent(address))
+        record(one, moments[2])
+        assert requests_of(rig, one, moments[2]) is None
         assert one.rows(f"model/{rig.spec.name}").keys() == {MINUTE + 1}
-    with rig.serving(home=home, serving_port=port) as (client, _):
+    with fast_rig.serving(home=home, serving_port=port) as (client, _):
         rig.known_to_be_ready(client)
         for _ in range(3):
             rig.predict(client)
-        record(one, minutes[3])
-        record(one, minutes[4])
+        record(one, moments[3])
+        record(one, moments[4])
         # Of the last minute: the burst before the restart, and what came since.
-        for at in minutes[3:5]:
+        for at in moments[3:5]:
             assert 0 < requests_of(rig, one, at) < 60 * (BURST + 3)
 
 
 def test_a_replica_that_appears_adds_no_earlier_requests_and_one_that_goes_none(
-    rig, served, recorder
+    rig, fast_rig, served, recorder
 ):
     port = unused_port()
     address = f"http://127.0.0.1:{port}"
@@ -225,7 +242,8 @@ def test_a_replica_that_appears_adds_no_earlier_requests_and_one_that_goes_none(
     record(two, NOW)
     record(two, NOW)
     assert requests_of(rig, two, NOW) == 0
-    with rig.serving(home=rig.second_home(), serving_port=port) as (client, _):
+    home = rig.second_home()
+    with fast_rig.serving(home=home, serving_port=port) as (client, _):
         rig.known_to_be_ready(client)
         for _ in range(BURST):
             rig.predict(client)
@@ -234,6 +252,7 @@ def test_a_replica_that_appears_adds_no_earlier_requests_and_one_that_goes_none(
         rig.predict(client)
         record(two, NOW)
         assert requests_of(rig, two, NOW) > 0
+    wait_until("its end", lambda: is_silent(address))
     record(two, NOW)
     assert requests_of(rig, two, NOW) == 0
 
@@ -283,7 +302,8 @@ def test_figures_that_cannot_be_written_stay_in_memory(recorder, tmp_path, caplo
     assert "figures by minute are not kept" in caplog.messages[-1]
 
 
-def test_a_sample_that_fails_ends_no_recording(recorder, caplog):
+def test_a_sample_that_fails_ends_no_recording(recorder, caplog, monkeypatch):
+    monkeypatch.setattr(minutes, "SAMPLE_SECONDS", 0.5)
     # To Python's resolver this host is a UnicodeError, and no OSError.
     one = recorder("http://serving..svc:8000")
     caplog.set_level(logging.WARNING)
@@ -291,8 +311,9 @@ def test_a_sample_that_fails_ends_no_recording(recorder, caplog):
     recording = threading.Thread(target=one.run, args=(stopped,))
     recording.start()
     try:
-        wait_until("a sample", lambda: caplog.messages, seconds=2 * SAMPLE_SECONDS)
-        assert "no figures of this minute" in caplog.messages[-1]
+        wait_until("another sample", lambda: len(caplog.messages) > 1)
+        for message in caplog.messages:
+            assert "no figures of this minute" in message
         assert recording.is_alive()
     finally:
         stopped.set()
@@ -315,9 +336,13 @@ def test_a_burst_is_seen_within_a_minute_and_kept_by_the_next_console(
     served,
     consumer,
 ):
+    """Two samples tell of a minute; here they are taken ten times as often."""
+    assert 2 * SAMPLE_SECONDS < 60
     home = rig.second_home()
     page = f"/status/{rig.spec.name}"
-    with start_console(rig, home=home) as (client, process):
+    often = {SAMPLE: SAMPLE_SECONDS / 10}
+    # It writes the last figures at SIGTERM, which the preloaded python does not take.
+    with start_console(rig, sys.executable, often, home=home) as (client, process):
         wait_until("figures", lambda: rows_of(client, page, "model"), seconds=60)
         for _ in range(BURST):
             rig.predict(served.client)

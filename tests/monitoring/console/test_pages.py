@@ -1,13 +1,13 @@
 """The pages of a running console, and what its process is made of."""
 
 import re
-import shutil
 
 import pytest
 
-from docs.browser import NAMES, browser
+from docs.browser import browser
 from monitoring.console.pages import TABS
 from tests.conftest import wait_until
+from tests.support.tools.programs import needs_chromium
 
 
 def test_the_start_page_names_the_model_and_its_problem(
@@ -164,9 +164,7 @@ def test_documents_are_shown_in_a_frame_and_cannot_act_on_the_console(
             assert ">open in MLflow ↗</a>" in page
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
-)
+@needs_chromium
 def test_a_script_in_a_document_does_not_reach_the_console(
     rig, served, console, monitored
 ):
@@ -189,6 +187,7 @@ def test_a_script_in_a_document_does_not_reach_the_console(
             assert not url.endswith("/metrics")
 
 
+@pytest.mark.journey
 def test_a_challenger_is_shown_next_to_production(rig, served, console, monitored):
     name = rig.spec.name
     row = (

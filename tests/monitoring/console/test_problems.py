@@ -17,11 +17,12 @@ from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decisions.store import store_checks, store_decision
 from tests.conftest import wait_until
-from tests.serving.conftest import consumer  # noqa: F401  (a fixture)
 from tests.support.monitoring.late_events import late_events
 from tests.support.monitoring.page_text import one_line
 from tests.support.monitoring.year import decision_row, fill_dataset
-from tests.support.serving.console import console
+from tests.support.serving.console import WATCH, console
+
+pytestmark = pytest.mark.journey
 
 NAME = "customer_churn_model"
 
@@ -112,7 +113,8 @@ def has_words(item, words):
 
 def test_waiting_events_raise_an_alert(night):
     log = night.settings.home / "logs" / "alerts.log"
-    with late_events(night.settings), console(night.rig, home=night.settings.home):
+    often = console(night.rig, constants={WATCH: 1.0}, home=night.settings.home)
+    with late_events(night.settings), often:
         wait_until("an alert", lambda: log.exists() and "\n" in log.read_text())
     (line,) = log.read_text().splitlines()
     alert = json.loads(line)

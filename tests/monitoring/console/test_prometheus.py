@@ -21,6 +21,8 @@ from stack.supervisor import Program, end_stack, start, start_supervisor
 from tests.conftest import wait_until
 from tests.support.tools.prometheus import SHIPPED, programs, prometheus_server
 
+pytestmark = pytest.mark.journey
+
 EXPRESSION = r'"expr": ("(?:[^"\\]|\\.)*")'
 
 

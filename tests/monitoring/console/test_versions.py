@@ -1,19 +1,25 @@
 """Two versions side by side on a page, from their runs in MLflow."""
 
-import shutil
 import signal
+from dataclasses import replace
+from datetime import timedelta
 from math import nan
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
-from docs.browser import NAMES, PHONE, browser
+from docs.browser import PHONE, browser
 from mlflow_server.api.comparison import EVALUATION, GATES, compare_versions
 from mlflow_server.api.registry import Registry
 from mlflow_server.api.rest import call_mlflow
 from mlflow_server.api.tracking import Tracking
+from monitoring.console.pages import Console
 from tests.conftest import wait_until
 from tests.support.monitoring.page_text import one_line
 from tests.support.serving.console import console as start_console
+from tests.support.tools.programs import needs_chromium
 
 PARAMETERS = {"estimator": "forest", "depth": 3}
 
@@ -122,12 +128,26 @@ def test_an_unknown_version_is_named(rig, served, client):
     assert "</select>'" not in page.replace("</select> ", "")
 
 
+def let_a_minute_pass(readers):
+    """Make what they have read older by as much."""
+    for reader in readers:
+        reading = reader.reading
+        at = reading.at - timedelta(minutes=1)
+        reader._reading = replace(reading, at=at)
+
+
+@pytest.mark.journey
 def test_figures_stay_while_mlflow_does_not_answer(rig, served, measured):
-    query = {"a": served.first, "b": served.second}
-    with start_console(rig) as (client, _):
+    versions = (served.first, served.second)
+    query = dict(zip("ab", versions, strict=True))
+    console = Console(rig.settings)
+    readers = console._loop.models[rig.spec.name]
+    app = Starlette(routes=[Route("/status/{name}", console.model)])
+    with TestClient(app) as client:
         page_of(rig, client, "Metrics that differ", **query)
         rig.mlflow.send_signal(signal.SIGSTOP)
         try:
+            let_a_minute_pass([readers.pages, readers.comparison(*versions)])
             page = page_of(rig, client, "as MLflow does not answer", **query)
         finally:
             rig.mlflow.send_signal(signal.SIGCONT)
@@ -135,9 +155,7 @@ def test_figures_stay_while_mlflow_does_not_answer(rig, served, measured):
     assert f"version {served.second}</a>" in page
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
-)
+@needs_chromium
 def test_the_pages_fit_a_phone_and_their_forms_work_by_keyboard(rig, served, client):
     base = f"{client.base_url}/status/{rig.spec.name}"
     query = f"tab=versions&a={served.first}&b={served.second}"

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
@@ -21,6 +21,7 @@ from tests.conftest import new_settings, unused_port
 from tests.support.monitoring.log_lines import NOON
 from tests.support.monitoring.year import decision_row
 from tests.support.stores.kafka import mock_kafka
+from tests.support.tools.preloaded import commands_folder
 
 TOPIC = "decisions"
 HOUR = timedelta(hours=1)
@@ -70,8 +71,9 @@ def kafka():
 def records(brokers, model="churn"):
     """Return the records of a model, whose partition is that of its name."""
     group = {"group.id": "test", "enable.partition.eof": True}
+    at_once = {"bootstrap.servers": brokers, "fetch.wait.max.ms": 10}
     messages = []
-    with closing(Consumer({"bootstrap.servers": brokers} | group)) as consumer:
+    with closing(Consumer(at_once | group)) as consumer:
         partition = crc32(model.encode()) % 4
         consumer.assign([TopicPartition(TOPIC, partition, 0)])
         message = consumer.poll(30)
@@ -81,15 +83,16 @@ def records(brokers, model="churn"):
     return messages
 
 
-def moments(brokers):
-    keys = [message.key().decode() for message in records(brokers)]
-    return [datetime.fromisoformat(key.removeprefix("churn/")) for key in keys]
+def moments(brokers, model="churn"):
+    keys = [message.key().decode() for message in records(brokers, model)]
+    return [datetime.fromisoformat(key.removeprefix(f"{model}/")) for key in keys]
 
 
-def decide(settings, *hours):
+def decide(settings, *hours, model="churn"):
     """Store a decision of each hour."""
     for hour in hours:
-        store_decision(settings, replace(DECISION, as_of=NOON + hour * HOUR))
+        moment = NOON + hour * HOUR
+        store_decision(settings, replace(DECISION, model=model, as_of=moment))
 
 
 def test_each_decision_is_a_record_in_order(settings, kafka):
@@ -126,10 +129,11 @@ def send_until_killed(settings, kill, as_of):
         "GYRE_DECISIONS_TOPIC": TOPIC,
         "PYTHONPATH": str(PROJECT),
     }
+    python = commands_folder() / "python"
     killed = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | variables, check=False
+        [python, "-c", code], env=os.environ | variables, check=False
     )
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.returncode == 128 + signal.SIGKILL
 
 
 def test_a_run_that_is_killed_after_the_delivery_misses_nothing(settings, kafka):
@@ -157,24 +161,23 @@ def test_a_run_that_is_older_or_repeated_and_killed_is_sent_by_the_next_one(
     assert moments(kafka)[len(sent) + 2 :] == [NOON + 3 * HOUR]
 
 
-def test_an_older_decision_waits_for_a_kafka_that_is_away(settings, kafka):
-    decide(settings, 2)
-    send_decisions(settings, "churn", NOON + 2 * HOUR)
-    decide(settings, 1)
+def test_a_newer_and_an_older_decision_wait_for_a_kafka_that_is_away(settings, kafka):
+    """Each of a model, at once: a call waits five seconds for a broker."""
+    decide(settings, 2, model="spend")
+    send_decisions(settings, "spend", NOON + 2 * HOUR)
+    decide(settings, 1, model="spend")
+    decide(settings, 0, model="churn")
     away = f"kafka://127.0.0.1:{unused_port()}"
     without_kafka = settings.model_copy(update={"events_url": away})
-    with pytest.raises(BrokerUnavailableError, match="Kafka"):
-        send_decisions(without_kafka, "churn", NOON + HOUR)
-    decide(settings, 3)
-    send_decisions(settings, "churn", NOON + 3 * HOUR)
-    assert moments(kafka)[1:] == [NOON + hour * HOUR for hour in (1, 2, 3)]
-
-
-def test_decisions_wait_for_a_kafka_that_is_away(settings, kafka):
-    decide(settings, 0)
-    away = f"kafka://127.0.0.1:{unused_port()}"
-    with pytest.raises(BrokerUnavailableError, match="Kafka"):
-        send_decisions(settings.model_copy(update={"events_url": away}), "churn", NOON)
-    decide(settings, 1)
+    with ThreadPoolExecutor(2) as threads:
+        older = threads.submit(send_decisions, without_kafka, "spend", NOON + HOUR)
+        newer = threads.submit(send_decisions, without_kafka, "churn", NOON)
+        for sent in (older, newer):
+            with pytest.raises(BrokerUnavailableError, match="Kafka"):
+                sent.result()
+    decide(settings, 3, model="spend")
+    send_decisions(settings, "spend", NOON + 3 * HOUR)
+    assert moments(kafka, "spend") == [NOON + hour * HOUR for hour in (2, 1, 2, 3)]
+    decide(settings, 1, model="churn")
     send_decisions(settings, "churn", NOON + HOUR)
-    assert moments(kafka) == [NOON, NOON + HOUR]
+    assert moments(kafka, "churn") == [NOON, NOON + HOUR]

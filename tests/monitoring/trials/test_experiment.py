@@ -47,6 +47,7 @@ def compared(random, size, share, rates, spec=SPEC):
     return compare_groups(spec, Experiment("1", "2", 50, START, None), entities, START)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("size", "share", "truth"), [(400, 0.5, -0.1), (1200, 0.1, 0.0)]
 )

@@ -78,6 +78,7 @@ def world(settings):
     world.ledger.close()
 
 
+@pytest.mark.journey
 def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     role = "shadow"
     for percent in (5, 25, 50, 100):

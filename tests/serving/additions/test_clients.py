@@ -4,23 +4,20 @@ Triton's and MLflow's are in test_protocols.py.
 """
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from core.project import PROJECT
+from tests.support.tools.programs import needs
+
+pytestmark = pytest.mark.journey
 
 CLIENTS = Path(__file__).parent / "clients"
 NAME = "customer_churn_model"
 KSERVE = ".venv-kserve"
 """An environment of its own, with the older psutil that the SDK wants."""
-
-
-def needs(program):
-    """`make nightly` installs what is missing."""
-    return pytest.mark.skipif(not shutil.which(program), reason=f"no {program} here")
 
 
 def output(*command, **options):

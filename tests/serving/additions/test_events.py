@@ -31,6 +31,7 @@ def seconds_until_counted(served, features, number, customer):
     return time.perf_counter() - start
 
 
+@pytest.mark.journey
 @pytest.mark.timed
 def test_an_order_changes_the_next_prediction_within_a_second_also_during_an_ingest(
     rig, served, features, consumer

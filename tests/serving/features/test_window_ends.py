@@ -220,6 +220,7 @@ def shop(rig, tmp_path_factory):
         yield Shop(shop_rig, client)
 
 
+@pytest.mark.journey
 @pytest.mark.timed
 def test_predictions_are_right_soon_after_a_window_ends_during_events_and_ingests(shop):
     random = Random(1)

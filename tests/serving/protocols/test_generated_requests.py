@@ -28,6 +28,7 @@ enabled = false
 """
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("examples", "requests"),
     [(5, 1_000), pytest.param(700, 10_000, marks=pytest.mark.nightly)],

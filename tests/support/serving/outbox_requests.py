@@ -32,13 +32,14 @@ def environment(settings):
 def records(brokers):
     """Return the records of the topic, in the order of each partition."""
     group = {"group.id": "test", "enable.partition.eof": True}
+    at_once = {"bootstrap.servers": brokers, "fetch.wait.max.ms": 10}
     messages = []
-    with closing(Consumer({"bootstrap.servers": brokers} | group)) as consumer:
+    with closing(Consumer(at_once | group)) as consumer:
         partitions = consumer.list_topics(TOPIC, timeout=30).topics[TOPIC].partitions
         consumer.assign([TopicPartition(TOPIC, number, 0) for number in partitions])
         ended = set()
         while len(ended) < len(partitions):
-            for message in consumer.consume(1000, timeout=1):
+            for message in consumer.consume(1000, timeout=0.1):
                 if message.error():
                     assert message.error().name() == "_PARTITION_EOF"
                     ended.add(message.partition())

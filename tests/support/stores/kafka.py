@@ -3,10 +3,18 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from ctypes import (
+    CDLL,
+    c_char_p,
+    c_int,
+    c_size_t,
+    c_void_p,
+    create_string_buffer,
+)
 from functools import partial
 from pathlib import Path
 
-from confluent_kafka import ElectionType, KafkaException, Producer, TopicPartition
+from confluent_kafka import ElectionType, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, TopicMetadata
 
 from tests.conftest import running, unused_port, wait_until
@@ -18,6 +26,8 @@ CLUSTER = "Z3lyZSB0ZXN0cyBrYWZrYQ"
 """Sixteen bytes, as base64 writes them."""
 JAVA = ["java", "-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
 """The first compiler alone: a server of a test is young."""
+JOIN_MILLISECONDS = 100
+"""How long a new group of the mock waits for further members."""
 LOG = """
 Configuration:
   Appenders:
@@ -275,8 +285,8 @@ def mock_kafka(brokers: int = 1) -> Iterator[str]:
 
     It does otherwise than a broker:
 
-    - the first join of a group takes 3 s; the next one waits for a member that has closed until its
-      `session.timeout.ms` (45 s) is over
+    - the first join of a group takes a tenth of a second (a broker's: 3 s); the next one waits for a
+      member that has closed until its `session.timeout.ms` (45 s) is over
     - list_topics of an unknown topic by an AdminClient or a Producer creates it, with 4 partitions,
       as a produced message does; by a Consumer it does not, and has UNKNOWN_TOPIC_OR_PART
     - transactions return success and mean nothing: messages of an aborted or open one are read by
@@ -290,9 +300,34 @@ def mock_kafka(brokers: int = 1) -> Iterator[str]:
     describe_configs, describe_cluster (they time out: no controller), describe_consumer_groups and
     delete_records (_UNSUPPORTED_FEATURE).
     """
-    settings = {"test.mock.num.brokers": brokers, "log_level": 0}
-    # The cluster ends with this client.
-    holder = Producer(settings | {"bootstrap.servers": "mock"})
-    addresses = holder.list_topics(timeout=30).brokers.values()
-    yield ",".join(f"{address.host}:{address.port}" for address in addresses)
-    holder.flush(0)
+    library = librdkafka()
+    error = create_string_buffer(512)
+    # The cluster ends with this client, a producer.
+    holder = library.rd_kafka_new(0, None, error, len(error))
+    assert holder, error.value
+    cluster = library.rd_kafka_mock_cluster_new(holder, brokers)
+    # A broker's 3 s are for members that come one after the other.
+    library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, JOIN_MILLISECONDS)
+    try:
+        yield library.rd_kafka_mock_cluster_bootstraps(cluster).decode()
+    finally:
+        library.rd_kafka_mock_cluster_destroy(cluster)
+        library.rd_kafka_destroy(holder)
+
+
+def librdkafka() -> CDLL:
+    """Return the library that the Python client has loaded; its mock is part of it."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    file = next(line.split()[-1] for line in lines if "/librdkafka" in line)
+    library = CDLL(file)
+    library.rd_kafka_new.restype = c_void_p
+    library.rd_kafka_new.argtypes = [c_int, c_void_p, c_char_p, c_size_t]
+    library.rd_kafka_destroy.argtypes = [c_void_p]
+    library.rd_kafka_mock_cluster_new.restype = c_void_p
+    library.rd_kafka_mock_cluster_new.argtypes = [c_void_p, c_int]
+    library.rd_kafka_mock_cluster_destroy.argtypes = [c_void_p]
+    library.rd_kafka_mock_cluster_bootstraps.restype = c_char_p
+    library.rd_kafka_mock_cluster_bootstraps.argtypes = [c_void_p]
+    delay = library.rd_kafka_mock_group_initial_rebalance_delay_ms
+    delay.argtypes = [c_void_p, c_int]
+    return library

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import running, unused_port, wait_until
-from tests.support.tools.debian import install
+from tests.support.tools.debian import install, of_journeys
 
 USER = "gyre"
 PASSWORD = "secret"
@@ -38,6 +38,7 @@ class MariaDB:
 @contextmanager
 def mariadb_server(log: Path) -> Iterator[MariaDB]:
     """A server with an empty database, which a user reaches by a password."""
+    of_journeys("MariaDB")
     if not program():
         install("mariadb-server")
     port = unused_port()

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 from tests.conftest import unused_port, wait_until
-from tests.support.tools.debian import install
+from tests.support.tools.debian import install, of_journeys
 
 PLACES = ("usr/lib/postgresql/*/bin", "usr/local/bin", "usr/bin")
 
@@ -65,6 +65,7 @@ def postgres_server(log: Path, host: str = "127.0.0.1") -> Iterator[Postgres]:
         host: The address that it listens on; hosts of the same first number may connect.
 
     """
+    of_journeys("PostgreSQL")
     folder = Path("/tmp") / f"gyre-postgres-{unused_port()}"
     folder.mkdir(mode=0o755)
     try:

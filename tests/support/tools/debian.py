@@ -7,6 +7,8 @@ from filelock import FileLock
 
 LOCK = "/tmp/gyre-tests-apt.lock"
 """Workers install one after the other."""
+TARGET = "TEST_TARGET"
+"""Variable with the make target whose tests run (tests/conftest.py)."""
 NO_SERVICES = {"RUNLEVEL": "1"}
 """With it Debian starts no service that it installs."""
 
@@ -21,3 +23,9 @@ def install(*packages: str) -> None:
         subprocess.run([*apt, "update"], check=True, env=variables)
         command = [*apt, "install", "-y", "--no-install-recommends", *packages]
         subprocess.run(command, check=True, env=variables)
+
+
+def of_journeys(program: str) -> None:
+    """Fail in a run of `make test`, which starts what Python packages bring, and nothing else."""
+    is_refused = os.environ.get(TARGET) == "test"
+    assert not is_refused, f"{program} is no Python package: mark the test journey"

@@ -69,7 +69,10 @@ def commands_folder() -> Path:
     run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     since = psutil.Process(run).create_time()  # numbers of processes come again
     folder = Path(tempfile.gettempdir()) / f"gyre-commands-{run}-{since}"
-    folder.mkdir(0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o711)
+    (folder / "tmp").mkdir(exist_ok=True)
+    (folder / "tmp").chmod(0o1777)  # databases are not started by root
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "python").exists():
@@ -179,12 +182,14 @@ def exit_code(name: str, *arguments: str) -> int:
 
 
 def run(name: str, *arguments: str) -> None:
-    """Do what `name` does with `arguments` in a shell; python knows -c, -m and - alone."""
+    """Do what `name` does with `arguments` in a shell; python knows -u, -c, -m and - alone."""
     sys.argv = [name, *arguments]
     if name != "python":
         (entry_point,) = entry_points(group="console_scripts", name=name)
         sys.exit(entry_point.load()())
     option, *rest = arguments
+    if option == "-u":  # as execnet starts a worker of pytest
+        option, *rest = rest
     sys.path.insert(0, "")
     if option == "-m":
         sys.argv = rest

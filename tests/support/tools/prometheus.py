@@ -13,7 +13,7 @@ import httpx
 
 from core.project import CLONE
 from tests.conftest import answers, running, unused_port, wait_until
-from tests.support.tools.debian import install
+from tests.support.tools.debian import install, of_journeys
 
 SHIPPED = CLONE / "deploy" / "prometheus"
 KEPT = Path(sys.prefix) / "debian"
@@ -25,6 +25,7 @@ TEMPLATES = Path("/usr/share/prometheus/alertmanager")
 
 def programs(package: str, program: str) -> Path:
     """Folder of a program of the system, else of Debian's package, unpacked and never installed."""
+    of_journeys(program)
     path = shutil.which(program)
     if path:
         return Path(path).parent
@@ -63,7 +64,7 @@ class Alertmanager:
                 "/run/secrets/alertmanager_url": str(address),
                 "group_wait: 30s": "group_wait: 1s",
                 "group_wait: 10s": "group_wait: 1s",
-                "group_interval: 5m": "group_interval: 2s",
+                "group_interval: 5m": "group_interval: 1s",
             },
         )
         (folder / "alertmanager.yml").write_text(config)
@@ -120,6 +121,8 @@ def prometheus_server(folder: Path, ports: Mapping[int, int]) -> Iterator[str]:
         f"--config.file={folder}/prometheus.yml",
         f"--storage.tsdb.path={folder}/prometheus",
         f"--web.listen-address=127.0.0.1:{own_port}",
+        # Else an Alertmanager that was started again hears of an alert after a minute.
+        "--rules.alert.resend-delay=3s",
     ]
     address = f"http://127.0.0.1:{own_port}"
     with running(command, folder / "prometheus.log") as process:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import BIN, answers, running, unused_port, wait_until
+from tests.support.tools.debian import of_journeys
 
 ADMIN = ("admin", "first-admin-password")
 USER = ("gyre", "100%:sure %(ENV_HOME)s")
@@ -87,6 +88,7 @@ class TeamMlflow:
 @contextmanager
 def nginx_before(mlflow_port: int, folder: Path) -> Iterator[str]:
     """Run nginx with TLS before an MLflow; its address. The authority is `ca.pem` in the folder."""
+    of_journeys("nginx")
     port = unused_port()
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
     (folder / "nginx.conf").write_text(NGINX.format(port=port, mlflow_port=mlflow_port))

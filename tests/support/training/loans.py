@@ -1,7 +1,6 @@
 """Loans: a model without a feature view, whose table has the features and the labels."""
 
 import subprocess
-import sys
 import warnings
 from datetime import UTC, datetime, timedelta
 
@@ -113,15 +112,16 @@ def save_model(folder):
             folder,
             signature=infer_signature(rows[FEATURES], rows["income"]),
             serialization_format="skops",
+            # MLflow would find them out by opening the model in another process.
+            pip_requirements=["mlflow", "scikit-learn", "skops"],
         )
 
 
-def gyre(settings, folder, *arguments):
+def gyre(settings, folder, *arguments, program=BIN / "gyre"):
     """Return the finished process of a command in a project."""
     environment = process_environment(settings) | {"GYRE_PROJECT": str(folder)}
-    command = [sys.executable, BIN / "gyre", *arguments]
     return subprocess.run(
-        command,
+        [program, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,

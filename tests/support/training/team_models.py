@@ -25,6 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 NAMES = ["conv_rate", "conv_rate_plus_val1"]
+PACKAGES = {"pip_requirements": ["mlflow"]}
+"""Named, as MLflow would find them out by opening each model in another process."""
 
 
 def rows():
@@ -106,7 +108,7 @@ def neuron_scores(frame):
 
 
 def log_models(models, folder):
-    """Log each as MLflow does by default, but scikit-learn's as skops; save one in a folder."""
+    """Log each in MLflow's default format, but scikit-learn's as skops; save one in a folder."""
     x = rows()
     signature = infer_signature(x, np.zeros(500))
     matrix = infer_signature(x.to_numpy(np.float32), np.zeros(500))
@@ -125,27 +127,34 @@ def log_models(models, folder):
     mlflow.set_experiment("elsewhere")
     with mlflow.start_run() as run:
         for name, (flavor, options) in log.items():
-            logged = flavor.log_model(models[name], name=name, **options)
+            logged = flavor.log_model(models[name], name=name, **options, **PACKAGES)
             places[name] = logged.model_uri
         for name, options in {
             "pickle": {"signature": signature, "serialization_format": "cloudpickle"},
             "unsigned": {"serialization_format": "skops"},
         }.items():
-            logged = mlflow.sklearn.log_model(models["pipeline"], name=name, **options)
+            logged = mlflow.sklearn.log_model(
+                models["pipeline"], name=name, **options, **PACKAGES
+            )
             places[name] = logged.model_uri
         for name, has_classes in (("pyfunc", False), ("classes", True)):
             logged = mlflow.pyfunc.log_model(
                 python_model=rules(has_classes=has_classes),
                 name=name,
                 signature=signature,
+                **PACKAGES,
             )
             places[name] = logged.model_uri
         wide = infer_signature(x.assign(more=1.0), np.zeros(500))
-        logged = mlflow.xgboost.log_model(models["xgboost"], name="w", signature=wide)
+        logged = mlflow.xgboost.log_model(
+            models["xgboost"], name="w", signature=wide, **PACKAGES
+        )
         places["wide"] = logged.model_uri
         places["run"] = f"runs:/{run.info.run_id}/xgboost"
     places["registered"] = "models:/theirs/1"
-    mlflow.xgboost.save_model(models["xgboost"], folder, signature=signature)
+    mlflow.xgboost.save_model(
+        models["xgboost"], folder, signature=signature, **PACKAGES
+    )
     places["folder"] = folder
     return places
 
@@ -157,9 +166,9 @@ def scores_of(models):
     for name in ("pipeline", "columns", "xgboost"):
         scores[name] = models[name].predict_proba(x)[:, 1].tolist()
     scores["lightgbm"] = models["lightgbm"].predict(x).tolist()
-    for name, other in (("run", "xgboost"), ("folder", "xgboost")):
-        scores[name] = scores[other]
-    scores["registered"] = scores["pipeline"]
+    scores["run"] = scores["folder"] = scores["xgboost"]
+    scores["registered"] = scores["matrix"] = scores["pipeline"]
+    scores["frame"] = scores["columns"]
     scores["one column"] = scores["one number"] = neuron_scores(x).tolist()
     scores["pyfunc"] = probabilities(x).tolist()
     return scores

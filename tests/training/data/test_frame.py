@@ -22,6 +22,8 @@ from training.data.snapshots import plan_snapshots
 from training.planning import first_known_event
 from training.stages.dataset import without_label
 
+pytestmark = pytest.mark.journey
+
 
 def labels_of(settings):
     return dataset_labels(settings, ORDERS, SHIPPED.label)

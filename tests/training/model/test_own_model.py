@@ -95,6 +95,7 @@ def test_a_model_of_training_code_is_registered_with_its_figures_and_reproduced(
     assert report.reproduced, report.summary()
 
 
+@pytest.mark.journey
 def test_a_model_with_different_onnx_scores_is_refused_with_the_remedy(
     tracked, trained
 ):
@@ -106,6 +107,7 @@ def test_a_model_with_different_onnx_scores_is_refused_with_the_remedy(
     assert Registry(tracked).production(NAME) == trained.version
 
 
+@pytest.mark.journey
 def test_a_model_in_the_format_of_its_library_is_registered_and_reproduced(
     tracked, tracking, trained
 ):

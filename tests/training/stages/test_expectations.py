@@ -107,7 +107,7 @@ def test_only_rows_at_or_before_as_of_are_judged(shop, suites):
     assert validate(shop).rejections
 
 
-@pytest.mark.parametrize("batch_rows", [10, 1000])
+@pytest.mark.parametrize("batch_rows", [50, 1000])
 def test_a_key_that_is_there_twice_stops_a_training(shop, monkeypatch, batch_rows):
     settings, _ = shop
     monkeypatch.setattr(landing, "BATCH_ROWS", batch_rows)
