@@ -14,9 +14,11 @@ from cli.main import typer_app
 from core.project import PROJECT
 from core.settings import Settings
 from tests.conftest import BIN
+from tests.nightly import PARTS
 
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 MODELS = PROJECT / ".github" / "workflows" / "models.yml"
+NIGHT = PROJECT / ".github" / "workflows" / "nightly.yml"
 GITLAB = PROJECT / ".gitlab-ci.yml"
 JENKINS = PROJECT / "Jenkinsfile"
 SCRIPTS = sorted((PROJECT / ".ci").iterdir())
@@ -33,22 +35,57 @@ SOURCES_OF_A_MODEL = [
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
+PINNED = re.compile(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+"""An action by its commit, as a tag can be moved, with the version that it has there."""
+
+
+def for_each_part(command, variable, parts):
+    """Return a command for each part of the night, or as it is."""
+    if variable not in command:
+        return [command]
+    return [command.replace(variable, part) for part in parts]
+
+
+def parts_of_github():
+    jobs = yaml.safe_load(NIGHT.read_text())["jobs"]
+    return [entry["part"] for entry in jobs["part"]["strategy"]["matrix"]["include"]]
+
+
+def parts_of_gitlab():
+    (matrix,) = yaml.safe_load(GITLAB.read_text())["nightly"]["parallel"]["matrix"]
+    return matrix["PART"]
+
+
+def parts_of_jenkins():
+    (values,) = re.findall(r"name 'PART'\s+values (.*)", JENKINS.read_text())
+    return re.findall(r"'(\w+)'", values)
+
+
 def commands_of_github():
     for path in WORKFLOWS:
         for job in yaml.safe_load(path.read_text())["jobs"].values():
-            yield from (step["run"] for step in job["steps"] if "run" in step)
+            for step in job["steps"]:
+                command = step.get("run", "")
+                yield from for_each_part(
+                    command, "${{ matrix.part }}", parts_of_github()
+                )
 
 
 def commands_of_gitlab():
     for job in yaml.safe_load(GITLAB.read_text()).values():
-        yield from job.get("script", ())
-        yield from job.get("after_script", ())
+        for command in (*job.get("script", ()), *job.get("after_script", ())):
+            yield from for_each_part(command, "$PART", parts_of_gitlab())
+
+
+def commands_of_jenkins():
+    for command in re.findall(r"\b(?:sh|script:) '([^']+)'", JENKINS.read_text()):
+        yield from for_each_part(command, "$PART", parts_of_jenkins())
 
 
 COMMANDS = {
     "GitHub": [*commands_of_github()],
     "GitLab": [*commands_of_gitlab()],
-    "Jenkins": re.findall(r"\b(?:sh|script:) '([^']+)'", JENKINS.read_text()),
+    "Jenkins": [*commands_of_jenkins()],
     **{f".ci/{path.name}": [path.read_text()] for path in SCRIPTS},
 }
 
@@ -60,7 +97,14 @@ def code(name):
 
 def calls(name):
     """Return what of the project a service calls."""
-    return {*re.findall(r"\bmake \w+|\.ci/\w+|\bpytest [\w/.]+", code(name))}
+    others = re.findall(r"\.ci/\w+|\bpytest [\w/.]+", code(name))
+    return {*others, *(f"make {target}" for target in targets_of(name))}
+
+
+def targets_of(name):
+    """Return the targets of make that a service calls, several by one command too."""
+    lines = re.findall(r"\bmake(?: -C \S+)?((?: [a-z]+)+)", code(name))
+    return [target for line in lines for target in line.split()]
 
 
 def crons():
@@ -77,7 +121,7 @@ def crons():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_target_command_option_and_file_that_is_called_exists(name):
-    targets = re.findall(r"\bmake (?:-C \S+ )?(\w+)", code(name))
+    targets = targets_of(name)
     assert set(targets) <= TARGETS
     gyre_calls = re.findall(r"\bgyre (\w+)(.*)", code(name))
     for command, arguments in gyre_calls:
@@ -130,10 +174,18 @@ def test_every_setting_exists(path):
 
 def test_gitlab_and_jenkins_run_the_same_targets_as_github():
     github = calls("GitHub")
-    night = {"make nightly", "make loops", "make promises"}
-    assert {*night, "make test", "make docs", ".ci/run"} <= github
+    night = {f"make {part}" for part in PARTS}
+    changes = {"make test", "make journeys", "make docs", ".ci/run"}
+    assert night | changes <= github
     assert calls("GitLab") == github
     assert calls("Jenkins") == github
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_every_action_is_pinned_by_its_commit(path):
+    actions = re.findall(r"\buses: (.*)", path.read_text())
+    assert [action for action in actions if not PINNED.fullmatch(action)] == []
+    assert actions
 
 
 def test_cron_lines_are_valid_and_come_daily_and_weekly():
@@ -174,4 +226,4 @@ def test_the_job_that_comments_on_a_pull_request_runs_no_code_of_it():
     assert "permissions" not in jobs["train"]
     assert jobs["comment"]["permissions"] == {"pull-requests": "write"}
     uses = [step["uses"] for step in jobs["comment"]["steps"] if "uses" in step]
-    assert uses == ["actions/download-artifact@v4"]
+    assert [use.partition("@")[0] for use in uses] == ["actions/download-artifact"]
