@@ -159,7 +159,7 @@ spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, f
 	@$(BIN)/uv pip install --quiet --require-hashes --requirements spark.lock
 
 chromium: # For tests that look at pages.
-	@command -v chromium > /dev/null || { $(APT) update --quiet=2 \
+	@command -v chromium chromium-browser google-chrome > /dev/null || { $(APT) update --quiet=2 \
 	  && $(APT) install --yes --quiet=2 --no-install-recommends chromium; }
 
 jdk: # For tests of its client, and of curl.

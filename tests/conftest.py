@@ -31,7 +31,7 @@ from mlflow_server.server import command as mlflow_command
 from stack.environment import process_environment
 from tests.support.tools.debian import TARGET
 from tests.support.tools.preloaded import FOLDER, commands_folder
-from tests.targets import CI_TARGETS, file_of, marks_of, runs_in
+from tests.targets import ci_targets, file_of, marks_of, runs_in
 
 BIN = Path(sys.executable).parent
 START = date(2099, 11, 20)
@@ -128,7 +128,8 @@ def group(nodeid: str) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say after `make test` where the other tests are."""
     if os.environ[TARGET] == "test":
-        others = ", ".join(f"make {target}" for target in CI_TARGETS[1:])
+        names = [name for name in ci_targets() if name not in {"check", "test"}]
+        others = ", ".join(f"make {name}" for name in names)
         terminalreporter.write_line(f"other tests: {others}; docs/tests.md")
 
 

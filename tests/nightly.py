@@ -178,8 +178,9 @@ def main(*arguments: str) -> int:
     is_kept = not folder.name.endswith("-changed")
     results = read_results(folder) if is_kept else {}
     parts = parts_to_run(results, arguments)
-    for part in results.keys() - {*parts}:
-        sys.stdout.write(f"passed before: {line_of(results[part])}")
+    for part, result in results.items():
+        if part not in parts:
+            sys.stdout.write(f"passed before: {line_of(result)}")
     for part in parts:
         log = (folder / f"{part}.log").relative_to(CLONE)
         sys.stdout.write(f"make {part}: begins, its log is {log}\n")

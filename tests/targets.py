@@ -19,8 +19,6 @@ import pytest
 from core.project import CLONE
 from tests.nightly import PARTS
 
-CI_TARGETS = ("test", "journeys", "faults", "image")
-"""Those of `.ci/run` that run tests."""
 PAGE = CLONE / "docs" / "tests.md"
 IMAGE_FILE = "tests/containers/test_serving_image.py"
 STACK_FOLDERS = ("tests/faults/", "tests/loop/")
@@ -30,6 +28,12 @@ HOSTS = ("cluster", "kafka", "kubernetes")
 RECIPE = re.compile(r"--target (\w+)((?: tests/[\w/.]+)*)")
 PROMISE = re.compile(r"^\| .* \|$", re.MULTILINE)
 TEST_FILE = re.compile(r"\]\(\.\./(tests/[\w/]+\.py)\)")
+
+
+def ci_targets() -> list[str]:
+    """Return the targets that `.ci/run` calls, in its order."""
+    text = (CLONE / ".ci" / "run").read_text()
+    return re.findall(r"^make (\w+)", text, re.MULTILINE)
 
 
 def target_of(file: str, marks: Iterable[str]) -> str:
@@ -112,18 +116,17 @@ def has_tests(path: Path) -> bool:
 
 
 def problems_of(
-    targets: dict[str, set[str]], makefile: str, ci_run: str, parts: Iterable[str]
+    targets: dict[str, set[str]], makefile: str, called: Iterable[str]
 ) -> list[str]:
     """Return in sentences which tests nobody would run.
 
     Args:
         targets: Targets of each file of tests.
         makefile: Text of the Makefile.
-        ci_run: Text of `.ci/run`.
-        parts: Parts of `make nightly`.
+        called: Targets that `.ci/run` or `make nightly` calls.
 
     """
-    called = {*re.findall(r"^make (\w+)", ci_run, re.MULTILINE), *parts}
+    called_targets = {*called}
     folders: dict[str, tuple[str, ...]] = {}
     for target, paths in RECIPE.findall(makefile):
         folders[target] = (*folders.get(target, ()), *paths.split())
@@ -131,7 +134,7 @@ def problems_of(
     for target in sorted(set().union(*targets.values())):
         if target not in folders:
             problems.append(f"Makefile: no recipe has --target {target}")
-        if target not in called:
+        if target not in called_targets:
             problems.append(f"make {target}: neither .ci/run nor make nightly calls it")
     for file, names in targets.items():
         for target in names & folders.keys():
@@ -145,7 +148,7 @@ def problems_of(
 
 def with_targets(page: str, targets: dict[str, set[str]]) -> str:
     """Return a page whose rows of promises end with the targets of their tests."""
-    order = (*CI_TARGETS, *PARTS)
+    order = (*ci_targets(), *PARTS)
 
     def row(match: re.Match[str]) -> str:
         files = TEST_FILE.findall(match[0])
@@ -162,8 +165,7 @@ def with_targets(page: str, targets: dict[str, set[str]]) -> str:
 def main(*arguments: str) -> int:
     targets = collect()
     makefile = (CLONE / "Makefile").read_text()
-    ci_run = (CLONE / ".ci" / "run").read_text()
-    problems = problems_of(targets, makefile, ci_run, PARTS)
+    problems = problems_of(targets, makefile, (*ci_targets(), *PARTS))
     for path in sorted((CLONE / "tests").rglob("*.py")):
         file = path.relative_to(CLONE).as_posix()
         if file not in targets and has_tests(path):

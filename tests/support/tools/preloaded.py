@@ -115,6 +115,9 @@ def serve(address: str, end: int) -> list[str]:
     """
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
+        Path(address).chmod(
+            0o600
+        )  # who connects runs commands; others may enter the folder
         listening.listen()
         os.write(1, b"ready\n")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
