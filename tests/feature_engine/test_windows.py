@@ -82,9 +82,11 @@ def assert_computed_alone(table, values_by_entity, at):
         times = [
             row["event_timestamp"] for row in values if row["event_timestamp"] > at
         ]
-        found = around[entity]
-        assert [row for row in found if row["event_timestamp"] <= at] == past[-1:]
-        later = [row["event_timestamp"] for row in found if row["event_timestamp"] > at]
+        computed = around[entity]
+        assert [row for row in computed if row["event_timestamp"] <= at] == past[-1:]
+        later = [
+            row["event_timestamp"] for row in computed if row["event_timestamp"] > at
+        ]
         assert later == times[:1]
 
 

@@ -33,14 +33,14 @@ sys.meta_path[:] = [
     finder for finder in sys.meta_path
     if "Editable" not in getattr(finder, "__name__", "")
 ]
-found = set()
+packages = set()
 for name in os.environ["PACKAGES"].split():
     assert name not in sys.modules, name
     spec = find_spec(name)
     if spec:
         assert Path(spec.origin).is_relative_to(os.environ["PYTHONPATH"]), spec
-        found.add(name)
-assert found == {*os.environ["PACKAGES"].split()} - {*os.environ["LACKING"].split()}
+        packages.add(name)
+assert packages == {*os.environ["PACKAGES"].split()} - {*os.environ["LACKING"].split()}
 command, *sys.argv[1:] = sys.argv[1:]
 if command == "gyre":
     (entry_point,) = entry_points(group="console_scripts", name=command)

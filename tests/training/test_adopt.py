@@ -66,11 +66,11 @@ def settings(team, tmp_path_factory):
 def theirs(settings, tmp_path_factory):
     """The addresses and the scores of a team's models."""
     folder = tmp_path_factory.mktemp("models")
-    found = folder / "found.json"
+    results = folder / "results.json"
     command = [commands_folder() / "python", "-m", "tests.support.training.team_models"]
-    arguments = [settings.mlflow_address, folder / "saved", found]
+    arguments = [settings.mlflow_address, folder / "saved", results]
     subprocess.run(command + arguments, cwd=CLONE, check=True, capture_output=True)
-    return json.loads(found.read_text())
+    return json.loads(results.read_text())
 
 
 @pytest.fixture

@@ -140,7 +140,10 @@ def test_a_row_that_a_view_cannot_be_computed_from_is_set_aside_and_the_others_l
 ):
     """One delivery has all cases, each of customers of its own."""
     dataset = with_view(view)
-    stored, rows, good, bad_numbers = [], [], [], []
+    stored = []
+    rows = []
+    good = []
+    bad_numbers = []
     for case, (old, new, bad) in enumerate(TRIGGERS[view].values(), 1):
         stored += [apart(case, row) for row in old]
         rows += [apart(case, row) for row in new]

@@ -331,7 +331,7 @@ def test_a_feature_that_varies_by_day_drifts_only_beyond_its_usual_days(results)
     rows = pd.concat(days, ignore_index=True)
     spread = usual_spread(rows, rows, ["trip"])
     assert list(spread.wide_features(LIMITS)) == ["carrier_delay"]
-    compared = rows[["carrier_delay"]]
+    compared = rows[["carrier_delay", "score"]]
     for day in (days[2], days[-1]):
         assert of_status(results(compared, day, spread=spread), "bad") == set()
         assert "psi/carrier_delay" in of_status(results(compared, day), "bad")

@@ -166,8 +166,10 @@ def scores_of(models):
     for name in ("pipeline", "columns", "xgboost"):
         scores[name] = models[name].predict_proba(x)[:, 1].tolist()
     scores["lightgbm"] = models["lightgbm"].predict(x).tolist()
-    scores["run"] = scores["folder"] = scores["xgboost"]
-    scores["registered"] = scores["matrix"] = scores["pipeline"]
+    scores["run"] = scores["xgboost"]
+    scores["folder"] = scores["xgboost"]
+    scores["registered"] = scores["pipeline"]
+    scores["matrix"] = scores["pipeline"]
     scores["frame"] = scores["columns"]
     scores["one column"] = scores["one number"] = neuron_scores(x).tolist()
     scores["pyfunc"] = probabilities(x).tolist()
