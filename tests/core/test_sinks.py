@@ -21,8 +21,8 @@ from stack.environment import child_environment
 from tests.conftest import new_settings
 from tests.support.stores import sinks
 from tests.support.stores.iceberg import use_catalog
-from tests.support.stores.mariadb import mariadb_server
-from tests.support.stores.postgres import postgres_server
+from tests.support.stores.mariadb import mariadb  # noqa: F401  (a fixture)
+from tests.support.stores.postgres import postgres  # noqa: F401  (a fixture)
 from tests.support.stores.s3 import BUCKET, s3_server
 from tests.support.stores.sinks import AS_OF, TODAY, score_rows
 from tests.support.tools.preloaded import commands_folder
@@ -65,18 +65,11 @@ def settings(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    with postgres_server(tmp_path_factory.mktemp("postgres") / "log") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def mariadb(tmp_path_factory):
-    with mariadb_server(tmp_path_factory.mktemp("mariadb") / "log") as server:
-        # Only the server's own user sees what a transaction has done.
-        grant = "GRANT PROCESS ON *.* TO gyre@'127.0.0.1'"
-        assert server.run(grant).returncode == 0
-        yield server
+def observed_mariadb(mariadb):
+    """A server whose user sees what a transaction has done."""
+    grant = "GRANT PROCESS ON *.* TO gyre@'127.0.0.1'"
+    assert mariadb.run(grant).returncode == 0
+    return mariadb
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +95,7 @@ def postgres_place(request, name):
 
 
 def mariadb_place(request, name):
-    return sinks.mariadb(request.getfixturevalue("mariadb").address, name)
+    return sinks.mariadb(request.getfixturevalue("observed_mariadb").address, name)
 
 
 def delta_place(request, name):

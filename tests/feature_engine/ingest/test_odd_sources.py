@@ -37,8 +37,8 @@ from tests.support.feature_engine.odd_source import (
     moment,
 )
 from tests.support.stores.iceberg import use_catalog
-from tests.support.stores.mariadb import mariadb_server
-from tests.support.stores.postgres import postgres_server
+from tests.support.stores.mariadb import mariadb  # noqa: F401  (a fixture)
+from tests.support.stores.postgres import postgres  # noqa: F401  (a fixture)
 from tests.support.stores.s3 import s3_server
 
 pytestmark = pytest.mark.journey
@@ -301,15 +301,3 @@ def test_a_bucket_gives_what_an_odd_source_says(
             databases,
             address="s3://gyre/odd",
         )
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    with postgres_server(tmp_path_factory.mktemp("postgres") / "log") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def mariadb(tmp_path_factory):
-    with mariadb_server(tmp_path_factory.mktemp("mariadb") / "log") as server:
-        yield server

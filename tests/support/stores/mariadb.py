@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import running, unused_port, wait_until
 from tests.support.tools.debian import install, of_journeys
 
@@ -76,3 +78,10 @@ def program() -> str:
     """The server lies outside the path of users who are not root."""
     places = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
     return shutil.which("mariadbd", path=places) or ""
+
+
+@pytest.fixture(scope="module")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
+    """One server for a file of tests that imports it."""
+    with mariadb_server(tmp_path_factory.mktemp("mariadb") / "log") as server:
+        yield server

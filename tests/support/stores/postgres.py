@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from tests.conftest import unused_port, wait_until
 from tests.support.tools.debian import install, of_journeys
@@ -88,3 +89,10 @@ def programs() -> Path:
     if not found():
         install("postgresql")
     return found()[0].resolve().parent
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """One server for a file of tests that imports it."""
+    with postgres_server(tmp_path_factory.mktemp("postgres") / "log") as server:
+        yield server
