@@ -1,5 +1,6 @@
 """`gyre up`: from installed packages to a served prediction. A second call changes nothing."""
 
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from filelock import FileLock
 
 from cli.terminal import OUT, progress, tell
 from cli.verbs import CONSOLE, who
+from core.access.private_home import close_home
 from core.additions import is_present
 from core.errors import (
     GyreError,
@@ -61,6 +63,9 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     if not load_specs():
         raise StackError("\n".join(broken_specs()) or "models/ has no spec: add one")
     began = time.monotonic()
+    line = close_home(settings)
+    if line:
+        tell(line)
     (settings.home / "run").mkdir(parents=True, exist_ok=True)
     with FileLock(settings.home / "run" / "up.lock"):
         prepare(settings)
@@ -364,7 +369,10 @@ def _addresses(settings: Settings) -> None:
     docs = f"{settings.serving_address}/docs"
     console = f"{settings.console_address}/"
     if settings.starts("airflow"):
-        login = f"{LOGIN} / {load_secrets(settings)['password']}"
+        password = load_secrets(settings)["password"]
+        if not sys.stdout.isatty():  # a file of it, or a log, others may read
+            password = f"the password in {settings.home}/airflow/passwords.json"
+        login = f"{LOGIN} / {password}"
         tell(f"Airflow   {settings.airflow_address:<32}{login}")
     elif settings.airflow_url:
         login = f"user {settings.airflow_user or LOGIN}"

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 from filelock import FileLock, Timeout
 
+from core.access.private_home import make_home
 from core.errors import DataError
 from core.settings import Settings
 
@@ -57,6 +58,7 @@ def one_writer(
         return
     path = settings.home / "data" / f"{name}.lock"
     try:
+        make_home(settings)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True)
         acquired_lock = lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)

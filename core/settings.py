@@ -133,6 +133,18 @@ def _checked_brokers(address: str) -> str:
     return address
 
 
+def _checked_host_name(name: str) -> str:
+    """Return the name of a host in small letters.
+
+    Raises:
+        ValueError: It is none, or has a port.
+
+    """
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII):
+        raise ValueError(f"expected the name of a host without a port, found {name}")
+    return name.lower()
+
+
 ServerUrl = Annotated[str, AfterValidator(partial(_checked_url, ("http", "https")))]
 RedisUrl = Annotated[str, AfterValidator(partial(_checked_url, ("redis", "rediss")))]
 KafkaUrl = Annotated[str, AfterValidator(_checked_brokers)]
@@ -143,6 +155,11 @@ DatabaseUrl = Annotated[
 Port = Annotated[int, Field(ge=1, le=65535)]
 Parts = Annotated[
     frozenset[Part],
+    NoDecode,
+    BeforeValidator(lambda names: names.split() if isinstance(names, str) else names),
+]
+HostNames = Annotated[
+    frozenset[Annotated[str, AfterValidator(_checked_host_name)]],
     NoDecode,
     BeforeValidator(lambda names: names.split() if isinstance(names, str) else names),
 ]
@@ -172,6 +189,10 @@ class Settings(BaseSettings):
     home: Path = PROJECT / ".gyre"
     """The state directory of one installation: data, databases, files, logs. Default: `.gyre` in
     the project."""
+    home_group: str | None = None
+    """A Unix group that may work in GYRE_HOME beside its owner, such as that of the user whom [your
+    Airflow](../how-to/your-airflow.md) runs tasks as. Default: the owner alone. Write it into
+    `gyre.env`, as each process follows it."""
     serving_port: Port = 8000
     """Port of serving."""
     console_port: Port = 8001
@@ -324,14 +345,17 @@ class Settings(BaseSettings):
     """IP address that serving listens on (`0.0.0.0`: all). An address that other hosts reach needs
     GYRE_SERVING_TOKENS_FILE."""
     mlflow_host: Host = LOOPBACK
-    """IP address that MLflow listens on. An address that other hosts reach needs GYRE_BEHIND_PROXY.
-    MLflow answers requests for `localhost` and private addresses; for other names list all, these
-    included, in MLFLOW_SERVER_ALLOWED_HOSTS."""
+    """IP address that MLflow listens on. An address that other hosts reach needs GYRE_BEHIND_PROXY."""
     console_host: Host = LOOPBACK
     """IP address that the console listens on. An address that other hosts reach needs
     GYRE_BEHIND_PROXY."""
     airflow_host: Host = LOOPBACK
     """IP address that Airflow's API and pages listen on; they have a login."""
+    allowed_hosts: HostNames = frozenset()
+    """Further names by which clients reach serving, MLflow, the console and Airflow, separated by
+    blanks: `gyre.example.com serving`. They answer IP addresses, `localhost`, and the names in
+    GYRE_LINKS__… and GYRE_…_URL; a request for another name is refused
+    ([why](../security.md#pages-of-other-sites))."""
     airflow_users: str = ""
     """People who log in to Airflow, with their roles, such as `ann:admin,bob:viewer`; a role is
     `viewer`, `user` (starts and approves runs), `op` or `admin`. Their passwords are in
@@ -572,11 +596,14 @@ def load_settings(**overrides: Any) -> Settings:
     }
     try:
         _read_tool_variables(secrets if is_readable else None)
-        return Settings(**(sources | overrides | {"home": home}))
+        settings = Settings(**(sources | overrides | {"home": home}))
     except ValidationError as exc:
         raise SettingsError(_problem(exc)) from exc
     except (OSError, ValueError) as exc:  # a file, or a variable that is not JSON
         raise SettingsError(f"{home / ENV_FILE} or the environment: {exc}") from exc
+    if settings.home_group:
+        os.umask(0o007)  # the group may change what this process makes
+    return settings
 
 
 def _read_tool_variables(secrets: Path | None) -> None:

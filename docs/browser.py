@@ -116,10 +116,10 @@ class Browser:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
+def browser(*more_options: str) -> Iterator[Browser]:
     """Start Chromium in a profile of its own; end it after. SystemExit: there is none."""
     program = next(filter(None, map(shutil.which, NAMES)), None) or sys.exit(MISSING)
-    options = ["--headless", "--remote-debugging-pipe"]
+    options = ["--headless", "--remote-debugging-pipe", *more_options]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []
     told, telling = _pipe()
     hearing, said = _pipe()

@@ -75,7 +75,9 @@ async def _document() -> dict[str, Any]:
         transport = httpx.ASGITransport(app)
         async with (
             app.app.router.lifespan_context(app.app),
-            httpx.AsyncClient(transport=transport, base_url="http://serving") as client,
+            httpx.AsyncClient(
+                transport=transport, base_url="http://localhost"
+            ) as client,
         ):
             document: dict[str, Any] = (await client.get("/openapi.json")).json()
         return document

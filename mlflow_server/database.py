@@ -8,6 +8,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateSchema
 
+from core.access.private_home import make_home
 from core.errors import DataError, RegistryError
 from core.locks import LOCK_SECONDS, one_writer
 from core.settings import SCHEMAS, Settings
@@ -71,7 +72,7 @@ def open_database(settings: Settings) -> sql.Engine:
     is_server = not settings.ledger_address.startswith("sqlite")
     options = {"connect_timeout": CONNECT_SECONDS}
     if not is_server:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_home(settings)
         options = {"timeout": WAIT_SECONDS}
     engine = sql.create_engine(
         settings.ledger_address, connect_args=options, pool_pre_ping=True

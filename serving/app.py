@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from core.access.http_guard import HttpGuard
 from core.additions import absent, present
 from core.errors import GyreError
 from core.settings import Settings
@@ -132,6 +133,7 @@ def add_routes(
         app,
         unnamed,
         Access(tokens_file) if tokens_file else None,
+        guard=HttpGuard(settings),
         draining=draining,
         behind_proxy=settings.behind_proxy,
     )

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from core import UNREPORTED
+from core.access.private_home import secret_mode
 from core.errors import StackError
 from core.files import replace_file
 from core.project import CLONE
@@ -144,7 +145,7 @@ def make_secrets(settings: Settings) -> None:
     # The file with the password of the stack's Redis.
     if settings.starts("redis") and not settings.redis_config.exists():
         line = f"requirepass {secrets.token_urlsafe(32)}\n"
-        replace_file(settings.redis_config, line, mode=0o600)
+        replace_file(settings.redis_config, line, mode=secret_mode(settings))
 
 
 def _secrets(settings: Settings) -> Path:

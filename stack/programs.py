@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
 
+from core.access.private_home import close_home
 from core.additions import present
 from core.errors import StackError
 from core.project import CLONE, PROJECT
@@ -242,6 +243,9 @@ def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
     problems = layout_problems(settings.home) + connection_problems(settings)
     if problems:
         raise StackError("\n".join(problems))
+    line = close_home(settings)
+    if line:
+        print(line)  # noqa: T201  (of a container)
     prepare(settings)
     commands = {program.name: program.command for program in PROGRAMS}
     commands["worker"] = WORKER

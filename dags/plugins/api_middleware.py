@@ -1,5 +1,8 @@
 # ruff: noqa: INP001  (Airflow loads it as a file)
-"""Middleware of Airflow's API: one write at a time on SQLite, and health without a triggerer.
+"""Middleware of Airflow's API: other sites, one write at a time on SQLite, health without a triggerer.
+
+A request for another name, or a write that another site's page sends, is refused
+(core/access/http_guard.py).
 
 On SQLite two writes at once freeze the API, then fail: the audit log commits on the API's event
 loop while a thread holds the database's write lock, so a longer timeout makes it worse. Reads are
@@ -41,6 +44,24 @@ class ApiMiddleware:
             await self.app(scope, receive, send)
 
 
+class OwnNames:
+    """Pure ASGI: Gyre's rules for every server."""
+
+    def __init__(self, app: Any) -> None:
+        # A plugin is loaded by every process of Airflow; these are for the API alone.
+        from core.access.http_guard import GuardMiddleware  # noqa: PLC0415
+        from core.settings import load_settings  # noqa: PLC0415
+
+        self.app = GuardMiddleware(app, load_settings())
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
 class ApiMiddlewarePlugin(AirflowPlugin):
     name = "api_middleware"
-    fastapi_root_middlewares = [{"middleware": ApiMiddleware}]  # noqa: RUF012  (as Airflow has it)
+    # The last one is the outermost.
+    fastapi_root_middlewares = [  # noqa: RUF012  (as Airflow has it)
+        {"middleware": ApiMiddleware},
+        {"middleware": OwnNames},
+    ]

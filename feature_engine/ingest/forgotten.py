@@ -1,7 +1,8 @@
 """Forgotten entities: a source may deliver them for ever, so they are kept out here.
 
-`data/forgotten.json` has a salt and, for each key column, the salted hashes of its values: whoever
-has a value can look it up, and nobody can read one.
+`data/forgotten.json` has a salt and, for each key column, the salted hashes of its values. It holds no
+value, but whoever can read it can try values: a number of six digits is found within seconds. So only
+its owner can read it, or who can read the bucket.
 """
 
 import hashlib
@@ -63,4 +64,6 @@ def keep_out(settings: Settings, column: str, value: object) -> None:
     with one_writer(settings, "forgotten"):
         entities = forgotten(settings)
         entities.keys.setdefault(column, set()).add(entities.digest(column, value))
-        replace_file(forgotten_file(settings), entities.model_dump_json(indent=1))
+        replace_file(
+            forgotten_file(settings), entities.model_dump_json(indent=1), mode=0o600
+        )

@@ -14,10 +14,12 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from core.access.http_guard import GuardMiddleware
 from core.errors import GyreError
 from core.settings import Settings, load_settings
 from monitoring.console.alerts import watch
@@ -60,6 +62,7 @@ def create_app(settings: Settings) -> Starlette:
     return Starlette(
         routes=routes,
         lifespan=lifespan,
+        middleware=[Middleware(GuardMiddleware, settings=settings)],
         exception_handlers={HTTPException: console.missing},
     )
 

@@ -22,6 +22,8 @@ JSON_TYPES = {JSON, "application/octet-stream"}
 HEADERS = "gyre.headers"
 """Key of a request's scope: its headers by name, which the middleware puts there."""
 MAX_FIELD_ERRORS = 20
+BROWSER_HEADERS = (b"origin", b"sec-fetch-site")
+"""A browser sends one of these with each request that writes."""
 INLINE_BYTES = 4_096
 """Bodies up to here are read on the event loop; a larger one would hold up other requests."""
 STATUSES: dict[type[Exception], int] = {
@@ -120,7 +122,10 @@ def refusal(exc: Exception, path: str) -> Response:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Read a body of JSON. A body without a content type is taken for JSON.
+    """Read a body of JSON. A body without a content type is taken for JSON, but not a browser's.
+
+    A page can send such a body to another site without asking first; Triton's client sends no type
+    either.
 
     Raises:
         HTTPException: 415: it is no JSON, or compressed. So forms of other sites are refused, too.
@@ -129,7 +134,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
     """
     headers = scope[HEADERS]
-    content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+    is_of_browser = any(name in headers for name in BROWSER_HEADERS)
+    type_if_missing = b"" if is_of_browser else b"application/json"
+    content_type = headers.get(b"content-type", type_if_missing).decode("latin-1")
     kind = content_type.partition(";")[0].strip().lower()
     # Triton calls these binary tensors.
     if b"inference-header-content-length" in headers:

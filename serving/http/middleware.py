@@ -1,4 +1,5 @@
-"""Steps of every request: its token is checked, it gets an id, errors are answered, it is counted.
+"""Steps of every request: its origin and its token are checked, it gets an id, errors are answered, it
+is counted.
 
 The id stands in the header `x-request-id` of the answer and in the log lines of the request. Behind
 a proxy it is the one that the proxy sets, else a new one. A prediction's `request_id` is the id of a
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core.access.http_guard import HttpGuard
 from core.tokens import read_tokens
 from serving.http.draining import Draining
 from serving.http.edge import HEADERS, refusal
@@ -82,6 +84,7 @@ class RequestMiddleware:
         scoring: Mapping[str, ASGIApp],
         access: Access | None,
         *,
+        guard: HttpGuard,
         draining: Draining,
         behind_proxy: bool,
     ) -> None:
@@ -92,6 +95,7 @@ class RequestMiddleware:
             scoring: Endpoints by path. They are called past the router of `app`, which would take
                 a tenth of their time.
             access: Tokens that are valid; None: no token is needed.
+            guard: Refuses requests for other names, and those that other sites send.
             draining: Adds headers to each answer while the server ends.
             behind_proxy: Whether the request's id is that of a proxy.
 
@@ -99,6 +103,7 @@ class RequestMiddleware:
         self.app = app
         self._scoring = scoring
         self._access = access
+        self._guard = guard
         self._draining = draining
         self._behind_proxy = behind_proxy
 
@@ -129,6 +134,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
+            _check_site(self._guard, scope)
             if self._access is not None:
                 _check_token(self._access, path, headers)
             if endpoint is None:
@@ -150,6 +156,13 @@ class RequestMiddleware:
             if PROXY_ID.fullmatch(proxy_id):
                 return proxy_id
         return b"%032x" % random.getrandbits(128)
+
+
+def _check_site(guard: HttpGuard, scope: Scope) -> None:
+    found = guard.refusal(scope["method"], scope["http_version"], scope["headers"])
+    if found is not None:
+        # The body is not read, so the connection ends.
+        raise HTTPException(found.status, found.text, {"connection": "close"})
 
 
 def _check_token(access: Access, path: str, headers: Mapping[bytes, bytes]) -> None:

@@ -78,7 +78,7 @@ def test_the_image_answers_drains_and_refuses_versions_that_need_other_packages(
 def drains(replica, client):
     """SIGTERM within a request: it is answered, and the container ends in time."""
     body = b'{"customer_id": 4}'
-    head = "POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-type: application/json\r\n"
+    head = "POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     head += f"authorization: {TOKEN}\r\ncontent-length: {len(body)}\r\n"
     head += "expect: 100-continue\r\n\r\n"
     with socket.create_connection(("127.0.0.1", replica.port), 600) as sent:

@@ -179,7 +179,7 @@ def application(settings, repository):
 def client_of(app):
     """A client of an application in the same event loop."""
     transport = httpx.ASGITransport(app)
-    return httpx.AsyncClient(transport=transport, base_url="http://here")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 def counted(client, beginning):

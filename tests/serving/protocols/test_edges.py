@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -128,7 +129,9 @@ def connection(client, path, length):
     """Return a connection on which the head of a request was sent."""
     url = client.base_url
     opened = socket.create_connection((url.host, url.port), timeout=600)
-    head = f"POST {path} HTTP/1.1\r\nhost: gyre\r\ncontent-length: {length}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n"
+    )
     opened.sendall(head.encode())
     return opened
 
@@ -190,6 +193,71 @@ def test_a_feature_that_was_null_in_training_may_be_null(rig, served):
             assert features["customer_segment"] == MISSING
 
 
+SHORT = """
+import serving.http.http1 as http1
+from core.settings import load_settings
+from serving.__main__ import serve
+
+http1.REQUEST_SECONDS = 2.0
+if __name__ == "__main__":
+    serve(load_settings())
+"""
+
+
+@pytest.mark.journey
+def test_a_connection_without_a_whole_request_is_closed_after_a_time(rig, served):
+    home = rig.second_home()
+    program = home / "short.py"
+    program.write_text(SHORT)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
+    beginnings = {
+        b"": b"408",
+        b"GET /hea": b"408",
+        head: b"408",
+        head + b"\r\n{": b"",
+    }
+    with rig.serving(str(program), home=home) as (client, _):
+        url = client.base_url
+        opened = []
+        for beginning in beginnings:
+            opened.append(socket.create_connection((url.host, url.port), 60))
+            opened[-1].sendall(beginning)
+        slow = socket.create_connection((url.host, url.port), 60)
+        with suppress(ConnectionError):  # it is closed before the end
+            for sign in b"GET /health/live HTTP/1.1\r\nHost: a":
+                slow.sendall(bytes([sign]))
+                time.sleep(0.1)
+        for one, status in zip(opened, beginnings.values(), strict=True):
+            with one, one.makefile("rb") as answer:
+                assert answer.read()[9:12] == status
+        with slow, suppress(ConnectionError):
+            assert slow.recv(1_000)[9:12] == b"408"
+        # A connection that has had an answer stays open for the next request.
+        for _ in range(3):
+            assert client.get("/health/live").status_code == 200
+            time.sleep(1.5)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /health/live HTTP/1.1\r\n", 400),
+        (b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n", 400),
+        (b"GET /health/live HTTP/1.1\r\nHost: evil.example\r\n", 403),
+        (b"GET /health/live HTTP/1.1\r\nHost: 203.0.113.9\r\n", 200),
+        (b"GET /metrics HTTP/1.1\r\nHost: 10.0.0.1:8000\r\n", 200),
+        (b"GET /health/live HTTP/1.0\r\n", 200),
+        (b"OPTIONS /health/live HTTP/1.0\r\n", 405),
+    ],
+)
+def test_a_request_has_one_host_and_that_is_ours(served, head, status):
+    url = served.client.base_url
+    with socket.create_connection((url.host, url.port), 60) as connection:
+        connection.sendall(head + b"Connection: close\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 
 
@@ -206,7 +274,7 @@ def test_an_offer_of_http_2_is_ignored_and_the_body_is_read(rig, served, parts):
     with socket.create_connection((url.host, url.port), 10) as connection:
         answers = connection.makefile("rb")
         for header, content in (*framings, *framings):
-            head = b"POST /predict HTTP/1.1\r\nHost: a\r\n%s\r\n" % header
+            head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % header
             request = head + H2C + b"\r\n" + content
             size = -(-len(request) // parts)
             for start in range(0, len(request), size):
