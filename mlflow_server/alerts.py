@@ -310,6 +310,8 @@ def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
         delivery = address.notify(
             title=f"Gyre: {row['model']}",
             body="\n".join(lines),
+            # A service that has markup shows every sign of the text as it is.
+            body_format=apprise.NotifyFormat.TEXT,
             notify_type=NOTIFY_TYPES[severity],
         )
         deliveries.append(delivery)

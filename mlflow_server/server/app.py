@@ -1,19 +1,28 @@
-"""MLflow's application, as uvicorn serves it, with Gyre's hooks on aliases and stages.
+"""MLflow's application, as uvicorn serves it, behind Gyre's rules and with hooks on aliases and stages.
+
+It serves the routes of mlflow_server/server/routes.py, and files of its own store
+(mlflow_server/server/locations.py).
 
 Its database is made or checked before `/health` answers. A change of an alias, by MLflow's UI or any
 client, has its ledger row before the answer. A stage acts before MLflow sets it
 (mlflow_server/server/stages.py).
 """
 
+import json
 import logging
 import os
 from http import HTTPStatus
+from typing import Any
 
 from flask import Response, request
 from google.protobuf.json_format import Parse, ParseError
 from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_CONFLICT
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    RESOURCE_CONFLICT,
+)
 from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 from mlflow.server import app as flask_app
 from mlflow.server.handlers import (
@@ -21,11 +30,15 @@ from mlflow.server.handlers import (
     get_handler,
     initialize_backend_stores,
 )
+from mlflow.tracing.constant import TRACE_RENDERER_ASSET_PATH
 
+from core.access.http_guard import GuardMiddleware
 from core.errors import GyreError
 from core.settings import load_settings
 from mlflow_server.promotion.promote import write_down
 from mlflow_server.server.browser import preset_choices
+from mlflow_server.server.locations import GIVEN_BY, GIVEN_BY_TAG, Locations
+from mlflow_server.server.routes import SERVED, route_name
 from mlflow_server.server.stages import change_stage
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
@@ -35,24 +48,74 @@ if "_MLFLOW_SERVER_FILE_STORE" in os.environ:
         *(os.environ[f"_MLFLOW_SERVER_{name}"] for name in STORES)
     )
 
-from mlflow.server.fastapi_app import app  # noqa: E402, F401  (after its database)
+from mlflow.server.fastapi_app import app as mlflow_app  # noqa: E402  (after its database)
 
 ALIAS_PATH = "/mlflow/registered-models/alias"
 USER_HEADERS = ("X-Forwarded-User", "X-Remote-User")
 """Headers in which a proxy with a login names the user."""
 SETTINGS = load_settings()
 SET_STAGE_IN_MLFLOW = get_handler(TransitionModelVersionStage)
+LOCATIONS = Locations(
+    os.environ.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION", ""),
+    os.environ.get("_MLFLOW_SERVER_ARTIFACT_ROOT", ""),
+)
+LOCATIONS.guard()
 logger = logging.getLogger(__name__)
 flask_app.after_request(preset_choices)
 
 
-@flask_app.after_request  # type: ignore[untyped-decorator]  # MLflow does not type it
+def served_routes(routes: list[Any]) -> list[Any]:
+    """Return FastAPI's routes without those that Gyre refuses; Flask's are below them."""
+    return [
+        route
+        for route in routes
+        if not hasattr(route, "methods")
+        or all(route_name(method, route.path) in SERVED for method in route.methods)
+    ]
+
+
+mlflow_app.router.routes = served_routes(mlflow_app.router.routes)
+app = GuardMiddleware(mlflow_app, SETTINGS)
+
+
+@flask_app.before_request  # type: ignore[untyped-decorator]  # MLflow does not type it
+@catch_mlflow_exception  # type: ignore[untyped-decorator]
+def refuse_route_or_location() -> Response | None:
+    """Refuse a route that is not served, and a location outside the store."""
+    if request.url_rule is None:  # Flask answers 404
+        return None
+    method = "GET" if request.method == "HEAD" else request.method
+    route = route_name(method, request.url_rule.rule)
+    if method != "OPTIONS" and route not in SERVED:
+        text = f"Gyre's MLflow does not serve {method} {request.path}"
+        raise MlflowException(f"{text}: see docs/security.md", PERMISSION_DENIED)
+    if route in GIVEN_BY or route in GIVEN_BY_TAG:
+        LOCATIONS.check_given(route, sent_document())
+    return None
+
+
+def sent_document() -> Any:
+    """Return the JSON document of the request as MLflow reads it: older clients encode it twice."""
+    body = request.get_json(force=True, silent=True)
+    return json.loads(body) if isinstance(body, str) else body
+
+
+@flask_app.after_request  # type: ignore[untyped-decorator]
+def set_headers(response: Response) -> Response:
+    """Let no other site show a page in a frame, but the traces that a notebook shows."""
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if not request.path.startswith(TRACE_RENDERER_ASSET_PATH):
+        response.headers["X-Frame-Options"] = "SAMEORIGIN"
+    return response
+
+
+@flask_app.after_request  # type: ignore[untyped-decorator]
 def record_alias(response: Response) -> Response:
     """Write a change of a role past Gyre into the ledger, with the proxy's user."""
     changes = request.method in {"POST", "DELETE"} and request.path.endswith(ALIAS_PATH)
     if not changes or response.status_code != HTTPStatus.OK:
         return response
-    body = request.get_json(force=True)
+    body = sent_document()
     model = SETTINGS.own_name(body["name"])
     if model is None:
         return response
@@ -91,8 +154,8 @@ def set_stage() -> Response:
 
 
 def user_of_mlflow() -> str:
-    """Return `mlflow-ui:USER` if a proxy names the user, else `mlflow-ui`."""
-    for name in USER_HEADERS:
+    """Return `mlflow-ui:USER` if the configured proxy names the user, else `mlflow-ui`."""
+    for name in USER_HEADERS if SETTINGS.behind_proxy else ():
         if name in request.headers:
             return f"mlflow-ui:{request.headers[name]}"
     return "mlflow-ui"

@@ -25,10 +25,7 @@ def command(settings: Settings) -> list[str]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return the variables that the server needs; make the folder of its database.
-
-    MLflow's rules for Host and Origin stay: localhost, and private addresses as Host.
-    """
+    """Return the variables that the server needs; make the folder of its database."""
     folder = settings.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     addresses = {
@@ -45,6 +42,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         "GYRE_HOME": str(settings.home),
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
+        "GYRE_BEHIND_PROXY": str(settings.behind_proxy),
         **{name: address for name, address in addresses.items() if address},
         "_MLFLOW_SERVER_FILE_STORE": store,
         "_MLFLOW_SERVER_REGISTRY_STORE": store,
@@ -53,6 +51,9 @@ def environment(settings: Settings) -> dict[str, str]:
         or str(folder / "artifacts"),
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
+        # MLflow's own lets pages of any port of localhost write and read, and takes names such as
+        # 10.evil.example for addresses. Gyre's rules for all servers are in its place.
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # takes 2 GB with its consumers
     }
 

@@ -1,4 +1,4 @@
-"""A program that sends alerts to Slack and PagerDuty, and answers as both do.
+"""A program that sends alerts to Slack, PagerDuty and Telegram, and answers as they do.
 
 It runs in a network and with an /etc/hosts of its own: in Apprise the names of their hosts are
 fixed. It prints how many alerts went out, and every request that came.
@@ -7,6 +7,7 @@ fixed. It prints how many alerts went out, and every request that came.
 """
 
 import json
+import re
 import sys
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from mlflow_server.alerts import Alerts
 from tests.support.tools.alert_receivers import (
     DRIFTS,
     ERROR,
+    MARKUP,
     MODEL,
     NOW,
     ROUTING_KEY,
@@ -26,16 +28,24 @@ from tests.support.tools.alert_receivers import (
 
 SLACK = "hooks.slack.com"
 PAGERDUTY = "events.pagerduty.com"
+TELEGRAM = "api.telegram.org"
+TAG = re.compile(r"</?(\w*)[^>]*>|&(?!(?:lt|gt|amp|quot);)")
+TAGS = {"b", "strong", "i", "em", "u", "s", "a", "code", "pre"}
+"""Tags of Telegram's HTML; it refuses a text with others."""
 SEVERITIES = {"critical", "error", "warning", "info"}
 LONGEST_SUMMARY = 1024
 
 
 class Services(BaseHTTPRequestHandler):
-    """Both services, of which a request names one."""
+    """The services, of which a request names one."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        answers = {SLACK: self.of_slack, PAGERDUTY: self.of_pagerduty}
+        answers = {
+            SLACK: self.of_slack,
+            PAGERDUTY: self.of_pagerduty,
+            TELEGRAM: self.of_telegram,
+        }
         status, answer = answers[self.headers["Host"]](body)
         request = {"host": self.headers["Host"], "status": status, "body": body}
         self.server.received.append(request)
@@ -65,6 +75,15 @@ class Services(BaseHTTPRequestHandler):
             return 400, json.dumps({"status": "invalid event"})
         return 202, json.dumps({"status": "success", "dedup_key": "1"})
 
+    def of_telegram(self, body):
+        """Answer as `sendMessage` of a bot."""
+        is_html = body.get("parse_mode") == "HTML"
+        tags = {tag.lower() for tag in TAG.findall(body["text"])} if is_html else set()
+        if tags - TAGS:
+            text = f"can't parse entities: {tags - TAGS}"
+            return 400, json.dumps({"ok": False, "description": text})
+        return 200, json.dumps({"ok": True, "result": {"message_id": 1}})
+
     def log_message(self, *_):
         pass
 
@@ -78,6 +97,7 @@ def send_alerts(certificate):
             alerts.note(MODEL, f"drift: {drift.severity}", drift, NOW)
         delivered = alerts.deliver(MODEL, NOW)
         alerts.alert_failure(MODEL, "train.fit", ERROR, NOW)
+        alerts.alert(MODEL, "markup", MARKUP, NOW)
         waiting = len(alerts.undelivered(MODEL, NOW))
     return {"delivered": delivered, "waiting": waiting, "requests": received}
 

@@ -28,7 +28,8 @@ def client(settings):
 def settings(tmp_path_factory):
     """A server that all tests of one worker share (tests/conftest.py)."""
     home = tmp_path_factory.mktemp("gyre")
-    settings = Settings(home=home, mlflow_port=unused_port())
+    # As behind nginx, whose header names a user.
+    settings = Settings(home=home, mlflow_port=unused_port(), behind_proxy=True)
     with mlflow_server(settings, BIN / "python"):
         yield settings
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import threading
 from base64 import b64encode
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from email import message_from_bytes, policy
+from html import escape, unescape
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from urllib.parse import quote
@@ -28,12 +30,14 @@ from tests.support.tools.alert_receivers import (
     DRIFT,
     DRIFTS,
     ERROR,
+    MARKUP,
     MESSAGE,
     MODEL,
     NOW,
     ROUTING_KEY,
     SEVERITIES,
     SLACK_PATH,
+    TELEGRAM_TOKEN,
     certificate,  # noqa: F401  (a fixture)
     encrypt,
     serving,
@@ -187,7 +191,9 @@ def send(tmp_path, certificate):
     if allowed.returncode:
         pytest.skip(f"{NAMESPACES}: not permitted; run the test as root")
     hosts = tmp_path / "hosts"
-    hosts.write_text("127.0.0.1 localhost hooks.slack.com events.pagerduty.com\n")
+    hosts.write_text(
+        "127.0.0.1 localhost hooks.slack.com events.pagerduty.com api.telegram.org\n"
+    )
 
     own_authority = certificate.with_name("authority.pem")
 
@@ -224,7 +230,8 @@ def test_slack_is_told_of_each_alert(send):
     for severity, message in zip(SEVERITIES, messages, strict=False):
         for part in (MESSAGE, "version: 1", f"severity: {severity}"):
             assert part in message["text"]
-    assert ERROR.strip() in messages[-1]["text"]
+    assert ERROR.strip() in messages[3]["text"]
+    assert escape(MARKUP, quote=False) in messages[4]["text"]
     colors = [message["color"] for message in messages]
     assert len({*colors[:3]}) == 3
     assert colors[3] == colors[1]
@@ -237,7 +244,7 @@ def test_pagerduty_is_told_of_each_alert_with_its_severity(send):
     assert {request["status"] for request in sent["requests"]} == {202}
     payloads = [request["body"]["payload"] for request in sent["requests"]]
     severities = [payload["severity"] for payload in payloads]
-    assert severities == [*SEVERITIES.values(), "warning"]
+    assert severities == [*SEVERITIES.values(), "warning", "warning"]
     assert {payload["source"] for payload in payloads} == {"gyre"}
     for payload in payloads[:3]:
         assert payload["summary"].startswith(f"Gyre: {MODEL}\r\n{MESSAGE} (")
@@ -247,9 +254,40 @@ def test_pagerduty_is_told_of_each_alert_with_its_severity(send):
 
 
 @pytest.mark.nightly
+def test_telegram_is_told_a_text_and_no_markup(send):
+    sent = send(f"tgram://{TELEGRAM_TOKEN}/12315544/")
+    messages = [
+        request["body"] for request in sent["requests"] if "text" in request["body"]
+    ]
+    assert {request["status"] for request in sent["requests"]} == {200}
+    text = messages[-1]["text"]
+    for part in (
+        "&lt;NA&gt; &amp; &lt;b&gt;x&lt;/b&gt;",
+        "&lt;!channel&gt;",
+        "second line",
+    ):
+        assert part in text
+
+
+def test_a_mail_shows_signs_of_markup_and_lines_as_they_are(tmp_path, certificate):
+    with (
+        receiving_mail(certificate) as (address, mails),
+        opened(tmp_path, address()) as alerts,
+    ):
+        assert alerts.alert(MODEL, CAUSE, MARKUP, NOW)
+    (mail,) = [message_from_bytes(mail, policy=policy.default) for mail in mails]
+    body = mail.get_body(("html", "plain"))
+    shown = body.get_content()
+    if body.get_content_subtype() == "html":
+        shown = unescape(re.sub(r"<br\s*/?>", "\n", shown))
+    for line in MARKUP.splitlines():
+        assert line in shown.replace("\r\n", "\n").replace("=\n", "")
+
+
+@pytest.mark.nightly
 def test_a_service_whose_certificate_is_unknown_is_told_nothing(send):
     sent = send(f"https://hooks.slack.com{SLACK_PATH}", authority=certifi.where())
-    assert sent == {"delivered": 0, "waiting": len(DRIFTS) + 1, "requests": []}
+    assert sent == {"delivered": 0, "waiting": len(DRIFTS) + 2, "requests": []}
 
 
 def test_exactly_one_of_eight_processes_delivers_an_incident_and_each_counts_it(

@@ -31,12 +31,21 @@ def test_foreign_hosts_and_origins_are_refused(settings):
     ask = f"{settings.mlflow_address}/api/2.0/mlflow/experiments/get?experiment_id=0"
     make = f"{settings.mlflow_address}/api/2.0/mlflow/experiments/create"
     here = f"localhost:{settings.mlflow_port}"
-    for name, status in ((here, 200), ("evil.example", 403)):
+    for name, status in ((here, 200), ("evil.example", 403), ("10.evil.example", 403)):
         assert httpx.get(ask, headers={"host": name}).status_code == status
-        origin = {"origin": f"http://{name}"}
-        answer = httpx.post(make, json={"name": name}, headers=origin)
+    for name, status in (
+        (here, 200),
+        ("evil.example", 403),
+        (f"localhost:{settings.mlflow_port + 1}", 403),
+    ):
+        headers = {"host": here, "origin": f"http://{name}"}
+        answer = httpx.post(make, json={"name": name}, headers=headers)
         assert answer.status_code == status
-    assert httpx.get(settings.mlflow_address).status_code == 200
+    page = httpx.get(settings.mlflow_address)
+    assert page.status_code == 200
+    assert page.headers["x-frame-options"] == "SAMEORIGIN"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in page.headers
 
 
 @pytest.mark.nightly
