@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -15,15 +15,13 @@ from core.settings import Settings
 from core.user_code import DATASETS, makes_dataset
 from feature_engine.events.interface import Broker, ConsumerLag
 from feature_engine.events.redis_broker import RedisBroker
-from feature_engine.events.schema import SCHEMAS, published_schemas
+from feature_engine.events.schema import ALIVE, SCHEMAS, published_schemas
 from feature_repo.event_schema import EventSchema
 from feature_repo.online_store import redis_client
 
 MAX_LAG_SECONDS = 60.0
 """How long an entry may wait. Most wait for less than one second, and for some seconds while the
 consumer starts, compacts files or waits for a lock: after a minute somebody has to look."""
-ALIVE = "gyre:consumer"
-"""Key of Redis that is there while a consumer lives."""
 IDLE_AFTER = 5_000
 """Milliseconds after which a consumer that does not show its life is taken for dead."""
 
@@ -71,6 +69,21 @@ def show_life(redis: Redis, schemas: Iterable[EventSchema]) -> None:
     redis.set(ALIVE, "", px=IDLE_AFTER)
     for schema in schemas:
         redis.hset(SCHEMAS, schema.dataset, schema.model_dump_json())
+
+
+def withdraw(redis: Redis, names: Collection[str]) -> list[str]:
+    """Take no more events of datasets that are gone; return their names. Events that wait stay.
+
+    Args:
+        redis: Client of Redis.
+        names: Names of the project's datasets, also of those that are broken.
+
+    """
+    keys: Any = redis.hkeys(SCHEMAS)
+    gone = sorted({key.decode() for key in keys}.difference(names))
+    if gone:
+        redis.hdel(SCHEMAS, *gone)
+    return gone
 
 
 def consumer_problem(settings: Settings) -> str | None:

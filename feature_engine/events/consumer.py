@@ -29,9 +29,9 @@ from redis.exceptions import RedisError
 from core.locks import one_writer
 from core.project import PROJECT
 from core.settings import Settings
-from core.user_code import change_times, in_one_line
+from core.user_code import DATASETS, change_times, in_one_line
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
-from feature_engine.events.broker import broker, show_life
+from feature_engine.events.broker import broker, show_life, withdraw
 from feature_engine.events.interface import Entry
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.quarantine import (
@@ -97,10 +97,16 @@ def consume(settings: Settings) -> None:
     redis = redis_client(settings)
     times = start_times
     is_outdated = False
+    is_published = False
     while not (is_outdated or stop.is_set()):
         with suppress(RedisError):  # each thread says so
             # Always: a Redis that lost its data has no schemas.
+            if not is_published:
+                names = [file.stem for file in DATASETS.glob("*.py")]
+                for name in withdraw(redis, names):
+                    logger.info("%s is gone from the project: takes no events", name)
             show_life(redis, schemas)
+            is_published = True
         stop.wait(IDLE_SECONDS)
         last_times = times
         times = change_times()

@@ -13,6 +13,8 @@ from feature_repo.event_schema import EventSchema
 from feature_repo.online_store import redis_client, redis_errors
 
 SCHEMAS = "gyre:events"
+ALIVE = "gyre:consumer"
+"""Key of Redis that is there while a consumer lives."""
 TIMEOUT_SECONDS = 1.0
 """How long Redis may take for one call of serving."""
 
@@ -26,15 +28,16 @@ class PublishedSchemas:
         )
 
     async def read(self) -> dict[str, bytes]:
-        """Return the EventSchema (JSON) of each dataset that has events; at least one has.
+        """Return the EventSchema (JSON) of each dataset that has events.
 
         Raises:
-            BrokerUnavailableError: Redis does not answer, or no consumer ever ran.
+            BrokerUnavailableError: Redis does not answer, or no consumer runs that has published any.
 
         """
         with redis_errors():
             schemas = await self._redis.hgetall(SCHEMAS)  # type: ignore[misc]  # (sync or not)
-        if not schemas:
+            has_consumer = bool(schemas) or await self._redis.exists(ALIVE)
+        if not has_consumer:
             raise BrokerUnavailableError(
                 "no dataset takes events yet: is `gyre consume` running?"
             )

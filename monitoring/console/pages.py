@@ -59,6 +59,8 @@ DOCUMENT_POLICY = (
 """Policy of documents made from data: scripts run in an origin of their own and reach no address."""
 TABS = ("now", "checks", "versions", "predictions", "ledger")
 TIME_TEXT = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d(?::\d\d)?) UTC")
+LONGEST_NAME = 255
+"""Bytes of the name of a file."""
 NOT_FOUND = 404
 BAD_GATEWAY = 502
 
@@ -283,7 +285,11 @@ class Console:
         """Return a page of the Data Docs, and no file outside them."""
         path = PurePosixPath(request.path_params["path"])
         is_outside = ".." in path.parts or path.is_absolute()
-        if is_outside or not path.suffix:  # a folder is no page
+        is_name = all(
+            part.isprintable() and len(part.encode()) <= LONGEST_NAME
+            for part in path.parts
+        )
+        if is_outside or not is_name or not path.suffix:  # a folder is no page
             raise HTTPException(NOT_FOUND)
         try:
             content = read_file(self._settings.data_docs / path)

@@ -95,9 +95,8 @@ async def send_events(
 ) -> dict[str, Any]:
     """Take one event, or a list of up to 1,000: every column, times with an offset."""
     if dataset not in schemas:
-        raise NotFoundError(
-            f"no dataset {dataset!r}: there is {', '.join(sorted(schemas))}"
-        )
+        names = ", ".join(sorted(schemas)) or "none"
+        raise NotFoundError(f"no dataset {dataset!r}: there is {names}")
     schema = _event_schema(schemas[dataset])
     if schema.topic:
         raise NotFoundError(f"{dataset}: its events come from the topic {schema.topic}")

@@ -1,12 +1,17 @@
-"""Questions about predictions: one at a time, each in a process of its own."""
+"""Questions about predictions: one at a time, each in a process of its own.
+
+A few may wait. Of more, a person is told at once that the console is busy.
+"""
 
 import json
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+from core.errors import MonitoringError
 from core.spec import entity_of, entity_text, load_spec
 from monitoring.console.cached_reader import CachedReader
 
@@ -14,7 +19,10 @@ LIMIT_SECONDS = 60
 FRESH_SECONDS = 30
 MOST_ANSWERS = 16
 SEARCH = (sys.executable, "-m", "monitoring.console.panels.prediction_search")
+MOST_WAITING = 4
+"""Questions that are asked or wait; each takes a second or more."""
 _searching = threading.Lock()
+_places = threading.BoundedSemaphore(MOST_WAITING)
 
 
 @lru_cache(MOST_ANSWERS)
@@ -32,12 +40,20 @@ def _ask(model: str, field: str, text: str) -> dict[str, Any]:
         except (RecursionError, TypeError, ValueError):
             columns = ", ".join(f"{name} ({kind})" for name, kind in key.items())
             return {"problem": f"expected {columns}, found {text:.100}"}
-    question = json.dumps([model, field, text])
+    if not _places.acquire(blocking=False):
+        raise MonitoringError("other searches go on: try again in a few seconds")
+    try:
+        return _search([model, field, text])
+    finally:
+        _places.release()
+
+
+def _search(question: Sequence[str]) -> dict[str, Any]:
     with _searching:
         try:
             search = subprocess.run(
                 SEARCH,
-                input=question.encode(),
+                input=json.dumps(question).encode(),
                 capture_output=True,
                 check=True,
                 timeout=LIMIT_SECONDS,

@@ -232,6 +232,10 @@ def test_a_running_consumer_takes_every_edit_and_a_broken_file_stops_only_its_da
         project.waits_for("visits_spend", 15.0, 10)
         streams = "gyre:events"
         wait_until("its schema", lambda: project.redis.hexists(streams, "more"))
+        # A dataset that is gone takes no events: serving answers 404.
+        (project.datasets / "more.py").unlink()
+        wait_until("its end", lambda: not project.redis.hexists(streams, "more"))
+        assert {*project.redis.hkeys(streams)} == {b"visits", b"stays"}
         assert project.redis.xlen("gyre:events:visits") == 0
         assert process.poll() is None
 

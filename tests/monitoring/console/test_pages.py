@@ -211,6 +211,10 @@ def test_no_file_outside_the_data_docs_is_shown(rig, console):
         "%2e%2e/secret.json",
         "..%2fsecret.json",
         "nothing/",
+        "a%00.html",
+        "a%0a.html",
+        f"{'a' * 300}.html",
+        f"{'é' * 130}.html",
     ):
         assert console.client.get(f"/data-docs/{path}").status_code == 404
 

@@ -318,6 +318,24 @@ def test_a_row_that_failed_and_one_of_a_shadow_are_found_by_their_ids_in_the_log
         file.unlink()
 
 
+@pytest.mark.journey
+def test_of_many_searches_at_once_most_are_told_that_the_console_is_busy(rig, served):
+    number = 60
+    with own_pages(rig) as pages, ThreadPoolExecutor(number) as threads:
+        begin = time.monotonic()
+        texts = [*threads.map(lambda n: pages.now(request_id=f"n-{n}"), range(number))]
+        seconds = time.monotonic() - begin
+        busy = [text for text in texts if "other searches go on" in text]
+        assert len(busy) >= number - 16
+        assert seconds < at_most(10)
+        assert psutil.Process(pages.process.pid).num_threads() < 100
+        # The next one is answered once those that waited have their answers.
+        wait_until(
+            "an answer",
+            lambda: "other searches go on" not in pages.answered(request_id="last"),
+        )
+
+
 def test_the_form_may_be_sent_to_the_console_alone(pages):
     answer = httpx.get(f"{pages.client.base_url}/status/{pages.name}?tab=predictions")
     assert "form-action 'self'" in answer.headers["content-security-policy"]
