@@ -122,7 +122,7 @@ def arrivals(dataset: Any, count: int, now: datetime) -> Any:
 
 def process_events(folder: str, port: str, period: str, count: str) -> dict[str, float]:
     """Measure one round."""
-    from feature_engine.events.consumer import EventConsumer  # noqa: PLC0415  (heavy)
+    from feature_engine.ingest.consumer import EventConsumer  # noqa: PLC0415  (heavy)
     from feature_engine.offline.raw import raw_table  # noqa: PLC0415
     from feature_engine.offline.views import write_views  # noqa: PLC0415
     from feature_engine.online.refresh import refresh_online  # noqa: PLC0415

@@ -41,6 +41,13 @@ def ingest(
             "source.",
         ),
     ] = None,
+    source_wins: Annotated[
+        bool,
+        typer.Option(
+            "--source-wins",
+            help="Read all of the source, and let each of its rows count, whatever events have said.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a dataset up to date: pull, validate, merge, features, online values."""
@@ -52,7 +59,14 @@ def ingest(
         from feature_engine.ingest.pipeline import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
         from mlflow_server.alerts import Alerts  # noqa: PLC0415
 
-        report = run(settings, dataset, time, full=full, topic_from=since)
+        report = run(
+            settings,
+            dataset,
+            time,
+            full=full,
+            topic_from=since,
+            source_wins=source_wins,
+        )
         with suppress(RegistryError), Alerts(settings) as alerts:
             alerts.end_failures("ingest", f"ingest_{dataset}")
     say(report.summary(), report, as_json=as_json)
@@ -61,7 +75,7 @@ def ingest(
 def consume() -> None:
     """Consume the events that serving puts on the stream, until it is ended; gyre up starts it."""
     log_to_stderr()
-    from feature_engine.events.consumer import consume as run  # noqa: PLC0415
+    from feature_engine.ingest.consumer import consume as run  # noqa: PLC0415
 
     run(load_settings())
 

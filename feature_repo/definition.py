@@ -114,6 +114,9 @@ class Dataset:
         views: Expression of each feature view by its name.
         labels: Labels by name.
         topic: A topic of Kafka whose records are its events, in place of `POST /events`.
+        lag: How long the source may take to say what an event has said. Within it, a source that
+            says something older undoes no event ([the rule](../events.md#source-and-events)).
+        version: Column whose higher value makes a row of a key count, whichever way it came.
 
     """
 
@@ -129,12 +132,18 @@ class Dataset:
     shipped: Path | None = None
     """The parquet file that stands in for a source; its dates are moved to today."""
     topic: Topic | None = None
+    lag: timedelta = timedelta(hours=24)
+    version: str | None = None
     rows_of: str | None = None
     """Another dataset with the same rows, whose source and suite this dataset uses."""
 
     def __post_init__(self) -> None:
         problems = name_problems(self.schema.names, OWN_COLUMNS)
         problems += name_problems([self.entity], VIEW_COLUMNS)
+        if self.version is not None and self.version not in self.schema.names:
+            problems.append(f"version: expected a column, found {self.version!r}")
+        if self.lag < timedelta(0):
+            problems.append(f"lag: expected 0 or more, found {self.lag}")
         if problems:
             raise ValueError(f"Dataset {self.name}: {'; '.join(problems)}")
 

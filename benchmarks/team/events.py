@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from benchmarks.support import servers
 from benchmarks.support.measure import ROUNDS, promised, title
 from feature_engine.events.broker import broker, consumer_lags
-from feature_engine.events.consumer import EventConsumer
+from feature_engine.ingest.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
 from tests.conftest import unused_port
 from tests.support.stores.kafka import kafka_servers

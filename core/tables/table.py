@@ -177,7 +177,6 @@ class Table:
         rows: pa.Table | ds.Dataset,
         key: Sequence[str],
         content: Sequence[str],
-        arrival: str | None = None,
     ) -> dict[str, int]:
         """Insert rows with a new key, and replace rows of a known key whose `content` differs.
 
@@ -188,7 +187,6 @@ class Table:
                 the table lacks are left out. A dataset is read by batches.
             key: Columns that identify a row.
             content: Columns whose difference makes a row new.
-            arrival: Column of times; a row never replaces a row that arrived later.
 
         Returns:
             Numbers of rows: `inserted` and `replaced`.
@@ -208,9 +206,6 @@ class Table:
                 f"(old.{name} IS DISTINCT FROM new.{name})"
                 for name in map(quoted, content)
             )
-            if arrival:
-                name = quoted(arrival)
-                differs = f"({differs}) AND new.{name} >= old.{name}"
             same_key = " AND ".join(
                 f"old.{name} = new.{name}" for name in map(quoted, key)
             )

@@ -4,12 +4,13 @@ import re
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from core.errors import SettingsError
+from core.errors import BrokerUnavailableError, DataError, SettingsError
 from core.packages import missing_client
 from core.settings import Settings
 from core.user_code import DATASETS, makes_dataset
@@ -22,6 +23,8 @@ from feature_repo.online_store import redis_client
 MAX_LAG_SECONDS = 60.0
 """How long an entry may wait. Most wait for less than one second, and for some seconds while the
 consumer starts, compacts files or waits for a lock: after a minute somebody has to look."""
+CLOCKS_DIFFER = timedelta(seconds=60)
+"""How far a clock may be ahead of the broker's."""
 IDLE_AFTER = 5_000
 """Milliseconds after which a consumer that does not show its life is taken for dead."""
 
@@ -52,6 +55,36 @@ def consumer_lags(settings: Settings) -> dict[str, ConsumerLag]:
     schemas = published_schemas(settings)
     events_broker = broker(settings)
     return {schema.dataset: events_broker.lag(schema) for schema in schemas}
+
+
+def broker_time(settings: Settings) -> datetime:
+    """Return now, aware UTC, by the clock that dates events; by this host's if no broker answers.
+
+    Raises:
+        DataError: This host's clock is over a minute ahead: what it writes would be from the future.
+
+    """
+    here = datetime.now(UTC)
+    try:
+        there = broker(settings).now()
+    except BrokerUnavailableError:
+        return here
+    if here - there > CLOCKS_DIFFER:
+        seconds = (here - there).total_seconds()
+        text = f"this host's clock is {seconds:.0f} s ahead of the broker's"
+        raise DataError(f"{text}: nothing was changed; put it right")
+    return there
+
+
+def may_events_wait(settings: Settings, dataset: str) -> bool:
+    """Whether events of a dataset wait for the consumer, or may wait, as no broker answers."""
+    try:
+        for schema in published_schemas(settings):
+            if schema.dataset == dataset:
+                return broker(settings).lag(schema).entries > 0
+    except BrokerUnavailableError:
+        return True
+    return False
 
 
 def waiting(settings: Settings, dataset: str, pattern: str) -> int:

@@ -132,6 +132,10 @@ class Broker(Protocol):
         """Connect a consumer of a dataset; its name is the same after a restart."""
         ...
 
+    def now(self) -> datetime:
+        """Return the time by the clock that dates entries, aware UTC."""
+        ...
+
     def lag(self, schema: EventSchema) -> ConsumerLag:
         """Return the lag of a dataset."""
         ...

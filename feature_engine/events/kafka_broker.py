@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any
 from uuid import uuid4
@@ -91,6 +91,10 @@ class KafkaBroker:
 
     def stream(self, schema: EventSchema, consumer: str) -> "KafkaStream":
         return KafkaStream(self._settings, schema, consumer)
+
+    def now(self) -> datetime:
+        # Kafka tells no time but that of its records.
+        return datetime.now(UTC)
 
     def lag(self, schema: EventSchema) -> ConsumerLag:
         with kafka_errors(_topic(self._settings, schema)):

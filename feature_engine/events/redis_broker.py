@@ -6,7 +6,7 @@ consumer acknowledges an entry once the table has its rows; no other entry leave
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic_core import to_json
@@ -42,6 +42,13 @@ class RedisBroker:
 
     def stream(self, schema: EventSchema, consumer: str) -> "RedisStream":
         return RedisStream(self._settings, schema.dataset, consumer)
+
+    def now(self) -> datetime:
+        with redis_errors(), redis_client(self._settings) as redis:
+            seconds, microseconds = redis.time()
+        return datetime.fromtimestamp(seconds, UTC) + timedelta(
+            microseconds=microseconds
+        )
 
     def lag(self, schema: EventSchema) -> ConsumerLag:
         stream = _stream(schema.dataset)

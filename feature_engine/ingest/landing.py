@@ -7,10 +7,10 @@ the delivery.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
@@ -30,8 +30,17 @@ from core.settings import Settings
 from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.engines.engine import read_files
+from feature_engine.ingest.history import (
+    MARK,
+    MICROSECOND,
+    History,
+    microseconds,
+    read_history,
+    write_history,
+)
 from feature_engine.ingest.quarantine import (
     as_json,
+    from_json,
     held_rows,
     leave_quarantine,
     quarantine,
@@ -63,8 +72,31 @@ LAST = f"{OWN_PREFIX}last"
 """Column of the position of a key's last row."""
 TEXT = f"{OWN_PREFIX}text"
 """Column of a row as quarantine has it, in JSON."""
+SAID = f"{OWN_PREFIX}said"
+"""Column of what the source said last, in JSON: `true`, the row that counts; null, nothing."""
 SET_ASIDE_AT = f"{OWN_PREFIX}quarantined_at"
 ROW = f"{OWN_PREFIX}row"
+
+
+@dataclass(frozen=True)
+class DeliveryOrder:
+    """Where a delivery stands among events.
+
+    Attributes:
+        began: When its reading began, by the broker's clock, aware UTC; None: now.
+        may_events_come_late: Says whether an event may still land that was acknowledged before.
+        source_wins: Every row counts, whatever events have said.
+
+    """
+
+    began: datetime | None = None
+    may_events_come_late: Callable[[], bool] = bool
+    source_wins: bool = False
+
+    @property
+    def at(self) -> int:
+        """The beginning in microseconds since 1970."""
+        return microseconds(self.began or datetime.now(UTC))
 
 
 def land(
@@ -73,6 +105,7 @@ def land(
     delivery: pa.RecordBatchReader,
     as_of: datetime,
     unreadable: Mapping[str, str] = MappingProxyType({}),
+    order: "DeliveryOrder | None" = None,
 ) -> IngestReport:
     """Validate the new rows of a delivery; merge the good ones, set the bad ones aside.
 
@@ -90,6 +123,7 @@ def land(
             event time. Rows of a later event time are left for a later delivery.
         unreadable: Rows (JSON) to set aside, each with the reason why it cannot be read; complete
             once the delivery was read.
+        order: Where the delivery stands among events; None: it is newer than all of them.
 
     Raises:
         BatchRejectedError: A rule failed as a whole, or many rows are unreadable; nothing was
@@ -97,7 +131,7 @@ def land(
         DataError: The source cannot be read; nothing was changed.
 
     """
-    with _landing(settings, dataset, as_of) as landing:
+    with _landing(settings, dataset, as_of, order or DeliveryOrder()) as landing:
         received = landing.receive(delivery)
         ahead = received.filter(received[dataset.event_time] > as_of)
         due = received.anti_join(ahead, POSITION)
@@ -113,6 +147,7 @@ def land(
             as_of=as_of,
             **counts,
             ahead=_count(ahead),
+            behind=landing.count_behind(),
             table_version=landing.raw.version,
             warnings=tuple(warnings),
         )
@@ -199,6 +234,7 @@ class _Landing:
         aside: The table of quarantine.
         connection: Connection to DuckDB.
         folder: Folder of parquet files, which DuckDB reads and writes.
+        order: See `land`.
 
     """
 
@@ -209,6 +245,7 @@ class _Landing:
     aside: Table
     connection: Any
     folder: Path
+    order: DeliveryOrder
 
     def file(self, name: str) -> Path:
         return self.folder / f"{name}.parquet"
@@ -252,7 +289,7 @@ class _Landing:
         return _unpacked(self.dataset, entries.select(columns))
 
     def unseen_rows(self, rows: ir.Table, entries: ir.Table) -> ir.Table:
-        """Return the rows whose content the table does not hold: new keys and corrections.
+        """Return the rows that the source did not say before: new keys, and other contents.
 
         A row that an event corrected was delivered before, into the table or into quarantine.
         """
@@ -260,15 +297,41 @@ class _Landing:
             return rows
         stored = open_raw(self.connection, self.raw)
         by_events = stored.filter(stored.superseded.notnull())
-        texts = by_events.filter(by_events.superseded != "")
-        superseded = _unpacked(self.dataset, texts.select({TEXT: "superseded"}))
-        is_later = by_events.ingested_at > entries[SET_ASIDE_AT]
-        is_same_key = _same(entries, by_events, self.dataset.key)
-        corrected = entries.semi_join(by_events, [is_later, *is_same_key])
+        text = by_events.superseded
+        document = text.nullif("").cast("json")
+        is_history = text.startswith(f'{{"{MARK}"')
+        said = is_history.ifelse(document["said"].cast("string"), text)
+        by_events = by_events.mutate({SAID: said})
+        # The source said the row that counts, or another one.
+        has_said = stored.filter(stored.superseded.isnull())
+        if not self.order.source_wins:
+            is_counting = by_events.filter(by_events[SAID] == "true")
+            others = by_events.filter(by_events[SAID].startswith("{"))
+            said_rows = _unpacked(self.dataset, others.select({TEXT: SAID}))
+            has_said = has_said.union(is_counting.drop(SAID))
+        sent = document["sent"].cast("string")
+        events = by_events.filter(is_history.ifelse(sent == "true", True))  # noqa: FBT003
+        is_later = events.ingested_at > entries[SET_ASIDE_AT]
+        is_same_key = _same(entries, events, self.dataset.key)
+        corrected = entries.semi_join(events, [is_later, *is_same_key])
         names = self.dataset.schema.names
-        for former_rows in (stored, superseded, corrected):
+        former = [has_said, corrected]
+        if not self.order.source_wins:
+            former.append(said_rows)
+        for former_rows in former:
             rows = rows.anti_join(former_rows, _same(rows, former_rows, names))
-        return rows
+        return self.without_older_versions(rows)
+
+    def without_older_versions(self, rows: ir.Table) -> ir.Table:
+        """Leave out rows whose column of versions is below that of the table's row."""
+        version = self.dataset.version
+        if version is None or not self.raw.exists:
+            return rows
+        stored = open_raw(self.connection, self.raw)
+        is_older = rows[version] < stored[version]
+        is_without = rows[version].isnull() & stored[version].notnull()
+        same_key = _same(rows, stored, self.dataset.key)
+        return rows.anti_join(stored, [*same_key, is_older | is_without])
 
     def judge_again(self, rows: ir.Table, entries: ir.Table) -> tuple[list[int], int]:
         """Judge rows that quarantine holds by the rules of single rows.
@@ -374,11 +437,25 @@ class _Landing:
         rows = rows.mutate(ingested_at=arrival)
         # An event that lands meanwhile would be a row that these were not tried with.
         with one_writer(self.settings, self.raw.name):
+            rows = self.without_older_versions(rows)
+            settled = self.settle(rows)
+            if settled.no_news:
+                no_news = ibis.memtable({POSITION: settled.no_news})
+                rows = self.save("news", rows.anti_join(no_news, POSITION))
             faults = find_faults(
                 self.dataset, self.connection, rows, self.raw, selection.again_count
             )
             is_at_fault = rows[POSITION].isin([*faults])
-            self.save("good", rows.filter(~is_at_fault))
+            good_rows = rows.filter(~is_at_fault)
+            histories = pa.table(
+                {
+                    POSITION: pa.array(settled.histories, pa.int64()),
+                    "superseded": pa.array(settled.histories.values(), pa.string()),
+                }
+            )
+            good_rows = good_rows.left_join(ibis.memtable(histories), POSITION)
+            self.save("good", good_rows.drop(f"{POSITION}_right"))
+            pq.write_table(settled.kept_rows, self.file("kept"))
             # In this order: after a kill in between the good rows come alone, and not the bad ones.
             bad_count = quarantine(self.aside, self._dataset("bad"))
             bad_count += quarantine(self.aside, unread)
@@ -387,11 +464,11 @@ class _Landing:
                 self.aside, self.dataset, rows_at_fault, faults, self.as_of
             )
             counts = self.raw.merge(
-                self._dataset("good"),
+                self._dataset("good", "kept"),
                 key=self.dataset.key,
-                content=self.dataset.schema.names,
-                arrival="ingested_at",
+                content=[*self.dataset.schema.names, "superseded"],
             )
+            counts["replaced"] -= settled.kept_rows.num_rows
             self._release_landed(selection.entries)
         return counts | {"quarantined": bad_count}
 
@@ -403,13 +480,97 @@ class _Landing:
             landed = entries.semi_join(stored, is_same)[TEXT].to_pyarrow()
             leave_quarantine(self.aside, landed.to_pylist())
 
-    def _dataset(self, name: str) -> ds.Dataset:
-        return ds.dataset(self.file(name), format=PARQUET)
+    def settle(self, rows: ir.Table) -> "_Settled":
+        """Say of rows of keys about which there were events whether they count.
+
+        Called while nobody else writes the table.
+        """
+        nothing = _Settled([], {}, self.raw.schema.empty_table())
+        if self.dataset.version or not self.raw.exists:
+            return nothing
+        key = list(self.dataset.key)
+        names = self.dataset.schema.names
+        may_come_late = self.order.may_events_come_late()
+        stored = open_raw(self.connection, self.raw)
+        if not may_come_late:
+            stored = stored.filter(stored.superseded.notnull())
+        old_table = stored.semi_join(rows, key).to_pyarrow()
+        if not old_table.num_rows:
+            return nothing
+        old_table = old_table.select(self.raw.schema.names).cast(self.raw.schema)
+        old_keys = ibis.memtable(old_table.select(key))
+        new_table = rows.semi_join(old_keys, key).select(POSITION, *names).to_pyarrow()
+        old_rows = old_table.to_pylist()
+        old_texts = as_json(old_table.select(names))
+        old_by_key = {
+            tuple(row[name] for name in key): (row, text)
+            for row, text in zip(old_rows, old_texts, strict=True)
+        }
+        lag = self.dataset.lag // MICROSECOND
+        no_news = []
+        histories = {}
+        kept_rows = []
+        new_texts = as_json(new_table.select(names))
+        for new, text in zip(new_table.to_pylist(), new_texts, strict=True):
+            old, old_text = old_by_key[tuple(new[name] for name in key)]
+            history = read_history(old["superseded"], old_text)
+            if self.order.source_wins:
+                history = History()
+            history = history.with_delivery(self.order.at, text)
+            history = history.pruned(self.order.at, lag, may_come_late=may_come_late)
+            counting_text = history.counting_row(lag)
+            superseded = None
+            if may_come_late or not history.is_plain:
+                superseded = write_history(history, counting_text)
+            if counting_text == text != old_text:
+                histories[new[POSITION]] = superseded
+                continue
+            no_news.append(new[POSITION])
+            kept = old | {"superseded": superseded}
+            if counting_text != old_text:
+                kept |= from_json(counting_text, self.dataset.schema)
+            if kept != old:
+                kept_rows.append(kept)
+        return _Settled(
+            no_news, histories, pa.Table.from_pylist(kept_rows, self.raw.schema)
+        )
+
+    def count_behind(self) -> int:
+        """Count the keys of which the source has said another row for too long."""
+        if self.dataset.version or not self.raw.exists:
+            return 0
+        stored = open_raw(self.connection, self.raw)
+        document = stored.superseded.nullif("").cast("json")
+        other = stored.filter(document["said"].cast("string").startswith("{"))
+        rows = other.to_pyarrow()
+        texts = as_json(rows.select(self.dataset.schema.names))
+        histories = map(read_history, rows["superseded"].to_pylist(), texts)
+        lag = self.dataset.lag // MICROSECOND
+        return sum(history.is_behind(self.order.at, lag) for history in histories)
+
+    def _dataset(self, *names: str) -> ds.Dataset:
+        return ds.dataset([self.file(name) for name in names], format=PARQUET)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """Rows of keys about which there were events.
+
+    Attributes:
+        no_news: Positions of rows that do not count.
+        histories: Value of `superseded` of rows that count, by their position.
+        kept_rows: Rows of the table that stay, with what is known of them now.
+
+    """
+
+    no_news: list[int]
+    histories: dict[int, str | None]
+    kept_rows: pa.Table
 
 
 @contextmanager
 def _landing(
-    settings: Settings, dataset: Dataset, as_of: datetime
+    settings: Settings, dataset: Dataset, as_of: datetime, order: DeliveryOrder
 ) -> Iterator[_Landing]:
     folder = settings.cache / f"{dataset.name}.ingest"
     shutil.rmtree(folder, ignore_errors=True)  # left by a killed ingest
@@ -427,6 +588,7 @@ def _landing(
                 aside=quarantine_table(settings, dataset),
                 connection=connection,
                 folder=folder,
+                order=order,
             )
     finally:
         shutil.rmtree(folder)
@@ -446,8 +608,14 @@ def _unpacked(dataset: Dataset, texts: ir.Table) -> ir.Table:
 
 
 def _earlier_rows(dataset: Dataset, delivered: ir.Table) -> ir.Table:
-    """Return the rows that do not count, as a later row has their key."""
+    """Return the rows that do not count, as a later row has their key, or one of a higher version."""
     keys = delivered.group_by(dataset.key).having(lambda rows: rows.count() > 1)
+    if dataset.version:
+        order = [ibis.asc(dataset.version, nulls_first=True), POSITION]
+        last = delivered[POSITION].last(order_by=order)
+        last_rows = keys.agg({LAST: last})
+        is_other = delivered[POSITION] != last_rows[LAST]
+        return delivered.semi_join(last_rows, [*dataset.key, is_other])
     last_rows = keys.agg({LAST: delivered[POSITION].max()})
     is_earlier = delivered[POSITION] < last_rows[LAST]
     return delivered.semi_join(last_rows, [*dataset.key, is_earlier])

@@ -2,7 +2,7 @@
 
 pull → validate → quarantine and merge → views → online. Each step can be repeated: rows are merged
 by key, a view changes in one commit, and the values online follow from both. Events land without
-ingest (feature_engine/events/consumer.py), also while it is under way.
+ingest (feature_engine/ingest/consumer.py), also while it is under way.
 """
 
 import logging
@@ -21,7 +21,8 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.tables.table import Table
 from core.temporary import temporary_installation
-from feature_engine.ingest.landing import land, stop_if_many
+from feature_engine.events.broker import broker_time, may_events_wait
+from feature_engine.ingest.landing import DeliveryOrder, land, stop_if_many
 from feature_engine.ingest.quarantine import heal
 from feature_engine.ingest.record import DatasetRecord, IngestReport, read_record
 from feature_engine.ingest.record_writer import write_record
@@ -51,6 +52,8 @@ def ingest(
     *,
     full: bool = False,
     topic_from: datetime | None = None,
+    source_wins: bool = False,
+    began: datetime | None = None,
 ) -> IngestReport:
     """Bring a dataset up to date.
 
@@ -65,6 +68,8 @@ def ingest(
             again, as the store may have lost some. Rows of the table that views cannot be computed
             from go to quarantine.
         topic_from: Read the records of the topic from this time on, and not the source.
+        source_wins: Read all of the source, and let each row count, whatever events have said.
+        began: When the reading began, by the clock that dates events; by default now.
 
     Raises:
         BatchRejectedError: The batch broke a rule as a whole; tables and features are as before.
@@ -74,7 +79,13 @@ def ingest(
 
     """
     dataset = load_dataset(name)
+    full = full or source_wins
     with one_writer(settings, INGEST_LOCK.format(name)):
+        order = DeliveryOrder(
+            began=began or broker_time(settings),
+            may_events_come_late=partial(may_events_wait, settings, name),
+            source_wins=source_wins,
+        )
         raw = raw_table(settings, dataset)
         last_record = read_record(settings, name)
         record = partial(write_record, settings, dataset, last_record)
@@ -94,7 +105,7 @@ def ingest(
             if topic_from or is_first or has_source(settings, dataset):
                 unreadable: dict[str, str] = {}
                 delivery = pull(origin, rows_of, as_of, since, unreadable)
-                report = land(origin, rows_of, delivery, as_of, unreadable)
+                report = land(origin, rows_of, delivery, as_of, unreadable, order)
         except BatchRejectedError as exc:
             report = replace(report, passed=False, warnings=(str(exc),))
             record(open_store(settings), report)

@@ -196,6 +196,12 @@ def as_text(row: Row) -> str:
     return json.dumps(row, default=str, sort_keys=True)
 
 
+def from_json(text: str, schema: pa.Schema) -> Row:
+    """Return a row that `as_json` wrote of this schema's columns."""
+    (row,) = _as_table(json.loads(text), schema).to_pylist()
+    return dict(row)
+
+
 def _as_table(row: Row, schema: pa.Schema) -> pa.Table:
     """Return a row that `as_json` wrote; no row if its columns or types differ from `schema`."""
     try:

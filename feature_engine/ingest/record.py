@@ -40,6 +40,8 @@ class IngestReport:
         warnings: Warnings about the rows, or the reason why they were rejected.
         passed: Whether the rows were let in.
         late: Rows, new or with other content, of an event time before the last watermark.
+        behind: Keys of which the source has said another row than the one that counts, for longer
+            than the dataset's `lag`.
 
     """
 
@@ -53,6 +55,7 @@ class IngestReport:
     warnings: tuple[str, ...] = ()
     passed: bool = True
     late: int = 0
+    behind: int = 0
 
     def summary(self) -> str:
         moment = f"{self.as_of:%Y-%m-%d %H:%M} UTC"
@@ -61,6 +64,11 @@ class IngestReport:
         if self.ahead:
             texts.append(
                 f"rows dated after {moment}, which stay for a later run: {self.ahead}"
+            )
+        if self.behind:
+            texts.append(
+                f"keys of which the source still says what an event has changed: {self.behind} (to "
+                f"let it win: gyre ingest {self.dataset} --source-wins)"
             )
         texts.append(f"table version {self.table_version}")
         return "; ".join((*texts, *self.warnings))

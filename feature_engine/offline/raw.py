@@ -14,9 +14,9 @@ from feature_repo.definition import Dataset, raw_schema
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
     """Return the table with the rows of a dataset as they became known.
 
-    It has the columns of the source, `ingested_at` and `superseded`. For an event that corrected a
-    row, `superseded` is that row as JSON: the source may still deliver the row, which is not new
-    then. For any other event it is "", for a row of the source null.
+    It has the columns of the source, `ingested_at` and `superseded`: what the source and events have
+    said of the key, where that may still decide which row counts (feature_engine/ingest/history.py).
+    Of a row that the source gave, and about which there was no event, it is null.
     """
     return Table(settings, f"raw/{dataset.name}", raw_schema(dataset))
 

@@ -71,18 +71,18 @@ def test_rows_are_merged_erased_and_cleaned_up_by_columns_of_any_name(tmp_path):
     columns |= dict.fromkeys(times, TIME)
     table = Table(new_settings(tmp_path), "table", pa.schema(columns))
 
-    def merge(number, text, arrival, days=0):
+    def merge(number, text, days=0):
         now = BEGAN + timedelta(days=days)
         row = dict.fromkeys(NAMES, text) | dict.fromkeys(keys, number)
         rows = pa.Table.from_pylist([row | dict.fromkeys(times, now)], table.schema)
-        return table.merge(rows, keys, NAMES, arrival)
+        return table.merge(rows, keys, NAMES)
 
     new = {"inserted": 1, "replaced": 0}
     corrected = {"inserted": 0, "replaced": 1}
-    assert merge(1, "a", None) == merge(2, "it's", None) == new
-    for days, time in enumerate(times, 1):
-        assert merge(1, f"{days}", time, days) == corrected
-        assert merge(1, "late", time) == {"inserted": 0, "replaced": 0}
+    assert merge(1, "a") == merge(2, "it's") == new
+    for days in range(1, len(times) + 1):
+        assert merge(1, f"{days}", days) == corrected
+        assert merge(1, f"{days}", days) == {"inserted": 0, "replaced": 0}
     for name, time in zip(HARDEST, times, strict=True):
         assert table.newest(time) == BEGAN + timedelta(days=len(times))
         is_second = f"{quoted(f'{name}k')} = 2"

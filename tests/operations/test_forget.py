@@ -23,7 +23,7 @@ from core.errors import DataError, RegistryError, SettingsError
 from core.spec import entity_text
 from core.tables.table import Table
 from feature_engine.events.broker import show_life
-from feature_engine.events.consumer import EventConsumer
+from feature_engine.ingest.consumer import EventConsumer
 from feature_engine.ingest.forgotten import forgotten_file
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.source import pull

@@ -10,10 +10,10 @@ import pytest
 
 from core.connectors import kafka
 from core.errors import BrokerUnavailableError
-from feature_engine.events import consumer as consumer_module
 from feature_engine.events import kafka_broker
 from feature_engine.events.broker import broker, waiting
 from feature_engine.events.kafka_broker import DEAD_LETTERS
+from feature_engine.ingest import consumer as consumer_module
 from tests.conftest import at_most
 from tests.support.feature_engine.installation import Snapshot
 from tests.support.feature_engine.kafka_shop import (

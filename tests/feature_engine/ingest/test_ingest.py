@@ -83,4 +83,5 @@ def test_an_ingest_opens_feasts_store_and_redis_once(shop, monkeypatch):
         shop.has(order(1, 1, AS_OF - DAY), order(2, 1, AS_OF))
         shop.ingest(AS_OF + HOUR)
         after = redis.info("stats")["total_connections_received"]
-    assert (len(stores), after - before) == (1, 1)
+    # One for the features, and one for the events that wait.
+    assert (len(stores), after - before) == (1, 2)

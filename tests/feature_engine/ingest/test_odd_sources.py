@@ -120,7 +120,8 @@ class Shop:
         if self.layouts.time_zone:
             source_settings["time_zones"] = {self.name: self.layouts.time_zone}
         self.settings = self.settings.model_copy(update=source_settings)
-        ingest(self.settings, self.name, moment(source.now), full=full)
+        now = moment(source.now)
+        ingest(self.settings, self.name, now, full=full, began=now)
         self.expected.ingest(source.now, full=full)
         self.check_rows()
         self.check_online(source.now, source.entities)

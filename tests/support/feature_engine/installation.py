@@ -18,7 +18,7 @@ from redis import Redis
 from core.settings import Settings
 from core.tables.table import Table
 from feature_engine.events.broker import show_life
-from feature_engine.events.consumer import EventConsumer
+from feature_engine.ingest.consumer import EventConsumer
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.entity_values import key_of

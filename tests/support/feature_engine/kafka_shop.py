@@ -9,9 +9,10 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
 from core.connectors.kafka import client_settings
+from core.errors import BrokerUnavailableError
 from feature_engine.events.broker import consumer_lags, show_life
-from feature_engine.events.consumer import EventConsumer
 from feature_engine.events.kafka_broker import DEAD_LETTERS
+from feature_engine.ingest.consumer import EventConsumer
 from feature_repo.online_store import redis_client
 from tests.support.feature_engine.shop import DAY, ORDERS, Shop, order
 
@@ -66,8 +67,16 @@ class KafkaShop(Shop):
         self.producer.produce(TOPIC, text, str(customer), timestamp=milliseconds)
         assert self.producer.flush(60) == 0
 
-    def lag(self):
-        return consumer_lags(self.settings)["orders"]
+    def lag(self, seconds=60):
+        """Return the lag; a broker that has just started may have no coordinator of groups yet."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return consumer_lags(self.settings)["orders"]
+            except BrokerUnavailableError as exc:
+                if "coordinator" not in f"{exc}" or time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
 
     def consumes(self, *consumers, seconds=60):
         """Have consumers process everything that waits."""

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 
+from tests.support.feature_engine.sayings import Sayings
+
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
 DAY = 24 * HOUR
@@ -539,7 +541,8 @@ class Expected:
     def __init__(self, source):
         self.source = source
         self.table = {}
-        self.superseded = {}
+        self.sayings = {}
+        self.refused_at = {}
         self.refused = {}
         self.left = set()
 
@@ -558,11 +561,13 @@ class Expected:
             self._leave(last_rows.get(key))
             last_rows[row[source.tag] if None in key else key] = row
         for key, row in last_rows.items():
-            stored, _ = self.table.get(key, (None, 0))
-            is_known = row in (stored, self.superseded.get(key))
-            if self._is_good(row) and not is_known:
+            sayings = self._sayings(key)
+            if self._is_corrected(row, sayings) or not self._is_good(row, as_of):
+                continue
+            before = sayings.counts
+            sayings.deliver(as_of, row)
+            if sayings.counts != before:
                 self.table[key] = (row, row[source.time] if is_first else as_of)
-                self.superseded.pop(key, None)
 
     def receive(self, rows, arrival):
         """Take events; return the entities whose rows they change."""
@@ -571,20 +576,34 @@ class Expected:
         for row in rows:
             key = source.key_of(row)
             stored, _ = self.table.get(key, (None, 0))
-            if self._is_good(row) and row != stored:
-                if stored:
-                    self.superseded.setdefault(key, stored)
-                    changed.add(stored[source.entity])
-                self.table[key] = (row, arrival)
-                changed.add(row[source.entity])
+            if self._is_good(row, arrival):
+                self._sayings(key).event(arrival, row)
+                if row != stored:
+                    if stored:
+                        changed.add(stored[source.entity])
+                    self.table[key] = (row, arrival)
+                    changed.add(row[source.entity])
         return changed
 
-    def _is_good(self, row):
+    def _sayings(self, key):
+        return self.sayings.setdefault(key, Sayings(DAY))
+
+    def _is_corrected(self, row, sayings):
+        """Whether a row was set aside, and an event has said something of its key since."""
+        refused_at = self.refused_at.get(row[self.source.tag])
+        if refused_at is None or self.refused.get(row[self.source.tag]) != row:
+            return False
+        is_event = sayings.facts and sayings.finger < len(sayings.facts) - 1
+        return bool(is_event) and sayings.facts[-1][0] > refused_at
+
+    def _is_good(self, row, at):
         tag = row[self.source.tag]
-        self.refused.pop(tag, None)
+        before = self.refused.pop(tag, None)
         is_good = self.source.is_good(row)
         if not is_good:
             self.refused[tag] = row
+            if before != row:
+                self.refused_at[tag] = at
         return is_good
 
     def _leave(self, row):

@@ -45,8 +45,9 @@ class Shop:
     def has(self, *orders):
         pq.write_table(order_table(*orders), self.file)
 
-    def ingest(self, as_of, *, full=False):
-        return ingest(self.settings, "orders", as_of, full=full)
+    def ingest(self, as_of, **more):
+        """Ingest at a time of the test's own, which is that of its events too."""
+        return ingest(self.settings, "orders", as_of, **({"began": as_of} | more))
 
     def online(self, as_of, *customers):
         keys = [{"customer_id": customer} for customer in customers]

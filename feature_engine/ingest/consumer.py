@@ -5,8 +5,8 @@ later. Its rows are validated by the rules of single rows, merged by key, brough
 acknowledged last: a consumer that dies on the way gets the same entries again, and they change
 nothing.
 
-The newest arrival of a key wins. An event arrives when the broker has it, a row of the source at
-the ingest that first sees it.
+Which row of a key counts, feature_engine/ingest/history.py says. An event is as old as the broker
+says, also if it lands late.
 """
 
 import logging
@@ -21,6 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import chain
+from typing import NamedTuple
 
 import pyarrow as pa
 from pydantic import TypeAdapter
@@ -31,17 +32,26 @@ from core.project import PROJECT
 from core.settings import Settings
 from core.user_code import DATASETS, change_times, in_one_line
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
-from feature_engine.events.broker import broker, show_life, withdraw
+from feature_engine.events.broker import broker, broker_time, show_life, withdraw
 from feature_engine.events.interface import Entry
 from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.history import (
+    MICROSECOND,
+    History,
+    microseconds,
+    read_history,
+    write_history,
+)
 from feature_engine.ingest.quarantine import (
     as_json,
     as_text,
+    from_json,
     leave_quarantine,
     quarantine,
     quarantine_entries,
     quarantine_table,
 )
+from feature_engine.ingest.source import has_source
 from feature_engine.ingest.topics import record_reader
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.entity_values import Row, ViewValues, key_of, raw_rows
@@ -154,6 +164,7 @@ class EventConsumer:
         self.stream = broker(settings).stream(
             self.schema, consumer or socket.gethostname()
         )
+        self._has_source = has_source(settings, dataset)
         self._batch_count = 0
         self._has_failed = False
 
@@ -190,6 +201,7 @@ class EventConsumer:
         self._has_failed = False
         if not self._raw.exists:  # events wait for the first ingest
             return False
+        broker_time(self._settings)
         entries = self.stream.read()
         are_processed = bool(entries) and self._try(lambda: self._step_events(entries))
         are_ended = self._try(lambda: self._window_ends.step(datetime.now(UTC)))
@@ -260,8 +272,7 @@ class EventConsumer:
 
     def _parse(self, entry: Entry) -> list[Row]:
         events = self._row_list.validate_json(self._events_of(entry.events))
-        # Not null: a row of the source in quarantine that has the same key is older.
-        arrival = {"ingested_at": entry.arrival, "superseded": ""}
+        arrival = {"ingested_at": entry.arrival}
         return [event | arrival for event in events]
 
     def _reject(self, reasons: Mapping[Entry, str], at: datetime) -> None:
@@ -360,11 +371,11 @@ class EventConsumer:
                     raise
         if problem:
             logger.warning("%s: events are not online yet: %s", self.name, problem)
-        columns = self._dataset.schema.names
-        self._raw.merge(new_rows, key, columns, "ingested_at")
+        columns = [*self._dataset.schema.names, "superseded"]
+        self._raw.merge(new_rows, key, columns)
         return values
 
-    def _new_rows(self, rows: Iterable[Row], replaced_rows: pa.Table) -> pa.Table:
+    def _new_rows(self, rows: Sequence[Row], replaced_rows: pa.Table) -> pa.Table:
         """Return the rows that count: one after the other, as if each had come alone.
 
         Args:
@@ -373,13 +384,20 @@ class EventConsumer:
 
         """
         key = self._dataset.key
-        rows_by_key = {key_of(row, key): row for row in replaced_rows.to_pylist()}
+        columns = self._dataset.schema.names
+        stored = replaced_rows.to_pylist()
+        texts = as_json(replaced_rows.select(columns))
+        known = {
+            key_of(row, key): _Known(row, text)
+            for row, text in zip(stored, texts, strict=True)
+        }
         rows_to_merge = {}
-        for row in rows:
+        for row, text in zip(rows, as_json(self._source_rows(rows)), strict=True):
             row_key = key_of(row, key)
-            if self._supersedes(row, rows_by_key.get(row_key)):
-                rows_by_key[row_key] = row
-                rows_to_merge[row_key] = row
+            changed = self._with_event(known.get(row_key), _Known(row, text))
+            if changed is not None:
+                known[row_key] = changed
+                rows_to_merge[row_key] = changed.row
         return self._raw_rows(rows_to_merge.values())
 
     def _stored_problem(self, rows: pa.Table, moment: datetime) -> str | None:
@@ -390,15 +408,52 @@ class EventConsumer:
             return f"{value_error(exc)}; run: gyre ingest {self.name} --full"
         return None
 
-    def _supersedes(self, row: Row, old: Row | None) -> bool:
-        """Whether a row is new; a row that corrects an old row notes it as superseded."""
-        if old is None:
-            return True
-        is_same = all(row[name] == old[name] for name in self._dataset.schema.names)
-        if is_same or row["ingested_at"] < old["ingested_at"]:
+    def _with_event(self, old: "_Known | None", event: "_Known") -> "_Known | None":
+        """Return what is known of a key once an event has come; None: nothing has changed.
+
+        Args:
+            old: The row that the table has, or that the events before have made of it.
+            event: The row of the event.
+
+        """
+        if self._dataset.version or not self._has_source:
+            if old is not None and self._is_older(event, old):
+                return None
+            return _Known(event.row | {"superseded": None}, event.text)
+        lag = self._dataset.lag // MICROSECOND
+        at = microseconds(event.row["ingested_at"])
+        before = History()
+        if old is not None:
+            before = read_history(old.row["superseded"], old.text)
+        history = before.with_event(at, event.text)
+        if history == before:
+            return None
+        history = history.pruned(at, lag, may_come_late=True)
+        text = history.counting_row(lag)
+        row = event.row
+        if old is not None and text == old.text:
+            row = old.row
+        elif text != event.text:
+            row = from_json(text, self._dataset.schema) | {
+                "ingested_at": event.row["ingested_at"]
+            }
+        arrival = row["ingested_at"]
+        if old is not None:
+            arrival = max(arrival, old.row["ingested_at"])
+        own_columns = {
+            "ingested_at": arrival,
+            "superseded": write_history(history, text),
+        }
+        return _Known(row | own_columns, text)
+
+    def _is_older(self, event: "_Known", old: "_Known") -> bool:
+        """Whether an event is older than the row of the table: by its version, else by its arrival."""
+        name = self._dataset.version
+        if name is None:
+            return bool(event.row["ingested_at"] < old.row["ingested_at"])
+        if old.row[name] is None:
             return False
-        row["superseded"] = old["superseded"] or as_json(self._source_rows([old]))[0]
-        return True
+        return event.row[name] is None or bool(event.row[name] < old.row[name])
 
     def _source_rows(self, rows: Iterable[Row]) -> pa.Table:
         return pa.Table.from_pylist(list(rows), schema=self._dataset.schema)
@@ -412,6 +467,13 @@ class EventConsumer:
         )
         entries = quarantine_entries(texts, reasons, at)
         quarantine(self._quarantine, entries)
+
+
+class _Known(NamedTuple):
+    """A raw row, and its columns of the source as JSON."""
+
+    row: Row
+    text: str
 
 
 def _reason(exc: Exception) -> str:
