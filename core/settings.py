@@ -329,7 +329,8 @@ class Settings(BaseSettings):
     """Days after which `gyre maintain` deletes rows of a table (`GYRE_KEEP_DAYS__PREDICTIONS`,
     `__OUTCOMES`, `__SCORES`). Default: 400 each."""
     serving_workers: int = Field(1, ge=1, le=64)
-    """Processes that answer predictions; each takes a core and at most 150 MB."""
+    """Processes that answer predictions; each takes a core and 150 MB, and up to 200 MB after large
+    bodies."""
     serving_drain_seconds: int = Field(0, ge=0, le=15)
     """Seconds from SIGTERM on in which serving still answers, and asks clients to connect anew:
     until whoever balances requests names it no more. After them it takes up to 14 s to end."""

@@ -34,6 +34,8 @@ def serve(settings: Settings) -> None:
     if settings.predictions_topic:
         import_module("core.connectors.kafka")  # where its client is missing, likewise
     log_to_stdout()
+    # By default each thread that has parsed a large body keeps memory of its own.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     config = uvicorn.Config(
         partial(worker, settings),
         factory=True,

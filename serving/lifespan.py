@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from serving.http.draining import Draining
 from serving.http.openapi import DescribedRoute
-from serving.memory import exempt_from_collection
+from serving.memory import exempt_from_collection, give_back, has_leftovers
 from serving.metrics import WATERMARK_AGE, hand_over
 from serving.prediction_log.append_log import AppendLog
 from serving.prediction_log.inbox import Inbox
@@ -97,6 +97,8 @@ async def _flush(logs: Sequence[AppendLog]) -> None:
 async def _look_after(repository: ModelRepository, draining: Draining) -> None:
     """Probe the online stores; end if the server is gone, as the next one needs the port."""
     hand_over()
+    if has_leftovers():
+        await asyncio.to_thread(give_back)
     parent = multiprocessing.parent_process()
     if parent and parent.pid != os.getppid():
         draining.seconds = 0

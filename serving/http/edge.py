@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from core.errors import BrokerUnavailableError, FeaturesUnavailableError, GyreError
 from serving import errors
+from serving.memory import note_body
 
 T = TypeVar("T")
 JSON = "application/json"
@@ -155,6 +156,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         body += message.get("body", b"")
         size = max(size, len(body))
         more = message.get("more_body", False)
+    note_body(len(body))
     if size > limit:  # the rest is not read
         text = f"body: over {limit} bytes, the limit of this route"
         raise HTTPException(413, text, {"connection": "close"})

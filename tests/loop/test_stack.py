@@ -69,6 +69,32 @@ def test_up_ends_with_a_prediction_of_a_version_that_is_in_the_ledger(stack):
     for name in ("secrets.json", "passwords.json", "airflow.cfg"):
         file = stack.settings.home / "airflow" / name
         assert file.stat().st_mode & 0o77 == 0
+    assert stack.settings.home.stat().st_mode & 0o7777 == 0o700
+    passwords = json.loads(
+        (stack.settings.home / "airflow" / "passwords.json").read_text()
+    )
+    assert passwords["admin"] not in output  # it goes into a file here
+
+
+def test_each_program_answers_its_own_names_and_takes_no_write_of_another_site(stack):
+    settings = stack.settings
+    for page, write in (
+        (f"{settings.airflow_address}/api/v2/version", "/auth/token"),
+        (f"{settings.mlflow_address}/version", "/api/2.0/mlflow/experiments/create"),
+        (f"{settings.serving_address}/health/live", "/predict"),
+        (f"{settings.console_address}/health/live", "/"),
+    ):
+        assert httpx.get(page, timeout=60).status_code == 200
+        evil = httpx.get(page, headers={"host": "evil.example"}, timeout=60)
+        assert evil.status_code == 403
+        address = page.rsplit("/", page.count("/") - 2)[0]
+        for header in (
+            {"origin": "http://127.0.0.1:1"},
+            {"sec-fetch-site": "cross-site"},
+        ):
+            answer = httpx.post(address + write, json={}, headers=header, timeout=60)
+            assert answer.status_code == 403
+            assert "another site" in answer.text
 
 
 @pytest.mark.timed
