@@ -48,6 +48,7 @@ FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 DIFFERENT = {
+    "GYRE_ALLOWED_HOSTS": "a Service has a name in its namespace, and longer ones outside of it",
     "GYRE_SERVING_URL": "the headless Service stands for every replica there is",
     "GYRE_ENGINE": "the folder `spark` sets it",
     "GYRE_SPARK_MASTER": "the folder `spark` sets it",
