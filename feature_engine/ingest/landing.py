@@ -507,6 +507,7 @@ class _Landing:
             for row, text in zip(old_rows, old_texts, strict=True)
         }
         lag = self.dataset.lag // MICROSECOND
+        began = self.order.at
         no_news = []
         histories = {}
         kept_rows = []
@@ -516,8 +517,8 @@ class _Landing:
             history = read_history(old["superseded"], old_text)
             if self.order.source_wins:
                 history = History()
-            history = history.with_delivery(self.order.at, text)
-            history = history.pruned(self.order.at, lag, may_come_late=may_come_late)
+            history = history.with_delivery(began, text)
+            history = history.pruned(began, lag, may_come_late=may_come_late)
             counting_text = history.counting_row(lag)
             superseded = None
             if may_come_late or not history.is_plain:
@@ -546,7 +547,8 @@ class _Landing:
         texts = as_json(rows.select(self.dataset.schema.names))
         histories = map(read_history, rows["superseded"].to_pylist(), texts)
         lag = self.dataset.lag // MICROSECOND
-        return sum(history.is_behind(self.order.at, lag) for history in histories)
+        began = self.order.at
+        return sum(history.is_behind(began, lag) for history in histories)
 
     def _dataset(self, *names: str) -> ds.Dataset:
         return ds.dataset([self.file(name) for name in names], format=PARQUET)

@@ -1,6 +1,6 @@
 """The routes of MLflow that Gyre serves; every other one is refused.
 
-MLflow's server has some 230 routes. Those that are left out here run code, call other servers, keep
+Routes that are left out here run code, call other servers, keep
 their passwords, or have nothing to do with runs, models, traces and prompts: the assistant, the
 gateway, jobs, webhooks, registered MCP servers, workspaces.
 

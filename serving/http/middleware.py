@@ -159,10 +159,14 @@ class RequestMiddleware:
 
 
 def _check_site(guard: HttpGuard, scope: Scope) -> None:
-    found = guard.refusal(scope["method"], scope["http_version"], scope["headers"])
-    if found is not None:
+    site_refusal = guard.refusal(
+        scope["method"], scope["http_version"], scope["headers"]
+    )
+    if site_refusal is not None:
         # The body is not read, so the connection ends.
-        raise HTTPException(found.status, found.text, {"connection": "close"})
+        raise HTTPException(
+            site_refusal.status, site_refusal.text, {"connection": "close"}
+        )
 
 
 def _check_token(access: Access, path: str, headers: Mapping[bytes, bytes]) -> None:

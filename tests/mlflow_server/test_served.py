@@ -2,8 +2,9 @@
 
 import json
 import os
+import sqlite3
 import subprocess
-import sys
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -163,14 +164,10 @@ def test_what_a_database_holds_from_before_is_not_opened(tmp_path, secret):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "artifacts").symlink_to(secret.parent)
-    database = f"sqlite:///{settings.home / 'mlflow' / 'mlflow.db'}"
-    change = (
-        "import sqlalchemy as sql, sys;"
-        "e = sql.create_engine(sys.argv[1]); c = e.connect();"
-        "c.execute(sql.text('update runs set artifact_uri = :u'), {'u': sys.argv[2]}); c.commit()"
-    )
     uri = f"file://{theirs / 'artifacts'}"
-    subprocess.run([sys.executable, "-c", change, database, uri], check=True)
+    with closing(sqlite3.connect(settings.home / "mlflow" / "mlflow.db")) as database:
+        database.execute("UPDATE runs SET artifact_uri = ?", [uri])
+        database.commit()
     with mlflow_server(settings, BIN / "python"):
         asked = {"run_uuid": run_id, "run_id": run_id, "path": secret.name}
         for path in ("get-artifact", "api/2.0/mlflow/artifacts/list"):
