@@ -56,10 +56,12 @@ class Locations:
         """Take the places that the server was started with.
 
         Args:
-            stores: Folders, or addresses such as s3://bucket/prefix.
+            stores: Folders, or addresses such as s3://bucket/prefix; "" is none.
 
         """
-        self._stores = [store for store in stores if not store.startswith(PROXIED)]
+        self._stores = [
+            store for store in stores if store and not store.startswith(PROXIED)
+        ]
 
     def check_given(self, route: str, body: Any) -> None:
         """Refuse a request that gives a location which is not in the store.
@@ -73,7 +75,8 @@ class Locations:
 
         """
         fields = GIVEN_BY.get(route, ())
-        given = [(field, body.get(field)) for field in fields] if body else []
+        document = body if isinstance(body, dict) else {}  # MLflow refuses another
+        given = [(field, document.get(field)) for field in fields]
         if route in GIVEN_BY_TAG:
             given += _tags_of(body)
         for field, location in given:

@@ -241,6 +241,8 @@ def test_mlflows_own_client_works_as_before(settings, tmp_path):
         ("s3://bucket/gyre", "s3://bucket/gyre/%2E%2e/x", False),
         ("s3://bucket/gyre", "s3://bucket/gyre/1?endpoint_url=http://x", False),
         ("s3://bucket/gyre", "/etc", False),
+        ("", ".", False),
+        ("mlflow-artifacts:/", ".", False),
         ("s3://bucket/gyre", "file:///etc", False),
     ],
 )
