@@ -189,7 +189,7 @@ def test_a_link_out_of_the_store_is_no_part_of_it(settings, secret):
     run = api.create_run("0").info
     api.log_text(run.run_id, "text", "file.txt")
     store = settings.home / "mlflow" / "artifacts"
-    folder = next(store.rglob(f"{run.run_id}/artifacts"))
+    (folder,) = store.rglob(f"{run.run_id}/artifacts")
     (folder / "link").symlink_to(secret.parent)
     below = folder.relative_to(store)
     proxied = f"{API.replace('mlflow', 'mlflow-artifacts')}/artifacts/{below}/link"
