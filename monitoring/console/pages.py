@@ -41,7 +41,7 @@ from monitoring.console.history import (
 from monitoring.console.loop import Loop, LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.panels.minutes import Recorder
-from monitoring.console.panels.predictions import answer_reader
+from monitoring.console.panels.predictions import answer_reader, question_of
 from monitoring.console.states import HEALTHS, problems, worst_health
 from monitoring.console.status import ModelStatus
 from monitoring.console.timeline import events_of
@@ -90,7 +90,6 @@ TEMPLATES.globals |= {
     "latency_names": LATENCIES,
     "gyre_version": package_version(DISTRIBUTION),
     "silence_text": silence_text,
-    "answer_reader": answer_reader,
     "patience": PATIENCE,
     "fromisoformat": datetime.fromisoformat,
     "fromtimestamp": partial(datetime.fromtimestamp, tz=UTC),
@@ -152,7 +151,13 @@ class Console:
         readers = _known(self._loop.models, name, "model")
         days = _chosen_days(request)
         history = readers.histories[days]
-        loop = self._loop.read(readers.pages, history)
+        check_name = request.query_params.get("check")
+        tab = "checks" if check_name else request.query_params.get("tab")
+        field, text = question_of(name, request.query_params)
+        searches = []
+        if tab == "predictions":
+            searches = [answer_reader(name, field, text)]
+        loop = self._loop.read(readers.pages, history, *searches)
         status = loop.models[name]
         card = loop.cards[name]
         pages = readers.pages.reading.value
@@ -162,8 +167,6 @@ class Console:
             metric=status.spec.loss,
             evaluation=run.metrics if run else {},
         )
-        check_name = request.query_params.get("check")
-        tab = "checks" if check_name else request.query_params.get("tab")
         series = history.reading.value or []
         panels = panels_of(series, check_name)
         if tab == "checks":
@@ -181,6 +184,9 @@ class Console:
             pages=readers.pages.reading,
             history=history.reading,
             comparison_reader=readers.comparison,
+            search_field=field,
+            search_text=text,
+            searches=searches,
             query=request.query_params,
             check_name=check_name,
             panels=panels,

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -23,6 +23,24 @@ MOST_WAITING = 4
 """Questions that are asked or wait; each takes a second or more."""
 _searching = threading.Lock()
 _places = threading.BoundedSemaphore(MOST_WAITING)
+
+
+def question_of(model: str, query: Mapping[str, str]) -> tuple[str, str]:
+    """Return the field that a person asks for, and its text.
+
+    Args:
+        model: Name of the model.
+        query: Parameters of the page; `request_id` or `entity`, or neither: the newest of the model.
+
+    Returns:
+        request_id, entity or model, and the value, as `prediction_search.search` takes them.
+
+    """
+    for field in ("request_id", "entity"):
+        text = query.get(field, "").strip()
+        if text:
+            return field, text
+    return "model", model
 
 
 @lru_cache(MOST_ANSWERS)

@@ -50,7 +50,7 @@ def rates(samples: Mapping[datetime, Counts]) -> Counts:
         samples: The counters at some moments, the oldest first.
 
     Returns:
-        Rates by counter; none where there is only one sample.
+        Rates by counter; none where all samples are of one moment.
 
     """
     increases = Counts()
@@ -60,6 +60,8 @@ def rates(samples: Mapping[datetime, Counts]) -> Counts:
             increases.subtract(before)
     # Rounded, as samples are some milliseconds less or more apart: counts of a minute stay whole.
     minutes = round((max(samples) - min(samples)) / timedelta(minutes=1), 2)
+    if not minutes:
+        return Counts()
     return Counts({series: count / minutes for series, count in increases.items()})
 
 

@@ -63,6 +63,10 @@ def test_the_increases_of_a_minute_are_those_of_all_its_samples():
     assert not rates({NOW: counts(5)}), "one sample is no difference"
 
 
+def test_samples_of_one_moment_tell_no_rate():
+    assert not rates({NOW: counts(5), after(0.2): counts(15)})
+
+
 def test_counters_of_a_replica_that_was_restarted_count_from_0():
     before = counts(1_000, 300)
     assert rates({NOW: before, after(60): counts(7)}) == counts(7)
