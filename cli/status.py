@@ -44,6 +44,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         "processes": processes,
         "pss_mib": _memory(settings),
         "broken_specs": broken_specs(),
+        "keys_behind": {},
     }
     if not processes:  # whoever answers on these ports is another stack
         return status
@@ -56,17 +57,29 @@ def read_status(settings: Settings) -> dict[str, Any]:
 
 
 def _loop_document(settings: Settings) -> dict[str, Any]:
-    """Return the console's cards, states and problems; `up` is whether serving is ready."""
+    """Return the console's cards, states and problems.
+
+    `up` is whether serving is ready; `keys_behind` counts, by dataset, the keys of which the source
+    has said for too long another row than the one that counts.
+    """
     from monitoring.console.loop import Loop  # noqa: PLC0415
     from monitoring.console.states import problems  # noqa: PLC0415
 
     loop = Loop(settings).read()
+    records = [
+        record
+        for status in loop.models.values()
+        for record in status.freshness.value or ()
+    ]
     return {
         "up": loop.is_ready,
         "models": {name: asdict(card) for name, card in loop.cards.items()},
         "checks": {
             subject: [*map(asdict, states_of_subject)]
             for subject, states_of_subject in loop.states.items()
+        },
+        "keys_behind": {
+            record.dataset: record.behind for record in records if record.behind
         },
         "problems": [
             {
@@ -105,6 +118,11 @@ def status_tables(status: dict[str, Any]) -> Group:
     cards = [_card_cells(name, card) for name, card in status["models"].items()]
     if cards:
         parts += [table([*cards[0]], [[*cells.values()] for cells in cards]), ""]
+    parts += [
+        f"{dataset}: keys that differ from their source: {count}; to let it win: "
+        f"gyre ingest {dataset} --source-wins\n"
+        for dataset, count in status["keys_behind"].items()
+    ]
     if not is_present(CONSOLE):
         parts += [f"models are not shown: the package {CONSOLE} is not installed", ""]
     parts += [table(("process", "", ""), _process_lines(status)), ""]

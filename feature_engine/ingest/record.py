@@ -114,6 +114,11 @@ class DatasetRecord:
     remark: str = ""
     ingests: Sequence[IngestReport] = ()
 
+    @property
+    def behind(self) -> int:
+        """Keys that the source says otherwise for too long, by the newest ingest that passed."""
+        return next((ingest.behind for ingest in self.ingests if ingest.passed), 0)
+
     def problems(self, now: datetime, age_limit: timedelta) -> list[tuple[str, str]]:
         """Return the problems of the dataset at `now`: its faults, and times that are too old.
 

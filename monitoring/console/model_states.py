@@ -68,6 +68,8 @@ def _state_of_features(
         f"{name} complete up to {_time_text(record.watermark)}, newest event "
         f"{_time_text(record.newest)}"
     )
+    if record.behind:
+        words += f"; keys that differ from their source: {record.behind}"
     if record.watermark is None and not faults:
         status = "unknown"
         words = f"{name}: nothing is ingested yet"

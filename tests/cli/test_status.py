@@ -26,7 +26,7 @@ SPEC = load_spec("customer_churn_model")
 HEAD = "model state version since req/min p99 errors"
 
 
-def shown(cards, width, states=None, **terminal):
+def shown(cards, width, states=None, more=(), **terminal):
     """The lines of the status of these cards and states on a terminal."""
     document = {
         "models": {name: asdict(card) for name, card in cards.items()},
@@ -42,7 +42,8 @@ def shown(cards, width, states=None, **terminal):
         "processes": [],
         "pss_mib": 700,
         "broken_specs": [],
-    }
+        "keys_behind": {},
+    } | dict(more)
     text = StringIO()
     Console(file=text, width=width, force_terminal=True, **terminal).print(
         status_tables(document)
@@ -109,6 +110,15 @@ def test_figures_have_their_units_and_ages_are_ago():
     assert lines[0].split() == HEAD.split()
     cells = re.split(" {2,}", lines[1].strip())
     assert cells == ["churn", "drifted", "3", "3 min ago", "418.0", "3.1 ms", "0.12%"]
+
+
+def test_keys_that_differ_from_their_source_are_counted(loop):
+    more = {"keys_behind": {"orders": 3}}
+    lines = shown(loop.cards, 120, more=more, no_color=True, color_system=None)
+    assert (
+        "orders: keys that differ from their source: 3; to let it win: gyre ingest orders "
+        "--source-wins"
+    ) in lines
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from core.spec.monitoring import Promotion
 from feature_engine.events.interface import ConsumerLag
-from feature_engine.ingest.record import DatasetRecord
+from feature_engine.ingest.record import DatasetRecord, IngestReport
 from mlflow_server.alerts import (
     DRIFT_ALERTS,
     ROLLOUT_STOPPED,
@@ -116,6 +116,14 @@ def test_a_healthy_loop_has_no_problem():
         "alerts", "psi/spend",
     }  # fmt: skip
     assert problems({SPEC.name: [*checks.values()]}) == []
+
+
+def test_keys_that_differ_from_their_source_are_counted_and_are_no_problem():
+    stopped = IngestReport("orders", as_of=NOW, passed=False)
+    passed = IngestReport("orders", as_of=NOW - HOUR, behind=3)
+    check = checked(fresh(ingests=[stopped, passed]))["features"]
+    assert check.health == "ok"
+    assert check.words.endswith("; keys that differ from their source: 3")
 
 
 def test_disagreeing_sources_and_refused_versions_are_named():
