@@ -1,4 +1,4 @@
-"""A program that sends alerts to Slack, PagerDuty and Telegram, and answers as they do.
+"""A program that sends alerts to Slack, PagerDuty, Telegram and Teams, and answers as they do.
 
 It runs in a network and with an /etc/hosts of its own: in Apprise the names of their hosts are
 fixed. It prints how many alerts went out, and every request that came.
@@ -22,6 +22,7 @@ from tests.support.tools.alert_receivers import (
     NOW,
     ROUTING_KEY,
     SLACK_PATH,
+    TEAMS_PATH,
     encrypt,
     serving,
 )
@@ -29,6 +30,8 @@ from tests.support.tools.alert_receivers import (
 SLACK = "hooks.slack.com"
 PAGERDUTY = "events.pagerduty.com"
 TELEGRAM = "api.telegram.org"
+TEAMS = "127.0.0.1"
+"""Its address is that of a workflow of the team's own."""
 TAG = re.compile(r"</?(\w*)[^>]*>|&(?!(?:lt|gt|amp|quot);)")
 TAGS = {"b", "strong", "i", "em", "u", "s", "a", "code", "pre"}
 """Tags of Telegram's HTML; it refuses a text with others."""
@@ -45,8 +48,9 @@ class Services(BaseHTTPRequestHandler):
             SLACK: self.of_slack,
             PAGERDUTY: self.of_pagerduty,
             TELEGRAM: self.of_telegram,
+            TEAMS: self.of_teams,
         }
-        status, answer = answers[self.headers["Host"]](body)
+        status, answer = answers[self.headers["Host"].partition(":")[0]](body)
         request = {"host": self.headers["Host"], "status": status, "body": body}
         self.server.received.append(request)
         self.send_response(status)
@@ -83,6 +87,13 @@ class Services(BaseHTTPRequestHandler):
             text = f"can't parse entities: {tags - TAGS}"
             return 400, json.dumps({"ok": False, "description": text})
         return 200, json.dumps({"ok": True, "result": {"message_id": 1}})
+
+    def of_teams(self, body):
+        """Answer as a workflow that takes an adaptive card."""
+        (attachment,) = body["attachments"]
+        is_card = attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
+        is_known = self.path.startswith(f"{TEAMS_PATH}/triggers/manual/paths/invoke?")
+        return (202, "") if is_card and is_known else (400, "")
 
     def log_message(self, *_):
         pass

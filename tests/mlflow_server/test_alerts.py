@@ -19,6 +19,7 @@ from urllib.parse import quote
 import certifi
 import pytest
 import sqlalchemy as sql
+from markdown_it import MarkdownIt
 
 from core.errors import MonitoringError
 from core.project import PROJECT
@@ -267,6 +268,23 @@ def test_telegram_is_told_a_text_and_no_markup(send):
         "second line",
     ):
         assert part in text
+
+
+@pytest.mark.nightly
+def test_teams_is_told_a_text_and_no_markup(send):
+    sent = send("workflow://127.0.0.1:443/W123/signature")
+    assert {request["status"] for request in sent["requests"]} == {202}
+    (attachment,) = sent["requests"][-1]["body"]["attachments"]
+    text = attachment["content"]["body"][-1]["text"]
+    assert "mention" not in json.dumps(attachment)
+    assert " ".join(MARKUP.split()) in text_of_markdown(text)
+
+
+def text_of_markdown(text):
+    """Return what a person reads, by a parser of CommonMark; tags of markup stay in it."""
+    html = MarkdownIt("commonmark").render(text)
+    lines = re.sub(r"</?p>", " ", html)
+    return " ".join(unescape(lines).split())
 
 
 def test_a_mail_shows_signs_of_markup_and_lines_as_they_are(tmp_path, certificate):

@@ -26,12 +26,16 @@ ERROR = f"OSError: {'no disk ' * 400}"
 """Longer than PagerDuty takes."""
 
 
-MARKUP = "total <NA> & <b>x</b>, <!channel> *all* _of_ [it](http://evil.example)\nsecond line"
+MARKUP = (
+    "total <NA> & <b>x</b>, <!channel> <at>all</at> *all* _of_ "
+    "[it](http://evil.example)\nsecond line"
+)
 """A text with signs that services take for markup."""
 
 
 SLACK_PATH = "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7"
 ROUTING_KEY = "R" * 32
+TEAMS_PATH = "/workflows/W123"
 TELEGRAM_TOKEN = "123456789:abcdefg_hijklmnop"
 CERTIFY = """
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test
