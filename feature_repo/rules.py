@@ -45,6 +45,12 @@ NULLABLE_TYPES: dict[pa.DataType, Any] = {
     pa.bool_(): pd.BooleanDtype(),
 }
 """Types of pandas that keep the nulls of an Arrow column; suites may name them."""
+COMPARING_RULES = (
+    "expect_column_pair_values_",
+    "expect_multicolumn_",
+    "expect_column_kl_divergence_",
+)
+"""Rules for which GX needs the truth of a comparison, which a null of NULLABLE_TYPES has not."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,12 @@ class DatasetRules:
         ):  # a row without time is in no window and in no ingest
             rules.append({"type": NOT_NULL, "kwargs": {"column": time, "mostly": 0.0}})
         self._dataset = dataset
-        self._suite = gx.ExpectationSuite(dataset.source_name, rules)
+        comparing = [rule for rule in rules if _compares(rule)]
+        others = [rule for rule in rules if not _compares(rule)]
+        self._suite = gx.ExpectationSuite(dataset.source_name, others)
+        self._comparing_suite = gx.ExpectationSuite(
+            f"{dataset.source_name}, comparing", comparing
+        )
         logging.getLogger("great_expectations").propagate = False  # it logs its start
         context: Any = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
@@ -143,23 +154,13 @@ class DatasetRules:
             BatchRejectedError: GX cannot evaluate a rule, such as a rule of an unknown column.
 
         """
-        from great_expectations.exceptions import SuiteParameterError  # noqa: PLC0415
-
         frame = rows.to_pandas(types_mapper=NULLABLE_TYPES.get)
-        batch = self._batch.get_batch({"dataframe": frame})
+        report = self._report(self._suite, frame, as_of)
+        if self._comparing_suite.expectations:
+            frame = _comparable(rows)
+            _add_report(report, self._report(self._comparing_suite, frame, as_of))
         rejection = f"nothing was changed: {suite_file(self._dataset)}"
-        try:
-            results = batch.validate(
-                self._suite,
-                result_format="COMPLETE",
-                expectation_parameters={
-                    "as_of": as_of,
-                    "fresh_from": as_of - self._dataset.silence,
-                },
-            )
-        except SuiteParameterError as exc:
-            raise BatchRejectedError(f"{rejection}: {exc}") from exc
-        validation = Validation([], [], {}, results.to_json_dict(), [])
+        validation = Validation([], [], {}, report, [])
         for outcome in validation.report["results"]:
             problem = _evaluation_problem(outcome["exception_info"])
             if problem:
@@ -167,6 +168,53 @@ class DatasetRules:
                 raise BatchRejectedError(f"{rejection}: {name}: {problem}")
             _add_outcome(validation, outcome)
         return validation
+
+    def _report(self, suite: Any, frame: pd.DataFrame, as_of: datetime) -> Any:
+        """Return GX's results of a suite for rows; see `validate`."""
+        from great_expectations.exceptions import SuiteParameterError  # noqa: PLC0415
+
+        batch = self._batch.get_batch({"dataframe": frame})
+        parameters = {"as_of": as_of, "fresh_from": as_of - self._dataset.silence}
+        try:
+            with np.errstate(invalid="ignore"):  # numpy warns of comparisons with a NaN
+                results = batch.validate(
+                    suite,
+                    result_format="COMPLETE",
+                    expectation_parameters=parameters,
+                )
+        except SuiteParameterError as exc:
+            rejection = f"nothing was changed: {suite_file(self._dataset)}"
+            raise BatchRejectedError(f"{rejection}: {exc}") from exc
+        return results.to_json_dict()
+
+
+def _comparable(rows: pa.Table) -> pd.DataFrame:
+    """Return rows as GX can compare them: a null is a NaN, which no comparison holds for.
+
+    Integers beside nulls stay integers: a double has no place for those from 2^53 on.
+    """
+    frame: pd.DataFrame = rows.to_pandas(integer_object_nulls=True)
+    for field in rows.schema:
+        is_number = pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)
+        if is_number and rows[field.name].null_count:
+            column = frame[field.name]
+            frame[field.name] = column.where(column.notna(), np.nan)
+    return frame
+
+
+def _add_report(report: dict[str, Any], more: dict[str, Any]) -> None:
+    """Add the results of further rules to a report of GX."""
+    report["results"] += more["results"]
+    report["success"] = report["success"] and more["success"]
+    counts = report["statistics"]
+    for name in (
+        "evaluated_expectations",
+        "successful_expectations",
+        "unsuccessful_expectations",
+    ):
+        counts[name] += more["statistics"][name]
+    successes = counts["successful_expectations"]
+    counts["success_percent"] = 100 * successes / counts["evaluated_expectations"]
 
 
 def suite_file(dataset: Dataset) -> str:
@@ -220,6 +268,10 @@ def _unique(key: Sequence[str]) -> dict[str, Any]:
         }
     columns = {"column_list": [*key]}
     return {"type": "expect_compound_columns_to_be_unique", "kwargs": columns}
+
+
+def _compares(rule: dict[str, Any]) -> bool:
+    return bool(rule["type"].startswith(COMPARING_RULES))
 
 
 def _is_warning(rule: dict[str, Any]) -> bool:

@@ -65,13 +65,13 @@ def open_parquet(path: UPath, later: Later | None) -> pa.RecordBatchReader:
 
 
 def open_csv(path: Path | UPath, names: Collection[str]) -> pa.RecordBatchReader:
-    """Open a CSV, with the columns `names` as texts."""
+    """Open a CSV, with the columns `names` as the bytes of their texts, which may be no UTF-8."""
     return csv.open_csv(
         pa.TransformInputStream(_stream(path), _TextCheck()),
         read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
+            column_types=dict.fromkeys(names, pa.binary()),
             null_values=[""],
             strings_can_be_null=True,
         ),
@@ -81,7 +81,9 @@ def open_csv(path: Path | UPath, names: Collection[str]) -> pa.RecordBatchReader
 def open_json_lines(
     path: Path | UPath, names: Sequence[str] | None
 ) -> pa.RecordBatchReader:
-    """Open a file with a JSON object a line; all its values are texts, as those of a CSV.
+    """Open a file with a JSON object a line; all its values are texts in bytes, as a CSV's.
+
+    Half of an emoji, which JSON can write, becomes bytes that are no UTF-8.
 
     Args:
         path: The file.
@@ -96,7 +98,7 @@ def open_json_lines(
         for row in _json_rows(path):
             fields |= dict.fromkeys(row)
         names = [*fields]
-    schema = pa.schema([pa.field(name, pa.string()) for name in names])
+    schema = pa.schema([pa.field(name, pa.binary()) for name in names])
     batches = _json_batches(path, schema)
     return pa.RecordBatchReader.from_batches(schema, batches)
 
@@ -115,11 +117,12 @@ def _json_batches(path: Path | UPath, schema: pa.Schema) -> Iterator[pa.RecordBa
         yield pa.RecordBatch.from_pylist(batch, schema=schema)
     if fields and fields != known_names:
         expected = f"expected the fields {', '.join(schema.names)}"
-        raise DataError(f"{expected}, found {', '.join(sorted(fields))}")
+        found = ", ".join(sorted(fields)).encode(errors="backslashreplace").decode()
+        raise DataError(f"{expected}, found {found}")
 
 
-def _json_rows(path: Path | UPath) -> Iterator[dict[str, str | None]]:
-    """Yield the object of each line, its values as texts."""
+def _json_rows(path: Path | UPath) -> Iterator[dict[str, bytes | None]]:
+    """Yield the object of each line, its values as texts in UTF-8."""
     with TextIOWrapper(_stream(path), encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
@@ -129,21 +132,30 @@ def _json_rows(path: Path | UPath) -> Iterator[dict[str, str | None]]:
                     line,
                     parse_int=str,
                     parse_float=str,
+                    parse_constant=str,  # NaN and Infinity, which Python writes
                     object_pairs_hook=_fields_once,
                 )
             except ValueError as exc:
                 raise DataError(f"line {number}: expected JSON: {exc}") from exc
             if not isinstance(row, dict):
                 raise DataError(f"line {number}: expected a JSON object")
-            for name, value in row.items():
-                if isinstance(value, bool):
-                    row[name] = json.dumps(value)
-                elif isinstance(value, dict | list):
-                    raise DataError(
-                        f"line {number}: {name}: expected a text, a number, true, false or null, "
-                        "found more JSON: flatten it, or leave it out"
-                    )
-            yield row
+            yield {
+                name: _text_bytes(value, f"line {number}: {name}")
+                for name, value in row.items()
+            }
+
+
+def _text_bytes(value: Any, place: str) -> bytes | None:
+    """Return the text of a value of JSON, whose numbers are texts, in UTF-8."""
+    if isinstance(value, dict | list):
+        raise DataError(
+            f"{place}: expected a text, a number, true, false or null, found more JSON: "
+            "flatten it, or leave it out"
+        )
+    if value is None:
+        return None
+    text = json.dumps(value) if isinstance(value, bool) else str(value)
+    return text.encode(errors="surrogatepass")
 
 
 def _fields_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -32,7 +32,10 @@ from core.packages import missing_client
 
 
 class Rows(NamedTuple):
-    """Rows of a file or a table, and the names of columns whose texts stand for other types."""
+    """Rows of a file or a table, and the names of columns whose texts stand for other types.
+
+    Such a text is a string, or its bytes, which may be no UTF-8.
+    """
 
     batches: pa.RecordBatchReader
     texts: Collection[str] = ()
@@ -117,7 +120,9 @@ def read(address: str) -> pa.Table:
         if text_tables:
             texts = pa.concat_tables(text_tables, promote_options="permissive")
             columns = {
-                name: inferred(texts[name]) if name in text_names else texts[name]
+                name: inferred(texts[name].cast(pa.string()))
+                if name in text_names
+                else texts[name]
                 for name in texts.column_names
             }
             typed_tables.append(pa.table(columns))

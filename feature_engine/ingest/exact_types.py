@@ -23,6 +23,8 @@ OFFSET = r"(Z|[+-]\d\d(:?\d\d)?)$"
 """End of a time with an offset."""
 ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
+WHOLE_DOUBLE = r"^(-?\d+)\.0$"
+"""A whole number as pandas writes it in a column that has a gap."""
 END_OF_RULES = pa.scalar(datetime(2038, 1, 1), pa.timestamp("us"))  # noqa: DTZ001  (a local time)
 """From here on Arrow knows no summer time of a zone."""
 LOCAL_TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*"
@@ -42,6 +44,8 @@ def type_of(source_type: Any, time_zone: str | None = None) -> pa.DataType | Non
 
     time_zone: Zone of times that name none; without it, such times have no type.
     """
+    if source_type == pa.uuid():
+        source_type = pa.string()
     try:
         kind: Any = ibis.dtype(source_type)
     except (KeyError, ValueError):  # Ibis has no such type
@@ -76,13 +80,13 @@ def exact_values(
 
     """
     is_text = pa.types.is_string(column.type)
+    if is_text and pa.types.is_integer(kind):
+        return _whole_numbers(column, kind, is_identity=is_identity)
     if time_zone and kind == TIMESTAMP:
         values = _zoned(column, time_zone)
     else:
         values = _cast(with_offsets(column, kind) if is_text else column, kind)
-    if is_identity and is_text and pa.types.is_integer(kind):
-        is_exact = pc.match_substring_regex(column, WHOLE_NUMBER)
-    elif pa.types.is_floating(column.type) and pa.types.is_integer(kind):
+    if pa.types.is_floating(column.type) and pa.types.is_integer(kind):
         largest = {16: 2.0**11, 32: 2.0**24, 64: EXACT_DOUBLE}[column.type.bit_width]
         is_exact = pc.less(pc.abs(column), largest)
     elif is_identity and pa.types.is_floating(kind):
@@ -90,6 +94,23 @@ def exact_values(
     else:
         return values
     return _where(is_exact, values)
+
+
+def _whole_numbers(
+    texts: pa.Array, kind: pa.DataType, *, is_identity: bool
+) -> pa.Array:
+    """Return texts as integers; null where the type does not hold one.
+
+    4.0 is 4, below 2^53, but where different texts have to stay different.
+    """
+    if is_identity:
+        return _where(pc.match_substring_regex(texts, WHOLE_NUMBER), _cast(texts, kind))
+    is_double = pc.match_substring_regex(texts, WHOLE_DOUBLE)
+    numbers = pc.replace_substring_regex(texts, WHOLE_DOUBLE, r"\1")
+    values = _cast(numbers, kind)
+    wide = values.cast(pa.int64())
+    is_exact = pc.and_(pc.less(wide, 2**53), pc.greater(wide, -(2**53)))
+    return _where(pc.or_(pc.invert(is_double), is_exact), values)
 
 
 def within_limits(values: pa.Array) -> pa.Array:
@@ -167,6 +188,21 @@ def _is_of_kind(source_type: pa.DataType, text: str, time_zone: str | None) -> b
     )
 
 
+def _readable(column: pa.Array) -> pa.Array:
+    """Return a column whose texts are strings; a text that is no UTF-8 becomes null."""
+    if column.type == pa.uuid():
+        texts = [None if value is None else str(value) for value in column.to_pylist()]
+        return pa.array(texts, pa.string())
+    if pa.types.is_binary(column.type):
+        return _cast(column, pa.string())
+    if pa.types.is_string(column.type):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            return _cast(column.cast(pa.binary()), pa.string())
+    return column
+
+
 def in_schema(
     batch: pa.RecordBatch,
     dataset: Dataset,
@@ -189,8 +225,9 @@ def in_schema(
     for field in dataset.schema:
         column = batch[field.name]
         is_identity = field.name in {*dataset.key, dataset.entity}
+        readable_values = _readable(column)
         typed_values = exact_values(
-            column,
+            readable_values,
             field.type,
             is_identity=is_identity,
             time_zone=time_zone,
@@ -203,11 +240,13 @@ def in_schema(
         for position in pc.indices_nonzero(is_unreadable).to_pylist():
             (value,) = column.slice(position, 1).to_numpy(zero_copy_only=False)
             text = str(value)  # of any year
-            problem = f"{type_problem(field, column.type)}: {text!r}"
+            if isinstance(value, bytes):
+                text = value.decode(errors="backslashreplace")
+            problem = f"{type_problem(field, readable_values.type)}: {text!r}"
             if typed_values[position].is_valid:
                 limit = YEARS if field.type == TIMESTAMP else "a finite number"
                 problem += f", which is not {limit}"
-            elif not _is_of_kind(column.type, text, time_zone):
+            elif not _is_of_kind(readable_values.type, text, time_zone):
                 problems.setdefault(field.name, problem)
             row_texts[position][field.name] = text
             row_problems[position].append(problem)

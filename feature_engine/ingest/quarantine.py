@@ -5,6 +5,7 @@ A row that comes again as it was is judged again; with other content it is a new
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow.json import ParseOptions, read_json
+from pydantic import TypeAdapter, ValidationError
 
 from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
@@ -23,6 +25,7 @@ from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import POSITION, TIMESTAMP, Dataset
+from feature_repo.event_schema import event_schema
 from feature_repo.rules import DatasetRules
 
 Row = dict[str, Any]
@@ -169,9 +172,17 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
 
 
 def _good_rows(dataset: Dataset, entries: Sequence[Row], as_of: datetime) -> pa.Table:
-    """Return the rows of entries that have today's columns and pass today's rules."""
-    tables = [_as_table(entry["row"], dataset.schema) for entry in entries]
-    rows = pa.concat_tables([dataset.schema.empty_table(), *tables])
+    """Return the rows of entries that pass today's rules, and whose columns hold their values.
+
+    Rows in quarantine are JSON: what an event may have, such a row may have.
+    """
+    row_type = event_schema(dataset, never_null=set()).row_type()
+    judge = TypeAdapter(row_type)
+    readable_rows = []
+    for entry in entries:
+        with suppress(ValidationError):
+            readable_rows.append(judge.validate_json(as_text(entry["row"])))
+    rows = pa.Table.from_pylist(readable_rows, dataset.schema)
     rules = DatasetRules(dataset, for_events=True)
     bad_rows = rules.validate(rows, as_of).bad_rows
     numbers = [number for number in range(len(rows)) if number not in bad_rows]
@@ -198,16 +209,9 @@ def as_text(row: Row) -> str:
 
 def from_json(text: str, schema: pa.Schema) -> Row:
     """Return a row that `as_json` wrote of this schema's columns."""
-    (row,) = _as_table(json.loads(text), schema).to_pylist()
+    table = read_json(
+        pa.BufferReader(text.encode()),
+        parse_options=ParseOptions(schema, unexpected_field_behavior="error"),
+    )
+    (row,) = table.to_pylist()
     return dict(row)
-
-
-def _as_table(row: Row, schema: pa.Schema) -> pa.Table:
-    """Return a row that `as_json` wrote; no row if its columns or types differ from `schema`."""
-    try:
-        return read_json(
-            pa.BufferReader(as_text(row).encode()),
-            parse_options=ParseOptions(schema, unexpected_field_behavior="error"),
-        )
-    except pa.ArrowInvalid:
-        return schema.empty_table()

@@ -183,7 +183,10 @@ def _require_columns(rows: Rows, dataset: Dataset, time_zone: str | None) -> Non
         source_type = columns.field(field.name).type
         kind = type_of(source_type, time_zone)
         are_numbers = {kind, field.type} == {pa.int64(), pa.float64()}
-        if not (field.name in rows.texts or are_numbers or kind == field.type):
+        # A file in which a column has no value at all may have no type for it.
+        is_empty = pa.types.is_null(source_type)
+        is_text = field.name in rows.texts
+        if not (is_text or is_empty or are_numbers or kind == field.type):
             problem = type_problem(field, source_type)
             if type_of(source_type, "UTC") == field.type:
                 setting = f"GYRE_TIME_ZONES__{dataset.source_name.upper()}"

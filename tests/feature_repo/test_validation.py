@@ -5,6 +5,7 @@ import re
 from contextlib import closing
 from dataclasses import replace
 
+import great_expectations as gx
 import pytest
 
 from core.errors import BatchRejectedError, DataError
@@ -239,3 +240,73 @@ def test_a_delivery_with_one_rejected_batch_changes_nothing_and_is_shown(
     assert not quarantine_table(settings, ORDERS).exists
     page = settings.data_docs / "orders" / "index.html"
     assert "123456" in page.read_text()
+
+
+PAIRS = {
+    "greater": ("expect_column_pair_values_a_to_be_greater_than_b", {}),
+    "equal": ("expect_column_pair_values_to_be_equal", {}),
+    "never ignored": (
+        "expect_column_pair_values_to_be_equal",
+        {"ignore_row_if": "neither"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "columns", [("dollar_value", "number_of_cds"), ("number_of_cds", "dollar_value")]
+)
+@pytest.mark.parametrize(("kind", "more"), PAIRS.values(), ids=[*PAIRS])
+def test_a_pair_rule_judges_a_null_as_gx_does(suite, columns, kind, more):
+    """GX's own verdict is that on pandas' usual frame, in which a null is a NaN."""
+    pairs = [(1.5, 1), (None, 1), (2.0, None), (None, None), (0.5, 2**53 + 1)]
+    rows = order_table(
+        *(
+            order(number, number, AS_OF - DAY, amount) | {"number_of_cds": count}
+            for number, (amount, count) in enumerate(pairs)
+        )
+    )
+    first, second = columns
+    kwargs = {"column_A": first, "column_B": second, "mostly": 0.01} | more
+    suite({"type": kind, "kwargs": kwargs}, rule(NOT_NULL, "order_id"))
+    expected = [*of_gx(rows.to_pandas(), kind, kwargs)]
+    for validation in validations(rows):
+        assert sorted(validation.bad_rows) == expected
+        assert validation.report["statistics"]["evaluated_expectations"] >= 2
+
+
+def of_gx(frame, kind, kwargs):
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas("p").add_dataframe_asset("a")
+    batch = asset.add_batch_definition_whole_dataframe("b").get_batch(
+        {"dataframe": frame}
+    )
+    suite = gx.ExpectationSuite("s", [{"type": kind, "kwargs": kwargs}])
+    (result,) = batch.validate(suite, result_format="COMPLETE").results
+    return result.result["unexpected_index_list"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs"),
+    [
+        (
+            "expect_multicolumn_sum_to_equal",
+            {"column_list": ["dollar_value", "number_of_cds"], "sum_total": 3},
+        ),
+        (
+            "expect_column_kl_divergence_to_be_less_than",
+            {
+                "column": "number_of_cds",
+                "threshold": 99.0,
+                "partition_object": {"bins": [0, 5, 10], "weights": [0.5, 0.5]},
+            },
+        ),
+    ],
+)
+def test_a_rule_over_many_rows_is_evaluated_beside_nulls(suite, kind, kwargs):
+    rows = order_table(
+        order(1, 1, AS_OF - DAY, 1.0) | {"number_of_cds": 2},
+        order(2, 2, AS_OF - DAY, None) | {"number_of_cds": None},
+    )
+    suite({"type": kind, "kwargs": kwargs, "severity": "warning"})
+    DatasetRules(ORDERS).validate(rows, AS_OF)

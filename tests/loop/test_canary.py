@@ -129,7 +129,7 @@ def project(tmp_path):
         assert "version 1 is in production" in output, (
             "nothing is there to compare with"
         )
-        with serving(settings, **project.environment, GYRE_PROJECT=str(tmp_path)):
+        with serving(settings, **project.environment):
             yield project
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from feature_engine.ingest.quarantine import (
+    as_text,
     quarantine,
     quarantine_entries,
     quarantine_table,
@@ -58,3 +59,29 @@ def test_corrected_rows_and_rows_of_a_corrected_rule_land_and_all_others_stay(
     first, last = shop.online(AS_OF + 3 * HOUR, 7, 9)
     assert (first["lifetime_value"], last["lifetime_value"]) == (4.5, 4.0)
     assert len(shop.quarantine()) == 5
+
+
+UNREADABLE = {
+    "a doubled local hour": {"order_ts": "2026-10-25T02:30:00.000000"},
+    "the year 9999": {"order_ts": "9999-12-31T00:00:00.000000"},
+    "a day": {"order_ts": "2026-11-20"},
+    "a number for a time": {"order_ts": 1_700_000_000},
+    "a number that is none": {"dollar_value": float("nan")},
+    "a text for a number": {"dollar_value": "7"},
+    "an integer that no double holds": {"dollar_value": 2**53 + 1},
+    "a fraction for an integer": {"number_of_cds": 1.5},
+    "an integer beyond 64 bits": {"number_of_cds": 2**63},
+    "more JSON": {"number_of_cds": [1]},
+}
+
+
+@pytest.mark.parametrize("change", UNREADABLE.values(), ids=[*UNREADABLE])
+def test_a_value_that_its_column_does_not_hold_is_not_released(shop, suite, change):
+    suite()
+    good = order(1, 7, AS_OF - DAY, 5.0)
+    texts = [as_text(good), as_text(good | {"order_id": 2} | change)]
+    entries = quarantine_entries(texts, ["a rule of yesterday"] * 2, AS_OF)
+    quarantine(quarantine_table(shop.settings, ORDERS), entries)
+    report = release(shop.settings, ORDERS, AS_OF)
+    assert (report.released, report.refused) == (1, 1)
+    assert [row["order_id"] for row in shop.raw()] == [1]

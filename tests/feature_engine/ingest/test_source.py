@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import uuid
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -581,3 +582,78 @@ def test_json_lines_without_a_column_are_refused_and_numbers_are_exact(tmp_path)
     file.write_text(json.dumps(row, default=str))
     with pytest.raises(DataError, match="expected the fields"):
         numbers_from(tmp_path, file)
+
+
+ODD_LINES = {
+    "NaN": ('"dollar_value": NaN', "dollar_value"),
+    "Infinity": ('"dollar_value": -Infinity', "dollar_value"),
+    "half an emoji": ('"customer_id": "\\ud83d"', "customer_id"),
+}
+
+
+@pytest.mark.parametrize(("field", "column"), ODD_LINES.values(), ids=[*ODD_LINES])
+def test_a_line_with_an_odd_value_is_set_aside_alone(suite, tmp_path, field, column):
+    suite()
+    good = json.dumps(order(1, 1, AS_OF - DAY), default=str)
+    name = field.partition(":")[0]
+    odd = {k: v for k, v in order(2, 1, AS_OF - DAY).items() if f'"{k}"' != name}
+    text = json.dumps(odd, default=str)
+    file = tmp_path / "in.jsonl"
+    file.write_text(f"{good}\n{text[:-1]}, {field}}}\n")
+    settings = with_source(tmp_path, file)
+    assert landed(settings).quarantined == 1
+    (entry,) = quarantined(settings, ORDERS)
+    assert f"column {column}: expected" in entry["rules"]
+    assert entry["row"]["order_id"] == 2
+
+
+def test_bytes_that_are_no_text_are_set_aside_with_their_row(suite, tmp_path):
+    suite()
+    rows = [order(number, 1, AS_OF - DAY) for number in (1, 2)]
+    header = ",".join(rows[0]).encode()
+    lines = [",".join(map(str, row.values())).encode() for row in rows]
+    lines[1] = lines[1].replace(b",1,", b",\xfc,", 1)
+    file = tmp_path / "in.csv"
+    file.write_bytes(b"\n".join([header, *lines, b""]))
+    settings = with_source(tmp_path, file)
+    assert landed(settings).quarantined == 1
+    (entry,) = quarantined(settings, ORDERS)
+    assert "'\\\\xfc'" in entry["rules"]
+
+
+def test_a_part_of_a_source_without_a_value_in_a_column_has_nulls(tmp_path):
+    folder = tmp_path / "in"
+    save(folder / "1.parquet", 1)
+    rows = order_table(order(2, 1, AS_OF - DAY))
+    empty = rows.set_column(4, "dollar_value", pa.nulls(1))
+    pq.write_table(empty, folder / "2.parquet")
+    rows = pull(with_source(tmp_path, folder), ORDERS, AS_OF).read_all()
+    assert rows["order_id"].to_pylist() == [1, 2]
+    assert rows["dollar_value"].null_count == 1
+
+
+def test_whole_numbers_that_pandas_wrote_beside_a_gap_are_whole(suite, tmp_path):
+    suite()
+    rows = [order(number, 1, AS_OF - DAY) for number in (1, 2, 3, 4)]
+    counts = ["2.0", "", "9007199254740993.0", "1.5"]
+    lines = [
+        ",".join(map(str, (row | {"number_of_cds": count}).values()))
+        for row, count in zip(rows, counts, strict=True)
+    ]
+    file = tmp_path / "in.csv"
+    file.write_text("\n".join([",".join(rows[0]), *lines, ""]))
+    settings = with_source(tmp_path, file)
+    assert landed(settings).quarantined == 2
+    stored = raw_table(settings, ORDERS).read().sort_by("order_id")
+    assert stored["number_of_cds"].to_pylist() == [2, None]
+
+
+def test_a_uuid_is_its_text(tmp_path):
+    schema = ORDERS.schema.append(pa.field("name", pa.string()))
+    identifiers = pa.array([uuid.UUID(int=1).bytes, None], pa.binary(16))
+    rows = order_table(order(1, 1, AS_OF - DAY), order(2, 1, AS_OF - DAY))
+    rows = rows.append_column("name", identifiers.cast(pa.uuid()))
+    pq.write_table(rows, tmp_path / "in.parquet")
+    settings = with_source(tmp_path, tmp_path / "in.parquet")
+    rows = pull(settings, replace(ORDERS, schema=schema), AS_OF).read_all()
+    assert rows["name"].to_pylist() == [str(uuid.UUID(int=1)), None]

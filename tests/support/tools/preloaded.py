@@ -151,6 +151,9 @@ def take_over(client: socket.socket) -> list[str]:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = (
+        None  # what it was in this process; the environment names another one
+    )
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = filter(None, paths)
     return arguments
