@@ -146,11 +146,33 @@ def new(
             outcome=choose(rows, "--outcome", outcome) if kind == "event" else None,
             days=days,
         )
+    _require_entity_type(columns["entity"], is_number=columns["is_number"])
     write_use_case(PROJECT, name, columns)
     typer.echo("\n".join(f"wrote {place}" for place in places))
     _name_source(settings.home / ENV_FILE, name, source, time_zone)
     next_steps = _next_steps(name, source, columns["last"])
     typer.echo("\n".join([*_summary(columns), next_steps]))
+
+
+def _require_entity_type(entity: str, *, is_number: bool) -> None:
+    """Refuse an entity that another dataset has with another type.
+
+    Raises:
+        SettingsError: See `entity_problems`.
+
+    """
+    from feature_repo.datasets import load_datasets  # noqa: PLC0415  (heavy)
+
+    kind = "int64" if is_number else "string"
+    for dataset in load_datasets()[0]:
+        if dataset.entity == entity:
+            other = str(dataset.schema.field(entity).type)
+            if other != kind:
+                raise SettingsError(
+                    f"--entity {entity}: it is {kind} here and {other} in "
+                    f"feature_repo/datasets/{dataset.name}.py: give the column another name in the "
+                    "source, or make the types the same; nothing was written"
+                )
 
 
 def _new_adopted(settings: Settings, name: str, model: "AdoptedModel") -> None:

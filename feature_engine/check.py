@@ -18,7 +18,12 @@ from core.spec import ModelSpec
 from core.user_code import dataset_names, in_one_line
 from feature_engine.ingest.pipeline import whole_history
 from feature_engine.ingest.source import place, require_source
-from feature_repo.datasets import dataset_of, load_dataset
+from feature_repo.datasets import (
+    dataset_of,
+    entity_problems,
+    load_dataset,
+    load_datasets,
+)
 from feature_repo.definition import Dataset
 from feature_repo.engine import LabelSource
 from feature_repo.labels import label_source
@@ -103,6 +108,10 @@ def _names(dataset: Dataset) -> Iterator[str]:
     columns = {"entity": dataset.entity, "event_time": dataset.event_time}
     columns |= {f"key {name}": name for name in dataset.key}
     yield from _columns(dataset, columns)
+    all_datasets, _ = load_datasets()
+    problem = entity_problems(all_datasets).get(dataset.name)
+    if problem:
+        yield problem
     views = {view.name for view in defined(dataset.name, "FeatureView")}
     views = {name for name in views if dataset_of(name) in (None, dataset)}
     if views != set(dataset.views):

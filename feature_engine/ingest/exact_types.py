@@ -13,7 +13,12 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.connectors.texts import EXACT_DOUBLE, WHOLE_NUMBER, with_offsets
+from core.connectors.texts import (
+    EXACT_DOUBLE,
+    WHOLE_DAY,
+    WHOLE_NUMBER,
+    with_offsets,
+)
 from core.timestamps import EARLIEST_TIME, LATEST_TIME
 from feature_repo.definition import TIMESTAMP, Dataset
 
@@ -79,6 +84,9 @@ def exact_values(
             out becomes null.
 
     """
+    if column.type == pa.uuid():
+        texts = [None if value is None else str(value) for value in column.to_pylist()]
+        column = pa.array(texts, pa.string())
     is_text = pa.types.is_string(column.type)
     if is_text and pa.types.is_integer(kind):
         return _whole_numbers(column, kind, is_identity=is_identity)
@@ -126,15 +134,20 @@ def within_limits(values: pa.Array) -> pa.Array:
 
 
 def _zoned(column: pa.Array, time_zone: str) -> pa.Array:
-    """Return times in UTC; those without a zone are of `time_zone`."""
+    """Return times in UTC; those without a zone, and days, are of `time_zone`.
+
+    pandas writes 2026-11-20 for a column of midnights, and 2026-11-20 00:00:00 beside other times.
+    """
     if pa.types.is_string(column.type):
-        texts = with_offsets(column, TIMESTAMP)
-        has_offset = pc.match_substring_regex(texts, OFFSET)
-        values = _cast(pc.if_else(has_offset, texts, None), TIMESTAMP)
-        local_texts = pc.if_else(has_offset, None, texts)
+        is_day = pc.match_substring_regex(column, WHOLE_DAY)
+        has_offset = pc.match_substring_regex(column, OFFSET)
+        has_offset = pc.and_(has_offset, pc.invert(is_day))
+        values = _cast(pc.if_else(has_offset, column, None), TIMESTAMP)
+        local_texts = pc.if_else(has_offset, None, column)
         local_times = _cast(local_texts, pa.timestamp("us"))
         return pc.coalesce(values, _unambiguous(local_times, time_zone))
-    if pa.types.is_timestamp(column.type) and column.type.tz is None:
+    is_local = pa.types.is_timestamp(column.type) and column.type.tz is None
+    if is_local or pa.types.is_date(column.type):
         return _unambiguous(_cast(column, pa.timestamp("us")), time_zone)
     return _cast(column, TIMESTAMP)
 
@@ -190,9 +203,6 @@ def _is_of_kind(source_type: pa.DataType, text: str, time_zone: str | None) -> b
 
 def _readable(column: pa.Array) -> pa.Array:
     """Return a column whose texts are strings; a text that is no UTF-8 becomes null."""
-    if column.type == pa.uuid():
-        texts = [None if value is None else str(value) for value in column.to_pylist()]
-        return pa.array(texts, pa.string())
     if pa.types.is_binary(column.type):
         return _cast(column, pa.string())
     if pa.types.is_string(column.type):

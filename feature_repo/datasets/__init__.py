@@ -1,5 +1,6 @@
 """The datasets: a module for each, with Feast's objects and the expressions of views and labels."""
 
+from collections.abc import Sequence
 from importlib import import_module
 
 from core.errors import DataError
@@ -40,7 +41,7 @@ def dataset_of(view: str) -> Dataset | None:
 
 
 def load_datasets() -> tuple[list[Dataset], list[str]]:
-    """Return every dataset in the order of names, and a message for each broken module."""
+    """Return every dataset in the order of names, and messages: of broken modules, and of entities."""
     datasets = []
     problems = []
     for name in _dataset_names():
@@ -48,7 +49,40 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
             datasets.append(load_dataset(name))
         except DataError as exc:
             problems.append(str(exc))
+    problems += entity_problems(datasets).values()
     return datasets, problems
+
+
+def entity_problems(datasets: Sequence[Dataset]) -> dict[str, str]:
+    """Return a message for each dataset whose entity has another type in an earlier one.
+
+    Online, the features of entities of one name lie in one hash, whose keys have one type.
+
+    Args:
+        datasets: All datasets, in the order of names.
+
+    Returns:
+        Messages by the name of the dataset.
+
+    """
+    problems = {}
+    first: dict[str, Dataset] = {}
+    for dataset in datasets:
+        entity = dataset.entity
+        other = first.setdefault(entity, dataset)
+        kind = _entity_type(dataset)
+        other_kind = _entity_type(other)
+        if kind != other_kind:
+            problems[dataset.name] = (
+                f"{dataset.name}: entity {entity} is {kind} here and {other_kind} in {other.name}: "
+                "give the column another name in one of them, or make the types the same"
+            )
+    return problems
+
+
+def _entity_type(dataset: Dataset) -> str:
+    position = dataset.schema.get_field_index(dataset.entity)
+    return "no column" if position < 0 else str(dataset.schema.field(position).type)
 
 
 def _dataset_names() -> list[str]:

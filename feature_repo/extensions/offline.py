@@ -76,7 +76,11 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         feature_views: Sequence[Any],
         **options: Any,
     ) -> Any:
-        """Join features to each row of an entity frame as they were at its event time."""
+        """Join features to each row of an entity frame as they were at its event time.
+
+        A column of the frame with the name of a feature is left out: the feature counts.
+        """
+        options["entity_df"] = _without_features(feature_views, options)
         stock_features = super().get_historical_features
         if not all(_is_read_here(view.batch_source) for view in feature_views):
             return stock_features(config=config, feature_views=feature_views, **options)
@@ -112,8 +116,18 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         return job
 
     def validate_data_source(self, config: RepoConfig, data_source: Any) -> None:
-        """Validate a source of `feast apply`; print the changes that the next ingest will refuse."""
+        """Validate a source of `feast apply`; print the changes that the next ingest will refuse.
+
+        Raises:
+            DataError: Two datasets have an entity of one name, and of two types.
+
+        """
+        from feature_repo.datasets import entity_problems, load_datasets  # noqa: PLC0415
         from feature_repo.published.definition_check import announce_changes  # noqa: PLC0415  (seldom)
+
+        problems = entity_problems(load_datasets()[0])
+        if problems:
+            raise DataError("; ".join(problems.values()))
 
         # Feast asks a bucket by another client, whose login may be missing, and only warns.
         if not is_bucket(getattr(data_source, "path", "")):
@@ -135,6 +149,20 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         if not _is_read_here(options["data_source"]):
             return super().pull_all_from_table_or_query(config=config, **options)
         return stock.pull_all_from_table_or_query_ibis(**_access(config), **options)
+
+
+def _without_features(feature_views: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """Return the entity frame without columns that would take the place of a view's feature."""
+    entities = options["entity_df"]
+    if isinstance(entities, str):  # a query, which Feast refuses
+        return entities
+    names = set()
+    for view in feature_views:
+        view_name = view.projection.name_to_use()
+        prefix = f"{view_name}__" if options.get("full_feature_names") else ""
+        features = _feature_names(view, options["feature_refs"])
+        names |= {prefix + feature for feature in features}
+    return entities.drop(columns=[name for name in entities.columns if name in names])
 
 
 def _access(config: RepoConfig) -> dict[str, Any]:

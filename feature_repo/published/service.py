@@ -1,6 +1,7 @@
 """A feature service as it is published: its views, features, keys and request data."""
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from functools import cached_property
@@ -28,6 +29,7 @@ from feature_repo.definition_hash import (
 from feature_repo.on_demand import digest
 from feature_repo.published.store import open_store
 
+log = logging.getLogger(__name__)
 FEATURE_TYPES: dict[str, FeatureType] = {
     "Int32": "int32",
     "Int64": "int64",
@@ -152,9 +154,11 @@ class PublishedService:
                 such as `as_of` (int64 microseconds).
 
         Returns:
-            The rows with their features, in any order.
+            The rows with their features, in any order. A column of the frame with a feature's name
+            is left out, unless it is request data.
 
         """
+        frame = self._without_features(frame)
         job = self.store.get_historical_features(
             entity_df=frame.assign(**{POSITION: range(len(frame))}),
             features=self.feast_service,
@@ -170,6 +174,19 @@ class PublishedService:
                 position = rows.schema.get_field_index(name)
                 rows = rows.set_column(position, name, as_stored(rows[name], kind))
         return rows
+
+    def _without_features(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Leave out columns that would take the place of a feature, and say so."""
+        names = self.features.keys() - self.request_data.keys() - self.key_types.keys()
+        taken = [name for name in frame.columns if name in names]
+        if taken:
+            log.warning(
+                "%s: columns of the rows with the name of a feature are left out, as the feature "
+                "counts: %s",
+                self.name,
+                ", ".join(taken),
+            )
+        return frame.drop(columns=taken)
 
     def definitions(self) -> dict[str, str]:
         """Return a hash of the definition of each view, and of the schema, by name.

@@ -4,11 +4,15 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from feast.repo_operations import get_repo_files
 
+from feature_repo.datasets import entity_problems
 from gyre import PROJECT
+from tests.support.feature_engine.shop import ORDERS
 from tests.support.tools.preloaded import commands_folder
 
 READ = """
@@ -193,3 +197,16 @@ def test_feast_apply_names_the_line_that_cannot_be_imported(project):
     )
     assert (done.returncode, done.stderr.startswith(line)) == (1, True), done.stderr
     assert not (project / ".gyre").exists()
+
+
+def test_an_entity_of_another_type_is_named():
+    text = ORDERS.schema.set(
+        ORDERS.schema.get_field_index("customer_id"),
+        pa.field("customer_id", pa.string()),
+    )
+    calls = replace(ORDERS, name="calls", schema=text)
+    other = replace(ORDERS, name="other", entity="order_id")
+    assert entity_problems([ORDERS, other]) == {}
+    problems = entity_problems([calls, ORDERS, other])
+    assert problems.keys() == {"orders"}
+    assert "customer_id is int64 here and string in calls" in problems["orders"]

@@ -94,6 +94,19 @@ def test_odd_frames_get_the_features_of_feasts_own_store_and_keep_their_columns(
     assert sorted(table["entity_row_id"].to_pylist()) == [*range(70)]
 
 
+@pytest.mark.parametrize("options", [{}, FULL_NAMES, BY_CREATED])
+def test_a_column_of_the_frame_takes_no_features_place(random_frames, options):
+    (_, store), entities = random_frames({"ttl": FOREVER})
+    entities = entities.head(50).reset_index(drop=True).assign(place=range(50))
+    order = [("place", "ascending")]
+    plain = store.get_historical_features(entities.copy(), REFS, **options).to_arrow()
+    plain = plain.sort_by(order)
+    features = [name for name in plain.column_names if name not in entities.columns]
+    taken = entities.assign(**dict.fromkeys(features, 700.0))
+    frame = store.get_historical_features(taken, REFS, **options).to_arrow()
+    assert frame.sort_by(order).select(plain.column_names).equals(plain)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("options", [{}, BY_CREATED])
 def test_frames_and_rows_of_tables_are_saved_and_read_again(tmp_path, kind, options):

@@ -18,8 +18,8 @@ from training.data.frame import TIME_TYPE, in_population, with_features
 from training.data.snapshots import DAY, TICK
 
 log = logging.getLogger(__name__)
-PLACE = "row_number"
-"""Column with the position of a row among those that are scored."""
+PLACE = ibis.util.gen_name("row")
+"""Column with the position of a row among those that are scored; no column of a team has this name."""
 
 
 def table_rows(source: str) -> pa.Table:
@@ -103,6 +103,13 @@ def request_frame(
     return frame.drop_columns(PLACE)
 
 
+def _are_times(kind: pa.DataType) -> bool:
+    """Whether values are times by their type: a number may be any time."""
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_time = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    return bool(is_text or is_time)
+
+
 def _has_codes(keys: pa.ChunkedArray, kind: pa.DataType) -> bool:
     """Whether keys are texts that another text would equal as a number."""
     if not (pa.types.is_string(keys.type) and pa.types.is_integer(kind)):
@@ -134,6 +141,9 @@ def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> p
         if rows[name].null_count and name not in spec.features:
             problems.append(f"{problem} rows without a value")
         values = rows[name]
+        if kind == TIME_TYPE and not _are_times(values.type):
+            problems.append(f"{problem} {values.type}")
+            continue
         try:
             rows = rows.set_column(position, name, values.cast(kind))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

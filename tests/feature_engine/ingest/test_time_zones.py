@@ -1,6 +1,6 @@
 """Times without a zone: refused, unless the source names its zone."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ from feature_engine.ingest.quarantine import quarantined
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
 from tests.conftest import AS_OF, new_settings
-from tests.support.feature_engine.shop import ORDERS
+from tests.support.feature_engine.shop import ORDERS, order, order_table
 
 BERLIN = {"orders": "Europe/Berlin"}
 ROWS = {
@@ -97,3 +97,24 @@ def test_a_zone_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("GYRE_TIME_ZONES__ORDERS", "Berlin")
     with pytest.raises(SettingsError, match="such as Europe/Berlin, found Berlin"):
         load_settings()
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_day_and_its_midnight_are_one_moment(tmp_path, ending):
+    """pandas writes a column of midnights as days."""
+    rows = {1: "2025-07-01", 2: "2025-07-01 00:00:00", 3: "2025-07-01T00:00:00+02:00"}
+    sources = {"orders": str(text_file(tmp_path, rows, ending))}
+    settings = new_settings(tmp_path / "home", sources=sources, time_zones=BERLIN)
+    times = pull(settings, ORDERS, AS_OF).read_all()["order_ts"].to_pylist()
+    assert {time.isoformat() for time in times} == {"2025-06-30T22:00:00+00:00"}
+
+
+def test_a_day_of_a_column_of_days_is_of_the_zone_too(tmp_path):
+    rows = order_table(order(1, 1, AS_OF))
+    days = pa.array([date(2025, 7, 1)])
+    position = rows.schema.get_field_index("order_ts")
+    pq.write_table(rows.set_column(position, "order_ts", days), tmp_path / "in.parquet")
+    sources = {"orders": str(tmp_path / "in.parquet")}
+    settings = new_settings(tmp_path / "home", sources=sources, time_zones=BERLIN)
+    (time,) = pull(settings, ORDERS, AS_OF).read_all()["order_ts"].to_pylist()
+    assert time.isoformat() == "2025-06-30T22:00:00+00:00"

@@ -126,6 +126,8 @@ def test_a_batch_scores_the_rows_of_a_table_that_is_named(settings, again, tmp_p
             "order_ref": pa.array([1, 2, 3, 4, 5, 6]),
             "event_timestamp": pa.array([coming] * 6, TIME_TYPE),
             "remark": pa.array([None] * 6, pa.string()),
+            # A team's column never takes a feature's place.
+            **{name: pa.array([1e6] * 6) for name in FEATURES},
         }
     )
     source = tmp_path / "tomorrow.parquet"
@@ -140,7 +142,11 @@ def test_a_batch_scores_the_rows_of_a_table_that_is_named(settings, again, tmp_p
     keys = pa.table({"customer_id": customers})
     moments = pa.array([AS_OF] * 3, TIME_TYPE)
     now = keys.append_column("event_timestamp", moments)
-    frame = with_features(settings, SPEC, now.append_column("label", pa.array([0] * 3)))
+    now = now.append_column("label", pa.array([0] * 3))
+    frame = with_features(settings, SPEC, now)
+    for name in FEATURES:
+        now = now.append_column(name, pa.array([1e6] * 3))
+    assert with_features(settings, SPEC, now).equals(frame)
     expected = version_scores(settings, SPEC, "1", frame).rounded().top
     by_customer = dict(zip(frame["customer_id"].to_pylist(), expected, strict=True))
     for row in written.to_dict("records"):
@@ -148,6 +154,12 @@ def test_a_batch_scores_the_rows_of_a_table_that_is_named(settings, again, tmp_p
 
     parquet.write_table(rows.drop_columns(["order_ref", "event_timestamp"]), source)
     message = r"again: .*tomorrow.parquet: order_ref: expected int64, found no such col"
+    with pytest.raises(DataError, match=message):
+        score_population(settings, SPEC, AS_OF, str(source))
+    epoch = pa.array([1_700_000_000] * 6)
+    times = rows.drop_columns("event_timestamp").append_column("event_timestamp", epoch)
+    parquet.write_table(times, source)
+    message = r"event_timestamp: expected timestamp\[us, tz=UTC\], found int64"
     with pytest.raises(DataError, match=message):
         score_population(settings, SPEC, AS_OF, str(source))
     parquet.write_table(rows.drop_columns("event_timestamp"), source)
