@@ -133,7 +133,7 @@ def _json_rows(path: Path | UPath) -> Iterator[dict[str, bytes | None]]:
                     parse_int=str,
                     parse_float=str,
                     parse_constant=str,  # NaN and Infinity, which Python writes
-                    object_pairs_hook=_fields_once,
+                    object_pairs_hook=fields_once,
                 )
             except ValueError as exc:
                 raise DataError(f"line {number}: expected JSON: {exc}") from exc
@@ -158,11 +158,18 @@ def _text_bytes(value: Any, place: str) -> bytes | None:
     return text.encode(errors="surrogatepass")
 
 
-def _fields_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; of a field that is there twice one value would be lost."""
+def fields_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of a field that is there twice one value would be lost.
+
+    Raises:
+        ValueError: A field is there twice.
+
+    """
     row = dict(fields)
     if len(row) < len(fields):
-        raise ValueError("a field is there twice")
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"a field is there twice: {twice!r}")
     return row
 
 

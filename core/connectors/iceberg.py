@@ -33,12 +33,40 @@ def open_iceberg(address: str, later: Later | None) -> pa.RecordBatchReader:
 
 
 def _batches(table: Any, scan: Any) -> Iterator[pa.RecordBatch]:
-    """Read one file after the other; pyiceberg's own reader reads all at once into memory."""
+    """Read one file after the other, in the order of their commits.
+
+    pyiceberg's own reader reads all at once into memory.
+    """
     from pyiceberg.io.pyarrow import ArrowScan  # noqa: PLC0415  (an extra)
 
     reader = ArrowScan(table.metadata, table.io, scan.projection(), scan.row_filter)
-    for task in scan.plan_files():
+    places = _places(table)
+    try:
+        tasks = [*scan.plan_files()]
+    except TypeError:
+        # pyiceberg compares the limit with the partition of rows without a time, which is null.
+        tasks = [*table.scan().plan_files()]
+    for task in sorted(tasks, key=lambda task: places[task.file.file_path]):
         yield from reader.to_record_batches([task])
+
+
+def _places(table: Any) -> dict[str, tuple[int, int, str]]:
+    """Return what orders the data files of a table: commit, its time in ms, and path.
+
+    Tables of Iceberg's first format number no commit.
+    """
+    times = {
+        snapshot.snapshot_id: snapshot.timestamp_ms for snapshot in table.snapshots()
+    }
+    entries = table.inspect.entries().select(
+        ["snapshot_id", "sequence_number", "data_file"]
+    )
+    places = {}
+    for entry in entries.to_pylist():
+        path = entry["data_file"]["file_path"]
+        time = times.get(entry["snapshot_id"], 0)
+        places[path] = (entry["sequence_number"] or 0, time, path)
+    return places
 
 
 def catalog_and_name(address: str) -> tuple[Any, str]:

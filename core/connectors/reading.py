@@ -74,6 +74,11 @@ def open_part(
         yield rows
 
 
+def is_delta(part: str) -> bool:
+    """Whether a part of `parts_of` is a Delta table."""
+    return part.endswith("/") or Path(part).is_dir()
+
+
 @contextmanager
 def _open(
     part: str, names: Sequence[str] | None, later: Later | None
@@ -84,7 +89,7 @@ def _open(
     elif is_url(part) and not is_bucket(part):
         with open_database(part, later) as database:
             yield Rows(database.rows, database.texts)
-    elif part.endswith("/") or Path(part).is_dir():
+    elif is_delta(part):
         yield Rows(open_delta(part.rstrip("/"), later))
     elif ending.endswith(CSV_ENDINGS):
         path = location(part)

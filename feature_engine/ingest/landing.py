@@ -49,7 +49,7 @@ from feature_engine.ingest.quarantine import (
     quarantine_table,
 )
 from feature_engine.ingest.record import IngestReport
-from feature_engine.ingest.source import has_source, place
+from feature_engine.ingest.source import has_source, is_in_order, place
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
@@ -57,6 +57,10 @@ from feature_repo.rules import SINGLE_ROWS, DatasetRules, Validation, suite_file
 
 BATCH_ROWS = 500_000
 """About the number of rows that Great Expectations judges at a time: it holds them in memory."""
+UNORDERED = (
+    "here nothing tells which row is the last: name the column that grows with each change "
+    "(version= of the Dataset), or let a query give one row of each key"
+)
 UNREADABLE_SHARE = 0.01
 """Largest share of unreadable rows in a delivery, from SINGLE_ROWS on."""
 TOPIC_SHARE = 0.5
@@ -140,7 +144,10 @@ def land(
         is_empty = not (unreadable or _count(received))
         warnings = landing.remarks(ahead, is_empty=is_empty)
         warnings += landing.validate(selection.new_rows)
-        warnings += _contradictions(dataset, selection)
+        contradictions = _contradictions(dataset, selection)
+        if contradictions and not (dataset.version or is_in_order(settings, dataset)):
+            raise _rejection(settings, dataset, f"{contradictions[0]}; {UNORDERED}")
+        warnings += contradictions
         counts = landing.commit(selection, unread)
         return IngestReport(
             dataset=dataset.name,

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from core.connectors.addresses import shown_address
+from core.connectors import delta
+from core.connectors.addresses import ICEBERG, is_bucket, is_url, shown_address
 from core.connectors.formats import Later
-from core.connectors.reading import Rows, open_part, parts_of
+from core.connectors.reading import Rows, is_delta, open_part, parts_of
 from core.errors import DataError
 from core.files import read_file, read_if_present, replace_file
 from core.project import ENV_FILE
@@ -84,6 +85,21 @@ def require_source(settings: Settings, dataset: Dataset) -> None:
         line = f"GYRE_SOURCES__{name.upper()}=… (a file, or address#table)"
         file = settings.home / ENV_FILE
         raise DataError(f"{dataset.name}: no source; add the line {line} to {file}")
+
+
+def is_in_order(settings: Settings, dataset: Dataset) -> bool:
+    """Whether the source tells of two rows of a key which came later.
+
+    Files have their names, Delta and Iceberg their commits, topics their offsets. A database gives
+    rows in any order, and so does a file of Delta that a compaction has written.
+    """
+    address = settings.sources.get(dataset.source_name)
+    if not address:
+        return True
+    if is_url(address) and not is_bucket(address):
+        return address.startswith(f"{ICEBERG}://")
+    tables = [part for part in parts_of(address) if is_delta(part)]
+    return all(delta.is_in_order(table.rstrip("/")) for table in tables)
 
 
 def place(settings: Settings, dataset: Dataset) -> str:

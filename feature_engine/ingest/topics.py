@@ -4,17 +4,17 @@ The consumer reads them as they come; an ingest reads those that the topic has h
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import partial
 from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
 from pydantic import TypeAdapter
-from pydantic_core import from_json
 
+from core.connectors.formats import fields_once
 from core.errors import DataError, SettingsError
 from core.packages import missing_client
 from core.settings import Settings
@@ -35,6 +35,12 @@ registry does not answer.
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 """Microseconds of each unit."""
 BATCH_ROWS = 10_000
+UNAVAILABLE = "__debezium_unavailable_value"
+"""What Debezium writes for a large value that a change has left as it was."""
+PLACEHOLDERS = (UNAVAILABLE, b64encode(UNAVAILABLE.encode()).decode())
+"""The placeholder in a text, and in a column of bytes as JSON has it."""
+DELETED = "__deleted"
+"""Field by which Debezium's transformation marks the last row of a key that is deleted."""
 
 
 def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
@@ -70,6 +76,8 @@ def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
         if not record:
             return b"[]"
         content = content_of(record)
+        if isinstance(content, dict) and content.get(DELETED) in ("true", True):
+            raise ValueError(f"field {DELETED}: a deletion, and Gyre deletes no row")
         row = {}
         for column in dataset.schema:
             path = paths[column.name]
@@ -89,13 +97,32 @@ def _content_reader(
 ) -> Callable[[bytes], Any]:
     """Return the function that reads a record as values of Python."""
     if topic.format == "json":
-        return partial(from_json, allow_inf_nan=False)
+        return _from_json
     if "url" not in settings.schema_registry:
         remedy = "set GYRE_SCHEMA_REGISTRY__URL"
         raise DataError(f"{head} is {topic.format}, by a schema registry: {remedy}")
     from core.connectors.schema_registry import registry_reader  # noqa: PLC0415  (an extra)
 
     return registry_reader(settings, topic.format)
+
+
+def _from_json(record: bytes) -> Any:
+    """Return the values of a record in JSON.
+
+    Raises:
+        ValueError: It is no JSON, or an object has a field twice: one value would be lost.
+
+    """
+    try:
+        return json.loads(
+            record.decode(), object_pairs_hook=fields_once, parse_constant=_refuse
+        )
+    except RecursionError as exc:
+        raise ValueError("expected JSON, found too many levels") from exc
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"expected JSON, which has no {constant}")
 
 
 def _value_at(content: Any, path: list[str]) -> Any:
@@ -122,6 +149,11 @@ def _json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:
         ValueError: JSON has no such value, or a number may be any time.
 
     """
+    if value in PLACEHOLDERS or value == UNAVAILABLE.encode():
+        raise ValueError(
+            "Debezium left out a large value that did not change; let the database send it: "
+            "REPLICA IDENTITY FULL"
+        )
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, Decimal):

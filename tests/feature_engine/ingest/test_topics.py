@@ -406,3 +406,40 @@ def test_a_topic_of_other_records_changes_nothing(topics, monkeypatch):
     with pytest.raises(BatchRejectedError, match=stopped):
         ingest(topics.settings, "orders", AS_OF)
     assert not raw_table(topics.settings, dataset).exists
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"name": "__debezium_unavailable_value"}, "Debezium left out a large value"),
+        ({"name": "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ=="}, "REPLICA IDENTITY FULL"),
+        ({"number_of_cds": "__debezium_unavailable_value"}, "Debezium left out"),
+        ({"__deleted": "true"}, "a deletion, and Gyre deletes no row"),
+        ({"__deleted": True}, "a deletion, and Gyre deletes no row"),
+    ],
+)
+def test_what_debezium_writes_beside_values_is_no_value(tmp_path, change, reason):
+    settings = new_settings(tmp_path, events_url="kafka://127.0.0.1:1")
+    named = replace(
+        topic_of(), schema=ORDERS.schema.append(pa.field("name", pa.string()))
+    )
+    read = record_reader(settings, named)
+    row = FIRST | {"order_ts": "2026-10-01T10:30:00Z", "name": "x"}
+    assert json.loads(read(json.dumps(row | {"__deleted": "false"}).encode())) == [row]
+    with pytest.raises(ValueError, match=reason):
+        read(json.dumps(row | change).encode())
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b'{"order_id": 1, "order_id": 2}', "a field is there twice: 'order_id'"),
+        (b'{"payload": {"a": 1, "b": 2, "b": 2}}', "a field is there twice: 'b'"),
+        (b'{"order_id": NaN}', "JSON, which has no NaN"),
+        (b"[" * 99_999, "too many levels"),
+    ],
+)
+def test_a_record_that_would_lose_a_value_is_refused(tmp_path, record, reason):
+    settings = new_settings(tmp_path, events_url="kafka://127.0.0.1:1")
+    with pytest.raises(ValueError, match=reason):
+        record_reader(settings, topic_of())(record)
