@@ -51,8 +51,9 @@ TASK = "task"
 WORKER = "airflow celery worker --skip-serve-logs"
 """A worker, where Airflow's executor is Celery's. Several workers share the folder of logs."""
 REDIS = (
+    "python -m stack.redis_file '%(ENV_GYRE_HOME)s/redis'"
     # The password is in a file: everybody can see a process's arguments.
-    f"'%(ENV_{REDIS_BINARY})s' '%(ENV_GYRE_HOME)s/redis.conf'"
+    f" '%(ENV_{REDIS_BINARY})s' '%(ENV_GYRE_HOME)s/redis.conf'"
     " --bind 127.0.0.1 --port %(ENV_GYRE_REDIS_PORT)s"
     " --dir '%(ENV_GYRE_HOME)s/redis' --save ''"
     # A kill loses nothing that serving acknowledged, a power cut at most the last second.

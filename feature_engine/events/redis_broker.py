@@ -27,6 +27,16 @@ MAX_BYTES = 256_000_000
 """Memory that these entries may take: the features are in the same Redis."""
 READ_COUNT = 100
 """Entries that one call reads: each may hold 1,000 rows."""
+PUT = """
+local count = redis.call('XLEN', KEYS[1])
+-- 0: the memory of all entries, not of the first five.
+local memory = redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0) or 0
+if count >= tonumber(ARGV[2]) or memory + #ARGV[1] > tonumber(ARGV[3]) then
+  return {count, memory}
+end
+return redis.call('XADD', KEYS[1], '*', 'events', ARGV[1])
+"""
+"""Adds an entry if there is room: its id, else the number of entries and their bytes."""
 DEAD_AFTER = 60_000
 """Milliseconds after which an entry that nobody acknowledged is another consumer's."""
 
@@ -73,27 +83,32 @@ class RedisIntake:
         self._redis = AsyncRedis.from_url(
             settings.redis_address, socket_timeout=TIMEOUT_SECONDS
         )
+        self._put = self._redis.register_script(PUT)
 
     def records(self, schema: EventSchema, events: Sequence[Row]) -> list[Record]:
         return [Record(schema.dataset.encode(), to_json(events))]
 
     async def put(self, dataset: str, records: Sequence[Record]) -> str:
         (record,) = records
-        stream = _stream(dataset)
         with redis_errors():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.xlen(stream)
-                # 0: the memory of all entries, not of the first five.
-                pipe.memory_usage(stream, samples=0)
-                count, memory = await pipe.execute()
-            size = (memory or 0) + len(record.events)
-            if count >= MAX_ENTRIES or size > MAX_BYTES:
+            reply: Any = await self._put(
+                keys=[_stream(dataset)], args=[record.events, MAX_ENTRIES, MAX_BYTES]
+            )
+            if not isinstance(reply, bytes):
+                count, memory = reply
+                size = memory + len(record.events)
                 raise BrokerUnavailableError(
                     f"{dataset}: {count} requests ({size / 1e6:.1f} MB) wait for `gyre consume`, "
                     f"at most {MAX_ENTRIES} ({MAX_BYTES / 1e6:.0f} MB) may; see gyre status"
                 )
-            entry_id: bytes = await self._redis.xadd(stream, {"events": record.events})
-        return entry_id.decode()
+            # Redis writes its file before it answers, but answers also where it could not write.
+            persistence = await self._redis.info("persistence")
+        if persistence.get("aof_last_write_status", "ok") != "ok":
+            raise BrokerUnavailableError(
+                f"{dataset}: Redis could not write its file: is the disk full? A kill would lose the "
+                "event, so that it is not accepted: make room, and send it again"
+            )
+        return reply.decode()
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -1,0 +1,139 @@
+"""A disk that is full under Redis' file: what serving has acknowledged survives a kill."""
+
+import asyncio
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+from redis import Redis
+
+from core.errors import BrokerUnavailableError
+from feature_engine.events.interface import Record
+from feature_engine.events.redis_broker import RedisIntake
+from feature_repo.online_store import find_server
+from stack.redis_file import without_holes
+from tests.conftest import new_settings, unused_port, wait_until
+from tests.support.tools.small_disk import fill, small_disk
+
+STREAM = "gyre:events:orders"
+EVENTS = b'[{"note": "' + b"n" * 900 + b'"}]'
+
+
+class Store:
+    """A Redis as `gyre up` starts it, with its file on a small disk."""
+
+    def __init__(self, disk, port):
+        self.folder = disk / "redis"
+        self.folder.mkdir()
+        self.port = port
+        self.settings = new_settings(disk, redis_url=f"redis://127.0.0.1:{port}/0")
+        self.redis = Redis(port=port)
+
+    def start(self):
+        command = [
+            sys.executable, "-m", "stack.redis_file", str(self.folder), str(find_server()),
+            "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
+            "--save", "", "--appendonly", "yes", "--appendfsync", "everysec",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until("Redis", self.answers)
+
+    def answers(self):
+        assert self.process.poll() is None, "Redis has ended"
+        with suppress(Exception):
+            return self.redis.ping()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def put(self, count):
+        """Return the ids of the requests that were acknowledged."""
+
+        async def put_all():
+            ids = []
+            intake = RedisIntake(self.settings)
+            for _ in range(count):
+                with suppress(BrokerUnavailableError):
+                    ids.append(await intake.put("orders", [Record(b"", EVENTS)]))
+            await intake.close()
+            return ids
+
+        return asyncio.run(put_all())
+
+    def ids(self):
+        return {key.decode() for key, _ in self.redis.xrange(STREAM)}
+
+    def can_write(self):
+        return self.redis.info("persistence")["aof_last_write_status"] == "ok"
+
+
+@pytest.fixture
+def store(tmp_path):
+    with small_disk(tmp_path, megabytes=4) as disk:
+        store = Store(disk, unused_port())
+        store.start()
+        try:
+            yield store
+        finally:
+            store.kill()
+
+
+@pytest.mark.parametrize("is_rewritten", [False, True])
+def test_what_is_acknowledged_on_a_filling_disk_survives_a_kill(store, is_rewritten):
+    acknowledged = [*store.put(20)]
+    for _ in range(3):
+        if is_rewritten:
+            store.redis.bgrewriteaof()
+            wait_until("the rewrite", lambda: not rewrites(store.redis))
+        acknowledged += store.put(3)
+        filler = fill(store.folder)
+        some = store.put(30)
+        assert len(some) < 30, "the disk is not full"
+        acknowledged += some
+        store.kill()
+        filler.unlink()
+        store.start()
+        assert {*acknowledged} <= store.ids()
+        acknowledged += store.put(5)
+
+
+def test_redis_starts_again_after_a_full_disk_and_later_events(store):
+    acknowledged = [*store.put(20)]
+    for _ in range(3):
+        store.redis.bgrewriteaof()
+        wait_until("the rewrite", lambda: not rewrites(store.redis))
+        acknowledged += store.put(3)  # the last block has room for a part of a write
+        filler = fill(store.folder)
+        acknowledged += store.put(30)
+        filler.unlink()
+        wait_until("the next write", store.can_write)
+        more = store.put(10)
+        assert len(more) == 10
+        acknowledged += more
+        store.kill()
+        store.start()
+        assert {*acknowledged} <= store.ids()
+    assert [*store.folder.glob("appendonlydir/*.damaged")], "there was no hole"
+
+
+def rewrites(redis):
+    state = redis.info("persistence")
+    return state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"]
+
+
+def command(*words):
+    parts = [b"$%d\r\n%s\r\n" % (len(word), word) for word in words]
+    return b"*%d\r\n%s" % (len(words), b"".join(parts))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 20, 60, 94])
+def test_a_hole_and_the_part_before_it_are_taken_out(cut):
+    before = command(b"SET", b"a", b"\0" * 40 + b"*1\r\n") + b"#TS:1\r\n"
+    after = command(b"SET", b"b", b"x" * 70)
+    assert len(after) > 94
+    damaged = before + after[:cut] + bytes(88) + after + before
+    assert without_holes(damaged) == before + after + before
+    assert without_holes(before + after) == before + after
+    assert without_holes(before + after[:cut]) == before + after[:cut]
