@@ -29,6 +29,7 @@ LOGGING_PACKAGES = (
     "core",
     "dags",
     "feature_engine",
+    "feature_repo",
     "mlflow_server",
     "monitoring",
     "training",

@@ -1,41 +1,57 @@
-"""Tables and queries of databases, by Ibis."""
+"""Tables and queries of databases: those of three kinds by their own clients, others by Ibis."""
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
-import pyarrow as pa
 from ibis.common.exceptions import TableNotFound
 from ibis.expr.datatypes import Timestamp
 from ibis.selectors import across, of_type
+from sqlglot import TokenType, tokenize
+from sqlglot.errors import TokenError
 
-from core.connectors.formats import READ_ROWS, Later
+from core.connectors import mysql, postgresql, sqlite
+from core.connectors.formats import READ_ROWS, Later, Rows
 from core.errors import DataError
 from core.project import PROJECT
 
 MYSQL = ("mysql://", "mariadb://")
+SQLITE = "sqlite://"
 QUERY_ENDING = ".sql"
-TYPES_OF_QUERY = {
-    "postgres": "CREATE OR REPLACE TEMP VIEW gyre_query AS {}",
-    "mysql": "CREATE TEMPORARY TABLE gyre_query SELECT * FROM ({}) AS rows_of_query LIMIT 0",
+
+
+class Client(NamedTuple):
+    """How rows of a kind of database are read; Ibis loses values of these kinds.
+
+    Attributes:
+        find_table: Returns SQL that names a table of a schema, or None.
+        open_table: Opens the rows of a table that `find_table` returned.
+        open_query: Opens the rows of SQL that stands behind `FROM`.
+
+    """
+
+    find_table: Callable[[Any, str, str], str | None]
+    open_table: Callable[[Any, str, Later | None], Rows]
+    open_query: Callable[[Any, str, Later | None], Rows]
+
+
+CLIENTS = {
+    "postgres": Client(
+        postgresql.find_table, postgresql.open_selection, postgresql.open_selection
+    ),
+    "mysql": Client(mysql.find_table, mysql.open_table, mysql.open_query),
+    "sqlite": Client(sqlite.find_table, sqlite.open_selection, sqlite.open_selection),
 }
-"""Backend of Ibis → statement that shows a query's types: Ibis 12's own fails with these drivers."""
-
-
-class DatabaseRows(NamedTuple):
-    """Rows of a database, and the names of columns whose times are texts."""
-
-    rows: pa.RecordBatchReader
-    texts: list[str]
+"""By the names that Ibis and SQLGlot have for the kinds."""
 
 
 @contextmanager
-def open_database(address: str, later: Later | None) -> Iterator[DatabaseRows]:
+def open_database(address: str, later: Later | None) -> Iterator[Rows]:
     """Open a table, or the rows of a query.
 
     Args:
@@ -52,19 +68,62 @@ def open_database(address: str, later: Later | None) -> Iterator[DatabaseRows]:
         raise DataError(
             "expected a table behind the address (#table), or a query (#query.sql)"
         )
+    if url.startswith(SQLITE):
+        file = Path(url.removeprefix(SQLITE))
+        with closing(sqlite.connect(file)) as client:
+            yield _rows("sqlite", client, name, later)
+        return
     connection = _connection(url)
     try:
-        rows = _table(connection, name)
-        if later and later.column in rows.columns:
-            rows = later_rows(rows, later)
-        texts: list[str] = []
-        if connection.name in ("postgres", "mysql"):
-            rows, texts = _with_texts(connection, rows)
-        elif connection.name == "snowflake":
-            rows = rows.mutate(across(of_type(Timestamp), _in_microseconds))
-        yield DatabaseRows(_batches(connection, rows), texts)
+        if connection.name in CLIENTS:
+            yield _rows(connection.name, connection.con, name, later)
+        else:
+            yield _rows_by_ibis(connection, name, later)
     finally:
         connection.disconnect()
+
+
+def _rows(kind: str, client: Any, name: str, later: Later | None) -> Rows:
+    functions = CLIENTS[kind]
+    if name.endswith(QUERY_ENDING):
+        query = _query(name, kind)
+        return functions.open_query(client, f"(\n{query}\n) AS gyre_rows", later)
+    schema, _, table = name.rpartition(".")
+    found = functions.find_table(client, schema, table)
+    if found is None and schema:
+        found = functions.find_table(client, "", name)
+    if found is None:
+        raise DataError(f"expected a table, found no {name}")
+    return functions.open_table(client, found, later)
+
+
+def _query(file: str, dialect: str) -> str:
+    """Return the query of a file as it is, without what ends it.
+
+    Raises:
+        DataError: There are several.
+
+    """
+    text = (PROJECT / file).read_text(encoding="utf-8-sig").strip()
+    try:
+        tokens = tokenize(text, read=dialect)
+    except (TokenError, ValueError):  # the database knows the dialect better
+        return text.rstrip(";")
+    while tokens and tokens[-1].token_type == TokenType.SEMICOLON:
+        end = tokens.pop()
+        text = text[: end.start] + text[end.end + 1 :]
+    if any(token.token_type == TokenType.SEMICOLON for token in tokens):
+        raise DataError(f"{file}: expected one query, found several")
+    return text
+
+
+def _rows_by_ibis(connection: Any, name: str, later: Later | None) -> Rows:
+    rows = _table(connection, name)
+    if later and later.column in rows.columns:
+        rows = later_rows(rows, later)
+    if connection.name == "snowflake":
+        rows = rows.mutate(across(of_type(Timestamp), _in_microseconds))
+    return Rows(connection.to_pyarrow_batches(rows, chunk_size=READ_ROWS))
 
 
 def later_rows(rows: ir.Table, later: Later) -> ir.Table:
@@ -102,8 +161,12 @@ def _connection(url: str) -> Any:
 
 def _table(connection: Any, name: str) -> ir.Table:
     if name.endswith(QUERY_ENDING):
-        text = (PROJECT / name).read_text(encoding="utf-8")
-        return _query(connection, text.strip().rstrip(";"))
+        query = _query(name, connection.name)
+        if connection.name != "duckdb":
+            return connection.sql(f"SELECT * FROM (\n{query}\n) AS gyre_rows")  # noqa: S608
+        # Ibis would write the query anew.
+        connection.raw_sql(f"CREATE TEMP VIEW gyre_query AS\n{query}")
+        return connection.table("gyre_query")
     schema, _, table = name.rpartition(".")
     if schema:
         with suppress(TableNotFound):
@@ -114,52 +177,6 @@ def _table(connection: Any, name: str) -> ir.Table:
         raise DataError(f"expected a table, found no {name}") from exc
 
 
-def _query(connection: Any, query: str) -> ir.Table:
-    """Return the rows of a query; its types come from an object that ends with the connection."""
-    statement = TYPES_OF_QUERY.get(connection.name)
-    if statement is None:
-        return connection.sql(query)
-    with connection.con.cursor() as cursor:
-        cursor.execute(statement.format(query))
-    return connection.sql(query, schema=connection.table("gyre_query").schema())
-
-
-def _with_texts(connection: Any, rows: ir.Table) -> tuple[ir.Table, list[str]]:
-    """Return rows whose times are texts: the clients fail at years that Python does not have."""
-    if connection.name == "postgres":
-        connection.con.execute("SET TIME ZONE 'UTC'")
-    texts = {}
-    for name, kind in rows.schema().items():
-        if kind.is_timestamp():
-            text = rows[name].cast("string")
-            is_utc = connection.name == "mysql" and kind.timezone is not None
-            texts[name] = text + "Z" if is_utc else text
-    return rows.mutate(texts), [*texts]
-
-
 def _in_microseconds(time: ir.Value) -> ir.Value:
     """Return times that may be of any year: those of nanoseconds end in 2262."""
     return time.cast(time.type().copy(scale=6))
-
-
-def _batches(connection: Any, rows: ir.Table) -> pa.RecordBatchReader:
-    if connection.name != "mysql":
-        return connection.to_pyarrow_batches(rows, chunk_size=READ_ROWS)
-    # Ibis' own way makes doubles of whole numbers beside a null, and holds all rows.
-    schema = rows.schema().to_pyarrow()
-    query = connection.compile(rows)
-    batches = _mysql_batches(connection.con, query, pa.struct([*schema]))
-    return pa.RecordBatchReader.from_batches(schema, batches)
-
-
-def _mysql_batches(
-    client: Any, query: str, row_type: pa.StructType
-) -> Iterator[pa.RecordBatch]:
-    import pymysql.cursors  # noqa: PLC0415  (an extra)
-
-    with client.cursor(pymysql.cursors.SSCursor) as cursor:
-        cursor.execute(query)
-        rows = cursor.fetchmany(READ_ROWS)
-        while rows:
-            yield pa.RecordBatch.from_struct_array(pa.array(rows, row_type))
-            rows = cursor.fetchmany(READ_ROWS)

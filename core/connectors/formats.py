@@ -1,7 +1,8 @@
 """Files of rows: parquet, CSV and JSON lines, on this disk or in a bucket, a batch at a time."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
 from itertools import islice
@@ -40,6 +41,23 @@ class Later(NamedTuple):
         if has_zone:
             return self.moment
         return self.moment.astimezone(UTC).replace(tzinfo=None) - OFFSETS
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a file or a table.
+
+    Attributes:
+        batches: The rows.
+        texts: Names of columns whose texts stand for other types: whoever asked for the rows judges
+            each value.
+        types: The types in which a database declares such columns.
+
+    """
+
+    batches: pa.RecordBatchReader
+    texts: Collection[str] = ()
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
 
 def open_parquet(path: UPath, later: Later | None) -> pa.RecordBatchReader:

@@ -1,9 +1,8 @@
 """Reading rows of any place: files, tables of Delta and Iceberg, databases."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -19,26 +18,17 @@ from core.connectors.delta import open_delta
 from core.connectors.files import CSV_ENDINGS, JSON_ENDINGS, files_at
 from core.connectors.formats import (
     Later,
+    Rows,
     open_csv,
     open_json_lines,
     open_parquet,
     require_names,
 )
 from core.connectors.iceberg import open_iceberg
-from core.connectors.texts import inferred
+from core.connectors.texts import declared, inferred
 from core.errors import DataError, SettingsError
 from core.files import location
 from core.packages import missing_client
-
-
-class Rows(NamedTuple):
-    """Rows of a file or a table, and the names of columns whose texts stand for other types.
-
-    Such a text is a string, or its bytes, which may be no UTF-8.
-    """
-
-    batches: pa.RecordBatchReader
-    texts: Collection[str] = ()
 
 
 def parts_of(address: str) -> list[str]:
@@ -88,7 +78,7 @@ def _open(
         yield Rows(open_iceberg(part, later))
     elif is_url(part) and not is_bucket(part):
         with open_database(part, later) as database:
-            yield Rows(database.rows, database.texts)
+            yield database
     elif is_delta(part):
         yield Rows(open_delta(part.rstrip("/"), later))
     elif ending.endswith(CSV_ENDINGS):
@@ -119,8 +109,10 @@ def read(address: str) -> pa.Table:
     for part in parts_of(address):
         with open_part(part) as rows:
             table = rows.batches.read_all()
-        (text_tables if rows.texts else typed_tables).append(table)
-        text_names.update(rows.texts)
+        table = _in_declared_types(table, rows.types)
+        undeclared = {*rows.texts} - {*rows.types}
+        (text_tables if undeclared else typed_tables).append(table)
+        text_names |= undeclared
     with reading(address):
         if text_tables:
             texts = pa.concat_tables(text_tables, promote_options="permissive")
@@ -132,6 +124,20 @@ def read(address: str) -> pa.Table:
             }
             typed_tables.append(pa.table(columns))
         return pa.concat_tables(typed_tables, promote_options="permissive")
+
+
+def _in_declared_types(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Return rows of a database, columns of texts in the types that it declares.
+
+    Raises:
+        DataError: A type does not hold a value.
+
+    """
+    for name, kind in types.items():
+        position = table.schema.get_field_index(name)
+        values = declared(name, table[name], kind)
+        table = table.set_column(position, name, values)
+    return table
 
 
 @contextmanager

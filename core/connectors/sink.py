@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sql
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import csv
-from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.dialects import mysql, postgresql
 
 from core.connectors.addresses import (
     BUCKETS,
@@ -28,6 +28,7 @@ from core.connectors.addresses import (
     without_secrets,
 )
 from core.connectors.iceberg import catalog_and_name
+from core.connectors.postgresql import quoted
 from core.connectors.texts import TIME
 from core.errors import DataError, GyreError
 from core.files import location, read_file, replace_file
@@ -43,7 +44,9 @@ SQL_TYPES: dict[pa.DataType, sql.types.TypeEngine[Any]] = {
     pa.float64(): sql.Double(),
     pa.date32(): sql.Date(),
     # MySQL has no time with a zone: it is UTC there.
-    TIME: sql.DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb"),
+    TIME: sql.DateTime(timezone=True).with_variant(
+        mysql.DATETIME(fsp=6), "mysql", "mariadb"
+    ),
 }
 """Types of the columns that rows may have."""
 ALSO_TAKEN = {"String": "Text", "Integer": "BigInteger"}
@@ -55,8 +58,14 @@ DRIVERS = {
     "mariadb": "mariadb+pymysql",
 }
 """Drivers of SQLAlchemy, by the scheme of an address."""
+MYSQL = ("mysql", "mariadb")
+"""Beginnings of the drivers of MySQL."""
+MICROSECONDS = 6
+"""Decimals of a second."""
 DELTA = "#delta"
 """End of the address of a Delta table; without it the address is a folder of files."""
+STRICT = "SET time_zone = '+00:00', sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"
+"""Statement by which MySQL refuses a value that a column does not hold, instead of changing it."""
 BATCH_ROWS = 10_000
 """Rows that become Python's objects at a time."""
 FORMS = "postgresql://…#table, mysql://…#table, iceberg://CATALOG#namespace.table, s3://…, a folder"
@@ -170,9 +179,15 @@ def _write_to_database(
     ]
     table = sql.Table(table_name, sql.MetaData(), *columns, schema=schema or None)
     is_replaced = (table.c.model == model) & table.c.day.in_(days)
-    engine = sql.create_engine(f"{DRIVERS[scheme]}://{server}")
+    driver = DRIVERS[scheme]
+    is_mysql = driver.startswith(MYSQL)
+    if is_mysql:
+        _require_different_names(rows.schema, "MySQL")
+    engine = sql.create_engine(f"{driver}://{server}")
     try:
         with engine.begin() as connection:
+            if is_mysql:
+                connection.exec_driver_sql(STRICT)
             table.create(connection, checkfirst=True)
             _require_sql_columns(connection, table)
             connection.execute(table.delete().where(is_replaced))
@@ -181,13 +196,48 @@ def _write_to_database(
         engine.dispose()
 
 
+def _require_different_names(schema: pa.Schema, place: str) -> None:
+    """Refuse columns that differ by capitals alone.
+
+    Raises:
+        DataError: A key is called `Version` or `Day`, beside `version` and `day`.
+
+    """
+    names: dict[str, str] = {}
+    for name in schema.names:
+        other = names.setdefault(name.lower(), name)
+        if other != name:
+            raise DataError(
+                f"expected columns that differ by more than capitals, found {other} and {name}: "
+                f"{place} takes them for one; name a table of PostgreSQL or Iceberg, or files"
+            )
+
+
 def _require_sql_columns(connection: sql.Connection, table: sql.Table) -> None:
     expected = {column.name: type(column.type).__name__ for column in table.columns}
     stored = {}
     for column in sql.inspect(connection).get_columns(table.name, schema=table.schema):
-        kind = type(column["type"].as_generic(allow_nulltype=True)).__name__
-        stored[column["name"]] = ALSO_TAKEN.get(kind, kind)
+        stored[column["name"]] = _sql_type(column["type"])
     _require_columns(expected, stored)
+
+
+def _sql_type(kind: sql.types.TypeEngine[Any]) -> str:
+    """Return the type of SQL_TYPES that holds the same values, or another word."""
+    generic = kind.as_generic(allow_nulltype=True)
+    name = type(generic).__name__
+    name = ALSO_TAKEN.get(name, name)
+    decimals = getattr(kind, "fsp", 0) or 0
+    if isinstance(kind, sql.CHAR):
+        return f"CHAR({kind.length}), which adds blanks"
+    if isinstance(kind, mysql.DOUBLE) and kind.scale is not None:
+        return f"{name} of {kind.scale} decimals"
+    if isinstance(kind, postgresql.TIMESTAMP):
+        if not kind.timezone:
+            return f"{name} without a zone"
+        decimals = MICROSECONDS if kind.precision is None else kind.precision
+    if isinstance(generic, sql.DateTime) and decimals != MICROSECONDS:
+        return f"{name} of {decimals} decimals"
+    return name
 
 
 def _insert(connection: sql.Connection, table: sql.Table, rows: pa.Table) -> None:
@@ -196,9 +246,12 @@ def _insert(connection: sql.Connection, table: sql.Table, rows: pa.Table) -> Non
         for batch in batches:
             connection.execute(table.insert(), batch.to_pylist())
         return
-    quoter = connection.dialect.identifier_preparer
-    names = ", ".join(map(quoter.format_column, table.columns))
-    statement = f"COPY {quoter.format_table(table)} ({names}) FROM STDIN (FORMAT csv)"
+    # SQLAlchemy would double a percent sign.
+    names = ", ".join(quoted(column.name) for column in table.columns)
+    place = quoted(table.name)
+    if table.schema:
+        place = f"{quoted(table.schema)}.{place}"
+    statement = f"COPY {place} ({names}) FROM STDIN (FORMAT csv)"
     cursor = connection.connection.cursor()
     with cursor.copy(statement) as copy:  # many times as fast as INSERT
         for batch in batches:
@@ -210,6 +263,7 @@ def _insert(connection: sql.Connection, table: sql.Table, rows: pa.Table) -> Non
 def _write_to_delta(
     address: str, rows: pa.Table, model: str, days: Sequence[date]
 ) -> None:
+    _require_different_names(rows.schema, "Delta Lake")
     exists = DeltaTable.is_deltatable(address, S3)
     if exists:
         table = DeltaTable(address, storage_options=S3)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from core.connectors import delta
 from core.connectors.addresses import ICEBERG, is_bucket, is_url, shown_address
-from core.connectors.formats import Later
-from core.connectors.reading import Rows, is_delta, open_part, parts_of
+from core.connectors.formats import Later, Rows
+from core.connectors.reading import is_delta, open_part, parts_of
 from core.errors import DataError
 from core.files import read_file, read_if_present, replace_file
 from core.project import ENV_FILE
@@ -187,8 +187,8 @@ def _demo_batches(
 def _require_columns(rows: Rows, dataset: Dataset, time_zone: str | None) -> None:
     """Raise a DataError where names or types of columns differ from the dataset's.
 
-    Only texts of files may hold other types: elsewhere that is a retyped column. A time without an
-    offset may be any zone's.
+    Only texts of files may hold other types: elsewhere that is a retyped column, also where a
+    database's values come as texts. A time without an offset may be any zone's.
     """
     columns = rows.batches.schema
     names = dataset.schema.names
@@ -197,14 +197,17 @@ def _require_columns(rows: Rows, dataset: Dataset, time_zone: str | None) -> Non
         raise DataError(f"expected {expected}, found {', '.join(columns.names)}")
     for field in dataset.schema:
         source_type = columns.field(field.name).type
+        source_type = rows.types.get(field.name, source_type)
         kind = type_of(source_type, time_zone)
         are_numbers = {kind, field.type} == {pa.int64(), pa.float64()}
         # A file in which a column has no value at all may have no type for it.
         is_empty = pa.types.is_null(source_type)
-        is_text = field.name in rows.texts
-        if not (is_text or is_empty or are_numbers or kind == field.type):
+        is_free = field.name in rows.texts and field.name not in rows.types
+        if not (is_free or is_empty or are_numbers or kind == field.type):
             problem = type_problem(field, source_type)
             if type_of(source_type, "UTC") == field.type:
                 setting = f"GYRE_TIME_ZONES__{dataset.source_name.upper()}"
                 problem += f": its times have no zone; name it: {setting}=Europe/Berlin"
+            elif kind is None:
+                problem += ": no column of a dataset has it; convert it, in a database by a query"
             raise DataError(problem)

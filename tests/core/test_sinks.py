@@ -241,6 +241,103 @@ def test_a_table_in_a_schema_with_odd_names_and_other_texts_is_taken(
     assert days() == [(TODAY,), (TODAY,)]
 
 
+KEYS = [
+    "Version",
+    "Day",
+    "Model",
+    "select",
+    "order",
+    "Größe",
+    'a "b"',
+    "a%b",
+    "a.b",
+    ":c",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_of_any_name_is_written_or_refused_by_a_sentence(settings, place, key):
+    rows = score_rows(3).rename_columns({"shop": key})
+    rows = rows.append_column("version", pa.array(["1"] * 3))
+    takes_case = not place.address.startswith("mysql:")
+    takes_case = takes_case and not place.address.endswith("#delta")
+    if key in {"Version", "Day", "Model"} and not takes_case:
+        with pytest.raises(DataError, match=f"differ by more than capitals, .*{key}"):
+            replace_days(settings, place.address, rows, "churn", [TODAY])
+        assert place.read() == []
+        return
+    for _ in range(2):
+        replace_days(settings, place.address, rows, "churn", [TODAY])
+    found = sorted(place.read(), key=lambda row: row["customer_id"])
+    for row, expected in zip(found, rows.to_pylist(), strict=True):
+        assert (row[key], row["version"], row["day"]) == (expected[key], "1", TODAY)
+
+
+def columns_of(**others):
+    """Return SQL for the columns of scores, some of them in other types."""
+    types = {"model": "varchar(80)", "day": "date", "customer_id": "bigint"}
+    types |= {"shop": "text", "as_of": "timestamptz", "probability": "double precision"}
+    types |= {"prediction": "double precision", "probabilities": "text"}
+    return ", ".join(f"{name} {kind}" for name, kind in (types | others).items())
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize(
+    ("column", "kind", "found"),
+    [
+        ("as_of", "timestamptz(0)", "DateTime of 0 decimals"),
+        ("as_of", "timestamptz(3)", "DateTime of 3 decimals"),
+        ("as_of", "timestamp", "DateTime without a zone"),
+        ("as_of", "timestamp(0)", "DateTime without a zone"),
+        ("as_of", "date", "Date"),
+        ("as_of", "text", "Text"),
+        ("shop", "char(300)", "which adds blanks"),
+        ("probability", "real", "Float"),
+        ("probability", "numeric(9, 4)", "Numeric"),
+        ("customer_id", "smallint", "SmallInteger"),
+        ("day", "timestamptz", "DateTime"),
+    ],
+)
+def test_a_type_of_postgresql_that_changes_values_is_refused(
+    settings, postgres, column, kind, found
+):
+    name = f"scores_{next(NUMBERS)}"
+    with psycopg.connect(postgres.address) as connection:
+        connection.execute(f"CREATE TABLE {name} ({columns_of(**{column: kind})})")
+    message = f"nothing was changed: .*{column} .*found .*{column} .*{found}"
+    address = f"{postgres.address}#{name}"
+    with pytest.raises(DataError, match=message):
+        replace_days(settings, address, score_rows(1), "churn", [TODAY])
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize(
+    ("column", "kind", "found"),
+    [
+        ("as_of", "datetime", "DateTime of 0 decimals"),
+        ("as_of", "timestamp(3) null", "DateTime of 3 decimals"),
+        ("shop", "char(200)", "which adds blanks"),
+        ("shop", "varchar(3)", "Data too long for column 'shop'"),
+        ("probability", "double(9,1)", "Double of 1 decimals"),
+        ("probability", "float", "Float"),
+        ("customer_id", "tinyint", "Out of range value for column 'customer_id'"),
+    ],
+)
+def test_a_type_of_mariadb_that_changes_values_is_refused(
+    settings, mariadb, column, kind, found
+):
+    name = f"scores_{next(NUMBERS)}"
+    others = {"as_of": "datetime(6)"} | {column: kind}
+    made = mariadb.run(
+        f"SET GLOBAL sql_mode = ''; USE gyre; CREATE TABLE {name} ({columns_of(**others)})"
+    )
+    assert made.returncode == 0, made.stderr
+    rows = score_rows(200)  # a number beyond TINYINT
+    with pytest.raises(DataError, match=f"nothing was changed: .*{found}"):
+        replace_days(settings, f"{mariadb.address}#{name}", rows, "churn", [TODAY])
+    assert mariadb.run(f"SELECT count(*) FROM gyre.{name}").stdout == "0\n"
+
+
 @pytest.mark.journey
 def test_passwords_come_from_the_environment_and_no_message_has_one(
     settings, postgres, mariadb, tmp_path, monkeypatch
