@@ -158,21 +158,18 @@ def _require_entity_type(entity: str, *, is_number: bool) -> None:
     """Refuse an entity that another dataset has with another type.
 
     Raises:
-        SettingsError: See `entity_problems`.
+        SettingsError: See `entity_problem`.
 
     """
-    from feature_repo.datasets import load_datasets  # noqa: PLC0415  (heavy)
+    from feature_repo.datasets import (  # noqa: PLC0415  (heavy)
+        entity_problem,
+        load_datasets,
+    )
 
-    kind = "int64" if is_number else "string"
-    for dataset in load_datasets()[0]:
-        if dataset.entity == entity:
-            other = str(dataset.schema.field(entity).type)
-            if other != kind:
-                raise SettingsError(
-                    f"--entity {entity}: it is {kind} here and {other} in "
-                    f"feature_repo/datasets/{dataset.name}.py: give the column another name in the "
-                    "source, or make the types the same; nothing was written"
-                )
+    datasets, _ = load_datasets()
+    problem = entity_problem(entity, "int64" if is_number else "string", datasets)
+    if problem:
+        raise SettingsError(f"--entity: {problem}; nothing was written")
 
 
 def _new_adopted(settings: Settings, name: str, model: "AdoptedModel") -> None:

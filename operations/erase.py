@@ -41,6 +41,7 @@ from monitoring.log.collect import collect
 from monitoring.log.tables import outcomes, predictions, request_of_row
 from operations.clean import clean_data_docs, clean_reports
 from operations.search import EntityKey, EntitySearch, json_text_pattern
+from stack.redis_file import remove_copies
 from training.artifacts import EXPECTATION_PAGES, FRAME, fetched_artifact
 from training.batch import scores
 
@@ -150,6 +151,7 @@ def erase_requests_of_events(search: EntitySearch) -> int:
     if search.erase:
         _wait(lambda: not count_waiting())
         rewrite_file(search.settings)
+        remove_copies(search.settings.home / "redis")
     return count
 
 

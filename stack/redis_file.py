@@ -20,6 +20,8 @@ COUNT = re.compile(rb"[*](\d+)\r\n")
 LENGTH = re.compile(rb"[$](\d+)\r\n")
 LINE = re.compile(rb"#[^\n]*\n")
 """A note between commands, such as the time."""
+DAMAGED = ".damaged"
+"""End of the name of a file as it was."""
 
 
 def mend(folder: Path) -> list[str]:
@@ -37,14 +39,22 @@ def mend(folder: Path) -> list[str]:
         mended = without_holes(content)
         if mended == content:
             continue
-        copy = file.with_name(f"{file.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.damaged")
-        replace_file(copy, content)
+        copy = file.with_name(
+            f"{file.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}{DAMAGED}"
+        )
+        copy.hardlink_to(file)  # takes no room: the disk may be small
         replace_file(file, mended)
         messages.append(
             f"{file}: {len(content) - len(mended)} bytes of a write that a full disk cut short "
             f"were taken out; the file as it was: {copy}"
         )
     return messages
+
+
+def remove_copies(folder: Path) -> None:
+    """Remove the damaged files, which may have what Redis has forgotten."""
+    for copy in folder.glob(f"appendonlydir/*{DAMAGED}"):
+        copy.unlink()
 
 
 def without_holes(content: bytes) -> bytes:

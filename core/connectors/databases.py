@@ -89,12 +89,12 @@ def _rows(kind: str, client: Any, name: str, later: Later | None) -> Rows:
         query = _query(name, kind)
         return functions.open_query(client, f"(\n{query}\n) AS gyre_rows", later)
     schema, _, table = name.rpartition(".")
-    found = functions.find_table(client, schema, table)
-    if found is None and schema:
-        found = functions.find_table(client, "", name)
-    if found is None:
+    table_sql = functions.find_table(client, schema, table)
+    if table_sql is None and schema:
+        table_sql = functions.find_table(client, "", name)
+    if table_sql is None:
         raise DataError(f"expected a table, found no {name}")
-    return functions.open_table(client, found, later)
+    return functions.open_table(client, table_sql, later)
 
 
 def _query(file: str, dialect: str) -> str:

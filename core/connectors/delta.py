@@ -64,14 +64,22 @@ def open_delta(address: str, later: Later | None) -> pa.RecordBatchReader:
 
 
 def is_in_order(address: str) -> bool:
-    """Whether a table tells which row came later: no file holds rows of several commits."""
-    table = _open(address)
-    commits = commits_of(address)
-    schema = pa.schema(table.schema().to_arrow())
-    if not _ordered_dataset(table, schema, commits):
-        return False
-    paths = [unquote(path) for path in _file_paths(table)]
-    return all(commits[path].brings_rows for path in paths if path in commits)
+    """Whether a table tells which row came later: no file holds rows of several commits.
+
+    Raises:
+        DataError: There is no table, or it cannot be read.
+
+    """
+    try:
+        table = _open(address)
+        schema = pa.schema(table.schema().to_arrow())
+        commits = commits_of(address)
+        if not _ordered_dataset(table, schema, commits):
+            return False
+    except (DeltaError, OSError) as exc:
+        raise DataError(short_text(exc)) from exc
+    times = _times_of_files(table)
+    return all(commits[path].brings_rows for path in times if path in commits)
 
 
 def _open(address: str) -> DeltaTable:
@@ -97,10 +105,11 @@ def commits_of(address: str) -> dict[str, Commit]:
     return commits
 
 
-def _file_paths(table: DeltaTable) -> list[str]:
+def _times_of_files(table: DeltaTable) -> dict[str, int]:
+    """Return when each file of the table was written, in ms since 1970, by its path."""
     actions = pa.table(table.get_add_actions(flatten=True))
-    paths: list[str] = actions["path"].to_pylist()
-    return paths
+    paths = map(unquote, actions["path"].to_pylist())
+    return dict(zip(paths, actions["modification_time"].to_pylist(), strict=True))
 
 
 def _ordered_dataset(
@@ -114,12 +123,7 @@ def _ordered_dataset(
         dataset = table.to_pyarrow_dataset(schema=schema)
     except DeltaProtocolError:
         return None
-    actions = pa.table(table.get_add_actions(flatten=True)).select(
-        ["path", "modification_time"]
-    )
-    times = {
-        unquote(row["path"]): row["modification_time"] for row in actions.to_pylist()
-    }
+    times = _times_of_files(table)
     fragments = [*dataset.get_fragments()]
 
     def place(fragment: ds.Fragment) -> tuple[int, int, str]:

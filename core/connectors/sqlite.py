@@ -80,8 +80,9 @@ def open_selection(
     batches = _batches(client.execute(query), schema, are_bytes)
     reader = pa.RecordBatchReader.from_batches(schema, batches)
     judged = [name for name in names if types[name] != pa.binary()]
-    known = {name: kind for name, kind in types.items() if kind and name in judged}
-    return Rows(reader, texts=judged, types=known)
+    declared_types = {name: types[name] for name in judged}
+    known_types = {name: kind for name, kind in declared_types.items() if kind}
+    return Rows(reader, texts=judged, types=known_types)
 
 
 def quoted(name: str) -> str:

@@ -37,6 +37,8 @@ end
 return redis.call('XADD', KEYS[1], '*', 'events', ARGV[1])
 """
 """Adds an entry if there is room: its id, else the number of entries and their bytes."""
+NOT_WRITTEN = b"aof_last_write_status:err"
+"""What Redis says of its file while it cannot write it."""
 DEAD_AFTER = 60_000
 """Milliseconds after which an entry that nobody acknowledged is another consumer's."""
 
@@ -83,6 +85,8 @@ class RedisIntake:
         self._redis = AsyncRedis.from_url(
             settings.redis_address, socket_timeout=TIMEOUT_SECONDS
         )
+        # Of each request one line is asked for: a dictionary of all takes longer than the call.
+        self._redis.set_response_callback("INFO", bytes)
         self._put = self._redis.register_script(PUT)
 
     def records(self, schema: EventSchema, events: Sequence[Row]) -> list[Record]:
@@ -102,8 +106,8 @@ class RedisIntake:
                     f"at most {MAX_ENTRIES} ({MAX_BYTES / 1e6:.0f} MB) may; see gyre status"
                 )
             # Redis writes its file before it answers, but answers also where it could not write.
-            persistence = await self._redis.info("persistence")
-        if persistence.get("aof_last_write_status", "ok") != "ok":
+            persistence: Any = await self._redis.info("persistence")
+        if NOT_WRITTEN in persistence:
             raise BrokerUnavailableError(
                 f"{dataset}: Redis could not write its file: is the disk full? A kill would lose the "
                 "event, so that it is not accepted: make room, and send it again"

@@ -114,6 +114,8 @@ def _whole_numbers(
     if is_identity:
         return _where(pc.match_substring_regex(texts, WHOLE_NUMBER), _cast(texts, kind))
     is_double = pc.match_substring_regex(texts, WHOLE_DOUBLE)
+    if not pc.any(is_double).as_py():
+        return _cast(texts, kind)
     numbers = pc.replace_substring_regex(texts, WHOLE_DOUBLE, r"\1")
     values = _cast(numbers, kind)
     wide = values.cast(pa.int64())

@@ -1,6 +1,6 @@
 """The datasets: a module for each, with Feast's objects and the expressions of views and labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 from core.errors import DataError
@@ -56,8 +56,6 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
 def entity_problems(datasets: Sequence[Dataset]) -> dict[str, str]:
     """Return a message for each dataset whose entity has another type in an earlier one.
 
-    Online, the features of entities of one name lie in one hash, whose keys have one type.
-
     Args:
         datasets: All datasets, in the order of names.
 
@@ -66,18 +64,27 @@ def entity_problems(datasets: Sequence[Dataset]) -> dict[str, str]:
 
     """
     problems = {}
-    first: dict[str, Dataset] = {}
-    for dataset in datasets:
-        entity = dataset.entity
-        other = first.setdefault(entity, dataset)
+    for number, dataset in enumerate(datasets):
         kind = _entity_type(dataset)
-        other_kind = _entity_type(other)
-        if kind != other_kind:
-            problems[dataset.name] = (
-                f"{dataset.name}: entity {entity} is {kind} here and {other_kind} in {other.name}: "
-                "give the column another name in one of them, or make the types the same"
-            )
+        problem = entity_problem(dataset.entity, kind, datasets[:number])
+        if problem:
+            problems[dataset.name] = f"{dataset.name}: {problem}"
     return problems
+
+
+def entity_problem(entity: str, kind: str, datasets: Iterable[Dataset]) -> str | None:
+    """Return the message that one of some datasets has an entity of this name and another type.
+
+    Online, the features of entities of one name lie in one hash, whose keys have one type.
+    """
+    for dataset in datasets:
+        other_kind = _entity_type(dataset)
+        if dataset.entity == entity and other_kind != kind:
+            return (
+                f"entity {entity} is {kind} here and {other_kind} in {dataset.name}: give the column "
+                "another name in one of them, or make the types the same"
+            )
+    return None
 
 
 def _entity_type(dataset: Dataset) -> str:

@@ -176,8 +176,19 @@ class PublishedService:
         return rows
 
     def _without_features(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Leave out columns that would take the place of a feature, and say so."""
+        """Leave out columns that would take the place of a feature, and say so.
+
+        Raises:
+            DataError: A feature has the name of a column that every frame has, such as `label`.
+
+        """
         names = self.features.keys() - self.request_data.keys() - self.key_types.keys()
+        reserved = names & FRAME_COLUMNS & {*frame.columns}
+        if reserved:
+            raise DataError(
+                f"feature service {self.name}: {', '.join(sorted(reserved))} is a feature there, and "
+                "a column of every frame: give the feature another name"
+            )
         taken = [name for name in frame.columns if name in names]
         if taken:
             log.warning(

@@ -10,9 +10,14 @@ import pyarrow as pa
 import pytest
 from feast.repo_operations import get_repo_files
 
+from cli.use_case import _require_entity_type
+from core.errors import SettingsError
 from feature_repo.datasets import entity_problems
+from feature_repo.published.config import write_feast_config
 from gyre import PROJECT
+from tests.conftest import new_settings
 from tests.support.feature_engine.shop import ORDERS
+from tests.support.tools.clone import Copy
 from tests.support.tools.preloaded import commands_folder
 
 READ = """
@@ -210,3 +215,36 @@ def test_an_entity_of_another_type_is_named():
     problems = entity_problems([calls, ORDERS, other])
     assert problems.keys() == {"orders"}
     assert "customer_id is int64 here and string in calls" in problems["orders"]
+
+
+def test_gyre_new_refuses_an_entity_of_another_type():
+    _require_entity_type("customer_id", is_number=True)
+    message = r"--entity: entity customer_id is string here and int64 in orders"
+    with pytest.raises(SettingsError, match=message):
+        _require_entity_type("customer_id", is_number=False)
+
+
+CALLS = """
+from dataclasses import replace
+import pyarrow as pa
+from .orders import ORDERS
+POSITION = ORDERS.schema.get_field_index("customer_id")
+TEXTS = ORDERS.schema.set(POSITION, pa.field("customer_id", pa.string()))
+CALLS = replace(ORDERS, name="calls", schema=TEXTS, views={}, labels={})
+"""
+
+
+@pytest.mark.journey
+def test_check_and_apply_refuse_an_entity_of_another_type(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    copy = Copy(folder, new_settings(tmp_path / "home"))
+    copy.settings.home.mkdir(parents=True, exist_ok=True)
+    write_feast_config(copy.settings)
+    (folder / "feature_repo" / "datasets" / "calls.py").write_text(CALLS)
+    message = "customer_id is int64 here and string in calls"
+    for command in (
+        "gyre check customer_churn_model",
+        "cd feature_repo && feast apply",
+    ):
+        assert message in " ".join(copy.run(command, code=1).split())
