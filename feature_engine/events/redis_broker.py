@@ -86,7 +86,7 @@ class RedisIntake:
             settings.redis_address, socket_timeout=TIMEOUT_SECONDS
         )
         # Of each request one line is asked for: a dictionary of all takes longer than the call.
-        self._redis.set_response_callback("INFO", bytes)
+        self._redis.set_response_callback("INFO", _as_it_is)
         self._put = self._redis.register_script(PUT)
 
     def records(self, schema: EventSchema, events: Sequence[Row]) -> list[Record]:
@@ -187,6 +187,10 @@ def _entries(records: Iterable[Any]) -> list[Entry]:
             events = fields.get(b"events", b"")
             entries.append(Entry(id=entry_id, events=events, arrival=arrival))
     return entries
+
+
+def _as_it_is(response: Any, **kwargs: Any) -> Any:  # noqa: ARG001
+    return response
 
 
 def _stream(dataset: str) -> str:
