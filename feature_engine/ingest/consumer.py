@@ -54,9 +54,10 @@ from feature_engine.ingest.quarantine import (
 from feature_engine.ingest.source import has_source
 from feature_engine.ingest.topics import record_reader
 from feature_engine.offline.raw import raw_table
-from feature_engine.online.entity_values import Row, ViewValues, key_of, raw_rows
+from feature_engine.online.entity_values import Row, key_of, raw_rows
 from feature_engine.online.values import OnlineValues
 from feature_engine.online.window_ends import WindowEnds
+from feature_engine.online.writer import ViewValues
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.event_schema import event_schema
@@ -335,7 +336,7 @@ class EventConsumer:
                 values = self._merge(good_rows, now)
                 raw_version = self._raw.version
             leave_quarantine(self._quarantine, as_json(self._source_rows(good_rows)))
-            self._online.write(values, raw_version)
+            self._online.writer.write(values, raw_version)
             self._window_ends.add(values)
 
     def _merge(self, rows: Sequence[Row], now: datetime) -> list[ViewValues]:

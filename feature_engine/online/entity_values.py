@@ -1,7 +1,6 @@
 """Feature values of single entities, computed from their raw rows by the views' expressions."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,30 +14,13 @@ from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import row_connection
 from feature_engine.offline.raw import open_raw
 from feature_engine.online.redis_rows import key_values
+from feature_engine.online.writer import ViewValues
 from feature_engine.windows import Windows
 from feature_repo.definition import Dataset
 from feature_repo.published.redis_names import KeyValues
 
 Row = dict[str, Any]
 """A raw row."""
-
-
-@dataclass(frozen=True)
-class ViewValues:
-    """Values of some entities in one view.
-
-    Attributes:
-        view: Feast's view.
-        rows: The newest row of each entity: join keys, event time, features.
-        deleted: Keys of entities that have no row.
-        next_rows: The first row of each entity that is not due yet.
-
-    """
-
-    view: FeatureView
-    rows: pa.Table
-    deleted: Sequence[KeyValues] = ()
-    next_rows: pa.Table | None = None
 
 
 def compute_view(

@@ -1,4 +1,4 @@
-"""Writes feature values to Redis as Feast's Redis store does, many rows in one round trip.
+"""Commands that write feature values to Redis as Feast's Redis store does.
 
 A value is a serialised `feast.types.Value` in a field of the entity's hash, see `redis_names`.
 
@@ -7,9 +7,7 @@ which travels too.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +23,6 @@ from feast.types import from_feast_to_pyarrow_type
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from feature_repo.published.redis_names import (
@@ -47,8 +44,8 @@ NO_TIME = -(2**63)
 """Number that Feast stores for a timestamp that is null."""
 SCAN_COUNT = 10_000
 """Keys that Redis looks at in one step of a scan."""
-PIPELINE_ROWS = 1_000
-"""Rows of one pipeline, or transaction, of a refresh."""
+Command = tuple[str | bytes, ...]
+"""A command of Redis, and its arguments."""
 
 
 def connect_redis(address: str, timeout_seconds: float) -> Any:
@@ -71,68 +68,32 @@ def format_config(config: RepoConfig) -> RepoConfig:
     )
 
 
-def write_rows(
-    pipe: Any, config: RepoConfig, view: FeatureView, rows: pa.Table
-) -> None:
-    """Add commands to a pipeline that write rows of a view, one row for each entity.
+def write_commands(
+    config: RepoConfig, view: FeatureView, rows: pa.Table
+) -> Iterator[Command]:
+    """Yield the command that writes each row of a view, one row for each entity.
 
     Args:
-        pipe: Pipeline of a Redis client.
         config: Feast's configuration, for the project's name.
         view: Feast's view.
         rows: Join keys, event time and features.
 
     """
     for values in _hash_values(config, view, rows):
-        pipe.execute_command("HSET", *values)
+        yield "HSET", *values
 
 
-def write_behind(
-    config: RepoConfig,
-    view: FeatureView,
-    address: str,
-    timeout_seconds: float,
-    ahead: str,
-    rows: pa.Table,
-) -> str:
-    """Write rows of a view, except rows whose keys the event consumer wrote.
+def delete_commands(
+    config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]
+) -> Iterator[Command]:
+    """Yield the command that deletes the values of each entity in a view.
 
-    It is right without the feature lock: a transaction begins anew where a key comes into the
-    sorted set meanwhile, and the consumer adds a key there before it writes the key's value.
-
-    Args:
-        config: A result of `format_config`.
-        view: Feast's view.
-        address: Redis' address.
-        timeout_seconds: Time that Redis may take for a command.
-        ahead: Redis key of the sorted set of the keys that the consumer wrote.
-        rows: Join keys, event time and features.
-
-    Returns:
-        The reason why Redis did not take the rows; empty if it did.
-
+    Redis deletes a hash with its last field.
     """
-    try:
-        with closing(connect_redis(address, timeout_seconds)) as redis:
-            for start in range(0, rows.num_rows, PIPELINE_ROWS):
-                batch = rows.slice(start, PIPELINE_ROWS)
-                keys = [key_text(key) for key in key_values(view, batch)]
-                values = list(_hash_values(config, view, batch))
-                redis.transaction(partial(_write_new, ahead, keys, values), ahead)
-    except RedisError as exc:
-        return str(exc)
-    return ""
-
-
-def _write_new(
-    ahead: str, keys: Sequence[str], values: Sequence[tuple[bytes, ...]], pipe: Any
-) -> None:
-    """Add commands to a transaction that write rows of other keys than the sorted set has."""
-    scores = pipe.zmscore(ahead, keys)
-    pipe.multi()
-    for score, row_values in zip(scores, values, strict=True):
-        if score is None:
-            pipe.execute_command("HSET", *row_values)
+    features = [feature.name for feature in view.features]
+    fields = hash_fields(config, view, features)
+    for name in hash_names(config, view, keys):
+        yield "HDEL", name, *fields
 
 
 def _hash_values(
@@ -146,19 +107,6 @@ def _hash_values(
     for feature, field in zip(view.features, fields[1:], strict=True):
         columns += [[field] * len(rows), _values(feature, rows[feature.name])]
     yield from zip(*columns, strict=True)
-
-
-def delete_rows(
-    pipe: Any, config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]
-) -> None:
-    """Add commands to a pipeline that delete the values of entities in a view.
-
-    Redis deletes a hash with its last field.
-    """
-    features = [feature.name for feature in view.features]
-    fields = hash_fields(config, view, features)
-    for name in hash_names(config, view, keys):
-        pipe.hdel(name, *fields)
 
 
 def key_values(view: FeatureView, rows: pa.Table) -> list[KeyValues]:

@@ -3,8 +3,8 @@
 Online is the newest row of each entity at or before now. A refresh compares the version of the
 view's table that Redis holds with the newest version, and adds the keys that the event consumer
 wrote since. It writes in batches under the dataset's feature lock; between two of them the consumer
-goes on. Spark's executors need no lock, see `write_behind`. Values that the consumer writes
-meanwhile are newer, and stay: no value ever goes back.
+goes on. Spark's executors need no lock. Values that the consumer writes meanwhile are newer, and
+stay, see `writer`.
 """
 
 import json
@@ -24,17 +24,12 @@ from core.errors import FeaturesUnavailableError
 from core.timestamps import BEGINNING
 from feature_engine.engines.engine import engine_connection
 from feature_engine.offline.views import ViewTable
-from feature_engine.online import redis_rows
+from feature_engine.online import redis_rows, state, writer
 from feature_engine.online.difference import ViewDifference
-from feature_engine.online.entity_values import ViewValues
-from feature_engine.online.redis_rows import (
-    PIPELINE_ROWS,
-    format_config,
-    key_values,
-    write_behind,
-)
+from feature_engine.online.redis_rows import format_config, key_values
 from feature_engine.online.state import OnlineState, ahead_key, replace_state
 from feature_engine.online.values import OnlineValues, written_state
+from feature_engine.online.writer import BATCH_KEYS, ViewValues, write_on_executor
 from feature_repo.published import redis_names
 from feature_repo.published.config import online_redis
 from feature_repo.published.redis_names import KeyValues, state_key
@@ -198,14 +193,14 @@ class ViewRefresh:
                 self._write(batch)
             return
         write = partial(
-            write_behind,
+            write_on_executor,
             format_config(self._online.store.config),
             self._feast_view,
             online_redis(self._online.settings),
             WRITE_DEADLINE,
-            self._ahead_key,
         )
-        problems = connection.use_rows(rows, write, (redis_names, redis_rows))
+        modules = (redis_names, redis_rows, state, writer)
+        problems = connection.use_rows(rows, write, modules)
         if problems:
             raise FeaturesUnavailableError(
                 f"Redis, from a worker of Spark: {problems[0]}"
@@ -223,17 +218,10 @@ class ViewRefresh:
             yield difference.key_table(keys)
 
     def _write(self, rows: pa.Table, deleted: Sequence[KeyValues] = ()) -> None:
-        """Write rows and delete keys, except keys that the consumer wrote meanwhile."""
+        """Write rows and delete keys; the consumer goes on between two batches."""
+        values = ViewValues(self._feast_view, rows, deleted)
         with self._online.lock():
-            if self._online.redis.exists(self._ahead_key):
-                row_keys = key_values(self._feast_view, rows)
-                keys_ahead = self._online.keys_ahead(
-                    self._view.name, [*row_keys, *deleted], 0
-                )
-                is_behind = [key not in keys_ahead for key in row_keys]
-                rows = rows.filter(pa.array(is_behind, pa.bool_()))
-                deleted = [key for key in deleted if key not in keys_ahead]
-            self._online.write([ViewValues(self._feast_view, rows, deleted)])
+            self._online.writer.write([values])
 
 
 @contextmanager
@@ -247,10 +235,10 @@ def _redis_errors() -> Iterator[None]:
 
 def _batches(connection: Any, rows: ir.Table) -> Iterator[pa.Table]:
     """Compute rows, and yield at most 1,000 at a time."""
-    for batch in connection.to_pyarrow_batches(rows, chunk_size=PIPELINE_ROWS):
+    for batch in connection.to_pyarrow_batches(rows, chunk_size=BATCH_KEYS):
         table = pa.Table.from_batches([batch])
-        for start in range(0, table.num_rows, PIPELINE_ROWS):
-            yield table.slice(start, PIPELINE_ROWS)
+        for start in range(0, table.num_rows, BATCH_KEYS):
+            yield table.slice(start, BATCH_KEYS)
 
 
 def _begun(old: OnlineState | None, version: int, *, is_whole: bool) -> OnlineState:

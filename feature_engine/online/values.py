@@ -1,16 +1,15 @@
-"""The online values of a dataset's views: their state, and how some of them are written.
+"""The online values of a dataset's views: their state, what is stored, and how it is computed.
 
 The value online is the newest row of an entity at or before now. A writer holds the dataset's
 feature lock: ingest for a batch, the event consumer for a micro-batch.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 from feast import FeatureView
 from feast.errors import FeastObjectNotFoundException
@@ -21,22 +20,18 @@ from core.errors import DataError
 from core.locks import ONLINE_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
-from core.timestamps import BEGINNING
 from feature_engine.offline.views import (
     ViewState,
     ViewTable,
     view_tables,
 )
-from feature_engine.online.entity_values import ViewValues, compute_view, raw_rows
+from feature_engine.online.entity_values import compute_view, raw_rows
 from feature_engine.online.redis_rows import (
     connect_redis,
-    delete_rows,
-    key_text,
-    key_values,
     scan_keys,
-    write_rows,
 )
-from feature_engine.online.state import OnlineState, ahead_key, read_state
+from feature_engine.online.state import OnlineState, read_state
+from feature_engine.online.writer import OnlineWriter, ViewValues
 from feature_repo.definition import Dataset
 from feature_repo.published.config import online_redis
 from feature_repo.published.feast_reader import has_row
@@ -65,6 +60,7 @@ class OnlineValues:
         store: Feast's store.
         redis: A client of Redis.
         is_redis: Whether the values are in Redis, not in another store of Feast.
+        writer: The writer of the values.
 
     """
 
@@ -84,6 +80,8 @@ class OnlineValues:
         self.is_redis = isinstance(
             self.store.config.online_store, RedisOnlineStoreConfig
         )
+        feast_write = None if self.is_redis else self.store.provider.ingest_df
+        self.writer = OnlineWriter(self.store.config, self.redis, feast_write)
 
     @cached_property
     def views(self) -> dict[str, FeatureView]:
@@ -168,47 +166,6 @@ class OnlineValues:
             former_rows = rows
         return self.compute(rows, former_rows, moment)
 
-    def write(
-        self, values: Iterable[ViewValues], raw_version: int | None = None
-    ) -> None:
-        """Write values, and delete the values of entities without a row.
-
-        Args:
-            values: Values of entities, in any views.
-            raw_version: Version of the raw table that they are computed from, or a later one. Their
-                keys are noted, so that the next refresh writes them again. None: a refresh writes.
-
-        """
-        with self.redis.pipeline(transaction=False) as pipe:
-            for view_values in values:
-                view = view_values.view
-                if raw_version is not None:  # first, see `write_behind`
-                    keys = [*key_values(view, view_values.rows), *view_values.deleted]
-                    if keys:
-                        members = {key_text(key): raw_version for key in keys}
-                        pipe.zadd(ahead_key(self.store.project, view.name), members)
-                if self.is_redis:
-                    config = self.store.config
-                    write_rows(pipe, config, view, view_values.rows)
-                    delete_rows(pipe, config, view, view_values.deleted)
-                else:
-                    self._write_by_feast(view_values)
-            pipe.execute()
-
-    def keys_ahead(
-        self, view: str, keys: Sequence[KeyValues], raw_version: int
-    ) -> set[KeyValues]:
-        """Return the keys that the consumer wrote on a version of the raw table, or on a later one."""
-        if not keys:
-            return set()
-        texts = [key_text(key) for key in keys]
-        versions = self.redis.zmscore(ahead_key(self.store.project, view), texts)
-        return {
-            key
-            for key, version in zip(keys, versions, strict=True)
-            if version is not None and version >= raw_version
-        }
-
     def lost_keys(self, view: str, keys: Sequence[KeyValues]) -> set[KeyValues]:
         """Return the keys of which the store has no row."""
         feast_view = self.views[view]
@@ -223,7 +180,7 @@ class OnlineValues:
             key for key, row in zip(keys, rows, strict=True) if not has_row(*row)
         }
         # The consumer may have deleted a key that the table still has.
-        return lost_keys - self.keys_ahead(view, sorted(lost_keys), 0)
+        return lost_keys - self.writer.keys_ahead(view, sorted(lost_keys))
 
     def stored_keys(self, view: str) -> Iterator[KeyValues]:
         """Yield the keys of all entities that have values of any view with a view's join keys."""
@@ -245,25 +202,6 @@ class OnlineValues:
 
     def close(self) -> None:
         self.redis.close()
-
-    def _write_by_feast(self, values: ViewValues) -> None:
-        """Write to another online store. Feast cannot delete: an entity without a row gets nulls.
-
-        They are dated BEGINNING, which tells them from a row whose features are null.
-        """
-        now = datetime.now(UTC)
-        names = sorted(values.view.join_keys)
-        empty_rows = []
-        for keys in values.deleted:
-            row = dict(zip(names, keys, strict=True))
-            empty_rows.append(row | {"event_timestamp": BEGINNING, "created": now})
-        nulls = pa.Table.from_pylist(empty_rows, schema=values.rows.schema)
-        # Feast writes the first chunk alone.
-        rows = pa.concat_tables([values.rows, nulls]).combine_chunks()
-        if rows.num_rows:
-            frame = rows.to_pandas(types_mapper=pd.ArrowDtype)
-            # `write_to_online_store` writes no frame of nulls alone, and only warns.
-            self.store.provider.ingest_df(values.view, frame)
 
 
 def written_state(view: ViewTable, version: int | None = None) -> ViewState:

@@ -19,10 +19,11 @@ from core.timestamps import BEGINNING, microseconds
 from feature_engine.engines.duckdb_engine import row_connection
 from feature_engine.engines.periods import period_of
 from feature_engine.offline.views import ViewTable
-from feature_engine.online.entity_values import ViewValues, key_rows, values_at
+from feature_engine.online.entity_values import key_rows, values_at
 from feature_engine.online.redis_rows import key_values
 from feature_engine.online.state import ends_key, loaded_ends_key
 from feature_engine.online.values import OnlineValues, written_state
+from feature_engine.online.writer import ViewValues
 from feature_repo.published.redis_names import KeyValues
 
 KEYS_AT_ONCE = 1_000
@@ -129,7 +130,7 @@ class WindowEnds:
         for view in self._online.tables:
             keys = due_keys[view.name]
             raw_version = written_state(view).raw
-            newer_keys = self._online.keys_ahead(
+            newer_keys = self._online.writer.keys_ahead(
                 view.name, sorted(keys), raw_version + 1
             )
             names = sorted(self._online.views[view.name].join_keys)
@@ -138,10 +139,10 @@ class WindowEnds:
             stored_keys = keys - newer_keys
             if stored_keys:
                 stored_values = self._stored_values(view, stored_keys, earliest, now)
-                self._online.write([stored_values], raw_version)
+                self._online.writer.write([stored_values], raw_version)
                 values.append(stored_values)
         computed_values = self._online.compute_entities(entities, now)
-        self._online.write(computed_values, self._online.raw.version)
+        self._online.writer.write(computed_values, self._online.raw.version)
         return values + computed_values
 
     def _stored_values(

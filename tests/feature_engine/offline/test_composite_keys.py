@@ -141,7 +141,7 @@ def test_windows_end_in_time_and_hashes_are_found_by_a_part_of_a_key_of_two_colu
     with closing(OnlineValues(shop.settings, spend, shop.raw)) as online:
         ends = WindowEnds(online)
         values = online.compute_entities([2], before)
-        online.write(values, shop.raw.version)
+        online.writer.write(values, shop.raw.version)
         ends.add(values)
         for moment, spent in (
             (before, [10.0, 10.0, None, None]),
