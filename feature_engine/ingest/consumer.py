@@ -392,10 +392,13 @@ class EventConsumer:
             key_of(row, key): _Known(row, text)
             for row, text in zip(stored, texts, strict=True)
         }
+        landed = known.copy()
         rows_to_merge = {}
         for row, text in zip(rows, as_json(self._source_rows(rows)), strict=True):
             row_key = key_of(row, key)
-            changed = self._with_event(known.get(row_key), _Known(row, text))
+            changed = self._with_event(
+                known.get(row_key), _Known(row, text), landed.get(row_key)
+            )
             if changed is not None:
                 known[row_key] = changed
                 rows_to_merge[row_key] = changed.row
@@ -409,12 +412,15 @@ class EventConsumer:
             return f"{value_error(exc)}; run: gyre ingest {self.name} --full"
         return None
 
-    def _with_event(self, old: "_Known | None", event: "_Known") -> "_Known | None":
+    def _with_event(
+        self, old: "_Known | None", event: "_Known", landed: "_Known | None"
+    ) -> "_Known | None":
         """Return what is known of a key once an event has come; None: nothing has changed.
 
         Args:
             old: The row that the table has, or that the events before have made of it.
             event: The row of the event.
+            landed: The row that the table has.
 
         """
         if self._dataset.version or not self._has_source:
@@ -423,10 +429,9 @@ class EventConsumer:
             return _Known(event.row | {"superseded": None}, event.text)
         lag = self._dataset.lag // MICROSECOND
         at = microseconds(event.row["ingested_at"])
-        before = History()
-        if old is not None:
-            before = read_history(old.row["superseded"], old.text)
-        history = before.with_event(at, event.text)
+        before = _history_of(old)
+        landed_before = before if landed is old else _history_of(landed)
+        history = before.with_event(at, event.text, landed_before)
         if history == before:
             return None
         history = history.pruned(at, lag, may_come_late=True)
@@ -475,6 +480,12 @@ class _Known(NamedTuple):
 
     row: Row
     text: str
+
+
+def _history_of(known: _Known | None) -> History:
+    if known is None:
+        return History()
+    return read_history(known.row["superseded"], known.text)
 
 
 def _reason(exc: Exception) -> str:

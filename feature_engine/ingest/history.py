@@ -9,7 +9,7 @@ Functions of this module are pure: they know digests of contents, and no table.
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -68,10 +68,24 @@ class History:
         content = Content(max(at, last), "s", digest_of(row))
         return replace(self._with(content), said=row)
 
-    def with_event(self, at: int, row: str) -> "History":
-        """Add an event, which may be older than what is known; the same event counts once."""
+    def with_event(
+        self, at: int, row: str, landed: "History | None" = None
+    ) -> "History":
+        """Add an event, which may be older than what is known; an event that lands again counts once.
+
+        Events of one request have one time, and a content may come twice among them. They land
+        together and in their order, so that behind a new one all are new.
+
+        Args:
+            at: See `Content`.
+            row: The event's row, as JSON.
+            landed: What the table had before the events that land with this one; None: this.
+
+        """
         event = Content(at, "e", digest_of(row))
-        if event in self.contents:
+        landed_contents = self.contents if landed is None else landed.contents
+        is_behind_new = _events_at(self.contents, at) != _events_at(landed_contents, at)
+        if event in landed_contents and not is_behind_new:
             return self
         events = [content.at for content in self.contents if content.origin == "e"]
         is_last = not events or events[-1] <= at
@@ -182,6 +196,10 @@ def fold(contents: Sequence[Content], lag: int) -> State:
             said = counts = content
             events = []
     return State(counts, said, events)
+
+
+def _events_at(contents: Iterable[Content], at: int) -> list[Content]:
+    return [content for content in contents if content[:2] == (at, "e")]
 
 
 def digest_of(row: str) -> str:

@@ -436,8 +436,11 @@ class _Landing:
             unread: Entries of quarantine for unreadable rows.
 
         """
-        bad_positions = self.connection.read_parquet(self.file("bad"))
-        rows = selection.new_rows.anti_join(bad_positions, POSITION)
+        bad_entries = self.connection.read_parquet(self.file("bad"))
+        # Rows without a key may be equal.
+        single_entries = bad_entries.distinct(on="row", keep="first")
+        self.save("aside", single_entries.drop(POSITION))
+        rows = selection.new_rows.anti_join(bad_entries, POSITION)
         arrival = rows[self.dataset.event_time]  # for rows of the first delivery
         if self.raw.exists:
             arrival = ibis.literal(self.as_of)
@@ -464,7 +467,7 @@ class _Landing:
             self.save("good", good_rows.drop(f"{POSITION}_right"))
             pq.write_table(settled.kept_rows, self.file("kept"))
             # In this order: after a kill in between the good rows come alone, and not the bad ones.
-            bad_count = quarantine(self.aside, self._dataset("bad"))
+            bad_count = quarantine(self.aside, self._dataset("aside"))
             bad_count += quarantine(self.aside, unread)
             rows_at_fault = rows.filter(is_at_fault).to_pyarrow()
             bad_count += quarantine_faults(

@@ -65,7 +65,16 @@ def quarantine_entries(
 
 
 def quarantine(table: Table, entries: pa.Table | ds.Dataset) -> int:
-    """Write entries to quarantine unless it has them already; return the number of new ones."""
+    """Write entries to quarantine unless it has them already; return the number of new ones.
+
+    Args:
+        table: The table of quarantine.
+        entries: Entries; of a dataset, which is read by batches, one for each row.
+
+    """
+    if isinstance(entries, pa.Table):
+        entry_by_row = {entry["row"]: entry for entry in entries.to_pylist()}
+        entries = pa.Table.from_pylist([*entry_by_row.values()], ENTRY)
     return table.merge(entries, key=["row"], content=["rules"])["inserted"]
 
 

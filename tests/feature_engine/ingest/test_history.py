@@ -71,6 +71,25 @@ def test_an_entry_of_the_stream_counts_once():
     assert history.with_event(2, row(30)) == history
 
 
+requests = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1)
+
+
+@given(requests, st.randoms(use_true_random=False))
+@settings(max_examples=500, deadline=None)
+def test_of_several_events_at_one_time_the_last_counts_also_if_they_land_again(
+    requests, random
+):
+    history = after(steps_of("S10"))
+    for at, values in enumerate(requests, 1):
+        for _ in range(random.choice([1, 1, 2])):
+            landed = history
+            for value in values:
+                history = history.with_event(at, row(value), landed)
+        contents = [content.digest for content in history.contents if content.at == at]
+        assert len(contents) == len(values)
+        assert history.counting_row(LAG) == row(values[-1])
+
+
 def test_after_the_lag_what_an_event_said_is_news():
     steps = [(0, "S", 10), (1, "E", 20), (2, "E", 30), (LAG + 2, "S", 20)]
     assert after(steps).counting_row(LAG) == row(20)

@@ -61,6 +61,15 @@ def test_corrected_rows_and_rows_of_a_corrected_rule_land_and_all_others_stay(
     assert len(shop.quarantine()) == 5
 
 
+def test_equal_rows_without_a_key_in_one_delivery_are_set_aside_once(shop):
+    nameless = order(1, 7, AS_OF - DAY) | {"order_id": None}
+    shop.has(order(2, 7, AS_OF - DAY), nameless, nameless)
+    for hours in (0, 1):
+        report = shop.ingest(AS_OF + hours * HOUR)
+        assert report.quarantined == (0 if hours else 1)
+        assert len(shop.quarantine()) == 1
+
+
 UNREADABLE = {
     "a doubled local hour": {"order_ts": "2026-10-25T02:30:00.000000"},
     "the year 9999": {"order_ts": "9999-12-31T00:00:00.000000"},

@@ -88,6 +88,18 @@ def test_the_table_says_what_the_rule_says(steps, words, amounts):
         assert steps.shop.raw() == version
 
 
+def test_of_several_events_in_one_request_the_last_counts(steps):
+    contents = [content(amount) for amount in (75, 12.5, 57.5, 75)]
+    now = steps.now()
+    steps.shop.receives(now, *contents)
+    assert steps.amount == 75.0
+    # Once more, as when the consumer was killed before it acknowledged them.
+    rows = steps.shop.raw()
+    steps.shop.receives(now, *contents, number=2)
+    assert steps.shop.raw() == rows
+    assert [steps.do(word) for word in ["S5", "S57.5", "S12.5"]] == [75.0, 75.0, 12.5]
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 def test_an_event_during_an_ingest_is_not_undone_by_the_next(
     steps, monkeypatch, is_new

@@ -139,19 +139,28 @@ class Events:
         show_life(self.redis, [self.consumer.schema])
         self.stream.declare()
 
-    def sends(self, received: datetime, *rows: dict[str, Any]) -> None:
-        """Put events on the stream as serving does, at a time of the test's own."""
+    def sends(self, received: datetime, *rows: dict[str, Any], number: int = 1) -> None:
+        """Put events on the stream as serving does, at a time of the test's own.
+
+        Args:
+            received: Time of the entry.
+            rows: Events of the entry.
+            number: Number of the entry among those of its millisecond.
+
+        """
         text = json.dumps(rows, default=lambda at: at.isoformat())
         name = f"gyre:events:{self.consumer.schema.dataset}"
         milliseconds = int(received.timestamp() * 1000)
-        self.redis.xadd(name, {"events": text}, id=f"{milliseconds}-1")
+        self.redis.xadd(name, {"events": text}, id=f"{milliseconds}-{number}")
 
     def consumes(self) -> None:
         while self.consumer.step():
             pass
 
-    def receives(self, received: datetime, *rows: dict[str, Any]) -> None:
-        self.sends(received, *rows)
+    def receives(
+        self, received: datetime, *rows: dict[str, Any], number: int = 1
+    ) -> None:
+        self.sends(received, *rows, number=number)
         self.consumes()
 
     def close(self) -> None:
