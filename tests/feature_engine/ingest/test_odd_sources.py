@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from contextlib import closing
 from math import isclose
 
@@ -16,6 +17,7 @@ from cli.new.columns import choose, describe, in_types
 from cli.use_case import write_use_case
 from core import user_code
 from core.connectors.reading import read
+from core.errors import DataError
 from feature_engine.ingest.pipeline import ingest
 from feature_engine.ingest.quarantine import quarantine_table
 from feature_repo import datasets, rules
@@ -46,7 +48,6 @@ pytestmark = pytest.mark.journey
 OFF = {
     "period": "as entity: the partition of a view has that name",
     "files of gyre new": "files of other zones, or of dictionaries, are not merged",
-    "_sqlite": "one null makes doubles of a column of whole numbers",
 }
 """What is not drawn, and why."""
 FIRST = int(os.environ["ODD_SEED"])
@@ -115,16 +116,27 @@ class Shop:
         source = self.source
         full = full or source.now // DAY != self.last // DAY
         self.last = source.now
-        address = self.layouts.write(source.rows)
-        source_settings = {"sources": {self.name: address}}
-        if self.layouts.time_zone:
-            source_settings["time_zones"] = {self.name: self.layouts.time_zone}
-        self.settings = self.settings.model_copy(update=source_settings)
         now = moment(source.now)
+        self._use(self.layouts.write(source.rows))
+        while self.layouts.misfits:
+            problem = (
+                rf"column {re.escape(source.pieces)}: expected int64, found string: "
+            )
+            with pytest.raises(DataError, match=problem):
+                ingest(self.settings, self.name, now, full=full, began=now)
+            self.check_rows()
+            source.take_back(self.layouts.misfits)
+            self._use(self.layouts.write(source.rows))
         ingest(self.settings, self.name, now, full=full, began=now)
         self.expected.ingest(source.now, full=full)
         self.check_rows()
         self.check_online(source.now, source.entities)
+
+    def _use(self, address):
+        settings = {"sources": {self.name: address}}
+        if self.layouts.time_zone:
+            settings["time_zones"] = {self.name: self.layouts.time_zone}
+        self.settings = self.settings.model_copy(update=settings)
 
     def receive(self, received):
         """Send events as POST /events checks them, and consume them."""

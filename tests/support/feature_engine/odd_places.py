@@ -32,9 +32,14 @@ class Place(Layouts):
 
     """
 
+    has_order = False
+    """Whether the place tells which of two rows of a key is the later one."""
+
     def write(self, rows):
-        if all(self._holds(name, row[name]) for row in rows for name in row):
+        are_held = all(self._holds(name, row[name]) for row in rows for name in row)
+        if are_held and (self.has_order or self.has_different_keys(rows)):
             self.number += 1
+            self.misfits = []
             return self.put(rows)
         return super().write(rows)
 
@@ -119,6 +124,8 @@ class MariaDB(Place):
 
 
 class Iceberg(Place):
+    has_order = True
+
     def __init__(self, source, folder, catalog):
         super().__init__(source, folder)
         self.catalog = catalog
