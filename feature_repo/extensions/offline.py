@@ -9,7 +9,6 @@ read at every call.
 import copy
 from collections import UserDict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from feature_repo.extensions.asof_join import (
     dated_rows,
     living,
 )
+from feature_repo.extensions.parquet_files import read_parquet_files
 
 NUMBER = ibis.util.gen_name("number")
 ROW = ibis.util.gen_name("row")
@@ -85,8 +85,9 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         if not all(_is_read_here(view.batch_source) for view in feature_views):
             return stock_features(config=config, feature_views=feature_views, **options)
         if not _is_plain(feature_views, options):
+            access = _access(config, _columns_by_source(feature_views, options))
             return stock.get_historical_features_ibis(
-                feature_views=feature_views, **_access(config), **options
+                feature_views=feature_views, **access, **options
             )
         # Feast's job for the entity rows alone resolves on-demand views, and computes them later.
         job = stock_features(config=config, feature_views=[], **options)
@@ -102,8 +103,10 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         entity_rows = ibis.memtable(options["entity_df"])
         job.table = entity_rows
         entity_count = len(options["entity_df"])
+        columns_by_source = _columns_by_source(feature_views, options)
         for view in feature_views:
-            rows = read(config, view.batch_source)
+            source = view.batch_source
+            rows = read(config, source, columns_by_source[source.name])
             names = _feature_names(view, options["feature_refs"])
             prefix = f"{view.name}__" if options.get("full_feature_names") else ""
             view_rows = dated_rows(rows, view, names, prefix)
@@ -139,16 +142,20 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         cls, *, config: RepoConfig, **options: Any
     ) -> Any:
         """Return the newest row of each entity between two times, both included."""
-        if not _is_read_here(options["data_source"]):
+        source = options["data_source"]
+        if not _is_read_here(source):
             return super().pull_latest_from_table_or_query(config=config, **options)
-        return stock.pull_latest_from_table_or_query_ibis(**_access(config), **options)
+        access = _access(config, {source.name: _pulled_columns(options)})
+        return stock.pull_latest_from_table_or_query_ibis(**access, **options)
 
     @classmethod
     def pull_all_from_table_or_query(cls, *, config: RepoConfig, **options: Any) -> Any:
         """Return all rows between two times, both included."""
-        if not _is_read_here(options["data_source"]):
+        source = options["data_source"]
+        if not _is_read_here(source):
             return super().pull_all_from_table_or_query(config=config, **options)
-        return stock.pull_all_from_table_or_query_ibis(**_access(config), **options)
+        access = _access(config, {source.name: _pulled_columns(options)})
+        return stock.pull_all_from_table_or_query_ibis(**access, **options)
 
 
 def _without_features(feature_views: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -165,13 +172,52 @@ def _without_features(feature_views: Sequence[Any], options: Mapping[str, Any]) 
     return entities.drop(columns=[name for name in entities.columns if name in names])
 
 
-def _access(config: RepoConfig) -> dict[str, Any]:
-    """Return the arguments by which Feast's functions read and write sources."""
+def _access(
+    config: RepoConfig, columns_by_source: Mapping[str, set[str]]
+) -> dict[str, Any]:
+    """Return the arguments by which Feast's functions read and write sources.
+
+    Args:
+        config: Feast's configuration.
+        columns_by_source: Columns that are needed of each source, by its name.
+
+    """
+
+    def read(source: FileSource, _repository: str) -> ir.Table:
+        return _read(config, source, columns_by_source[source.name])
+
     return {
         "config": config,
-        "data_source_reader": partial(_read, config),
+        "data_source_reader": read,
         "data_source_writer": write_data_source,
     }
+
+
+def _columns_by_source(
+    feature_views: Sequence[Any], options: Mapping[str, Any]
+) -> dict[str, set[str]]:
+    """Return the columns that the requested features of views need, by name of the source."""
+    columns: dict[str, set[str]] = {}
+    for view in feature_views:
+        source = view.batch_source
+        names = {
+            *view.join_keys,
+            *_feature_names(view, options["feature_refs"]),
+            source.timestamp_field,
+            source.created_timestamp_column,
+        }
+        # As for Feast, a column may still have the name that it had before its renaming.
+        old_names = {old for old, new in source.field_mapping.items() if new in names}
+        source_columns = columns.setdefault(source.name, set())
+        source_columns |= (names | old_names) - {""}
+    return columns
+
+
+def _pulled_columns(options: Mapping[str, Any]) -> set[str]:
+    """Return the columns of a source that Feast pulls."""
+    names = {*options["join_key_columns"], *options["feature_name_columns"]}
+    names |= {options["timestamp_field"], options.get("created_timestamp_column")}
+    return names - {"", None}
 
 
 def _is_table(source: Any) -> bool:
@@ -184,11 +230,9 @@ def _is_read_here(source: Any) -> bool:
     """Whether a source is a Delta table, or a parquet file on this disk."""
     if _is_table(source):
         return True
-    is_parquet = isinstance(source, FileSource) and (
-        isinstance(source.file_format, ParquetFormat)
-        or (source.file_format is None and source.path.endswith(".parquet"))
-    )
-    return is_parquet and not is_url(source.path)
+    if not isinstance(source, FileSource) or is_url(source.path):
+        return False
+    return source.file_format is None or isinstance(source.file_format, ParquetFormat)
 
 
 def _is_large(rows: ir.Table, entity_count: int) -> bool:
@@ -210,24 +254,25 @@ def _is_plain(feature_views: Sequence[Any], options: Mapping[str, Any]) -> bool:
     return True
 
 
-def _read(config: RepoConfig, source: FileSource, _repository: str = "") -> ir.Table:
-    """Return the current rows of a Delta table, or of parquet files.
+def _read(config: RepoConfig, source: FileSource, columns: set[str]) -> ir.Table:
+    """Return the current rows of a Delta table, or columns of parquet files.
 
     Raises:
-        DataError: The table has no rows yet, or cannot be reached.
+        DataError: The table has no rows yet, or the table or a file cannot be read.
 
     """
     if not _is_table(source):
-        place = FileSource.get_uri_for_file_path(config.repo_path, source.path)
-        pattern = f"{place}/**/*.parquet" if Path(place).is_dir() else place
-        return ibis.read_parquet(pattern)
+        path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
+        return read_parquet_files(path, columns)
     files = files_at(source.path, Path(config.offline_store.cache))
     if not files:
         raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
     return ibis.read_parquet(files)
 
 
-def _read_on_spark(config: RepoConfig, source: FileSource) -> ir.Table:
+def _read_on_spark(
+    config: RepoConfig, source: FileSource, _columns: set[str]
+) -> ir.Table:
     """Return the current rows of a Delta table, which executors read: see `_read`."""
     names, columns = names_at(source.path)
     if not names:
