@@ -1,4 +1,4 @@
-"""Tables of the ledger, of alerts and of silences. Times are ISO 8601 texts in UTC."""
+"""Tables of the ledger, of alerts, of silences and of hash keys. Times are ISO 8601 texts in UTC."""
 
 from sqlalchemy import (
     BigInteger,
@@ -69,6 +69,14 @@ SILENCES = Table(
 )
 """The newest word of a person about a cause. until: End of its mute; null: the incident that was
 open at `silenced_at` is acknowledged."""
+HASH_KEYS = Table(
+    "hash_keys",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    text("secret"),
+    text("made_at"),
+)
+"""A row for each key of hashes that files hold. secret: Its bytes in hexadecimal."""
 LAYOUTS = Table("alembic_version", METADATA, text("version_num"))
 """The layout of the tables, in one row. Alembic gave the table its name in earlier databases."""
 
@@ -89,4 +97,5 @@ def make_tables(connection: Connection) -> None:
             f"the database has layout {layout}, this release needs layout {LAYOUT}: "
             "name a new database, or use the release that made it"
         )
-    SILENCES.create(connection, checkfirst=True)  # older databases have none
+    for table in (SILENCES, HASH_KEYS):
+        table.create(connection, checkfirst=True)  # older databases have none

@@ -85,14 +85,13 @@ def forget(
     Raises:
         DataError: No place ever had the key; or a place may still have it, such as a dataset that
             cannot be imported, while all others are erased; or maintenance or a backup goes on.
-        RegistryError: MLflow does not answer; nothing was changed.
+        RegistryError: MLflow or the ledger's database does not answer; nothing was changed.
 
     """
     search = EntitySearch(settings, key)
     rows = _counts(search)
-    if not (rows or search.problems) and not forgotten(settings).has(
-        {key.column: key.value}
-    ):
+    is_kept_out = forgotten(settings).has({key.column: key.value})
+    if not (rows or search.problems or is_kept_out):
         raise DataError(f"no row has {key.column} {key.value}: nothing was changed")
     if dry_run:
         if search.problems:

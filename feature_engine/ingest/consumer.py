@@ -27,6 +27,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
+from core.errors import RegistryError
 from core.locks import one_writer
 from core.project import PROJECT
 from core.settings import Settings
@@ -34,7 +35,7 @@ from core.user_code import DATASETS, change_times, in_one_line
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
 from feature_engine.events.broker import broker, broker_time, show_life, withdraw
 from feature_engine.events.interface import Entry
-from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.forgotten import ForgottenFile
 from feature_engine.ingest.history import (
     MICROSECOND,
     History,
@@ -157,6 +158,7 @@ class EventConsumer:
         self._dataset = dataset
         self._raw = raw_table(settings, dataset)
         self._quarantine = quarantine_table(settings, dataset)
+        self._forgotten = ForgottenFile(settings)
         self._rules = DatasetRules(dataset, for_events=True)
         self.schema = event_schema(dataset, self._rules.never_null)
         row_type = self.schema.row_type()
@@ -297,9 +299,9 @@ class EventConsumer:
         try:
             # `gyre forget` had the lock before, or waits for it.
             with self._online.lock():
-                forgotten_keys = forgotten(self._settings)
+                forgotten_keys = self._forgotten.read()
                 self._land([row for row in rows if not forgotten_keys.has(row)])
-        except RedisError:
+        except (RedisError, RegistryError):  # they say nothing of a row
             raise
         except Exception as exc:
             if not is_last_try and not isinstance(exc, VALUE_ERRORS):

@@ -21,6 +21,7 @@ from core.locks import one_writer
 from core.project import ENV_FILE
 from core.settings import LAYOUT
 from core.tables.table import Table
+from feature_engine.ingest.forgotten import forgotten, keep_out
 from mlflow_server.alerts import Alerts
 from mlflow_server.promotion.ledger import Ledger, LedgerRow
 from monitoring.log.collect import collect
@@ -67,6 +68,13 @@ def fill(settings):
     with closing(Ledger(settings)) as ledger, closing(Alerts(settings)) as alerts:
         ledger.insert(ROW)
         alerts.note(MODEL, "drift", "drifted", NOW)
+    keep_out(settings, "customer_id", 7)
+
+
+def assert_kept_out(settings):
+    entities = forgotten(settings)
+    numbers = [n for n in range(9) if entities.has({"customer_id": n})]
+    assert numbers == [7]
 
 
 @pytest.fixture
@@ -125,6 +133,7 @@ def test_a_backup_is_readable_by_its_owner_only_and_a_restored_home_has_all_of_i
     with closing(Ledger(elsewhere)) as ledger, closing(Alerts(elsewhere)) as alerts:
         assert ledger.rows(MODEL) == [ROW]
         assert [row["message"] for row in alerts.rows(MODEL)] == ["drifted"]
+    assert_kept_out(elsewhere)
     table = Table(elsewhere, "raw/orders", SCHEMA)
     assert table.read()["n"].to_pylist() == [0]
     for name in ("mlflow/artifacts/1/uv.lock", "airflow/secrets.json", "layout"):
@@ -267,4 +276,5 @@ def test_databases_of_postgresql_are_in_a_backup_as_dumps(
         restore(other, folder)
         with closing(Ledger(other)) as ledger:
             assert ledger.rows(MODEL) == [ROW]
+        assert_kept_out(other)
     assert not [*other.home.glob("*.dump")]
