@@ -76,12 +76,20 @@ def broker_time(settings: Settings) -> datetime:
     return there
 
 
-def may_events_wait(settings: Settings, dataset: str) -> bool:
-    """Whether events of a dataset wait for the consumer, or may wait, as no broker answers."""
+def may_events_wait(settings: Settings, dataset: str, until: datetime) -> bool:
+    """Whether events of a dataset wait for the consumer, or may wait, as no broker answers.
+
+    Args:
+        settings: Settings of the installation.
+        dataset: Name of the dataset.
+        until: Time (aware UTC) up to which such an event was acknowledged.
+
+    """
     try:
         for schema in published_schemas(settings):
             if schema.dataset == dataset:
-                return broker(settings).lag(schema).entries > 0
+                lag = broker(settings).lag(schema)
+                return lag.entries > 0 and (lag.oldest is None or lag.oldest <= until)
     except BrokerUnavailableError:
         return True
     return False

@@ -231,7 +231,10 @@ def read_history(stored: str | None, row: str) -> History:
         source = [Content(LONG_AGO, "s", digest_of(said))] if said else []
         return History((*source, event), said=said, sent=row)
     return History(
-        contents=tuple(Content(*content) for content in document[MARK]),
+        contents=tuple(
+            Content(at, origin, digest or digest_of(row))
+            for at, origin, digest in document[MARK]
+        ),
         said=_read_row(document["said"], row),
         sent=_read_row(document["sent"], row),
     )
@@ -245,6 +248,17 @@ def write_history(history: History, row: str) -> str:
         "sent": _written_row(history.sent, row),
     }
     return json.dumps(document, sort_keys=True)
+
+
+def history_of_new_row(at: int) -> str:
+    """Return the value of the column `superseded` of any row that the source has given first.
+
+    Args:
+        at: See `Content`.
+
+    """
+    contents = [(at, "s", None)]
+    return json.dumps({MARK: contents, "said": True, "sent": None}, sort_keys=True)
 
 
 def _written_row(text: str, row: str) -> Any:

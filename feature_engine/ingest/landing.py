@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
@@ -34,6 +34,7 @@ from feature_engine.ingest.history import (
     MARK,
     MICROSECOND,
     History,
+    history_of_new_row,
     microseconds,
     read_history,
     write_history,
@@ -464,6 +465,10 @@ class _Landing:
                 }
             )
             good_rows = good_rows.left_join(ibis.memtable(histories), POSITION)
+            of_new_key = ibis.literal(settled.of_new_key, "string")
+            good_rows = good_rows.mutate(
+                superseded=good_rows.superseded.coalesce(of_new_key)
+            )
             self.save("good", good_rows.drop(f"{POSITION}_right"))
             pq.write_table(settled.kept_rows, self.file("kept"))
             # In this order: after a kill in between the good rows come alone, and not the bad ones.
@@ -496,11 +501,15 @@ class _Landing:
         Called while nobody else writes the table.
         """
         nothing = _Settled([], {}, self.raw.schema.empty_table())
-        if self.dataset.version or not self.raw.exists:
+        if self.dataset.version:
+            return nothing
+        may_come_late = self.order.may_events_come_late()
+        if may_come_late:
+            of_new_key = history_of_new_row(self.order.at)
+            nothing = replace(nothing, of_new_key=of_new_key)
+        if not self.raw.exists:
             return nothing
         key = list(self.dataset.key)
-        names = self.dataset.schema.names
-        may_come_late = self.order.may_events_come_late()
         stored = open_raw(self.connection, self.raw)
         if not may_come_late:
             stored = stored.filter(stored.superseded.notnull())
@@ -509,7 +518,24 @@ class _Landing:
             return nothing
         old_table = old_table.select(self.raw.schema.names).cast(self.raw.schema)
         old_keys = ibis.memtable(old_table.select(key))
-        new_table = rows.semi_join(old_keys, key).select(POSITION, *names).to_pyarrow()
+        columns = [POSITION, *self.dataset.schema.names]
+        new_table = rows.semi_join(old_keys, key).select(columns).to_pyarrow()
+        settled = self._settle(old_table, new_table, may_come_late=may_come_late)
+        return replace(settled, of_new_key=nothing.of_new_key)
+
+    def _settle(
+        self, old_table: pa.Table, new_table: pa.Table, *, may_come_late: bool
+    ) -> "_Settled":
+        """Say of rows whose keys the table has whether they count.
+
+        Args:
+            old_table: The table's rows.
+            new_table: Rows of the delivery, with POSITION.
+            may_come_late: Whether an event may still land that was acknowledged before.
+
+        """
+        key = self.dataset.key
+        names = self.dataset.schema.names
         old_rows = old_table.to_pylist()
         old_texts = as_json(old_table.select(names))
         old_by_key = {
@@ -572,12 +598,15 @@ class _Settled:
         no_news: Positions of rows that do not count.
         histories: Value of `superseded` of rows that count, by their position.
         kept_rows: Rows of the table that stay, with what is known of them now.
+        of_new_key: Value of `superseded` of a row with a new key, about which an event may have been
+            acknowledged before.
 
     """
 
     no_news: list[int]
     histories: dict[int, str | None]
     kept_rows: pa.Table
+    of_new_key: str | None = None
 
 
 @contextmanager

@@ -81,9 +81,10 @@ def ingest(
     dataset = load_dataset(name)
     full = full or source_wins
     with one_writer(settings, INGEST_LOCK.format(name)):
+        began = began or broker_time(settings)
         order = DeliveryOrder(
-            began=began or broker_time(settings),
-            may_events_come_late=partial(may_events_wait, settings, name),
+            began=began,
+            may_events_come_late=partial(may_events_wait, settings, name, began),
             source_wins=source_wins,
         )
         raw = raw_table(settings, dataset)

@@ -1,5 +1,6 @@
 """The rule by which source and events meet (docs/events.md), on real tables and a real Redis."""
 
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -98,6 +99,29 @@ def test_of_several_events_in_one_request_the_last_counts(steps):
     steps.shop.receives(now, *contents, number=2)
     assert steps.shop.raw() == rows
     assert [steps.do(word) for word in ["S5", "S57.5", "S12.5"]] == [75.0, 75.0, 12.5]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_event_of_a_new_key_that_lands_late_is_put_in_its_place(
+    template, ingested, tmp_path, is_first
+):
+    """The event was acknowledged before the ingest that brings its key, perhaps the first one."""
+    snapshot = template if is_first else ingested
+    new = order(2, 2, LATER - HOUR, 10.0)
+    with closing(EventShop(snapshot.restore(), tmp_path / "orders.parquet")) as shop:
+
+        def amount():
+            return next(r["dollar_value"] for r in shop.raw() if r["order_id"] == 2)
+
+        shop.sends(LATER, new | {"dollar_value": 20.0})
+        shop.has(FIRST, new)
+        for minutes in (1, 2):
+            shop.ingest(LATER + minutes * MINUTE, full=True)
+            assert amount() == 10.0
+        shop.consumes()
+        assert amount() == 10.0
+        shop.receives(LATER + 3 * MINUTE, new | {"dollar_value": 30.0})
+        assert amount() == 30.0
 
 
 @pytest.mark.parametrize("is_new", [True, False])
