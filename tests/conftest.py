@@ -48,6 +48,7 @@ GROUPS = {
 UNGROUPED = {
     f"tests/faults/{name}.py"
     for name in (
+        "histories/test_histories",
         "stores/test_ingest",
         "stores/test_redis_connection",
         "stores/test_s3",
