@@ -212,7 +212,8 @@ def release_quarantined(
     log_to_stderr()
     settings = load_settings()
     with progress(f"quarantine release {dataset}"):
-        from feature_engine.ingest.quarantine import as_text, release  # noqa: PLC0415
+        from feature_engine.ingest.exact_types import as_text  # noqa: PLC0415
+        from feature_engine.ingest.quarantine import release  # noqa: PLC0415
         from feature_repo.datasets import load_dataset  # noqa: PLC0415  (Feast takes 3 s to import)
 
         report = release(settings, load_dataset(dataset), datetime.now(UTC))
@@ -221,6 +222,8 @@ def release_quarantined(
         f"rows that stay, as they break a rule or are not as {dataset}: {report.refused}",
         f"rows that stay, as the dataset has a row of their key: {len(report.conflicts)}",
     ]
+    if report.forgotten:
+        lines.append(f"rows of forgotten entities, removed: {report.forgotten}")
     for row, stored in report.conflicts:
         lines += [
             f"in quarantine: {as_text(row)}",

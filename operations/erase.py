@@ -4,6 +4,7 @@ Each function returns how many rows the place has, and erases them if the search
 be repeated: the next call erases what a killed process left.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +28,9 @@ from core.tables.query import query_table
 from core.tables.table import Table
 from core.user_code import in_one_line
 from feature_engine.events.broker import rewrite_file, waiting
+from feature_engine.ingest.key_values import KeyReader, json_text_pattern
 from feature_engine.ingest.pipeline import catch_up
-from feature_engine.ingest.quarantine import quarantine_table
+from feature_engine.ingest.quarantine import leave_quarantine, quarantine_table
 from feature_engine.offline.raw import raw_table
 from feature_engine.offline.views import view_table
 from feature_engine.online.state import ends_key, loaded_ends_key
@@ -40,11 +42,12 @@ from mlflow_server.tags import FORGOTTEN_TAG
 from monitoring.log.collect import collect
 from monitoring.log.tables import outcomes, predictions, request_of_row
 from operations.clean import clean_data_docs, clean_reports
-from operations.search import EntityKey, EntitySearch, json_text_pattern
+from operations.search import EntityKey, EntitySearch
 from stack.redis_file import remove_copies
 from training.artifacts import EXPECTATION_PAGES, FRAME, fetched_artifact
 from training.batch import scores
 
+logger = logging.getLogger(__name__)
 WAIT_SECONDS = 12
 """Time for the consumer to drop requests, and for serving to end a file of its log, which it does
 after 9 seconds at the latest."""
@@ -115,8 +118,38 @@ def erase_features(search: EntitySearch, dataset: Dataset) -> int:
 
 @in_every_dataset
 def erase_quarantined_rows(search: EntitySearch, dataset: Dataset) -> int:
-    is_own = search.key_in(dataset).in_json('"row"')
-    return _erase_rows(search, quarantine_table(search.settings, dataset), is_own)
+    """Erase rows of quarantine, and records that could not be read, if their key may be this one.
+
+    Records that an older release has cut are not counted, as nobody can tell their key.
+    """
+    table = quarantine_table(search.settings, dataset)
+    if not table.exists:
+        return 0
+    key = search.key_in(dataset)
+    reader = KeyReader(search.settings, dataset, key.column)
+    texts = table.read(columns=["row"])["row"].to_pylist()
+    own_texts = []
+    cut_texts = []
+    unread_count = 0
+    for text in texts:
+        keys = reader.of_row(text)
+        unread_count += not keys.is_read
+        if keys.are_of(key.value):
+            own_texts.append(text)
+        elif keys.is_cut:
+            cut_texts.append(text)
+    if search.erase:
+        leave_quarantine(table, own_texts + cut_texts)
+        table.purge()  # again after a killed one
+        if unread_count:
+            logger.warning(
+                "%d records in quarantine of %s whose key could not be read were searched by text; "
+                "%d of them, which an older release has cut, were removed",
+                unread_count,
+                dataset.name,
+                len(cut_texts),
+            )
+    return len(own_texts)
 
 
 @in_every_dataset
@@ -142,10 +175,13 @@ def erase_requests_of_events(search: EntitySearch) -> int:
     """Wait until the consumer has dropped the requests with an event of the entity."""
 
     def count_waiting() -> int:
-        return sum(
-            waiting(search.settings, dataset.name, search.key_in(dataset).pattern)
-            for dataset in search.datasets
-        )
+        row_count = 0
+        for dataset in search.datasets:
+            key = search.key_in(dataset)
+            reader = KeyReader(search.settings, dataset, key.column)
+            for record in waiting(search.settings, dataset.name):
+                row_count += reader.of_record(record).are_of(key.value)
+        return row_count
 
     count = count_waiting()
     if search.erase:
@@ -286,8 +322,8 @@ ENTITY_PLACES: dict[str, Callable[[EntitySearch], int]] = {
     "raw rows": erase_raw_rows,
     "features": erase_features,
     "online values": erase_online_values,
-    "rows in quarantine": erase_quarantined_rows,
     "requests of events": erase_requests_of_events,
+    "rows in quarantine": erase_quarantined_rows,
     "training frames": erase_rows_of_frames,
     "prediction log": erase_log_lines,
     "outcomes": erase_outcomes,

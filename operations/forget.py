@@ -23,7 +23,7 @@ OUT_OF_REACH = """out of reach:
   versions: models that learnt from the rows stay, with up to 20 rows of features without a key:
     train again
   topics of Kafka: those of GYRE_PREDICTIONS_TOPIC and GYRE_DECISIONS_TOPIC, with the rows that wait
-    in serving/outbox of GYRE_HOME, and those that events come from
+    in serving/outbox of GYRE_HOME, and those that events come from, with their dead letters
   answers to requests that gave features and no key
   texts that may quote a value: logs of the programs and of Airflow, alerts, how runs ended, why
     the last rows of a dataset were stopped

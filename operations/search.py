@@ -1,7 +1,5 @@
 """A search for the rows of one entity."""
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -14,6 +12,7 @@ from core.errors import DataError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.user_code import DATASETS
+from feature_engine.ingest.key_values import json_text_pattern
 from feature_engine.ingest.quarantine import quarantine_table
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import load_datasets
@@ -51,13 +50,6 @@ class EntityKey:
     def in_json(self, column: str) -> str:
         """SQL condition: JSON in another column has the key's column with the value."""
         return f"regexp_like({column}, {exp.convert(self.pattern).sql()})"
-
-
-def json_text_pattern(text: str) -> str:
-    """Return a regular expression of a text as JSON spells it, without its quotation marks."""
-    spellings = {json.dumps(text), json.dumps(text, ensure_ascii=False)}
-    patterns = [re.escape(spelling[1:-1]) for spelling in sorted(spellings)]
-    return f"({'|'.join(patterns)})".replace(r"\\", r"\\+")
 
 
 @dataclass(frozen=True)

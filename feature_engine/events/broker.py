@@ -1,8 +1,7 @@
 """The broker of events: a team's Kafka (GYRE_EVENTS_URL), else Redis Streams."""
 
-import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -95,14 +94,11 @@ def may_events_wait(settings: Settings, dataset: str, until: datetime) -> bool:
     return False
 
 
-def waiting(settings: Settings, dataset: str, pattern: str) -> int:
-    """Count the entries that wait whose events match a regular expression."""
-    count = 0
+def waiting(settings: Settings, dataset: str) -> Iterator[bytes]:
+    """Yield the entries of a dataset that wait for the consumer."""
     for schema in published_schemas(settings):
         if schema.dataset == dataset:
-            for events in broker(settings).waiting(schema):
-                count += bool(re.search(pattern, events.decode(errors="replace")))
-    return count
+            yield from broker(settings).waiting(schema)
 
 
 def show_life(redis: Redis, schemas: Iterable[EventSchema]) -> None:
@@ -151,5 +147,10 @@ def rewrite_file(settings: Settings) -> None:
 
 
 def _await_rewrite(redis: Any) -> None:
-    while redis.info("persistence")["aof_rewrite_in_progress"]:
-        time.sleep(0.1)
+    """Wait until Redis has written its file; while it saves a copy, a rewrite is only planned."""
+    is_under_way = True
+    while is_under_way:
+        state = redis.info("persistence")
+        is_planned = state["aof_rewrite_scheduled"]
+        is_under_way = bool(is_planned or state["aof_rewrite_in_progress"])
+        time.sleep(0.1 if is_under_way else 0)

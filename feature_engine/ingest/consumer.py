@@ -43,9 +43,9 @@ from feature_engine.ingest.history import (
     read_history,
     write_history,
 )
+from feature_engine.ingest.key_values import ForgottenRecords
 from feature_engine.ingest.quarantine import (
     as_json,
-    as_text,
     from_json,
     leave_quarantine,
     quarantine,
@@ -53,7 +53,7 @@ from feature_engine.ingest.quarantine import (
     quarantine_table,
 )
 from feature_engine.ingest.source import has_source
-from feature_engine.ingest.topics import record_reader
+from feature_engine.ingest.topics import record_reader, text_set_aside
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.entity_values import Row, key_of, raw_rows
 from feature_engine.online.values import OnlineValues
@@ -279,13 +279,23 @@ class EventConsumer:
         return [event | arrival for event in events]
 
     def _reject(self, reasons: Mapping[Entry, str], at: datetime) -> None:
-        """Set aside entries that cannot be read, each with the reason."""
-        self.stream.reject(reasons)
-        texts = []
-        for entry in reasons:
-            content = entry.events.decode(errors="replace")
-            texts.append(as_text(entry.place | {"events": content}))
-        self._set_aside(texts, at, [*reasons.values()])
+        """Set aside entries that cannot be read, each with the reason.
+
+        One whose key can be read, and is forgotten, is dropped.
+        """
+        forgotten_records = ForgottenRecords(
+            self._settings, self._dataset, self._forgotten.read()
+        )
+        kept_reasons = {
+            entry: reason
+            for entry, reason in reasons.items()
+            if not forgotten_records.have_record(entry.events)
+        }
+        if not kept_reasons:
+            return
+        self.stream.reject(kept_reasons)
+        texts = [text_set_aside(entry.place, entry.events) for entry in kept_reasons]
+        self._set_aside(texts, at, [*kept_reasons.values()])
 
     def _process(self, batch: Mapping[Entry, list[Row]], *, is_last_try: bool) -> None:
         """Land the rows of a batch.
@@ -300,7 +310,8 @@ class EventConsumer:
             # `gyre forget` had the lock before, or waits for it.
             with self._online.lock():
                 forgotten_keys = self._forgotten.read()
-                self._land([row for row in rows if not forgotten_keys.has(row)])
+                rows = [row for row in rows if not forgotten_keys.has(row)]
+                self._land(rows)
         except (RedisError, RegistryError):  # they say nothing of a row
             raise
         except Exception as exc:

@@ -6,6 +6,7 @@ A type holds a value if no other value of the source becomes the same one in it.
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -215,6 +216,11 @@ def _readable(column: pa.Array) -> pa.Array:
     return column
 
 
+def as_text(row: Mapping[str, Any]) -> str:
+    """Return a row as quarantine has it, in JSON."""
+    return json.dumps(row, default=str, sort_keys=True)
+
+
 def in_schema(
     batch: pa.RecordBatch,
     dataset: Dataset,
@@ -266,6 +272,6 @@ def in_schema(
     marks: list[dict[str, str] | None] = [None] * len(batch)
     for position, texts in row_texts.items():
         (row,) = rows.slice(position, 1).to_pylist()
-        text = json.dumps(row | texts, default=str, sort_keys=True)
+        text = as_text(row | texts)
         marks[position] = {"row": text, "problem": "; ".join(row_problems[position])}
     return rows.append_column(UNREADABLE, pa.array(marks, UNREADABLE.type))

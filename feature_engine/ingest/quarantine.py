@@ -22,6 +22,9 @@ from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
+from feature_engine.ingest.exact_types import as_text
+from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.key_values import ForgottenRecords
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import POSITION, TIMESTAMP, Dataset
@@ -43,12 +46,14 @@ class Release:
         refused: Number of rows that stay: they break a rule, have other columns than today's, or
             keep a view from being computed.
         conflicts: Each row that stays as another row of its key counts, with that row.
+        forgotten: Number of rows of forgotten entities, which were removed.
 
     """
 
     released: int
     refused: int
     conflicts: list[tuple[Row, Row]]
+    forgotten: int = 0
 
 
 def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
@@ -140,6 +145,7 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
     """Let rows in quarantine that pass today's rules into the raw table, as arrived at `as_of`.
 
     Of several rows of one key the newest gets in; none does if the table has a row of that key.
+    Rows of forgotten entities are removed.
 
     Args:
         settings: Settings of the installation.
@@ -152,6 +158,7 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
     raw = raw_table(settings, dataset)
     ingest_lock = INGEST_LOCK.format(dataset.name)
     with one_writer(settings, ingest_lock), one_writer(settings, raw.name):
+        forgotten_count = _remove_forgotten(settings, dataset)
         entries = quarantined(settings, dataset)
         good_rows = _good_rows(dataset, entries, as_of)
         first_key = dataset.key[0]
@@ -177,7 +184,20 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
         released=arrivals.num_rows,
         refused=len(entries) - arrivals.num_rows - len(conflicts),
         conflicts=conflicts,
+        forgotten=forgotten_count,
     )
+
+
+def _remove_forgotten(settings: Settings, dataset: Dataset) -> int:
+    """Remove the rows in quarantine of forgotten entities; return their number."""
+    table = quarantine_table(settings, dataset)
+    records = ForgottenRecords(settings, dataset, forgotten(settings))
+    texts = table.read(columns=["row"])["row"].to_pylist()
+    forgotten_texts = [text for text in texts if records.have_row(text)]
+    if forgotten_texts:
+        leave_quarantine(table, forgotten_texts)
+        table.purge()
+    return len(forgotten_texts)
 
 
 def _good_rows(dataset: Dataset, entries: Sequence[Row], as_of: datetime) -> pa.Table:
@@ -210,10 +230,6 @@ def _computable_rows(dataset: Dataset, raw: Table, rows: pa.Table) -> pa.Table:
 
 def as_json(rows: pa.Table) -> list[str]:
     return [as_text(row) for row in rows.to_pylist()]
-
-
-def as_text(row: Row) -> str:
-    return json.dumps(row, default=str, sort_keys=True)
 
 
 def from_json(text: str, schema: pa.Schema) -> Row:

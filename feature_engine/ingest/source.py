@@ -22,6 +22,7 @@ from core.project import ENV_FILE
 from core.settings import Settings
 from feature_engine.ingest.exact_types import in_schema, type_of, type_problem
 from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.key_values import ForgottenRecords
 from feature_engine.ingest.topics import topic_batches
 from feature_repo.definition import Dataset
 
@@ -121,6 +122,7 @@ def _readable_batches(
     A row without a time stays: rules judge it.
     """
     forgotten_entities = forgotten(settings)
+    forgotten_records = ForgottenRecords(settings, dataset, forgotten_entities)
     for batch in batches:
         rows = forgotten_entities.without(batch)
         if since:
@@ -128,6 +130,8 @@ def _readable_batches(
             rows = rows.filter(pc.fill_null(is_later, fill_value=True))
         *columns, marks = rows.columns
         for mark in marks.drop_null().to_pylist():
+            if forgotten_records.have_row(mark["row"]):
+                continue
             if unreadable is None or len(unreadable) == UNREADABLE_ROWS:
                 problem = f"rows cannot be read, such as {mark['problem']}"
                 raise DataError(f"{dataset.name}: nothing was changed: {problem}")

@@ -4,8 +4,8 @@ The consumer reads them as they come; an ingest reads those that the topic has h
 """
 
 import json
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,8 +20,7 @@ from core.packages import missing_client
 from core.settings import Settings
 from core.timestamps import BEGINNING
 from core.user_code import in_one_line
-from feature_engine.ingest.exact_types import UNREADABLE
-from feature_engine.ingest.quarantine import as_text
+from feature_engine.ingest.exact_types import UNREADABLE, as_text
 from feature_repo.definition import TIMESTAMP, Dataset, Topic
 from feature_repo.event_schema import event_schema
 from feature_repo.rules import DatasetRules
@@ -39,6 +38,11 @@ UNAVAILABLE = "__debezium_unavailable_value"
 """What Debezium writes for a large value that a change has left as it was."""
 PLACEHOLDERS = (UNAVAILABLE, b64encode(UNAVAILABLE.encode()).decode())
 """The placeholder in a text, and in a column of bytes as JSON has it."""
+EVENTS = "events"
+BASE64 = "base64"
+"""Fields of a row of quarantine: a record as a text, and its bytes where they are no UTF-8."""
+PLACES = ({"entry", EVENTS}, {"topic", "partition", "offset", EVENTS})
+"""Fields of such a row, of Redis and of Kafka."""
 DELETED = "__deleted"
 """Field by which Debezium's transformation marks the last row of a key that is deleted."""
 
@@ -66,11 +70,9 @@ def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
         names = ", ".join(sorted(unknown_columns))
         expected = f"fields of the columns {', '.join(columns)}"
         raise DataError(f"{head}: expected {expected}, found {names}")
-    paths = {name: [name] for name in columns}
-    for name, field in topic.fields.items():
-        paths[name] = field.split(".")
+    paths = {name: field_path(topic, name) for name in columns}
     unit = MICROSECONDS.get(topic.time_unit or "")
-    content_of = _content_reader(settings, topic, head)
+    content_of = content_reader(settings, topic, head)
 
     def events_of(record: bytes) -> bytes:
         if not record:
@@ -83,7 +85,7 @@ def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
             path = paths[column.name]
             try:
                 value = _value_at(content, path)
-                row[column.name] = _json_value(value, column.type, unit)
+                row[column.name] = json_value(value, column.type, unit)
             except (ValueError, OverflowError) as exc:
                 place = f"column {column.name}, field {'.'.join(path)}"
                 raise ValueError(f"{place}: {exc}") from exc
@@ -92,7 +94,12 @@ def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
     return events_of
 
 
-def _content_reader(
+def field_path(topic: Topic, column: str) -> list[str]:
+    """Return the names of the field of a column, the outermost first."""
+    return topic.fields[column].split(".") if column in topic.fields else [column]
+
+
+def content_reader(
     settings: Settings, topic: Topic, head: str
 ) -> Callable[[bytes], Any]:
     """Return the function that reads a record as values of Python."""
@@ -137,7 +144,7 @@ def _value_at(content: Any, path: list[str]) -> Any:
     return content
 
 
-def _json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:
+def json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:
     """Return a value as JSON has it, unchanged: `EventSchema.row_type` judges it.
 
     Args:
@@ -175,6 +182,27 @@ def _json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:
     raise ValueError(f"expected {kind}, found {shown_value}")
 
 
+def text_set_aside(place: Mapping[str, Any], record: bytes) -> str:
+    """Return a record that cannot be read as quarantine has it, with its place at the broker."""
+    row = {**place, EVENTS: record.decode(errors="replace")}
+    if row[EVENTS].encode() != record:
+        row[BASE64] = b64encode(record).decode()
+    return as_text(row)
+
+
+def record_set_aside(row: Any) -> bytes | None:
+    """Return the record of a row of quarantine; None: it is a row, and no record.
+
+    Of bytes that are no UTF-8, rows of before 30 November 2026 have a part alone.
+    """
+    names = row.keys() - {BASE64} if isinstance(row, dict) else set()
+    if names not in PLACES:
+        return None
+    if BASE64 in row:
+        return b64decode(row[BASE64])
+    return str(row[EVENTS]).encode()
+
+
 def topic_batches(
     settings: Settings, dataset: Dataset, since: datetime | None
 ) -> Iterator[pa.RecordBatch]:
@@ -205,13 +233,13 @@ def topic_batches(
                 rows += row_list.validate_json(events_of(record))
             except ValueError as exc:
                 partition, offset = kafka.place_of(message)
-                entry = {
+                place = {
                     "topic": topic.name,
                     "partition": partition,
                     "offset": offset,
-                    "events": record.decode(errors="replace"),
                 }
-                mark = {"row": as_text(entry), "problem": in_one_line(exc)}
+                text = text_set_aside(place, record)
+                mark = {"row": text, "problem": in_one_line(exc)}
                 rows.append({UNREADABLE.name: mark})
             if len(rows) == BATCH_ROWS:
                 yield pa.RecordBatch.from_pylist(rows, schema)

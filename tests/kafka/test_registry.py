@@ -20,7 +20,8 @@ from confluent_kafka.schema_registry import (
 from fastavro import parse_schema, schemaless_writer
 
 from core.errors import BrokerUnavailableError
-from feature_engine.ingest.topics import record_reader
+from feature_engine.ingest.key_values import KeyReader
+from feature_engine.ingest.topics import record_reader, text_set_aside
 from feature_repo.definition import TIMESTAMP, Topic
 from tests.conftest import new_settings
 from tests.support.feature_engine.shop import ORDERS
@@ -156,3 +157,41 @@ def test_records_of_schemas_are_read_and_others_are_at_fault(tmp_path):
     assert json.loads(read(avro(number, ROW)))
     del read, late_read, read_json, wrong
     gc.collect()
+
+
+def test_the_key_of_a_record_set_aside_is_read_by_its_schema_else_searched_in_its_bytes(
+    tmp_path,
+):
+    place = {"topic": "orders", "partition": 0, "offset": 5}
+    seventh = "00000000-0000-0000-0000-000000000007"
+    with ExitStack() as stack:
+        address = stack.enter_context(registry_server(tmp_path / "registry.log"))
+        client = stack.enter_context(SchemaRegistryClient({"url": address}))
+        number = client.register_schema("any", Schema(json.dumps(AVRO), "AVRO"))
+        settings = new_settings(
+            tmp_path,
+            events_url="kafka://127.0.0.1:1",
+            schema_registry={"url": address},
+        )
+        numbers = KeyReader(settings, dataset("avro"), "order_id")
+        customers = KeyReader(settings, dataset("avro"), "customer")
+
+        def keys(reader, record):
+            return reader.of_row(text_set_aside(place, record))
+
+        whole = avro(number, ROW)
+        assert keys(numbers, whole).values == {str(2**62)}
+        assert keys(customers, whole).values == {seventh}
+        # Nobody has the schema of the first, and the second is cut.
+        for record in (
+            avro(999, ROW | {"id": 300}),
+            avro(number, ROW | {"id": 300})[:-9],
+        ):
+            assert not keys(numbers, record).is_read
+            assert keys(numbers, record).are_of(300)
+            assert not keys(numbers, record).are_of(301)
+        assert keys(customers, avro(999, ROW)).are_of(seventh)
+        assert not keys(customers, avro(999, ROW)).are_of(seventh[:-1] + "8")
+    closed = KeyReader(settings, dataset("avro"), "order_id")
+    with pytest.raises(BrokerUnavailableError, match="Schema registry"):
+        keys(closed, whole)

@@ -64,7 +64,8 @@ def test_events_land_once_in_their_order_and_come_again_until_they_are_acknowled
         shop.sends(NOW - 9 * MINUTE, SECOND | {"dollar_value": 3.0})
         shop.sends(NOW - MINUTE, *orders, *orders[:9])
         assert shop.lag().entries == 41
-        assert waiting(shop.settings, "orders", r'"order_id": 2\b') == 2
+        records = waiting(shop.settings, "orders")
+        assert sum(b'"order_id": 2,' in record for record in records) == 2
         while len(dying.stream.read()) < 41:
             dying.stream.wait(1.0)
     assert shop.lag().entries == 41
@@ -185,7 +186,7 @@ def test_a_look_at_what_waits_takes_nothing_away_and_needs_no_topic(shop):
     with shop.consumer() as consumer:
         shop.sends(NOW, SECOND, order(3, 1, NOW))
         for _ in range(2):
-            assert waiting(shop.settings, "orders", "order_id") == 2
+            assert len([*waiting(shop.settings, "orders")]) == 2
             assert shop.lag().entries == 2
         other = consumer.schema.model_copy(update={"topic": "nowhere"})
         assert broker(shop.settings).lag(other) == (0, None)

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
+from feature_engine.ingest.exact_types import as_text
 from feature_engine.ingest.quarantine import (
-    as_text,
     quarantine,
     quarantine_entries,
     quarantine_table,

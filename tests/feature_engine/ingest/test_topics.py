@@ -26,6 +26,7 @@ from core.errors import (
 )
 from feature_engine.events.broker import broker
 from feature_engine.events.kafka_broker import DEAD_LETTERS
+from feature_engine.ingest.forgotten import keep_out
 from feature_engine.ingest.landing import land
 from feature_engine.ingest.pipeline import ingest, whole_history
 from feature_engine.ingest.quarantine import (
@@ -34,7 +35,7 @@ from feature_engine.ingest.quarantine import (
     quarantine_table,
 )
 from feature_engine.ingest.source import place, pull
-from feature_engine.ingest.topics import MICROSECONDS, _json_value, record_reader
+from feature_engine.ingest.topics import MICROSECONDS, json_value, record_reader
 from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import orders
 from feature_repo.definition import TIMESTAMP, Topic
@@ -266,6 +267,36 @@ def test_an_odd_record_is_in_the_table_as_it_was_sent_or_in_quarantine_with_its_
     assert quarantine_table(topics.settings, dataset).read().num_rows == entries
 
 
+@pytest.mark.parametrize("read_all", [consume_all, ingest_all])
+def test_a_record_of_a_forgotten_entity_does_not_come_back_whether_it_can_be_read_or_not(
+    topics, read_all
+):
+    fields = FIELDS | {"customer_id": "payload.after.customer"}
+    texts = []
+    for number, customer in enumerate([4, 9, "9", 5]):
+        after = {"id": number, "customer": customer, "Stückzahl": 1}
+        payload = {"after": after, "ts_ms": 1_790_850_600_123}
+        texts.append(json.dumps({"payload": payload}).encode())
+    deletion = {"op": "d", "before": {"customer": 9}, "after": None}
+    texts.append(json.dumps({"payload": deletion}).encode())
+    texts += [
+        b'{"payload": {"after": {"customer": 9',
+        b'{"payload": {"after": {"customer": 5',
+    ]
+    name = topics.written(texts)
+    dataset = topic_of(name, fields=fields, time_unit="ms")
+    raw = raw_table(topics.settings, dataset)
+    first_row = FIRST | {"order_id": 99, "ingested_at": AS_OF}
+    first_row = pa.Table.from_pylist([first_row], raw.schema)
+    raw.merge(first_row, dataset.key, dataset.schema.names)
+    keep_out(topics.settings, "customer_id", 9)
+    read_all(topics.settings, dataset)
+    rows = raw.read().sort_by("order_id")
+    assert rows["order_id"].to_pylist() == [0, 3, 99]
+    aside = topics.quarantine(dataset)
+    assert [entry["events"].encode() for entry in aside.values()] == [texts[-1]]
+
+
 MONEY = pa.float64()
 WHOLE = pa.int64()
 
@@ -292,7 +323,7 @@ WHOLE = pa.int64()
 )
 def test_a_value_becomes_json_unchanged(value, kind, unit, expected):
     factor = MICROSECONDS.get(unit)
-    found = _json_value(value, kind, factor)
+    found = json_value(value, kind, factor)
     assert (found, type(found)) == (expected, type(expected))
 
 
@@ -313,7 +344,7 @@ def test_a_value_becomes_json_unchanged(value, kind, unit, expected):
 )
 def test_a_value_that_no_column_holds_is_refused(value, kind, problem):
     with pytest.raises(ValueError, match=problem):
-        _json_value(value, kind, None)
+        json_value(value, kind, None)
 
 
 def test_a_problem_names_column_and_field(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from deltalake import DeltaTable
 
 from core.errors import BatchRejectedError, UncomputableError
+from feature_engine.ingest.exact_types import as_text
 from feature_engine.ingest.landing import land
 from feature_engine.ingest.quarantine import (
-    as_text,
     quarantine,
     quarantine_entries,
     quarantine_table,

@@ -123,6 +123,8 @@ def test_a_full_stream_answers_503_and_accepts_no_event(rig, served, consumer):
         count = redis.xlen("gyre:events:full")
         redis.delete("gyre:events:full")
         redis.hdel("gyre:events", "full")
+    # As the consumer withdraws a dataset that is gone.
+    assert served.client.post("/events/full", json=order(320, 1)).status_code == 404
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "gyre consume" in answer.json()["detail"]
     assert count == MAX_ENTRIES
