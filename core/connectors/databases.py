@@ -23,6 +23,14 @@ from core.project import PROJECT
 MYSQL = ("mysql://", "mariadb://")
 SQLITE = "sqlite://"
 QUERY_ENDING = ".sql"
+TYPES_OF_DUCKDB = """
+SELECT column_name, data_type FROM duckdb_columns()
+WHERE schema_name = coalesce(nullif($1, ''), current_schema()) AND table_name = $2
+"""
+UNKNOWN_TO_IBIS = (
+    "BIGNUM", "BIT", "GEOMETRY", "TIME_NS", "UHUGEINT", "UNION", "VARIANT",
+)  # fmt: skip
+"""Types of DuckDB; for one of them, Ibis would also load an extension from the network."""
 
 
 class Client(NamedTuple):
@@ -166,8 +174,11 @@ def _table(connection: Any, name: str) -> ir.Table:
             return connection.sql(f"SELECT * FROM (\n{query}\n) AS gyre_rows")  # noqa: S608
         # Ibis would write the query anew.
         connection.raw_sql(f"CREATE TEMP VIEW gyre_query AS\n{query}")
-        return connection.table("gyre_query")
+        name = "gyre_query"
     schema, _, table = name.rpartition(".")
+    if connection.name == "duckdb":
+        _require_known_types(connection, schema, table)
+        _require_known_types(connection, "", name)
     if schema:
         with suppress(TableNotFound):
             return connection.table(table, database=schema)
@@ -175,6 +186,22 @@ def _table(connection: Any, name: str) -> ir.Table:
         return connection.table(name)
     except TableNotFound as exc:
         raise DataError(f"expected a table, found no {name}") from exc
+
+
+def _require_known_types(connection: Any, schema: str, table: str) -> None:
+    """Refuse a column of DuckDB whose values Ibis would give as bytes of another type.
+
+    Raises:
+        DataError: There is one.
+
+    """
+    columns = connection.con.execute(TYPES_OF_DUCKDB, [schema, table]).fetchall()
+    for name, declared in columns:
+        if declared.startswith(UNKNOWN_TO_IBIS):
+            raise DataError(
+                f"column {name}: its type {declared} is not known: cast it in a query, "
+                f"such as CAST({sqlite.quoted(name)} AS VARCHAR)"
+            )
 
 
 def _in_microseconds(time: ir.Value) -> ir.Value:

@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ TYPES = {
 DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 """SQLite's pattern of a text that begins with a day."""
 DAY_LENGTH = 10
+NO_TEXT = b"\xff"
+"""A byte that no text in UTF-8 has."""
 
 
 def connect(file: Path) -> sqlite3.Connection:
@@ -71,13 +73,14 @@ def open_selection(
     query = "SELECT * FROM temp.gyre_rows"
     if later and types.get(later.column) == TIME:
         query += _condition(later)
-    are_bytes = [types[name] in {pa.string(), pa.binary()} for name in names]
-    fields = [
-        pa.field(name, pa.binary() if is_bytes else pa.string())
-        for name, is_bytes in zip(names, are_bytes, strict=True)
-    ]
-    schema = pa.schema(fields)
-    batches = _batches(client.execute(query), schema, are_bytes)
+    converters = [CONVERTERS.get(types[name], _as_text) for name in names]
+    schema = pa.schema(
+        [
+            (name, pa.string() if convert is _as_text else pa.binary())
+            for name, convert in zip(names, converters, strict=True)
+        ]
+    )
+    batches = _batches(client, query, schema, converters)
     reader = pa.RecordBatchReader.from_batches(schema, batches)
     judged = [name for name in names if types[name] != pa.binary()]
     declared_types = {name: types[name] for name in judged}
@@ -113,9 +116,12 @@ def _text(content: bytes) -> str:
 
 
 def _batches(
-    cursor: sqlite3.Cursor, schema: pa.Schema, are_bytes: Sequence[bool]
+    client: sqlite3.Connection,
+    query: str,
+    schema: pa.Schema,
+    converters: Sequence[Callable[[Any], str | bytes | None]],
 ) -> Iterator[pa.RecordBatch]:
-    converters = [_as_bytes if is_bytes else _as_text for is_bytes in are_bytes]
+    cursor = client.execute(query)
     rows = cursor.fetchmany(READ_ROWS)
     while rows:
         columns = [
@@ -145,3 +151,25 @@ def _as_bytes(value: Any) -> bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     return str(value).encode("utf-8", "surrogateescape")
+
+
+def _as_text_bytes(value: Any) -> bytes | None:
+    """Return the bytes of a text; a blob, which is none whatever it holds, becomes no UTF-8."""
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'".encode() + NO_TEXT
+    return _as_bytes(value)
+
+
+def _as_any_bytes(value: Any) -> bytes | None:
+    """Return what `_as_text_bytes` does, of numbers the text that a CSV would have."""
+    if isinstance(value, int | float):
+        value = _as_text(value)
+    return _as_text_bytes(value)
+
+
+CONVERTERS = {
+    pa.binary(): _as_bytes,
+    pa.string(): _as_text_bytes,
+    None: _as_any_bytes,
+}
+"""What values of a declared type stand for → the function that gives them; others: `_as_text`."""

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
+from math import isfinite
 from typing import Any
 
 import ibis
@@ -31,6 +32,7 @@ ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
 WHOLE_DOUBLE = r"^(-?\d+)\.0$"
 """A whole number as pandas writes it in a column that has a gap."""
+WHOLE_TEXT = r"([+-]?\d+)(?:\.0*)?"
 END_OF_RULES = pa.scalar(datetime(2038, 1, 1), pa.timestamp("us"))  # noqa: DTZ001  (a local time)
 """From here on Arrow knows no summer time of a zone."""
 LOCAL_TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*"
@@ -88,9 +90,13 @@ def exact_values(
     if column.type == pa.uuid():
         texts = [None if value is None else str(value) for value in column.to_pylist()]
         column = pa.array(texts, pa.string())
+    if pa.types.is_decimal(column.type) and pa.types.is_floating(kind):
+        column = column.cast(pa.string())  # Arrow's own double may be the next one
     is_text = pa.types.is_string(column.type)
     if is_text and pa.types.is_integer(kind):
         return _whole_numbers(column, kind, is_identity=is_identity)
+    if is_text and pa.types.is_floating(kind) and not is_identity:
+        return _doubles(column, kind)
     if time_zone and kind == TIMESTAMP:
         values = _zoned(column, time_zone)
     else:
@@ -110,10 +116,15 @@ def _whole_numbers(
 ) -> pa.Array:
     """Return texts as integers; null where the type does not hold one.
 
-    4.0 is 4, below 2^53, but where different texts have to stay different.
+    4.0 is 4, below 2^53, but where different texts have to stay different. Arrow takes 0x1F for 31.
     """
     if is_identity:
         return _where(pc.match_substring_regex(texts, WHOLE_NUMBER), _cast(texts, kind))
+    # One pattern for both would take twice as long.
+    is_hexadecimal = pc.or_(
+        pc.match_substring(texts, "x"), pc.match_substring(texts, "X")
+    )
+    texts = _where(pc.invert(is_hexadecimal), texts)
     is_double = pc.match_substring_regex(texts, WHOLE_DOUBLE)
     if not pc.any(is_double).as_py():
         return _cast(texts, kind)
@@ -122,6 +133,23 @@ def _whole_numbers(
     wide = values.cast(pa.int64())
     is_exact = pc.and_(pc.less(wide, 2**53), pc.greater(wide, -(2**53)))
     return _where(pc.or_(pc.invert(is_double), is_exact), values)
+
+
+def _doubles(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return texts as doubles; null where a whole number is none, such as 9007199254740993."""
+    values = _cast(texts, kind)
+    is_large = pc.greater_equal(pc.abs(values), EXACT_DOUBLE)
+    between = []
+    for position in pc.indices_nonzero(is_large).to_pylist():
+        match = re.fullmatch(WHOLE_TEXT, texts[position].as_py())
+        number = values[position].as_py()
+        if match and isfinite(number) and int(match[1]) != number:
+            between.append(position)
+    if not between:
+        return values
+    positions = pa.arange(0, len(values))
+    is_between = pc.is_in(positions, pa.array(between, positions.type))
+    return _where(pc.invert(is_between), values)
 
 
 def within_limits(values: pa.Array) -> pa.Array:

@@ -26,8 +26,8 @@ from feature_repo.published import store
 from feature_repo.published.service import PublishedService
 from feature_repo.published.store import publish_beside
 from tests.support.feature_engine.installation import Events, online_reader
-from tests.support.feature_engine.odd_places import Bucket, Iceberg, MariaDB, Postgres
-from tests.support.feature_engine.odd_source import (
+from tests.support.feature_engine.odd.places import Bucket, Iceberg, MariaDB, Postgres
+from tests.support.feature_engine.odd.source import (
     DAY,
     HOUR,
     SECOND,

@@ -280,8 +280,13 @@ def second(number):
 UNREADABLE = [
     ("customer_id", ["007", "+7", "-0", "7.0", "9223372036854775808", "1e3", "0x1F"]),
     ("order_id", ["007", "12345678901234567891"]),
-    ("number_of_cds", ["1.5", "ten", "99999999999999999999"]),
+    ("number_of_cds", ["1.5", "ten", "99999999999999999999", "0x1F", "-0XA"]),
     ("dollar_value", ["NaN", "inf", "-Infinity", "1e400", "ten", "1,5"]),
+    (
+        "dollar_value",
+        ["9007199254740993", "-12345678901234567891", "9007199254740993."],
+    ),
+    ("dollar_value", pa.array([Decimal(2**53 + 1)], pa.decimal128(38, 0))),
     (
         "order_ts",
         ["0000-01-01T00:00:00Z", "0001-06-01", "9999-01-01", "10001-01-01T00:00Z"],
@@ -302,6 +307,16 @@ UNREADABLE = [
     ("order_ts", pa.array([1001], pa.timestamp("ns", "UTC"))),
     ("order_ts", pa.array([2**31 - 1, 3_000_000], pa.date32())),
 ]
+
+
+EXACT_DECIMALS = ["0.60", "-99.99", "90383.48", "2.93", "100000000000000000.00"]
+
+
+def test_decimals_become_the_doubles_that_python_takes_them_for(tmp_path):
+    column = pa.array([*map(Decimal, EXACT_DECIMALS)], pa.decimal128(38, 2))
+    write_rows(tmp_path / "shop", "dollar_value", column, good=0)
+    found = pull(with_source(tmp_path, tmp_path / "shop"), ORDERS, AS_OF).read_all()
+    assert found["dollar_value"].to_pylist() == [*map(float, EXACT_DECIMALS)]
 
 
 def write_rows(folder, name, values, good=1, start=0):

@@ -8,7 +8,7 @@ import psycopg
 import pymysql
 
 from core.files import location
-from tests.support.feature_engine.odd_source import (
+from tests.support.feature_engine.odd.source import (
     DAY,
     FIRST_TIME,
     LAST_TIME,
