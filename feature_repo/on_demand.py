@@ -5,7 +5,7 @@ import __future__
 import ast
 import hashlib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from core.errors import DataError
@@ -35,6 +35,19 @@ def module_source(module: str, name: str) -> str:
     """Return `function_source` of a function in `module` of the installed project."""
     path = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
     return function_source(path.read_text(), name) if path.exists() else ""
+
+
+def input_columns(on_demand_views: Iterable[Any]) -> set[str]:
+    """Return the columns by which Feast gives on-demand views the features of stored views.
+
+    It gives each feature by two names, and where a frame has both, `view__feature` counts.
+    """
+    names: set[str] = set()
+    for view in on_demand_views:
+        for projection in view.source_feature_view_projections.values():
+            for feature in projection.features:
+                names |= {feature.name, f"{projection.name}__{feature.name}"}
+    return names
 
 
 def digest(source: str) -> str:

@@ -7,6 +7,7 @@ read at every call.
 """
 
 import copy
+import logging
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from feast.infra.offline_stores.duckdb import _write_data_source as write_data_s
 from feast.infra.offline_stores.offline_utils import (
     infer_event_timestamp_from_entity_df,
 )
+from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
 
@@ -41,7 +43,9 @@ from feature_repo.extensions.asof_join import (
     living,
 )
 from feature_repo.extensions.parquet_files import read_parquet_files
+from feature_repo.on_demand import input_columns
 
+log = logging.getLogger(__name__)
 NUMBER = ibis.util.gen_name("number")
 ROW = ibis.util.gen_name("row")
 """Columns of the join; no column of a team has a name of 26 random letters."""
@@ -78,7 +82,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
     ) -> Any:
         """Join features to each row of an entity frame as they were at its event time.
 
-        A column of the frame with the name of a feature is left out: the feature counts.
+        A column of the frame with the name of a feature is left out, and said: the feature counts.
         """
         options["entity_df"] = _without_features(feature_views, options)
         stock_features = super().get_historical_features
@@ -159,17 +163,62 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
 
 
 def _without_features(feature_views: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """Return the entity frame without columns that would take the place of a view's feature."""
+    """Leave out columns of the entity frame that would take the place of a feature, and say so.
+
+    Raises:
+        DataError: A feature has the name of a key, or of the event time.
+
+    """
     entities = options["entity_df"]
     if isinstance(entities, str):  # a query, which Feast refuses
         return entities
-    names = set()
-    for view in feature_views:
+    names = _feature_columns(feature_views, options)
+    join_columns = _join_columns(feature_views, entities)
+    if names & join_columns:
+        ambiguous_names = ", ".join(sorted(names & join_columns))
+        raise DataError(
+            f"{ambiguous_names}: expected a key or the time of the entity frame alone, found a "
+            "feature of that name, too: give the feature another name"
+        )
+    # DuckDB does not tell names apart that differ in case alone.
+    folded_names = {name.casefold() for name in names}
+    taken = [
+        name
+        for name in entities.columns
+        if str(name).casefold() in folded_names and name not in join_columns
+    ]
+    if taken:
+        log.warning(
+            "columns of the entity frame with the name of a feature are left out, as the feature "
+            "counts: %s",
+            ", ".join(map(str, taken)),
+        )
+    return entities.drop(columns=taken)
+
+
+def _feature_columns(
+    feature_views: Sequence[Any], options: Mapping[str, Any]
+) -> set[str]:
+    """Return the names of features in the result, and those by which on-demand views read them."""
+    on_demand_views = OnDemandFeatureView.get_requested_odfvs(
+        options["feature_refs"], options["project"], options["registry"]
+    )
+    names: set[str] = set()
+    for view in (*feature_views, *on_demand_views):
         view_name = view.projection.name_to_use()
         prefix = f"{view_name}__" if options.get("full_feature_names") else ""
         features = _feature_names(view, options["feature_refs"])
         names |= {prefix + feature for feature in features}
-    return entities.drop(columns=[name for name in entities.columns if name in names])
+    return names | input_columns(on_demand_views)
+
+
+def _join_columns(feature_views: Sequence[Any], entities: Any) -> set[str]:
+    """Return the names of the join keys and of the event time in the entity frame."""
+    columns = {infer_event_timestamp_from_entity_df(dict(entities.dtypes))}
+    for view in feature_views:
+        names_in_frame = view.projection.join_key_map
+        columns |= {names_in_frame.get(key, key) for key in view.join_keys}
+    return columns
 
 
 def _access(

@@ -26,7 +26,7 @@ from feature_repo.definition_hash import (
     source_definition,
     view_definition,
 )
-from feature_repo.on_demand import digest
+from feature_repo.on_demand import digest, input_columns
 from feature_repo.published.store import open_store
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,8 @@ class PublishedService:
             DataError: A feature has the name of a column that every frame has, such as `label`.
 
         """
-        names = self.features.keys() - self.request_data.keys() - self.key_types.keys()
+        names = self.features.keys() | input_columns(self.on_demand)
+        names -= self.request_data.keys() | self.key_types.keys()
         reserved = names & FRAME_COLUMNS & {*frame.columns}
         if reserved:
             raise DataError(

@@ -4,20 +4,29 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from feast import FeatureView, Field, FileSource
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.types import Int64, String
 
+from core.errors import DataError
 from tests.support.feature_engine.both_stores import (
     BEGIN,
     FOREVER,
     FORMATS,
+    OURS,
     REFS,
+    TIME,
     both_stores,
+    customer,
     entity_rows,
     odd_entity_rows,
+    open_store,
     same_frames,
+    shop,
 )
 
 pytestmark = [
@@ -95,16 +104,63 @@ def test_odd_frames_get_the_features_of_feasts_own_store_and_keep_their_columns(
 
 
 @pytest.mark.parametrize("options", [{}, FULL_NAMES, BY_CREATED])
-def test_a_column_of_the_frame_takes_no_features_place(random_frames, options):
+@pytest.mark.parametrize("features", [REFS, "plain"])
+def test_a_column_of_the_frame_takes_no_features_place(
+    random_frames, features, options, caplog
+):
     (_, store), entities = random_frames({"ttl": FOREVER})
     entities = entities.head(50).reset_index(drop=True).assign(place=range(50))
-    order = [("place", "ascending")]
-    plain = store.get_historical_features(entities.copy(), REFS, **options).to_arrow()
-    plain = plain.sort_by(order)
-    features = [name for name in plain.column_names if name not in entities.columns]
-    taken = entities.assign(**dict.fromkeys(features, 700.0))
-    frame = store.get_historical_features(taken, REFS, **options).to_arrow()
-    assert frame.sort_by(order).select(plain.column_names).equals(plain)
+    if features == "plain":
+        features = store.get_feature_service(features)
+
+    def frame_of(rows):
+        job = store.get_historical_features(rows.copy(), features, **options)
+        return job.to_arrow().sort_by([("place", "ascending")])
+
+    plain = frame_of(entities)
+    names = {*plain.column_names} - {*entities.columns}
+    short_names = {name.rpartition("__")[2] for name in names}
+    full_names = {f"customers__{name}" for name in short_names}
+    other_cases = {name.upper() for name in names}
+    assert not caplog.messages
+    for name in (*names, *short_names, *full_names, *other_cases):
+        caplog.clear()
+        frame = frame_of(entities.assign(**{name: 700}))
+        assert frame.select(plain.column_names).equals(plain), name
+        assert frame.column_names.count(name) == (name in names or not caplog.messages)
+        if name in names | other_cases:
+            assert caplog.messages[0].endswith(f"the feature counts: {name}")
+
+
+def test_a_feature_with_the_name_of_a_key_is_refused(tmp_path):
+    folder = tmp_path / "homes.parquet"
+    times = pa.array([BEGIN] * 2, TIME)
+    rows = {"customer_id": [1, 2], "shop_code": ["a", "b"], "size": [7, 8], "at": times}
+    pq.write_table(pa.table(rows), folder)
+    source = FileSource(path=str(folder), timestamp_field="at")
+    homes = FeatureView(
+        name="homes",
+        entities=[customer],
+        schema=[Field(name="shop_code", dtype=String)],
+        source=source,
+    )
+    sizes = FeatureView(
+        name="sizes",
+        entities=[shop],
+        schema=[Field(name="size", dtype=Int64)],
+        source=source,
+    )
+    store = open_store(tmp_path, [customer, shop, homes, sizes], type=OURS)
+    moment = datetime.fromtimestamp(BEGIN / 1e6, UTC)
+    entities = pd.DataFrame(
+        {"customer_id": [1], "shop_code": ["b"], "event_timestamp": [moment]}
+    )
+    features = ["homes:shop_code", "sizes:size"]
+    with pytest.raises(DataError, match="shop_code: expected a key or the time of the"):
+        store.get_historical_features(entities.copy(), features)
+    job = store.get_historical_features(entities, features, full_feature_names=True)
+    (row,) = job.to_arrow().select(["homes__shop_code", "sizes__size"]).to_pylist()
+    assert row == {"homes__shop_code": "a", "sizes__size": 8}
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -103,6 +103,28 @@ def test_the_frame_has_the_values_of_feasts_own_store_and_of_a_search_by_hand(
     assert own_values == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_column_of_the_frame_takes_no_features_place(repository, settings, caplog):
+    frame = questions(repository).head(40).assign(number=range(40), as_of=0)
+    service = PublishedService(settings, SERVICE)
+    plain = service.historical(frame.copy()).sort_by("number")
+    names = service.features.keys()
+    # Feast's on-demand views read `view__feature` first.
+    full_names = {f"{VIEW}__conv_rate", f"{VIEW}__acc_rate"}
+    for name in names | full_names:
+        caplog.clear()
+        rows = service.historical(frame.assign(**{name: 700.0})).sort_by("number")
+        assert rows.select(plain.column_names).equals(plain), name
+        assert caplog.messages[0].endswith(f"the feature counts: {name}")
+        stock_calls = []
+        for questioned in (frame, frame.assign(**{name: 700.0})):
+            job = service.store.get_historical_features(
+                questioned.copy(), service.feast_service, full_feature_names=True
+            )
+            stock_calls.append(job.to_arrow().sort_by("number"))
+        plain_rows, rows = stock_calls
+        assert rows.select(plain_rows.column_names).equals(plain_rows), name
+
+
 def test_online_values_are_those_of_feasts_own_reader_where_they_are_young(
     repository, settings
 ):
