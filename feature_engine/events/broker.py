@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +23,8 @@ MAX_LAG_SECONDS = 60.0
 consumer starts, compacts files or waits for a lock: after a minute somebody has to look."""
 CLOCKS_DIFFER = timedelta(seconds=60)
 """How far a clock may be ahead of the broker's."""
+PLANNED_SECONDS = 300.0
+"""Time for Redis to begin a rewrite of its file: before, it ends a copy that it saves."""
 IDLE_AFTER = 5_000
 """Milliseconds after which a consumer that does not show its life is taken for dead."""
 
@@ -139,18 +140,37 @@ def consumer_problem(settings: Settings) -> str | None:
 
 
 def rewrite_file(settings: Settings) -> None:
-    """Have Redis write its file anew, without deleted data; a managed Redis may refuse."""
-    with redis_client(settings) as redis, suppress(ResponseError):
-        _await_rewrite(redis)  # a rewrite under way has begun before
-        redis.bgrewriteaof()
-        _await_rewrite(redis)
+    """Have Redis write its file anew, without deleted data; a managed Redis may refuse.
+
+    Raises:
+        DataError: Redis could not, as on a full disk: its file still has deleted data.
+
+    """
+    with redis_client(settings) as redis:
+        try:
+            _await_rewrite(redis)  # a rewrite under way has begun before
+            redis.bgrewriteaof()
+            is_written = _await_rewrite(redis)
+        except ResponseError:
+            is_written = settings.redis_url is not None
+    if not is_written:
+        raise DataError(
+            "Redis could not write its file anew, which still has deleted data: is the disk full?"
+        )
 
 
-def _await_rewrite(redis: Any) -> None:
-    """Wait until Redis has written its file; while it saves a copy, a rewrite is only planned."""
-    is_under_way = True
-    while is_under_way:
+def _await_rewrite(redis: Any) -> bool:
+    """Wait while Redis writes its file anew, and while it plans to, as during a copy to disk.
+
+    Returns:
+        Whether the last rewrite succeeded, and none is planned.
+
+    """
+    planned_end = time.monotonic() + PLANNED_SECONDS
+    while True:
         state = redis.info("persistence")
-        is_planned = state["aof_rewrite_scheduled"]
-        is_under_way = bool(is_planned or state["aof_rewrite_in_progress"])
-        time.sleep(0.1 if is_under_way else 0)
+        is_planned = bool(state["aof_rewrite_scheduled"])
+        may_begin = is_planned and time.monotonic() < planned_end
+        if not (may_begin or state["aof_rewrite_in_progress"]):
+            return not is_planned and state["aof_last_bgrewrite_status"] == "ok"
+        time.sleep(0.1)

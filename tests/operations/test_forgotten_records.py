@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from redis import Redis
 
+from core.errors import DataError
 from feature_engine.ingest.exact_types import as_text
 from feature_engine.ingest.forgotten import keep_out
 from feature_engine.ingest.key_values import KeyReader
@@ -26,6 +27,7 @@ from operations.search import EntityKey, EntitySearch
 from tests.conftest import AS_OF, new_settings, redis_server, wait_until
 from tests.support.feature_engine.installation import Events
 from tests.support.feature_engine.shop import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
+from tests.support.tools.small_disk import fill, small_disk
 
 COLUMN = "customer_id"
 ID = 987162587
@@ -226,3 +228,28 @@ def test_the_file_of_redis_has_no_event_of_a_forgotten_entity_any_more(
                 redis.bgsave()
             erase_requests_of_events(search)
         assert not holds_key()
+
+
+@pytest.mark.journey
+def test_a_file_of_redis_that_cannot_be_rewritten_is_said_until_it_can(tmp_path):
+    settings = new_settings(tmp_path / "home")
+    folder = settings.home / "redis"
+    folder.mkdir(parents=True)
+    search = EntitySearch(settings, EntityKey(COLUMN, ID), erase=True)
+    with (
+        small_disk(folder, megabytes=4) as disk,
+        redis_server(settings.redis_port, folder),
+        Redis(port=settings.redis_port) as redis,
+    ):
+        redis.set("key", ID)
+        redis.delete("key")
+        full = fill(disk)
+        with pytest.raises(
+            DataError, match=r"could not write its file anew.*disk full"
+        ):
+            erase_requests_of_events(search)
+        full.unlink()
+        erase_requests_of_events(search)
+        contents = [file.read_bytes() for file in folder.glob("appendonlydir/*")]
+        assert contents
+        assert not any(str(ID).encode() in content for content in contents)
