@@ -9,6 +9,7 @@ small disk of its own.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def main(*arguments):
     parser.add_argument("--file", type=Path)
     parser.add_argument("--tries", type=int, default=40, help="of shrinking")
     options = parser.parse_args(arguments)
+    # So that the disk is unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     drawn = {f"seed {seed}": draw(seed, options.steps) for seed in options.seeds}
     if options.file:
         drawn[str(options.file)] = read_steps(options.file.read_text())

@@ -47,13 +47,13 @@ class Histories:
             self._folder.cleanup()
         self._stack = None
 
-    def play(self, steps):
+    def play(self, steps, say_step=say):
         """Play steps on a stack; return its finding, None if there is none, and the faults."""
         if self._stack is None:
             self._folder = TemporaryDirectory(prefix="gyre-history-")
             self._stack = Stack(Path(self._folder.name))
         self._stack.begin()
-        play = Play(self._stack, say)
+        play = Play(self._stack, say_step)
         try:
             play.play(steps)
         except FindingError as finding:
@@ -78,15 +78,23 @@ class Histories:
         kind = finding.kind
 
         def fails(fewer_steps):
-            found, _ = self.play(fewer_steps)
-            return found is not None and found.kind == kind
+            found, _ = self.play(fewer_steps, _say_nothing)
+            is_same = found is not None and found.kind == kind
+            say(f"{len(fewer_steps)} steps: {found or 'right'}")
+            return is_same
 
         if tries:
-            say("shrunk:")
-            for step in shrink(steps, fails, tries):
+            say(f"{name} is shrunk:")
+            fewer_steps = shrink(steps, fails, tries)
+            say(f"{name} fails with these steps, to be run again by --file:")
+            for step in fewer_steps:
                 say(f"  {step}")
 
     def report(self):
         say(f"{self.count} histories, failed: {', '.join(self.failures) or 'none'}")
         for fault, number in sorted(self.faults.items()):
             say(f"  {number:4} times: {fault}")
+
+
+def _say_nothing(_text):
+    """Play steps that were said before."""
