@@ -7,6 +7,7 @@ for those of all.
 
 import glob
 from collections.abc import Collection, Container, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -115,6 +116,8 @@ def _open_files(path: str) -> tuple[list[ParquetFile], pa.Schema]:
 def _file_paths(path: str) -> list[str]:
     """Return the paths of the files that a path names, as Feast's dask store finds them."""
     disk = fsspec.filesystem("file")
+    # DuckDB gives the paths of rows without `..`.
+    path = str(Path(path).resolve() if ".." in path else Path(path).absolute())
     if "*" in path:
         return sorted(file for file in disk.glob(path) if disk.isfile(file))
     if disk.isfile(path):

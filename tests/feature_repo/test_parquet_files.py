@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import feast
 import pandas as pd
@@ -381,6 +382,23 @@ def test_days_and_times_in_one_column_are_refused_by_name(tmp_path):
     message = r"value: expected a type .* found date32.* in .* and timestamp.* in .*"
     with pytest.raises(DataError, match=message):
         values(ours, "case")
+
+
+@pytest.mark.parametrize(
+    "path", ["x", "./x", "y/../x", "x/value=1/n[1].parquet", "link", "x//", "x/*/*"]
+)
+def test_values_of_folders_are_found_by_any_way_to_write_a_path(
+    tmp_path, monkeypatch, path
+):
+    monkeypatch.chdir(tmp_path)
+    files = {"x/value=1/n[1].parquet": rows(1), "y/a.parquet": rows(1)}
+    source_of(tmp_path, "x", files)
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    source = FileSource(name="case", path=path, timestamp_field="at")
+    stock, ours = stores_of(tmp_path, [source])
+    for store in (stock, ours):
+        store.config.repo_path = Path()
+    assert values(ours, "case") == values(stock, "case") == {1: 1, 2: 1}
 
 
 def test_a_list_of_files_in_the_folder_counts(tmp_path):
