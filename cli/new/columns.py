@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from rich.prompt import Prompt
 
 from cli.terminal import ERR
+from core.connectors.exact_values import exact_values, type_of, within_limits
 from core.errors import SettingsError
 from core.spec import FRAME_COLUMNS
 from feature_repo.definition import OWN_COLUMNS, VIEW_COLUMNS, name_problems
@@ -56,12 +57,6 @@ def in_types(rows: pa.Table, time_zone: str | None = None) -> pa.Table:
             that Gyre gives to one of its own.
 
     """
-    from feature_engine.ingest.exact_types import (  # noqa: PLC0415
-        exact_values,
-        type_of,
-        within_limits,
-    )
-
     problems = name_problems(rows.column_names, OWN_COLUMNS)
     if problems:
         raise SettingsError(f"--from: {'; '.join(problems)}")
@@ -90,8 +85,6 @@ def in_types(rows: pa.Table, time_zone: str | None = None) -> pa.Table:
 
 
 def _in_type(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.Array:
-    from feature_engine.ingest.exact_types import exact_values  # noqa: PLC0415
-
     values = exact_values(column.combine_chunks(), kind)
     if values.null_count > column.null_count:
         is_lost = pc.and_(column.is_valid(), values.is_null())

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from core.connectors.exact_values import exact_values
 from core.settings import Settings
-from feature_engine.ingest.exact_types import exact_values
 from feature_engine.ingest.forgotten import Forgotten
 from feature_engine.ingest.topics import (
     content_reader,

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 
 from core.connectors import delta
 from core.connectors.addresses import ICEBERG, is_bucket, is_url, shown_address
+from core.connectors.exact_values import type_of
 from core.connectors.formats import Later, Rows
 from core.connectors.reading import is_delta, open_part, parts_of
 from core.errors import DataError
 from core.files import read_file, read_if_present, replace_file
 from core.project import ENV_FILE
 from core.settings import Settings
-from feature_engine.ingest.exact_types import in_schema, type_of, type_problem
+from feature_engine.ingest.exact_types import in_schema, type_problem
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.key_values import ForgottenRecords
 from feature_engine.ingest.topics import topic_batches

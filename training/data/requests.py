@@ -7,7 +7,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.connectors.texts import WHOLE_NUMBER
+from core.connectors.exact_values import exact_values, type_of, within_limits
 from core.errors import DataError, NoRequestError
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -103,19 +103,43 @@ def request_frame(
     return frame.drop_columns(PLACE)
 
 
-def _are_times(kind: pa.DataType) -> bool:
-    """Whether values are times by their type: a number may be any time."""
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    is_time = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-    return bool(is_text or is_time)
+def _can_hold(kind: pa.DataType, source_type: pa.DataType) -> bool:
+    """Whether a column may have values of another type.
+
+    A number may be any time, and a truth is no number; a number with a point has many texts.
+    """
+    found = type_of(source_type, "UTC")
+    if kind == TIME_TYPE:
+        return found in (TIME_TYPE, pa.string())
+    if kind == pa.string():
+        return found in (pa.string(), pa.int64(), pa.bool_())
+    return bool(kind == pa.bool_() or found != pa.bool_())
 
 
-def _has_codes(keys: pa.ChunkedArray, kind: pa.DataType) -> bool:
-    """Whether keys are texts that another text would equal as a number."""
-    if not (pa.types.is_string(keys.type) and pa.types.is_integer(kind)):
-        return False
-    is_whole = pc.match_substring_regex(keys, WHOLE_NUMBER)
-    return not pc.all(is_whole).as_py()
+def _in_type(
+    column: pa.ChunkedArray, kind: pa.DataType, *, is_identity: bool
+) -> pa.Array | str:
+    """Return values in a type, as an ingest judges them, or what was found in place of them."""
+    if not _can_hold(kind, column.type):
+        return str(column.type)
+    source_values = column.combine_chunks()
+    try:
+        values = exact_values(
+            source_values, kind, is_identity=is_identity, time_zone="UTC"
+        )
+    except pa.ArrowNotImplementedError:
+        return str(column.type)
+    is_missing = source_values.is_null()
+    if pa.types.is_floating(values.type):
+        is_missing = pc.or_(
+            is_missing, pc.fill_null(pc.is_nan(values), fill_value=False)
+        )
+    values = within_limits(values)
+    is_lost = pc.and_not(values.is_null(), is_missing)
+    if pc.any(is_lost).as_py():
+        example = source_values.filter(is_lost).to_numpy(zero_copy_only=False)[0]
+        return f"{column.type}: {str(example)!r}"
+    return values
 
 
 def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> pa.Table:
@@ -140,17 +164,12 @@ def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> p
             continue
         if rows[name].null_count and name not in spec.features:
             problems.append(f"{problem} rows without a value")
-        values = rows[name]
-        if kind == TIME_TYPE and not _are_times(values.type):
-            problems.append(f"{problem} {values.type}")
+        is_identity = name in spec.entity_key
+        values = _in_type(rows[name], kind, is_identity=is_identity)
+        if isinstance(values, str):
+            problems.append(f"{problem} {values}")
             continue
-        try:
-            rows = rows.set_column(position, name, values.cast(kind))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            problems.append(f"{problem} {values.type}")
-            continue
-        if name in spec.entity_key and _has_codes(values, kind):
-            problems.append(f"{problem} texts such as 007, which is not 7")
+        rows = rows.set_column(position, name, values)
     if problems:
         raise DataError(f"{spec.name}: {place}: {'; '.join(problems)}")
     return rows
