@@ -19,6 +19,8 @@ from feature_repo.definition import TIMESTAMP, Label
 from feature_repo.engine import LabelSource, feature_engine
 from feature_repo.team_tables import UTC_MICROSECONDS, open_table, utc_time
 
+LARGEST_KEY = 2**63 - 1
+
 
 def label_source(settings: Settings, spec: ModelSpec) -> LabelSource:
     """Return where the labels of a model come from.
@@ -135,6 +137,10 @@ def _key(rows: ir.Table, name: str, kind: KeyType) -> ir.Value:
     if not fits:
         expected = f"expected {kind}, as entity_key says"
         raise DataError(f"label table: {name}: {expected}, found {column_type}")
+    if column_type.is_unsigned_integer():
+        largest = column.max().to_pyarrow().as_py()
+        if (largest or 0) > LARGEST_KEY:
+            raise DataError(f"label table: {name}: expected {kind}, found {largest}")
     return column.cast(kind)
 
 

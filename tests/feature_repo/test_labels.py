@@ -157,6 +157,19 @@ def test_a_label_of_a_dataset_needs_one(tmp_path):
     assert isinstance(LabelTable(source="x", horizon_days=1), LabelTable)
 
 
+def test_a_key_beyond_its_type_is_named(spec, tmp_path):
+    for largest, is_fit in ((2**63 - 1, True), (2**63, False)):
+        keys = pa.array([1, 2, 3, None, largest], pa.uint64())
+        file = tmp_path / "labels.parquet"
+        pq.write_table(TABLE.set_column(0, "Driver ID", keys), file)
+        table = with_table(spec, source=str(file), known_at=None)
+        if is_fit:
+            assert largest in {row["driver_id"] for row in known(table, NOON)}
+            continue
+        with pytest.raises(DataError, match="Driver ID: expected int64, found 92233"):
+            known(table, NOON)
+
+
 def test_files_of_labels_keep_values_that_differ_in_type(tmp_path):
     """DuckDB would give all files the types of the first one."""
     for name, values in (("a", [1, 2]), ("b", [0.5, None])):
