@@ -145,10 +145,15 @@ def land(
         is_empty = not (unreadable or _count(received))
         warnings = landing.remarks(ahead, is_empty=is_empty)
         warnings += landing.validate(selection.new_rows)
-        contradictions = _contradictions(dataset, selection)
-        if contradictions and not (dataset.version or is_in_order(settings, dataset)):
-            raise _rejection(settings, dataset, f"{contradictions[0]}; {UNORDERED}")
-        warnings += contradictions
+        if not (dataset.version or is_in_order(settings, dataset)):
+            # Also if the row that happens to be read last repeats the table's.
+            last_rows = due.anti_join(selection.earlier_rows, POSITION)
+            problem = _contradictions(dataset, selection.earlier_rows, last_rows)
+            if problem:
+                raise _rejection(settings, dataset, f"{problem}; {UNORDERED}")
+        problem = _contradictions(dataset, selection.earlier_rows, selection.new_rows)
+        if problem:
+            warnings.append(f"{problem}; the last row of each counts")
         counts = landing.commit(selection, unread)
         return IngestReport(
             dataset=dataset.name,
@@ -667,20 +672,21 @@ def _same(rows: ir.Table, others: ir.Table, names: Iterable[str]) -> list[Any]:
     return [rows[name].identical_to(others[name]) for name in names]
 
 
-def _contradictions(dataset: Dataset, selection: _Selection) -> list[str]:
-    """Return a warning if a delivery holds new keys with several contents."""
+def _contradictions(
+    dataset: Dataset, earlier_rows: ir.Table, rows: ir.Table
+) -> str | None:
+    """Return a message about the keys of rows of which earlier rows have another content."""
     key = list(dataset.key)
-    new_rows = selection.new_rows
-    is_same = _same(selection.earlier_rows, new_rows, dataset.schema.names)
-    other_rows = selection.earlier_rows.anti_join(new_rows, is_same)
-    other_rows = other_rows.semi_join(new_rows, key)
+    is_same = _same(earlier_rows, rows, dataset.schema.names)
+    other_rows = earlier_rows.anti_join(rows, is_same)
+    other_rows = other_rows.semi_join(rows, key)
     keys = other_rows.select(key).distinct()
     key_count = _count(keys)
     if not key_count:
-        return []
+        return None
     text = f"keys with several contents in one delivery: {key_count}"
     examples = keys.order_by(key).limit(3).to_pyarrow().to_pylist()
-    return [f"{text}, such as {examples}; the last row of each counts"]
+    return f"{text}, such as {examples}"
 
 
 def _count(rows: ir.Table) -> int:

@@ -1,6 +1,7 @@
 """Of two rows of a key the later one counts, by what the source tells of their order."""
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 
@@ -122,30 +123,57 @@ def test_a_compaction_tells_no_order_and_is_no_reason_to_stop_without_need(
     assert sorted(amounts(settings)) == [5.0, 5.0, 5.0]
 
 
+def insert_orders(file, *contents):
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS orders (order_id INTEGER, customer_id INTEGER, "
+            "order_ts TIMESTAMPTZ, number_of_cds INTEGER, dollar_value REAL)"
+        )
+        for count, amount in contents:
+            row = order(1, 1, MOMENT, amount) | {"number_of_cds": count}
+            values = [row[name] for name in ORDERS.schema.names]
+            values[2] = f"{MOMENT:%Y-%m-%d %H:%M:%S}+00:00"
+            database.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", values)
+
+
+def settings_of(folder, file):
+    return new_settings(
+        folder / "home",
+        sources={"orders": f"sqlite://{file}#orders"},
+        time_zones={"orders": "UTC"},
+    )
+
+
 def test_a_database_with_two_contents_of_a_key_is_refused_without_a_version(
     suite, tmp_path
 ):
     suite()
     file = tmp_path / "shop.db"
-    with sqlite3.connect(file) as database:
-        database.execute(
-            "CREATE TABLE orders (order_id INTEGER, customer_id INTEGER, order_ts TIMESTAMPTZ, "
-            "number_of_cds INTEGER, dollar_value REAL)"
-        )
-        for count, amount in ((2, 20.0), (1, 10.0)):
-            row = order(1, 1, MOMENT, amount) | {"number_of_cds": count}
-            values = [row[name] for name in ORDERS.schema.names]
-            values[2] = f"{MOMENT:%Y-%m-%d %H:%M:%S}+00:00"
-            database.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", values)
-    address = f"sqlite://{file}#orders"
-    settings = new_settings(
-        tmp_path / "home", sources={"orders": address}, time_zones={"orders": "UTC"}
-    )
+    insert_orders(file, (2, 20.0), (1, 10.0))
+    settings = settings_of(tmp_path, file)
     with pytest.raises(
         BatchRejectedError, match=r"keys with several contents.*version="
     ):
         delivered(settings)
     assert not raw_table(settings, ORDERS).exists
+    delivered(settings, replace(ORDERS, version="number_of_cds"))
+    assert amounts(settings) == [20.0]
+
+
+def test_a_second_content_is_refused_also_where_the_row_read_last_is_known(
+    suite, tmp_path
+):
+    suite()
+    file = tmp_path / "shop.db"
+    insert_orders(file, (1, 10.0))
+    settings = settings_of(tmp_path, file)
+    delivered(settings)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("DELETE FROM orders")
+    insert_orders(file, (2, 20.0), (1, 10.0))
+    with pytest.raises(BatchRejectedError, match="nothing tells which row is the last"):
+        delivered(settings)
+    assert amounts(settings) == [10.0]
     delivered(settings, replace(ORDERS, version="number_of_cds"))
     assert amounts(settings) == [20.0]
 
