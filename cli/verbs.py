@@ -32,6 +32,7 @@ LOGGING_PACKAGES = (
     "feature_repo",
     "mlflow_server",
     "monitoring",
+    "operations",
     "training",
 )
 """Packages whose progress a verb prints on stderr."""
