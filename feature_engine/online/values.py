@@ -26,10 +26,7 @@ from feature_engine.offline.views import (
     view_tables,
 )
 from feature_engine.online.entity_values import compute_view, raw_rows
-from feature_engine.online.redis_rows import (
-    connect_redis,
-    scan_keys,
-)
+from feature_engine.online.redis_rows import connect_redis, scan_keys
 from feature_engine.online.state import OnlineState, read_state
 from feature_engine.online.writer import OnlineWriter, ViewValues
 from feature_repo.definition import Dataset

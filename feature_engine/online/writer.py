@@ -137,8 +137,7 @@ class OnlineWriter:
                 self._write_by_feast(self._behind(batch))
             else:
                 commands = list(self._commands(batch))
-                keys = batch.all_keys()
-                add_commands = partial(_add_behind, noted, keys, commands)
+                add_commands = partial(_add_behind, noted, batch, commands)
                 self._redis.transaction(add_commands, noted)
 
     def _commands(self, values: ViewValues) -> Iterator[Command]:
@@ -211,15 +210,13 @@ def _batches(values: ViewValues) -> Iterator[ViewValues]:
 
 
 def _add_behind(
-    noted: str,
-    keys: Sequence[KeyValues],
-    commands: Sequence[Command],
-    pipe: Any,
+    noted: str, values: ViewValues, commands: Sequence[Command], pipe: Any
 ) -> None:
     """Add the commands of the keys that are not noted to a transaction, which watches the notes."""
-    versions: Sequence[float | None] = [None] * len(keys)
+    versions: Sequence[float | None] = [None] * len(commands)
     if pipe.exists(noted):
-        versions = pipe.zmscore(noted, [key_text(key) for key in keys])
+        texts = [key_text(key) for key in values.all_keys()]
+        versions = pipe.zmscore(noted, texts)
     pipe.multi()
     for version, command in zip(versions, commands, strict=True):
         if version is None:
