@@ -177,8 +177,8 @@ def _table(connection: Any, name: str) -> ir.Table:
         name = "gyre_query"
     schema, _, table = name.rpartition(".")
     if connection.name == "duckdb":
-        _require_known_types(connection, schema, table)
-        _require_known_types(connection, "", name)
+        for place in {(schema, table), ("", name)}:
+            _require_known_types(connection, *place)
     if schema:
         with suppress(TableNotFound):
             return connection.table(table, database=schema)

@@ -182,18 +182,18 @@ def _without_features(feature_views: Sequence[Any], options: Mapping[str, Any]) 
         )
     # DuckDB does not tell names apart that differ in case alone.
     folded_names = {name.casefold() for name in names}
-    taken = [
+    replacing_columns = [
         name
         for name in entities.columns
         if str(name).casefold() in folded_names and name not in join_columns
     ]
-    if taken:
+    if replacing_columns:
         log.warning(
             "columns of the entity frame with the name of a feature are left out, as the feature "
             "counts: %s",
-            ", ".join(map(str, taken)),
+            ", ".join(map(str, replacing_columns)),
         )
-    return entities.drop(columns=taken)
+    return entities.drop(columns=replacing_columns)
 
 
 def _feature_columns(

@@ -108,12 +108,12 @@ def _can_hold(kind: pa.DataType, source_type: pa.DataType) -> bool:
 
     A number may be any time, and a truth is no number; a number with a point has many texts.
     """
-    found = type_of(source_type, "UTC")
+    dataset_type = type_of(source_type, "UTC")
     if kind == TIME_TYPE:
-        return found in (TIME_TYPE, pa.string())
+        return dataset_type in (TIME_TYPE, pa.string())
     if kind == pa.string():
-        return found in (pa.string(), pa.int64(), pa.bool_())
-    return bool(kind == pa.bool_() or found != pa.bool_())
+        return dataset_type in (pa.string(), pa.int64(), pa.bool_())
+    return bool(kind == pa.bool_() or dataset_type != pa.bool_())
 
 
 def _in_type(
