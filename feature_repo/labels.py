@@ -1,6 +1,6 @@
 """Labels: of a dataset, or of a table that a team keeps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -12,14 +12,13 @@ import pyarrow as pa
 from core.connectors.addresses import shown_address
 from core.errors import DataError
 from core.settings import Settings
-from core.spec import KeyType, ModelSpec
+from core.spec import ModelSpec
 from core.spec.tables import LabelTable
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import TIMESTAMP, Label
 from feature_repo.engine import LabelSource, feature_engine
-from feature_repo.team_tables import UTC_MICROSECONDS, open_table, utc_time
-
-LARGEST_KEY = 2**63 - 1
+from feature_repo.published.service import ARROW
+from feature_repo.team_tables import UTC_MICROSECONDS, in_types, open_table
 
 
 def label_source(settings: Settings, spec: ModelSpec) -> LabelSource:
@@ -106,17 +105,19 @@ def known_labels(
         )
     if table.name:
         rows = rows.filter(rows[table.name].notnull())
+    times = [name for name in (table.event_time, table.known_at) if name]
+    key_types = {name: ARROW[spec.entity_key[key]] for key, name in keys.items()}
+    place = f"{spec.name}: {shown_address(table.source)}"
+    rows = _in_types(rows, key_types, times, place)
     if table.known_at:
-        event_time = utc_time(rows, table.event_time)
-        known_at = utc_time(rows, table.known_at)
+        event_time = _in_utc(rows[table.event_time])
+        known_at = _in_utc(rows[table.known_at])
         wait = timedelta(days=table.horizon_days + table.lateness_days)
         last_moment = event_time + ibis.interval(seconds=int(wait.total_seconds()))
         is_known = known_at <= ibis.literal(as_of)
         rows = rows.filter(is_known & (known_at <= last_moment))
-    columns = {
-        key: _key(rows, name, spec.entity_key[key]) for key, name in keys.items()
-    }
-    columns["event_timestamp"] = utc_time(rows, table.event_time)
+    columns = {key: rows[name].cast(spec.entity_key[key]) for key, name in keys.items()}
+    columns["event_timestamp"] = _in_utc(rows[table.event_time])
     columns["label"] = rows[table.name] if table.name else ibis.null("int64")
     for name in rows.columns:
         if name not in used_names:
@@ -124,24 +125,53 @@ def known_labels(
     return rows.select(columns)
 
 
-def _key(rows: ir.Table, name: str, kind: KeyType) -> ir.Value:
-    """Return a column of keys in the type of the spec.
+def _in_utc(times: ir.Value) -> ir.Value:
+    """Return times in UTC; a time without a zone is UTC, as Feast reads it."""
+    return times.cast(UTC_MICROSECONDS)
+
+
+def _in_types(
+    rows: ir.Table,
+    key_types: Mapping[str, pa.DataType],
+    times: Sequence[str],
+    place: str,
+) -> ir.Table:
+    """Return the rows whose keys and times are some, judged as by an ingest.
+
+    Columns of which a type holds all values are not read.
+
+    Args:
+        rows: Rows of a label table.
+        key_types: Type of each key, by the table's column.
+        times: Columns with times.
+        place: The table's name, for people.
 
     Raises:
-        DataError: The table has another type.
+        DataError: See `in_types`.
 
     """
-    column = rows[name]
-    column_type = column.type()
-    fits = column_type.is_integer() if kind == "int64" else column_type.is_string()
-    if not fits:
-        expected = f"expected {kind}, as entity_key says"
-        raise DataError(f"label table: {name}: {expected}, found {column_type}")
-    if column_type.is_unsigned_integer():
-        largest = column.max().to_pyarrow().as_py()
-        if (largest or 0) > LARGEST_KEY:
-            raise DataError(f"label table: {name}: expected {kind}, found {largest}")
-    return column.cast(kind)
+    unsure_types = {}
+    for name, kind in key_types.items():
+        column_type = rows[name].type()
+        is_sure = column_type.is_string()
+        if kind == pa.int64():
+            is_sure = column_type.is_signed_integer()
+        if not is_sure:
+            unsure_types[name] = kind
+    for name in times:
+        column_type = rows[name].type()
+        if not (column_type.is_timestamp() or column_type.is_date()):
+            unsure_types[name] = TIMESTAMP
+    if not unsure_types:
+        return rows
+    judged_rows = in_types(
+        rows.to_pyarrow(),
+        unsure_types,
+        identities=key_types,
+        required=(),
+        place=place,
+    )
+    return ibis.memtable(judged_rows)
 
 
 def label_rows(

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,11 +70,12 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
             words=reason,
             decision=Decision("nothing", "insufficient_data", reason),
         )
-    take_predictions(settings, spec, version)
+    taken = take_predictions(settings, spec, version)
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         folder = Path(name)
         run, reference = prepare_run(settings, spec, version, as_of, folder)
         report = conclude(run, run_checks(run, reference), collected.malformed)
+        report = replace(report, left_out=report.left_out | taken.refused)
         if report.decision.rule != STALE:
             with _alert_of_failure(run, NOT_PUBLISHED):
                 _publish(settings, spec, report, folder)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 from ibis.common.exceptions import TableNotFound
 from ibis.expr.datatypes import Timestamp
 from ibis.selectors import across, of_type
@@ -131,7 +132,10 @@ def _rows_by_ibis(connection: Any, name: str, later: Later | None) -> Rows:
         rows = later_rows(rows, later)
     if connection.name == "snowflake":
         rows = rows.mutate(across(of_type(Timestamp), _in_microseconds))
-    return Rows(connection.to_pyarrow_batches(rows, chunk_size=READ_ROWS))
+    batches = connection.to_pyarrow_batches(rows, chunk_size=READ_ROWS)
+    # Of an enumeration, DuckDB gives other types than Ibis says.
+    typed_batches = (batch.cast(batches.schema) for batch in batches)
+    return Rows(pa.RecordBatchReader.from_batches(batches.schema, typed_batches))
 
 
 def later_rows(rows: ir.Table, later: Later) -> ir.Table:

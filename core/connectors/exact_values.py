@@ -6,7 +6,7 @@ A type holds a value if no other value of the source becomes the same one in it.
 import re
 from datetime import datetime
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import ibis
 import pyarrow as pa
@@ -28,6 +28,64 @@ WHOLE_DOUBLE = r"^(-?\d+)\.0$"
 WHOLE_TEXT = r"([+-]?\d+)(?:\.0*)?"
 END_OF_RULES = pa.scalar(datetime(2038, 1, 1), pa.timestamp("us"))  # noqa: DTZ001  (a local time)
 """From here on Arrow knows no summer time of a zone."""
+
+
+class JudgedColumn(NamedTuple):
+    """A column in another type.
+
+    Attributes:
+        values: Its values, null where there is none, and where the type does not hold it.
+        is_lost: Whether a value is null as the type does not hold it.
+
+    """
+
+    values: pa.Array
+    is_lost: pa.Array
+
+
+def judge_column(
+    column: pa.Array, kind: pa.DataType, *, is_identity: bool = False
+) -> JudgedColumn | None:
+    """Return a column of rows that a team prepared in a type, as an ingest judges its values.
+
+    NaN is no value, as pandas writes it; days, and times without a zone, are of UTC.
+
+    Args:
+        column: Values of a source.
+        kind: The type.
+        is_identity: Whether different texts have to stay different: 007 is not 7.
+
+    Returns:
+        The column; None: nothing of the column's type is a value of this one.
+
+    """
+    if not _can_hold(kind, column.type):
+        return None
+    try:
+        values = exact_values(column, kind, is_identity=is_identity, time_zone="UTC")
+    except pa.ArrowNotImplementedError:
+        return None
+    is_missing = column.is_null()
+    if pa.types.is_floating(values.type):
+        is_nan = pc.fill_null(pc.is_nan(values), fill_value=False)
+        is_missing = pc.or_(is_missing, is_nan)
+    values = within_limits(values)
+    return JudgedColumn(values, pc.and_not(values.is_null(), is_missing))
+
+
+def _can_hold(kind: pa.DataType, source_type: pa.DataType) -> bool:
+    """Whether a column of a type may have values of another type.
+
+    A number may be any time, and a truth is no number; a number with a point has many texts.
+    """
+    if pa.types.is_null(source_type):
+        return True
+    dataset_type = type_of(source_type, "UTC")
+    if kind == TIME:
+        return dataset_type in (TIME, pa.string())
+    if kind == pa.string():
+        return dataset_type in (pa.string(), pa.int64(), pa.bool_())
+    return bool(kind == pa.bool_() or dataset_type != pa.bool_())
 
 
 def type_of(source_type: Any, time_zone: str | None = None) -> pa.DataType | None:

@@ -15,6 +15,7 @@ from core.connectors.addresses import (
 )
 from core.connectors.databases import open_database
 from core.connectors.delta import open_delta
+from core.connectors.exact_values import exact_values
 from core.connectors.files import CSV_ENDINGS, JSON_ENDINGS, files_at
 from core.connectors.formats import (
     Later,
@@ -25,7 +26,7 @@ from core.connectors.formats import (
     require_names,
 )
 from core.connectors.iceberg import open_iceberg
-from core.connectors.texts import declared, inferred
+from core.connectors.texts import inferred
 from core.errors import DataError, SettingsError
 from core.files import location
 from core.packages import missing_client
@@ -129,13 +130,23 @@ def read(address: str) -> pa.Table:
 def _in_declared_types(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
     """Return rows of a database, columns of texts in the types that it declares.
 
+    Where a type does not hold all values of a column, these stay texts, or become times of another
+    type: who asked for the rows judges each value.
+
     Raises:
-        DataError: A type does not hold a value.
+        DataError: A value is no text.
 
     """
     for name, kind in types.items():
         position = table.schema.get_field_index(name)
-        values = declared(name, table[name], kind)
+        try:
+            texts = table[name].cast(pa.string())
+        except pa.ArrowInvalid as exc:
+            problem = "string does not hold all its values: cast them in a query"
+            raise DataError(f"column {name}: {problem}: {exc}") from exc
+        values = exact_values(texts.combine_chunks(), kind)
+        if values.null_count > texts.null_count:
+            values = inferred(texts) if pa.types.is_temporal(kind) else texts
         table = table.set_column(position, name, values)
     return table
 

@@ -3,8 +3,6 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import DataError
-
 TIME = pa.timestamp("us", tz="UTC")
 WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
 WHOLE_NUMBER = r"^(0|-?[1-9]\d*)$"
@@ -35,25 +33,6 @@ def inferred(texts: pa.ChunkedArray) -> pa.ChunkedArray:
             return texts if pc.any(is_other).as_py() else values
         return values
     return texts
-
-
-def declared(name: str, texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return a column of texts in the type that its database declares.
-
-    Times stay texts where that type does not hold them all.
-
-    Raises:
-        DataError: The type does not hold a number or a text.
-
-    """
-    try:
-        return with_offsets(texts, kind).cast(kind)
-    except pa.ArrowInvalid as exc:
-        if pa.types.is_temporal(kind):
-            return inferred(texts)
-        raise DataError(
-            f"column {name}: {kind} does not hold all its values: cast them in a query: {exc}"
-        ) from exc
 
 
 def with_offsets(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

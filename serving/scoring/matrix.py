@@ -129,4 +129,4 @@ def is_in_population(contract: ModelManifest, features: Features) -> bool:
     if population is None:
         return True
     member = features.values[population.feature]
-    return not isinstance(member, str) and 0 <= member < population.below
+    return isinstance(member, int | float) and 0 <= member < population.below

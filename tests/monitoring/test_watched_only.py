@@ -1,19 +1,27 @@
 """A model that is watched and not served here: predictions arrive as rows, outcomes as ever."""
 
+import json
+import os
+import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from random import Random
 
 import httpx
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from core.errors import DataError
-from core.spec import load_spec
+from core.spec import FLOAT32, load_spec
 from monitoring.log.external import take_predictions
 from monitoring.log.tables import predictions
 from monitoring.monitor import monitor
 from stack.environment import process_environment
 from tests.conftest import answers, mlflow_server, new_settings, running, wait_until
+from tests.support.feature_engine.odd.own_types import MISFIT
+from tests.support.feature_engine.odd.source import NAMES
+from tests.support.feature_engine.odd.team_rows import DOUBLES, TeamRows
 from tests.support.tools.preloaded import commands_folder
 from tests.support.training.loans import (
     FEATURES,
@@ -25,6 +33,40 @@ from tests.support.training.loans import (
 )
 from training.chain import train
 
+FIRST = int(os.environ["ODD_SEED"])
+NIGHT = [
+    pytest.param(number, marks=pytest.mark.nightly)
+    for number in range(FIRST, FIRST + 300)
+]
+KINDS = {
+    "request_id": "text",
+    "predicted_at": "time",
+    "score": "float",
+    "loan_id": "int",
+    "income": "float",
+    "children": "int",
+    "town": "text",
+}
+IDS = ["a-1", "007", "7", "1e5", "x:1/2", "a b", "数", "NaN", "null", "y" * 138]
+SCORES = [*DOUBLES, 0.25, 0.499999, 1.0000001, -0.1]
+POOLS = {
+    "request_id": {pa.string(): IDS, pa.int64(): [0, 7, -1, 2**63 - 1]},
+    "score": {
+        pa.float64(): SCORES,
+        pa.float32(): SCORES,
+        pa.int8(): [0, 1, 2, -1],
+        pa.string(): [
+            "0.25",
+            "1e-3",
+            "1.5",
+            "0x1",
+            "ten",
+            "9,5",
+            "0.1000000000000000055",
+        ],
+    },
+}
+ID = re.compile(r"[0-9A-Za-z._:/+=@-]{1,137}")
 WATCHED = SPEC.replace(
     'missing_features = "defaults"', 'missing_features = "defaults"\nexternal = true'
 )
@@ -131,14 +173,64 @@ def test_predictions_of_a_table_arrive_once_and_their_drift_is_found(
     assert report.verdict == "bad", report.words
     more = rows.head(5).assign(**{"their id": [f"late-{n}" for n in range(5)]})
     pd.concat([rows, more]).to_parquet(tmp_path / "predictions.parquet")
-    assert take_predictions(settings, watched, "1") == 5
-    assert take_predictions(settings, watched, "1") == 0
+    assert take_predictions(settings, watched, "1").new_count == 5
+    assert take_predictions(settings, watched, "1").new_count == 0
+
+
+def wrong_columns(row):
+    """Return the columns for which `POST /models/NAME/predictions` would refuse a row."""
+    wrong = {name for name, value in row.items() if value is MISFIT}
+    if row["request_id"] is MISFIT or not ID.fullmatch(row["request_id"]):
+        wrong.add("request_id")
+    if row["predicted_at"] is MISFIT or row["predicted_at"] > datetime.now(UTC):
+        wrong.add("predicted_at")
+    if isinstance(row["income"], float) and abs(row["income"]) > FLOAT32:
+        wrong.add("income")
+    is_probability = row["score"] not in (None, MISFIT) and 0 <= row["score"] <= 1
+    return wrong if is_probability else wrong | {"score"}
+
+
+@pytest.mark.parametrize("seed", [*range(20), *NIGHT])
+def test_rows_of_a_table_arrive_as_they_are_or_are_counted(
+    settings, spec, tmp_path, seed
+):
+    own_home = settings.model_copy(update={"home": tmp_path / "home"})
+    names = Random(seed).sample(NAMES, len(KINDS))
+    columns = dict(zip(KINDS, names, strict=True))
+    rows = TeamRows(seed, KINDS, "loan_id", "town", POOLS, columns)
+    watched = with_table(spec, rows.write(tmp_path), **columns)
+    held_columns = [rows.held(name) for name in KINDS]
+    arrived = {}
+    refused = []
+    for values in zip(*held_columns, strict=True):
+        row = dict(zip(KINDS, values, strict=True))
+        wrong = wrong_columns(row)
+        if wrong:
+            refused.append(wrong)
+        else:
+            arrived.setdefault(row["request_id"], row)
+    taken = take_predictions(own_home, watched, "1")
+    assert taken.new_count == len(arrived)
+    assert sum(taken.refused.values()) == len(refused)
+    found_reasons = {reason.rpartition(" ")[2] for reason in taken.refused}
+    assert found_reasons <= set().union(*refused)
+    stored_rows = predictions(own_home).read().to_pylist()
+    assert {row["request_id"] for row in stored_rows} == arrived.keys()
+    for stored in stored_rows:
+        row = arrived[stored["request_id"]]
+        features = {name: row[name] for name in FEATURES}
+        assert json.loads(stored["features"]) == features
+        assert stored["entity"] == str(row["loan_id"])
+        assert stored["received"] == stored["as_of"] == row["predicted_at"]
+        assert stored["probability"] == round(row["score"], 6)
+    again = take_predictions(own_home, watched, "1")
+    assert again.new_count == 0
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"their score": 7.0}, "row row-0: score: 7.0 is not a probability"),
+        ({"their score": True}, "score: expected double, found bool"),
         ({"income": None}, "expected a column income of"),
     ],
 )

@@ -106,7 +106,8 @@ def test_without_labels_it_is_not_measured_and_its_predictions_are_compared(
     scored().assign(request_id=lambda rows: rows["loan_id"].astype(str)).to_parquet(
         tmp_path / "usual.parquet"
     )
-    assert take_predictions(settings, with_table(spec, tmp_path / "usual.parquet"), "1")
+    usual_rows = with_table(spec, tmp_path / "usual.parquet")
+    assert take_predictions(settings, usual_rows, "1").new_count
     usual = monitor(settings, spec, datetime.now(UTC))
     assert usual.figures["psi/income"] < 0.25
     assert usual.verdict == "ok", usual.words

@@ -7,13 +7,12 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.connectors.exact_values import exact_values, type_of, within_limits
-from core.errors import DataError, NoRequestError
+from core.errors import NoRequestError
 from core.settings import Settings
 from core.spec import ModelSpec
 from feature_repo.labels import label_rows, label_source
 from feature_repo.published.service import ARROW, service_of
-from feature_repo.team_tables import open_table
+from feature_repo.team_tables import in_types, open_table
 from training.data.frame import TIME_TYPE, in_population, with_features
 from training.data.snapshots import DAY, TICK
 
@@ -68,7 +67,7 @@ def request_frame(
 
     Raises:
         NoRequestError: There is no row.
-        DataError: Columns are missing, have other types, or lack values.
+        DataError: Columns are missing, or have other types; or values of many rows do not fit.
 
     """
     if not rows.num_rows:
@@ -103,47 +102,8 @@ def request_frame(
     return frame.drop_columns(PLACE)
 
 
-def _can_hold(kind: pa.DataType, source_type: pa.DataType) -> bool:
-    """Whether a column may have values of another type.
-
-    A number may be any time, and a truth is no number; a number with a point has many texts.
-    """
-    dataset_type = type_of(source_type, "UTC")
-    if kind == TIME_TYPE:
-        return dataset_type in (TIME_TYPE, pa.string())
-    if kind == pa.string():
-        return dataset_type in (pa.string(), pa.int64(), pa.bool_())
-    return bool(kind == pa.bool_() or dataset_type != pa.bool_())
-
-
-def _in_type(
-    column: pa.ChunkedArray, kind: pa.DataType, *, is_identity: bool
-) -> pa.Array | str:
-    """Return values in a type, as an ingest judges them, or what was found in place of them."""
-    if not _can_hold(kind, column.type):
-        return str(column.type)
-    source_values = column.combine_chunks()
-    try:
-        values = exact_values(
-            source_values, kind, is_identity=is_identity, time_zone="UTC"
-        )
-    except pa.ArrowNotImplementedError:
-        return str(column.type)
-    is_missing = source_values.is_null()
-    if pa.types.is_floating(values.type):
-        is_missing = pc.or_(
-            is_missing, pc.fill_null(pc.is_nan(values), fill_value=False)
-        )
-    values = within_limits(values)
-    is_lost = pc.and_not(values.is_null(), is_missing)
-    if pc.any(is_lost).as_py():
-        example = source_values.filter(is_lost).to_numpy(zero_copy_only=False)[0]
-        return f"{column.type}: {str(example)!r}"
-    return values
-
-
 def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> pa.Table:
-    """Return the rows with the types of keys, request data and features.
+    """Return the rows with the types of keys, request data and features, without those at fault.
 
     Raises:
         DataError: See `request_frame`; the message names all columns.
@@ -155,21 +115,10 @@ def _typed(settings: Settings, spec: ModelSpec, rows: pa.Table, place: str) -> p
         types |= spec.features
     arrow_types = {name: ARROW[kind] for name, kind in types.items()}
     arrow_types["event_timestamp"] = TIME_TYPE
-    problems = []
-    for name, kind in arrow_types.items():
-        position = rows.schema.get_field_index(name)
-        problem = f"{name}: expected {kind}, found"
-        if position < 0:
-            problems.append(f"{problem} no such column")
-            continue
-        if rows[name].null_count and name not in spec.features:
-            problems.append(f"{problem} rows without a value")
-        is_identity = name in spec.entity_key
-        values = _in_type(rows[name], kind, is_identity=is_identity)
-        if isinstance(values, str):
-            problems.append(f"{problem} {values}")
-            continue
-        rows = rows.set_column(position, name, values)
-    if problems:
-        raise DataError(f"{spec.name}: {place}: {'; '.join(problems)}")
-    return rows
+    return in_types(
+        rows,
+        arrow_types,
+        identities=spec.entity_key,
+        required=arrow_types.keys() - spec.features.keys(),
+        place=f"{spec.name}: {place}",
+    )

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from core.connectors.exact_values import judge_column
+from core.connectors.reading import read
 from core.errors import DataError
 from feature_engine.ingest.landing import land
 from feature_engine.ingest.quarantine import quarantine_table
@@ -19,7 +21,8 @@ from tests.support.feature_engine.odd.own_clients import (
     SQLite,
 )
 from tests.support.feature_engine.odd.own_tables import OwnTable
-from tests.support.feature_engine.odd.own_types import KINDS
+from tests.support.feature_engine.odd.own_types import KINDS, MISFIT, held
+from tests.support.feature_engine.odd.source import TYPES
 from tests.support.stores.mariadb import mariadb  # noqa: F401  (a fixture)
 from tests.support.stores.postgres import postgres  # noqa: F401  (a fixture)
 
@@ -90,6 +93,29 @@ def check(folder, monkeypatch, table):
     assert entries.keys() == refused.keys()
     assert [*entry_differences(table, entries, refused)] == []
     check_refusals(door)
+    if not isinstance(table.client, SQLite):
+        check_judged_columns(table, shown)
+
+
+def check_judged_columns(table, shown):
+    """Check values that no dataset reads: labels, rows to score, predictions of others."""
+    rows = read(table.client.address(table.table))
+    expected_rows = {held(row[table.key], "int", "UTC"): row for row in shown}
+    keys = rows[table.key].to_pylist()
+    for name, kind in table.kinds.items():
+        if not kind or table.columns[name].kind == "any":
+            continue
+        judged = judge_column(rows[name].combine_chunks(), TYPES[kind])
+        assert judged is not None, table.columns[name]
+        values = judged.values.to_pylist()
+        for key, value, is_lost in zip(keys, values, judged.is_lost, strict=True):
+            shown_value = expected_rows[key][name]
+            expected = held(shown_value, kind, "UTC")
+            is_misfit = expected is MISFIT
+            place = (table.columns[name], shown_value)
+            assert repr_of(value) == repr_of(None if is_misfit else expected), place
+            is_nan = kind == "float" and str(shown_value).lower() == "nan"
+            assert is_lost.as_py() == (is_misfit and not is_nan), place
 
 
 def differences(table, found, expected):
@@ -140,6 +166,14 @@ def check_refusals(door):
 def test_values_of_sqlite_are_right_or_set_aside(tmp_path, monkeypatch, seed):
     table = OwnTable(SQLite(tmp_path), seed, (DUE, "TIMESTAMPTZ"))
     check(tmp_path, monkeypatch, table)
+    # A table in which a text is no UTF-8 is refused there.
+    (tmp_path / "texts").mkdir()
+    client = SQLite(tmp_path / "texts")
+    for number, own_type in enumerate(client.types):
+        values = [value for value in own_type.values if "x'" not in value]
+        client.types[number] = own_type._replace(values=tuple(values))
+    texts = OwnTable(client, seed, (DUE, "TIMESTAMPTZ"))
+    check_judged_columns(texts, texts.write())
 
 
 @pytest.mark.parametrize("seed", [1, *NIGHT])

@@ -66,24 +66,28 @@ class TeamRows:
         kinds: Kind of each column (int, float, text, time), by its name.
         identity: The column of whose texts different ones stay different.
         text: A column of texts.
+        pools: Types and values to draw of a column, in place of those of its kind.
+        names: Name that a column has in the table, where it is another one.
 
     Attributes:
         table: The rows.
 
     """
 
-    def __init__(self, seed, kinds, identity, text):
+    def __init__(self, seed, kinds, identity, text, pools=None, names=None):
         self.chance = Random(seed)
+        self.pools = pools or {}
+        self.names = names or {}
         self.kinds = kinds
         self.identity = identity
         self.text = text
         self.table = pa.table({name: self._column(name) for name in kinds})
 
     def _column(self, name):
-        kind = self.kinds[name]
-        arrow_type = self.chance.choice([*VALUES[kind]])
+        drawn_values = self.pools.get(name) or VALUES[self.kinds[name]]
+        arrow_type = self.chance.choice([*drawn_values])
         values = [
-            self._in_type(value, arrow_type) for value in VALUES[kind][arrow_type]
+            self._in_type(value, arrow_type) for value in drawn_values[arrow_type]
         ]
         pool = pa.array(dict.fromkeys(values), arrow_type)
         is_bad = self.chance.random() < 0.15
@@ -149,27 +153,28 @@ class TeamRows:
             formats.append(self._csv)
         if not types & {*NO_DELTA}:
             formats.append(self._delta)
-        return self.chance.choice(formats)(folder)
+        names = [self.names.get(name, name) for name in self.table.column_names]
+        return self.chance.choice(formats)(folder, self.table.rename_columns(names))
 
-    def _parquet(self, folder):
-        pq.write_table(self.table, folder / "rows.parquet")
+    def _parquet(self, folder, table):
+        pq.write_table(table, folder / "rows.parquet")
         return str(folder / "rows.parquet")
 
-    def _delta(self, folder):
-        write_deltalake(folder / "rows", self.table)
+    def _delta(self, folder, table):
+        write_deltalake(folder / "rows", table)
         return str(folder / "rows")
 
-    def _duckdb(self, folder):
+    def _duckdb(self, folder, table):
         with duckdb.connect(folder / "rows.ddb") as client:
-            client.register("drawn", self.table)
+            client.register("drawn", table)
             client.execute("CREATE TABLE lines AS SELECT * FROM drawn")
         return f"duckdb://{folder}/rows.ddb#lines"
 
-    def _csv(self, folder):
+    def _csv(self, folder, table):
         with (folder / "rows.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(self.table.column_names)
-            columns = [in_utc(column).cast(pa.string()) for column in self.table]
+            writer.writerow(table.column_names)
+            columns = [in_utc(column).cast(pa.string()) for column in table]
             texts = [column.to_pylist() for column in columns]
             writer.writerows(zip(*texts, strict=True))
         return str(folder / "rows.csv")
