@@ -217,12 +217,16 @@ class _RowReader:
             or ARROW[(contract.features | contract.entity_key)[name]]
         )
         values = column.combine_chunks()
-        is_list = pa.types.is_list(values.type)
-        if name == "score" and is_list:
-            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if name == "score" and pa.types.is_nested(values.type):
+            with suppress(pa.ArrowException):
                 lists = values.cast(pa.list_(kind))
                 return JudgedColumn(lists, pa.array([False] * len(lists)))
-        is_identity = name not in contract.features
+        is_identity = name in TYPES_OF_FIELDS or name in contract.entity_key
+        if kind == pa.string() and pa.types.is_floating(values.type) and is_identity:
+            # pandas makes doubles of whole numbers beside a gap.
+            numbers = judge_column(values, pa.int64(), is_identity=True)
+            if numbers is not None:
+                return JudgedColumn(numbers.values.cast(kind), numbers.is_lost)
         judged = judge_column(values, kind, is_identity=is_identity)
         if judged is None:
             place = f"{self._spec.name}.toml: serving.predictions"
@@ -240,16 +244,16 @@ class _RowReader:
         if lost_column:
             raise _WrongRowError(lost_column, "its type does not hold the value")
         contract = self._contract
-        row = {name: value for name, value in values.items() if name != "version"}
-        features = {name: row.pop(name) for name in contract.features}
-        row["features"] = features
+        names = ("request_id", "predicted_at", "score", *contract.entity_key)
+        row = {name: values[name] for name in names}
+        row["features"] = {name: values[name] for name in contract.features}
         row["version"] = values.get("version") or self._version
         try:
             sent = self._prediction.validate_python(row)
         except ValidationError as exc:
             error = exc.errors(include_url=False)[0]
-            names = [part for part in error["loc"] if part != "features"]
-            raise _WrongRowError(str(names[0]), error["msg"]) from exc
+            path = [part for part in error["loc"] if part != "features"]
+            raise _WrongRowError(str(path[0]), error["msg"]) from exc
         try:
             line = logged_line(contract, self._version, self._created, sent)
         except InvalidRequestError as exc:

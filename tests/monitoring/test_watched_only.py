@@ -227,6 +227,21 @@ def test_rows_of_a_table_arrive_as_they_are_or_are_counted(
     assert again.new_count == 0
 
 
+def test_versions_and_ids_that_pandas_made_doubles_are_whole_numbers(
+    settings, spec, tmp_path
+):
+    own_home = settings.model_copy(update={"home": tmp_path / "home"})
+    rows = scored(count=4).assign(request_id=[1, 2, None, 4], version=[1, None, 1, 2])
+    assert rows["request_id"].dtype == rows["version"].dtype == "float64"
+    rows.to_parquet(tmp_path / "predictions.parquet")
+    watched = with_table(spec, tmp_path / "predictions.parquet")
+    taken = take_predictions(own_home, watched, "1")
+    assert taken.refused == {"rows of its table with a wrong request_id": 1}
+    stored_rows = predictions(own_home).read().to_pylist()
+    versions = {row["request_id"]: row["version"] for row in stored_rows}
+    assert versions == {"1": "1", "2": "1", "4": "2"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
