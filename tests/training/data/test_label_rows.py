@@ -159,7 +159,7 @@ def test_a_batch_scores_the_rows_of_a_table_that_is_named(settings, again, tmp_p
     epoch = pa.array([1_700_000_000] * 6)
     times = rows.drop_columns("event_timestamp").append_column("event_timestamp", epoch)
     parquet.write_table(times, source)
-    message = r"event_timestamp: expected timestamp\[us, tz=UTC\], found int64"
+    message = r"event_timestamp: expected times, found int64"
     with pytest.raises(DataError, match=message):
         score_population(settings, SPEC, AS_OF, str(source))
     parquet.write_table(rows.drop_columns("event_timestamp"), source)
