@@ -9,6 +9,7 @@ from redis import Redis
 
 from core.spec import MISSING
 from serving.app import create_app
+from tests.conftest import at_most, wait_until
 from tests.serving.conftest import KNOWN, body_of, client_of, contract, place
 from tests.support.serving.refusals import PATHS
 
@@ -53,10 +54,17 @@ def test_a_null_is_scored_replaced_by_a_default_or_refused_as_the_spec_says(
     with Redis(port=rig.settings.redis_port) as redis:
         redis.copy(known_key, key)
         redis.hdel(key, *fields)
-    answer = rig.predict(served.client, HOLES)
-    assert answer.json()["features_from"] == "defaults"
-    features = rig.row_of(answer)["features"]
-    assert features["customer_segment"] == MISSING
+
+    features = {}
+
+    def is_read():
+        """Whether Redis was in time for an answer."""
+        answer = rig.predict(served.client, HOLES)
+        assert answer.json()["features_from"] == "defaults"
+        features.update(rig.row_of(answer)["features"])
+        return features["customer_segment"] == MISSING
+
+    wait_until("features", is_read, at_most(5))
     assert features["lifetime_value"] is None
     (refused,) = refusing(rig, tmp_path, monkeypatch, HOLES)
     assert refused.status_code == 503
