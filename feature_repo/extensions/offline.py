@@ -9,7 +9,7 @@ read at every call.
 import copy
 import logging
 from collections import UserDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from feast.infra.offline_stores.offline_utils import (
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
+from ibis.common.exceptions import IbisTypeError
 
 from core.connectors.addresses import is_bucket, is_url
 from core.errors import DataError
@@ -42,13 +43,17 @@ from feature_repo.extensions.asof_join import (
     dated_rows,
     living,
 )
-from feature_repo.extensions.parquet_files import read_parquet_files
+from feature_repo.extensions.parquet_files import read_parquet_files, require_distinct
 from feature_repo.on_demand import input_columns
 
 log = logging.getLogger(__name__)
 NUMBER = ibis.util.gen_name("number")
 ROW = ibis.util.gen_name("row")
 """Columns of the join; no column of a team has a name of 26 random letters."""
+JOIN_NAMES = frozenset(["rn", "entity_row_id", "event_expire_timestamp"])
+LATEST_NAMES = frozenset(["rn", "__log_date"])
+ALL_NAMES = frozenset(["__log_date"])
+"""Names of columns that Feast's functions add to rows, or drop: its join, and the two that pull."""
 ROWS_PER_ENTITY_ROW = 10
 """Rows for each row of the frame, from which on a view is first cut to the entities of the frame."""
 
@@ -89,7 +94,15 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         if not all(_is_read_here(view.batch_source) for view in feature_views):
             return stock_features(config=config, feature_views=feature_views, **options)
         if not _is_plain(feature_views, options):
-            access = _access(config, _columns_by_source(feature_views, options))
+            columns_by_source = _columns_by_source(feature_views, options)
+            entity_rows = ibis.memtable(options["entity_df"])
+            for view in feature_views:
+                source = view.batch_source
+                columns = columns_by_source[source.name]
+                _require_free_names(columns, source, JOIN_NAMES, suffix="_y")
+                rows = _read(config, source, columns)
+                _require_same_keys(entity_rows, rows, view)
+            access = _access(config, columns_by_source, JOIN_NAMES)
             return stock.get_historical_features_ibis(
                 feature_views=feature_views, **access, **options
             )
@@ -111,6 +124,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         for view in feature_views:
             source = view.batch_source
             rows = read(config, source, columns_by_source[source.name])
+            _require_same_keys(entity_rows, rows, view)
             names = _feature_names(view, options["feature_refs"])
             prefix = f"{view.name}__" if options.get("full_feature_names") else ""
             view_rows = dated_rows(rows, view, names, prefix)
@@ -149,7 +163,8 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         source = options["data_source"]
         if not _is_read_here(source):
             return super().pull_latest_from_table_or_query(config=config, **options)
-        access = _access(config, {source.name: _pulled_columns(options)})
+        columns_by_source = {source.name: _pulled_columns(options)}
+        access = _access(config, columns_by_source, LATEST_NAMES)
         return stock.pull_latest_from_table_or_query_ibis(**access, **options)
 
     @classmethod
@@ -158,7 +173,8 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         source = options["data_source"]
         if not _is_read_here(source):
             return super().pull_all_from_table_or_query(config=config, **options)
-        access = _access(config, {source.name: _pulled_columns(options)})
+        columns_by_source = {source.name: _pulled_columns(options)}
+        access = _access(config, columns_by_source, ALL_NAMES)
         return stock.pull_all_from_table_or_query_ibis(**access, **options)
 
 
@@ -166,7 +182,8 @@ def _without_features(feature_views: Sequence[Any], options: Mapping[str, Any]) 
     """Leave out columns of the entity frame that would take the place of a feature, and say so.
 
     Raises:
-        DataError: A feature has the name of a key, or of the event time.
+        DataError: A feature has the name of a key, or of the event time, or names of the frame and
+            its features differ in case alone.
 
     """
     entities = options["entity_df"]
@@ -193,7 +210,10 @@ def _without_features(feature_views: Sequence[Any], options: Mapping[str, Any]) 
             "counts: %s",
             ", ".join(map(str, replacing_columns)),
         )
-    return entities.drop(columns=replacing_columns)
+    entities = entities.drop(columns=replacing_columns)
+    columns = {*map(str, entities.columns)}
+    require_distinct(names | columns, "entity frame with its features")
+    return entities
 
 
 def _feature_columns(
@@ -222,18 +242,23 @@ def _join_columns(feature_views: Sequence[Any], entities: Any) -> set[str]:
 
 
 def _access(
-    config: RepoConfig, columns_by_source: Mapping[str, set[str]]
+    config: RepoConfig,
+    columns_by_source: Mapping[str, set[str]],
+    feast_names: Container[str],
 ) -> dict[str, Any]:
     """Return the arguments by which Feast's functions read and write sources.
 
     Args:
         config: Feast's configuration.
         columns_by_source: Columns that are needed of each source, by its name.
+        feast_names: Names that Feast's function gives columns of its own.
 
     """
 
     def read(source: FileSource, _repository: str) -> ir.Table:
-        return _read(config, source, columns_by_source[source.name])
+        columns = columns_by_source[source.name]
+        _require_free_names(columns, source, feast_names)
+        return _read(config, source, columns)
 
     return {
         "config": config,
@@ -307,16 +332,104 @@ def _read(config: RepoConfig, source: FileSource, columns: set[str]) -> ir.Table
     """Return the current rows of a Delta table, or columns of parquet files.
 
     Raises:
-        DataError: The table has no rows yet, or the table or a file cannot be read.
+        DataError: The table has no rows yet, the table or a file cannot be read, a column is in no
+            file, or a column of times has none.
 
     """
     if not _is_table(source):
         path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
-        return read_parquet_files(path, columns)
+        rows = read_parquet_files(path, columns)
+        _require_columns(rows, source, columns)
+        _require_times(rows, source)
+        return rows
     files = files_at(source.path, Path(config.offline_store.cache))
     if not files:
         raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
     return ibis.read_parquet(files)
+
+
+def _require_columns(rows: ir.Table, source: FileSource, columns: set[str]) -> None:
+    """Require the columns that are needed, by the names before or after their renaming.
+
+    Raises:
+        DataError: No file has a column.
+
+    """
+    new_names = source.field_mapping
+    names = {new_names.get(name, name) for name in rows.columns}
+    for name in sorted(columns):
+        if new_names.get(name, name) not in names:
+            raise DataError(
+                f"{source.path}: {name}: expected a column of the view, found "
+                f"{', '.join(rows.columns)} of those that it needs: write it, or define the view "
+                "without it"
+            )
+
+
+def _require_times(rows: ir.Table, source: FileSource) -> None:
+    """Require columns of times: DuckDB takes a number for seconds, whatever it counts.
+
+    Raises:
+        DataError: One has something else.
+
+    """
+    for name in (source.timestamp_field, source.created_timestamp_column):
+        if name not in rows.columns:
+            continue
+        kind = rows[name].type()
+        if not (kind.is_timestamp() or kind.is_date() or kind.is_string()):
+            raise DataError(
+                f"{source.path}: {name}: expected times, found {kind}: write the column again as "
+                "times"
+            )
+
+
+def _require_same_keys(entity_rows: ir.Table, rows: ir.Table, view: Any) -> None:
+    """Require join keys by which rows of a frame and of a view can be joined.
+
+    Raises:
+        DataError: A key has a type in the frame that cannot be compared with that in the view.
+
+    """
+    for key in view.join_keys:
+        frame_key = view.projection.join_key_map.get(key, key)
+        if frame_key not in entity_rows.columns or key not in rows.columns:
+            continue
+        try:
+            _ = entity_rows[frame_key] == rows[key]
+        except IbisTypeError as exc:
+            raise DataError(
+                f"{view.name}: {key}: expected keys of one type, found "
+                f"{entity_rows[frame_key].type()} in the entity frame and {rows[key].type()} in "
+                f"{view.batch_source.path}: write the files with the type of the entity"
+            ) from exc
+
+
+def _require_free_names(
+    columns: set[str],
+    source: FileSource,
+    feast_names: Container[str],
+    suffix: str = "",
+) -> None:
+    """Require names of columns that Feast's function gives no column of its own.
+
+    Args:
+        columns: Columns that are needed.
+        source: Their source.
+        feast_names: Names that the function gives.
+        suffix: Ending of the names of columns that it drops; empty if it drops none.
+
+    Raises:
+        DataError: A column has such a name.
+
+    """
+    for name in sorted(columns):
+        is_dropped = bool(suffix) and name.endswith(suffix)
+        if is_dropped or name.lower() in feast_names:
+            raise DataError(
+                f"{source.path}: {name}: expected a name that Feast does not give a column of its "
+                "own: rename the column"
+            )
 
 
 def _read_on_spark(

@@ -22,6 +22,9 @@ from core.errors import DataError
 
 ENDINGS = (".parquet", ".parq", ".pq")
 """Names of files that are read of a folder; a file that is named itself may have any name."""
+MOST_DIGITS = 38
+"""Digits of DuckDB's decimals; it reads others as doubles."""
+ALL_INTEGERS = pa.decimal128(20, 0)
 FILE = ibis.util.gen_name("file")
 """Column with the path of a row's file; no column of a team has a name of 26 random letters."""
 
@@ -53,7 +56,7 @@ def read_parquet_files(path: str, names: Collection[str]) -> ir.Table:
 
     Raises:
         DataError: There is no file, one cannot be read, or a column is not in all of them, or is
-            not the same in all of them.
+            not the same in all of them. DuckDB does not tell two columns apart, or has no such type.
 
     """
     files, folder_columns = _open_files(path)
@@ -65,15 +68,45 @@ def read_parquet_files(path: str, names: Collection[str]) -> ir.Table:
         elif name in folder_columns.names:
             _require_in_all(name, files, [file.partition for file in files])
             folder_types[name] = folder_columns.field(name).type
+    require_distinct([*types, *folder_types], path)
     groups: dict[tuple[object, ...], list[ParquetFile]] = {}
     for file in files:
         groups.setdefault((*file.columns,), []).append(file)
-    tables = [_read_group(group, types) for group in groups.values()]
+    options = {"filename": FILE} if folder_types else {}
+    if options and "filename" in types:
+        raise DataError(
+            f"{path}: filename: expected another name of a column beside columns of folders, as "
+            "DuckDB takes it for the name of the file: rename the column"
+        )
+    tables = [_read_group(group, types, options) for group in groups.values()]
     rows = ibis.union(*tables) if len(tables) > 1 else tables[0]
-    if folder_types:
-        folders = _folder_values(files, folder_types)
-        rows = rows.join(folders, FILE)
-    return rows.drop(FILE)
+    if not folder_types:
+        return rows
+    folders = _folder_values(files, folder_types)
+    return rows.join(folders, FILE).drop(FILE)
+
+
+def require_distinct(names: Collection[str], place: str) -> None:
+    """Require names that DuckDB tells apart: it does not heed their case.
+
+    Args:
+        names: Names of columns, each of them once.
+        place: Where the columns are.
+
+    Raises:
+        DataError: Two names differ in case alone.
+
+    """
+    names_by_fold: dict[bytes, str] = {}
+    for name in sorted(names):
+        # DuckDB folds letters of ASCII alone, as bytes do.
+        folded_name = name.encode().lower()
+        other_name = names_by_fold.setdefault(folded_name, name)
+        if other_name != name:
+            raise DataError(
+                f"{place}: {other_name} and {name}: expected names of columns that differ in more "
+                "than case, as DuckDB reads both as one: rename one of them"
+            )
 
 
 def _open_files(path: str) -> tuple[list[ParquetFile], pa.Schema]:
@@ -140,19 +173,20 @@ def _common_type(name: str, files: list[ParquetFile]) -> pa.DataType:
     paths_by_type: dict[pa.DataType, str] = {}
     for file in files:
         paths_by_type.setdefault(file.columns.field(name).type, file.path)
-    if len(paths_by_type) == 1:
-        return next(iter(paths_by_type))
-    types = {_plain_type(kind) for kind in paths_by_type} - {pa.null()}
+    found = " and ".join(f"{kind} in {path}" for kind, path in paths_by_type.items())
     try:
-        return _promoted(types)
+        kind = _promoted(set(paths_by_type))
     except pa.ArrowException as exc:
-        found = " and ".join(
-            f"{kind} in {path}" for kind, path in paths_by_type.items()
-        )
         raise DataError(
             f"{name}: expected a type that holds the values of all files, found {found}: write "
             "the files with one type"
         ) from exc
+    if pa.types.is_decimal(kind) and kind.precision > MOST_DIGITS:
+        raise DataError(
+            f"{name}: expected a decimal of at most {MOST_DIGITS} digits for the values of all "
+            f"files, found {found}: write the files with fewer digits"
+        )
+    return kind
 
 
 def _promoted(types: set[pa.DataType]) -> pa.DataType:
@@ -162,14 +196,22 @@ def _promoted(types: set[pa.DataType]) -> pa.DataType:
         pa.ArrowException: There is none.
 
     """
+    if len(types) == 1:
+        return next(iter(types))
+    types = {_plain_type(kind) for kind in types} - {pa.null()}
     if len(types) > 1 and all(map(_is_number, types)):
         dtypes = [kind.to_pandas_dtype() for kind in types]
-        return pa.from_numpy_dtype(np.result_type(*dtypes))
+        kind = pa.from_numpy_dtype(np.result_type(*dtypes))
+        are_whole = not any(map(pa.types.is_floating, types))
+        # A double does not hold all of uint64 and int64: two keys would be one.
+        return ALL_INTEGERS if are_whole and pa.types.is_floating(kind) else kind
     if len(types) > 1 and all(map(pa.types.is_timestamp, types)):
         # A time without a zone is UTC.
         return pa.timestamp("us", "UTC")
     if any(map(pa.types.is_decimal, types)) and any(map(pa.types.is_floating, types)):
         raise pa.ArrowInvalid("a float does not hold all decimals")
+    if any(map(_is_binary, types)) and pa.string() in types:
+        raise pa.ArrowInvalid("bytes are no text")
     schemas = [pa.schema({"column": kind}) for kind in types]
     return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
 
@@ -180,6 +222,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return _plain_type(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
+    if pa.types.is_float16(kind):
+        return pa.float32()  # DuckDB has none of 16 bits
     if pa.types.is_timestamp(kind):
         return pa.timestamp("us", "UTC" if kind.tz else None)
     return kind
@@ -191,6 +235,10 @@ def _is_number(kind: pa.DataType) -> bool:
         or pa.types.is_floating(kind)
         or pa.types.is_boolean(kind)
     )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _require_in_all(
@@ -205,13 +253,28 @@ def _require_in_all(
             )
 
 
-def _read_group(files: list[ParquetFile], types: dict[str, pa.DataType]) -> ir.Table:
-    """Return columns of files whose columns have the same names and types, and FILE."""
-    patterns = [glob.escape(file.path) for file in files]
-    rows = ibis.read_parquet(patterns, hive_partitioning=False, filename=FILE)
-    columns: dict[str, ir.Value] = {FILE: rows[FILE]}
+def _read_group(
+    files: list[ParquetFile],
+    types: dict[str, pa.DataType],
+    options: dict[str, str],
+) -> ir.Table:
+    """Return columns of files whose columns have the same names and types.
+
+    Args:
+        files: The files.
+        types: Types that the columns get, by name.
+        options: Options of DuckDB: {"filename": FILE} adds FILE.
+
+    Raises:
+        DataError: DuckDB cannot find a file by its path.
+
+    """
+    patterns = [_pattern_of(file.path) for file in files]
+    rows = ibis.read_parquet(patterns, hive_partitioning=False, **options)
+    names_here = [name for name in rows.columns if name != FILE]
+    columns = {name: rows[name] for name in options.values()}
     # DuckDB gives `V` beside `v` another name.
-    for field, name_here in zip(files[0].columns, rows.drop(FILE).columns, strict=True):
+    for field, name_here in zip(files[0].columns, names_here, strict=True):
         if field.name not in types:
             continue
         value = rows[name_here]
@@ -219,6 +282,22 @@ def _read_group(files: list[ParquetFile], types: dict[str, pa.DataType]) -> ir.T
             value = value.cast(ibis.dtype(types[field.name]))
         columns[field.name] = value
     return rows.select(**columns)
+
+
+def _pattern_of(path: str) -> str:
+    """Return the pattern by which DuckDB finds one file.
+
+    Raises:
+        DataError: There is none.
+
+    """
+    pattern = glob.escape(path)
+    if pattern != path and "\\" in path:
+        raise DataError(
+            f"{path}: expected a path without a backslash, as it has *, ? or [, too, and DuckDB "
+            "finds no such file: rename it"
+        )
+    return pattern
 
 
 def _folder_values(files: list[ParquetFile], types: dict[str, pa.DataType]) -> ir.Table:

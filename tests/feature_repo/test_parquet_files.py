@@ -11,14 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import ParquetFormat
-from feast.infra.offline_stores.dask import DaskOfflineStore
 from feast.types import Float64, Int64
 
 from core.errors import DataError
-from feature_repo.extensions.offline import AsofOfflineStore
 from feature_repo.published.store import open_store as open_published
 from tests.conftest import new_settings
-from tests.support.feature_engine.both_stores import OURS, open_store
+from tests.support.feature_repo.parquet_files import pull, stores_of
 from tests.support.feature_repo.team import VIEW, rows_of
 from tests.support.feature_repo.team import feast as run_feast
 
@@ -28,7 +26,6 @@ pytestmark = [
 ]
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 END = BEGIN + timedelta(days=9)
-OFFLINE_STORES = (DaskOfflineStore, AsofOfflineStore)
 key = Entity(name="key", join_keys=["key"], value_type=ValueType.INT64)
 
 
@@ -209,24 +206,21 @@ def source_of(folder, path, files):
     )
 
 
-def view_of(source):
-    schema = [Field(name="key", dtype=Int64), Field(name="value", dtype=Float64)]
+def view_of(source, entity=key, features=("value",)):
+    schema = [Field(name=entity.join_key, dtype=Int64)]
+    schema += [Field(name=name, dtype=Float64) for name in features]
     return FeatureView(
         name=f"view_{source.name}",
-        entities=[key],
+        entities=[entity],
         schema=schema,
         source=source,
         ttl=timedelta(0),
     )
 
 
-def stores_of(folder, sources):
+def stores_with(folder, sources):
     """Feast's own store and ours, with a view on each source."""
-    objects = [key, *map(view_of, sources)]
-    return (
-        open_store(folder, objects, type="dask"),
-        open_store(folder, objects, type=OURS, cache=f"{folder}/cache"),
-    )
+    return stores_of(folder, [key, *map(view_of, sources)])
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +230,7 @@ def stores(tmp_path_factory):
     for number, (path, files) in enumerate(CASES.values()):
         case_folder = folder / f"case_{number}"
         sources.append(source_of(case_folder, path, files))
-    return stores_of(folder, sources)
+    return stores_with(folder, sources)
 
 
 ENTITIES = pd.DataFrame({"key": range(1, 9), "event_timestamp": END})
@@ -272,21 +266,11 @@ def test_values_are_those_of_feasts_own_client(stores, case):
 def test_rows_to_materialise_are_those_of_feasts_own_client(
     stores, case, rows_of_a_key
 ):
+    view_name = f"view_case_{[*CASES].index(case)}"
     pulled_rows = []
-    for store, offline_store in zip(stores, OFFLINE_STORES, strict=True):
-        view = store.get_feature_view(f"view_case_{[*CASES].index(case)}")
-        pull = getattr(offline_store, f"pull_{rows_of_a_key}_from_table_or_query")
-        job = pull(
-            config=store.config,
-            data_source=view.batch_source,
-            join_key_columns=["key"],
-            feature_name_columns=["value"],
-            timestamp_field="at",
-            created_timestamp_column=None,
-            start_date=BEGIN,
-            end_date=END,
-        )
-        pulled_rows.append(sorted(known_values(job.to_arrow())))
+    for store in stores:
+        table = pull(store, view_name, rows_of_a_key, BEGIN, END)
+        pulled_rows.append(sorted(known_values(table)))
     stock_rows, our_rows = pulled_rows
     assert our_rows == stock_rows
     assert len(our_rows) >= 2
@@ -330,7 +314,7 @@ BEYOND_FEAST = {
 @pytest.mark.parametrize("case", BEYOND_FEAST)
 def test_values_of_files_that_feasts_own_client_does_not_read(tmp_path, case):
     files, expected = BEYOND_FEAST[case]
-    stock, ours = stores_of(tmp_path, [source_of(tmp_path / "case", "x", files)])
+    stock, ours = stores_with(tmp_path, [source_of(tmp_path / "case", "x", files)])
     with pytest.raises(Exception):  # noqa: B017, PT011  (dask fails in many ways)
         values(stock, "case")
     assert values(ours, "case") == expected
@@ -368,17 +352,102 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_files_that_feasts_own_client_refuses_are_refused_by_name(tmp_path, case):
     files, message = REFUSED[case]
-    stock, ours = stores_of(tmp_path, [source_of(tmp_path / "case", "x", files)])
+    stock, ours = stores_with(tmp_path, [source_of(tmp_path / "case", "x", files)])
     with pytest.raises(Exception):  # noqa: B017, PT011  (dask fails in many ways)
         values(stock, "case")
     with pytest.raises(DataError, match=message):
         values(ours, "case")
 
 
+MISREAD = {
+    "more digits than DuckDB's decimals": (
+        {"x/a.parquet": rows(1, pa.array([Decimal(10) ** 40] * 2))},
+        r"value: expected a decimal of at most 38 digits .* found decimal256",
+    ),
+    "text, bytes": (pair(TEXTS, [b"a", b"b"]), ONE_TYPE.format("string", "binary")),
+    "numbers as times": (
+        {"x/a.parquet": rows(1, WHOLE).set_column(1, "at", pa.array([1, 2]))},
+        r"x: at: expected times, found int64",
+    ),
+    "texts as keys": (
+        {"x/a.parquet": rows(1, WHOLE).set_column(0, "key", pa.array(["1", "2"]))},
+        r"view_case: key: expected keys .* int64 in the entity frame and string in .*x",
+    ),
+    "a column in no file": (
+        {"x/a.parquet": rows(1, VALUE=WHOLE)},
+        r"x: value: expected a column of the view, found key, at",
+    ),
+    "a backslash beside a sign of patterns": (
+        {"x/n[1]/n\\1.parquet": rows(1, WHOLE)},
+        r"n\\1.parquet: expected a path without a backslash",
+    ),
+}
+"""Files of which DuckDB would give other values, or fail without a name."""
+
+
+@pytest.mark.parametrize("case", MISREAD)
+def test_files_that_duckdb_misreads_are_refused_by_name(tmp_path, case):
+    files, message = MISREAD[case]
+    _, ours = stores_with(tmp_path, [source_of(tmp_path / "case", "x", files)])
+    with pytest.raises(DataError, match=message):
+        values(ours, "case")
+
+
+def test_whole_numbers_beyond_a_doubles_digits_stay_what_they_are(tmp_path):
+    files = pair([2**53 + 1, -1], [2**64 - 1, 2], second_type=pa.uint64())
+    _, ours = stores_with(tmp_path, [source_of(tmp_path / "case", "x", files)])
+    assert values(ours, "case") == {1: 2**53 + 1, 2: -1, 3: 2**64 - 1, 4: 2}
+
+
+def test_features_that_differ_in_case_alone_are_refused_by_name(tmp_path):
+    """DuckDB would give the one the values of the other."""
+    files = {"x/a.parquet": rows(1, WHOLE, VALUE=[8, 9])}
+    view = view_of(
+        source_of(tmp_path / "case", "x", files), features=("value", "VALUE")
+    )
+    _, ours = stores_of(tmp_path, [key, view])
+    message = "VALUE and value: expected names of columns that differ in more than case"
+    with pytest.raises(DataError, match=message):
+        ours.get_historical_features(
+            ENTITIES.copy(), ["view_case:value", "view_case:VALUE"]
+        )
+    with pytest.raises(DataError, match=message):
+        pull(ours, "view_case", "latest", BEGIN, END)
+
+
+def test_a_feature_may_have_the_name_of_a_column_of_feasts_own_join(tmp_path):
+    """Feast's own functions would lose its values: those that use the name refuse it."""
+    files = {"x/a.parquet": rows(1, rn=[8, 9])}
+    view = view_of(source_of(tmp_path / "case", "x", files), features=("rn",))
+    _, ours = stores_of(tmp_path, [key, view])
+    job = ours.get_historical_features(ENTITIES.copy(), ["view_case:rn"])
+    assert {8, 9} <= {*job.to_df()["rn"]}
+    with pytest.raises(DataError, match="x: rn: expected a name that Feast does not"):
+        pull(ours, "view_case", "latest", BEGIN, END)
+    assert pull(ours, "view_case", "all", BEGIN, END)["rn"].to_pylist() == [8, 9]
+
+
+@pytest.mark.parametrize("name", ["filename", "file_row_number", "key_right"])
+def test_a_key_may_have_the_name_of_a_column_of_duckdb(tmp_path, name):
+    """With many rows for each of the frame, the join is preceded by a search for its keys."""
+    files = {f"x/{number}.parquet": rows(number, WHOLE) for number in range(1, 8)}
+    files = {
+        file: table.rename_columns([name, "at", "value"])
+        for file, table in files.items()
+    }
+    entity = Entity(name="entity", join_keys=[name], value_type=ValueType.INT64)
+    source = source_of(tmp_path / "case", "x", files)
+    stores = stores_of(tmp_path, [entity, view_of(source, entity)])
+    frame = pd.DataFrame({name: [8], "event_timestamp": [END]})
+    for store in stores:
+        job = store.get_historical_features(frame.copy(), ["view_case:value"])
+        assert job.to_df()["value"].tolist() == [2]
+
+
 def test_days_and_times_in_one_column_are_refused_by_name(tmp_path):
     """Feast's own client fails, or cuts the times, by which file it meets first."""
     files = pair([1, 2], moments("us"), first_type=pa.date32())
-    _, ours = stores_of(tmp_path, [source_of(tmp_path / "case", "x", files)])
+    _, ours = stores_with(tmp_path, [source_of(tmp_path / "case", "x", files)])
     message = r"value: expected a type .* found date32.* in .* and timestamp.* in .*"
     with pytest.raises(DataError, match=message):
         values(ours, "case")
@@ -395,7 +464,7 @@ def test_values_of_folders_are_found_by_any_way_to_write_a_path(
     source_of(tmp_path, "x", files)
     (tmp_path / "link").symlink_to(tmp_path / "x")
     source = FileSource(name="case", path=path, timestamp_field="at")
-    stock, ours = stores_of(tmp_path, [source])
+    stock, ours = stores_with(tmp_path, [source])
     for store in (stock, ours):
         store.config.repo_path = Path()
     assert values(ours, "case") == values(stock, "case") == {1: 1, 2: 1}
@@ -407,7 +476,7 @@ def test_a_list_of_files_in_the_folder_counts(tmp_path):
     metadata = pq.read_metadata(folder / "a.parquet")
     metadata.set_file_path("a.parquet")
     metadata.write_metadata_file(folder / "_metadata")
-    stock, ours = stores_of(tmp_path, [source])
+    stock, ours = stores_with(tmp_path, [source])
     assert values(ours, "case") == values(stock, "case") == {1: 1, 2: 2}
 
 
