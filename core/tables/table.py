@@ -226,7 +226,7 @@ class Table:
     def remove(self, rows: pa.Table, key: Sequence[str]) -> None:
         """Delete the rows that have the key of one of `rows`. Repeating it changes nothing."""
         is_same = [
-            f"old.{name} IS NOT DISTINCT FROM new.{name}" for name in map(quoted, key)
+            f"(old.{name} IS NOT DISTINCT FROM new.{name})" for name in map(quoted, key)
         ]
         if rows.num_rows:
             with self.writing():

@@ -93,6 +93,8 @@ def test_rows_are_merged_erased_and_cleaned_up_by_columns_of_any_name(tmp_path):
     assert table.clean_up(times[0], BEGAN + timedelta(hours=1))[0] == 1
     rows = table.read(columns=NAMES).to_pylist()
     assert rows == [dict.fromkeys(NAMES, f"{len(times)}")]
+    table.remove(table.read(), keys)
+    assert table.read().num_rows == 0
 
 
 @pytest.mark.parametrize("number", [10, 33, 400])
