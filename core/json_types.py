@@ -3,6 +3,7 @@
 import re
 from ctypes import c_float
 from datetime import datetime
+from math import isfinite, isinf
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
@@ -14,6 +15,8 @@ INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 EXACT = 2**53
 """Largest integer up to which each has a double of its own."""
+EXACT_SINGLE = 2**24
+"""The same of a float of 32 bits."""
 ISO_TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6}0*)?)?"
     r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
@@ -50,6 +53,22 @@ def _exact(value: Any) -> Any:
     return value
 
 
+def _exact_single(value: Any) -> Any:
+    """Return the value.
+
+    Raises:
+        ValueError: It is an integer that a float of 32 bits may not hold, or beyond all of them.
+
+    """
+    if type(value) is int and abs(value) > EXACT_SINGLE:
+        raise ValueError(
+            f"expected a float of 32 bits, found {value}, which none may hold: write {value}.0"
+        )
+    if type(value) is float and isfinite(value) and isinf(c_float(value).value):
+        raise ValueError(f"expected a float of 32 bits, found {value}")
+    return value
+
+
 def exact_time(value: Any) -> Any:
     """Read a text in ISO 8601: a day and a time, to the microsecond at most.
 
@@ -72,6 +91,8 @@ Int32 = Annotated[
     int, Strict(), Ge(-INT32_MAX - 1), Le(INT32_MAX), BeforeValidator(_whole)
 ]
 Float64 = Annotated[float, Strict(), BeforeValidator(_exact)]
+Single = Annotated[float, Strict(), BeforeValidator(_exact_single)]
+"""A number that has a nearest float of 32 bits."""
 Timestamp = Annotated[
     datetime,
     Strict(),

@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, with
 from typing_extensions import TypedDict
 
 from core.errors import DataError
-from core.json_types import Float64, Int32, Int64, exact_time
+from core.json_types import Float64, Int32, Int64, Single, exact_time
 from core.timestamps import EARLIEST_TIME, LATEST_TIME
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ ARROW_TYPES: dict[str, Any] = {
     "int16": Annotated[Int32, Ge(-32_768), Le(32_767)],
     "int32": Int32,
     "int64": Int64,
-    "float": Float64,
+    "float": Single,
     "double": Float64,
     "string": str,
     "timestamp[us, tz=UTC]": Annotated[

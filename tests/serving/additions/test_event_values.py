@@ -16,10 +16,18 @@ COLUMNS = {
     "id": "int64",
     "size": "int32",
     "amt": "double",
+    "rate": "float",
     "code": "string",
     "at": "timestamp[us, tz=UTC]",
 }
-EVENT = {"id": 1, "size": 2, "amt": 1.5, "code": "a", "at": "2026-11-20T12:00:00Z"}
+EVENT = {
+    "id": 1,
+    "size": 2,
+    "amt": 1.5,
+    "rate": 0.5,
+    "code": "a",
+    "at": "2026-11-20T12:00:00Z",
+}
 
 
 def schema(columns, event_time):
@@ -47,6 +55,8 @@ def read(**values):
         ("id", "9007199254740991.0", 2**53 - 1),
         ("amt", "9007199254740992", 2.0**53),
         ("amt", "9007199254740993.0", 2.0**53),
+        ("rate", "16777216", 2.0**24),
+        ("rate", "3.4e38", 3.4e38),
         ("code", '" 007 "', " 007 "),
         ("at", '"2026-11-20T13:00:00+01:00"', NOON),
         ("at", '"2026-11-20t12:00z"', NOON),
@@ -83,7 +93,8 @@ DOUBLES = (
         *(("at", json.dumps(text)) for text in TIMES),
         *(("at", text) for text in ("1764000000", "1764000000.5", "true", "null")),
         *((name, text) for name in ("id", "size") for text in INTEGERS),
-        *(("amt", text) for text in DOUBLES),
+        *((name, text) for name in ("amt", "rate") for text in DOUBLES),
+        *(("rate", text) for text in ("16777217", "3.5e38", "-1e308")),
         *(("code", text) for text in ("7", "true", "null", "1.5")),
     ],
 )
