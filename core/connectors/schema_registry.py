@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.schema_registry.json_schema import JSONDeserializer
-from pydantic_core import from_json
 
 from core.connectors.addresses import without_secrets
 from core.errors import BrokerUnavailableError, GyreError, SettingsError
@@ -46,7 +44,9 @@ class _Registry(SchemaRegistryClient):
             return super().get_version(*arguments, **options)
 
 
-def registry_reader(settings: Settings, kind: str) -> Callable[[bytes], Any]:
+def registry_reader(
+    settings: Settings, kind: str, read_json: Callable[[bytes], Any]
+) -> Callable[[bytes], Any]:
     """Return the function that reads records by the schema whose id they begin with.
 
     It raises a ValueError where the record cannot be read, and a BrokerUnavailableError where the
@@ -55,6 +55,7 @@ def registry_reader(settings: Settings, kind: str) -> Callable[[bytes], Any]:
     Args:
         settings: Settings of the installation.
         kind: `avro` or `json-schema`.
+        read_json: Reads the JSON of a record of `json-schema`; it raises a ValueError.
 
     Raises:
         SettingsError: A setting of the client is wrong.
@@ -72,9 +73,8 @@ def registry_reader(settings: Settings, kind: str) -> Callable[[bytes], Any]:
     options = {"subject.name.strategy": lambda *_: None}
     read: Any = AvroDeserializer(registry, conf=options)
     if kind == "json-schema":
-        exact_json = partial(from_json, allow_inf_nan=False)
         read = JSONDeserializer(
-            None, None, registry, conf=options, json_decode=exact_json
+            None, None, registry, conf=options, json_decode=read_json
         )
 
     def content_of(record: bytes) -> Any:

@@ -24,7 +24,6 @@ from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
-from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
 from core.errors import RegistryError
@@ -53,7 +52,7 @@ from feature_engine.ingest.quarantine import (
     quarantine_table,
 )
 from feature_engine.ingest.source import has_source
-from feature_engine.ingest.topics import record_reader, text_set_aside
+from feature_engine.ingest.topics import row_reader, text_set_aside
 from feature_engine.offline.raw import raw_table
 from feature_engine.online.entity_values import Row, key_of, raw_rows
 from feature_engine.online.values import OnlineValues
@@ -161,9 +160,7 @@ class EventConsumer:
         self._forgotten = ForgottenFile(settings)
         self._rules = DatasetRules(dataset, for_events=True)
         self.schema = event_schema(dataset, self._rules.never_null)
-        row_type = self.schema.row_type()
-        self._row_list = TypeAdapter(list[row_type])  # type: ignore[valid-type]
-        self._events_of = record_reader(settings, dataset)
+        self._rows_of = row_reader(settings, dataset, self.schema)
         self.stream = broker(settings).stream(
             self.schema, consumer or socket.gethostname()
         )
@@ -274,7 +271,7 @@ class EventConsumer:
         return batch, unreadable
 
     def _parse(self, entry: Entry) -> list[Row]:
-        events = self._row_list.validate_json(self._events_of(entry.events))
+        events = self._rows_of(entry.events)
         arrival = {"ingested_at": entry.arrival}
         return [event | arrival for event in events]
 

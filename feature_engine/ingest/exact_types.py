@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.connectors.exact_values import cast_or_null, exact_values, within_limits
-from feature_repo.definition import TIMESTAMP, Dataset
+from feature_repo.definition import OWN_PREFIX, TIMESTAMP, Dataset
 
 TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
 YEARS = "a year from 2 to 9998"
@@ -18,7 +18,7 @@ ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
 LOCAL_TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*"
 UNREADABLE = pa.field(
-    "unreadable row", pa.struct({"row": pa.string(), "problem": pa.string()})
+    f"{OWN_PREFIX}unreadable", pa.struct({"row": pa.string(), "problem": pa.string()})
 )
 """The last column of a batch; null in most rows.
 

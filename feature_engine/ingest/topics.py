@@ -4,6 +4,7 @@ The consumer reads them as they come; an ingest reads those that the topic has h
 """
 
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -12,17 +13,18 @@ from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from core.connectors.formats import fields_once
 from core.errors import DataError, SettingsError
+from core.json_types import EXACT
 from core.packages import missing_client
 from core.settings import Settings
-from core.timestamps import BEGINNING
+from core.timestamps import BEGINNING, EARLIEST_TIME, LATEST_TIME
 from core.user_code import in_one_line
-from feature_engine.ingest.exact_types import UNREADABLE, as_text
+from feature_engine.ingest.exact_types import UNREADABLE, YEARS, as_text
 from feature_repo.definition import TIMESTAMP, Dataset, Topic
-from feature_repo.event_schema import event_schema
+from feature_repo.event_schema import EventSchema, event_schema
 from feature_repo.rules import DatasetRules
 
 EventsOf = Callable[[bytes], bytes]
@@ -31,9 +33,13 @@ EventsOf = Callable[[bytes], bytes]
 It raises a ValueError where the entry cannot be read, and a BrokerUnavailableError where the schema
 registry does not answer.
 """
+RowsOf = Callable[[bytes], list[dict[str, Any]]]
+"""Returns the rows of an entry. It raises as EventsOf does; a ValueError where a row does not fit."""
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 """Microseconds of each unit."""
 BATCH_ROWS = 10_000
+HALF_LETTER = r"[\ud800-\udfff]"
+"""A letter of UTF-16 that is none without another, as JSON may have it: UTF-8 has no such text."""
 UNAVAILABLE = "__debezium_unavailable_value"
 """What Debezium writes for a large value that a change has left as it was."""
 PLACEHOLDERS = (UNAVAILABLE, b64encode(UNAVAILABLE.encode()).decode())
@@ -86,12 +92,57 @@ def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
             try:
                 value = _value_at(content, path)
                 row[column.name] = json_value(value, column.type, unit)
-            except (ValueError, OverflowError) as exc:
-                place = f"column {column.name}, field {'.'.join(path)}"
-                raise ValueError(f"{place}: {exc}") from exc
+            except ValueError as exc:
+                raise ValueError(f"{_place(column.name, path)}: {exc}") from exc
         return json.dumps([row]).encode()
 
     return events_of
+
+
+def row_reader(settings: Settings, dataset: Dataset, schema: EventSchema) -> RowsOf:
+    """Return the function that reads the rows of the entries of a dataset.
+
+    Args:
+        settings: Settings of the installation.
+        dataset: A dataset, with a topic or without.
+        schema: The schema of its events.
+
+    Raises:
+        DataError, SettingsError: See `record_reader`.
+
+    """
+    topic = dataset.topic
+    events_of = record_reader(settings, dataset)
+    row_type = schema.row_type()
+    row_list = TypeAdapter(list[row_type])  # type: ignore[valid-type]
+
+    def rows_of(record: bytes) -> list[dict[str, Any]]:
+        events = events_of(record)
+        try:
+            return row_list.validate_json(events)
+        except ValidationError as exc:
+            if topic is None:
+                raise
+            (row,) = json.loads(events)
+            raise ValueError(_value_problems(exc, topic, row)) from exc
+
+    return rows_of
+
+
+def _value_problems(exc: ValidationError, topic: Topic, row: Mapping[str, Any]) -> str:
+    """Return the columns that do not hold values of a row, each with field, reason and value."""
+    problems = []
+    for error in exc.errors():
+        column = str(error["loc"][1])
+        reason = error["msg"].removeprefix("Value error, ")
+        if ", found " not in reason:
+            reason += f", found {row[column]!r:.80}"
+        problems.append(f"{_place(column, field_path(topic, column))}: {reason}")
+    return "; ".join(problems)
+
+
+def _place(column: str, path: list[str]) -> str:
+    return f"column {column}, field {'.'.join(path)}"
 
 
 def field_path(topic: Topic, column: str) -> list[str]:
@@ -110,7 +161,7 @@ def content_reader(
         raise DataError(f"{head} is {topic.format}, by a schema registry: {remedy}")
     from core.connectors.schema_registry import registry_reader  # noqa: PLC0415  (an extra)
 
-    return registry_reader(settings, topic.format)
+    return registry_reader(settings, topic.format, _from_json)
 
 
 def _from_json(record: bytes) -> Any:
@@ -122,10 +173,21 @@ def _from_json(record: bytes) -> Any:
     """
     try:
         return json.loads(
-            record.decode(), object_pairs_hook=fields_once, parse_constant=_refuse
+            record.decode(),
+            object_pairs_hook=fields_once,
+            parse_constant=_refuse,
+            parse_float=_number,
         )
     except RecursionError as exc:
         raise ValueError("expected JSON, found too many levels") from exc
+
+
+def _number(text: str) -> float | Decimal:
+    """Return a number as a double; as a decimal if the double is an integer, and the number is none."""
+    number = float(text)
+    is_exact_integer = number.is_integer() and abs(number) < EXACT
+    has_lost_fraction = is_exact_integer and Decimal(text) != number
+    return Decimal(text) if has_lost_fraction else number
 
 
 def _refuse(constant: str) -> Any:
@@ -161,25 +223,44 @@ def json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:
             "Debezium left out a large value that did not change; let the database send it: "
             "REPLICA IDENTITY FULL"
         )
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, Decimal):
-        numerator, denominator = value.as_integer_ratio()
-        if denominator == 1:
-            value = numerator
-        elif pa.types.is_floating(kind):
-            value = float(value)
+    if isinstance(value, str) and re.search(HALF_LETTER, value):
+        raise ValueError(f"expected {kind}, found half of an emoji: {value!r:.80}")
+    value = _plain(value, kind)
     if kind == TIMESTAMP and type(value) is int:
         if microseconds is None:
             text = f"{value} may be any time: name its unit: Topic(…, time_unit=…)"
             raise ValueError(text)
-        value = BEGINNING + timedelta(microseconds=value * microseconds)
+        value = _moment(value, microseconds)
     if kind == TIMESTAMP and isinstance(value, datetime) and value.tzinfo:
         return value.isoformat()
     if value is None or isinstance(value, str | int | float):
         return value
     shown_value = f"{type(value).__name__} {value!r:.80}"
     raise ValueError(f"expected {kind}, found {shown_value}")
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """Return the text of a UUID, and the number of a decimal that the type of a column has."""
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, Decimal):
+        if value == value.to_integral_value():
+            return int(value)
+        if pa.types.is_floating(kind):
+            return float(value)
+    return value
+
+
+def _moment(number: int, microseconds: int) -> datetime:
+    """Return the time of a number of units since 1970."""
+    problem = f"expected {YEARS}, found {number}"
+    try:
+        moment = BEGINNING + timedelta(microseconds=number * microseconds)
+    except OverflowError as exc:
+        raise ValueError(problem) from exc
+    if not EARLIEST_TIME <= moment < LATEST_TIME:
+        raise ValueError(problem)
+    return moment
 
 
 def text_set_aside(place: Mapping[str, Any], record: bytes) -> str:
@@ -215,14 +296,12 @@ def topic_batches(
 
     """
     topic: Any = dataset.topic
-    events_of = record_reader(settings, dataset)
+    never_null = DatasetRules(dataset, for_events=True).never_null
+    rows_of = row_reader(settings, dataset, event_schema(dataset, never_null))
     try:
         from core.connectors import kafka  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         raise SettingsError(f"GYRE_EVENTS_URL {missing_client(exc)}") from exc
-    never_null = DatasetRules(dataset, for_events=True).never_null
-    row_type = event_schema(dataset, never_null).row_type()
-    row_list = TypeAdapter(list[row_type])  # type: ignore[valid-type]
     schema = dataset.schema.append(UNREADABLE)
     rows: list[dict[str, Any]] = []
     with kafka.kafka_errors():
@@ -230,7 +309,7 @@ def topic_batches(
         for message in kafka.records_between(settings, starts, ends):
             record = message.value() or b""
             try:
-                rows += row_list.validate_json(events_of(record))
+                rows += rows_of(record)
             except ValueError as exc:
                 partition, offset = kafka.place_of(message)
                 place = {

@@ -24,7 +24,6 @@ from core.errors import (
     DataError,
     SettingsError,
 )
-from feature_engine.events.broker import broker
 from feature_engine.events.kafka_broker import DEAD_LETTERS
 from feature_engine.ingest.forgotten import keep_out
 from feature_engine.ingest.landing import land
@@ -40,7 +39,7 @@ from feature_engine.offline.raw import raw_table
 from feature_repo.datasets import orders
 from feature_repo.definition import TIMESTAMP, Topic
 from tests.conftest import AS_OF, new_settings, unused_port
-from tests.support.feature_engine.installation import Events
+from tests.support.feature_engine.installation import consume_all
 from tests.support.feature_engine.shop import HOUR, ORDERS, SPEC
 from tests.support.stores.kafka import mock_kafka
 
@@ -215,13 +214,6 @@ def is_in_table_or_quarantine(topics, dataset, texts):
     return len(rows_by_id)
 
 
-def consume_all(settings, dataset):
-    with closing(Events(settings, dataset)) as events:
-        lag = broker(settings).lag
-        while events.consumer.step() or lag(events.consumer.schema).entries:
-            events.stream.wait(0.2)
-
-
 def ingest_all(settings, dataset):
     """Land the records of a topic, however many cannot be read."""
     unreadable = {}
@@ -339,12 +331,25 @@ def test_a_value_becomes_json_unchanged(value, kind, unit, expected):
         (b"7", pa.string(), "found bytes b'7'"),
         ([1], pa.string(), "found list"),
         ({"a": 1}, WHOLE, "found dict"),
+        (
+            "a\ud800",
+            pa.string(),
+            r"expected string, found half of an emoji: 'a\\ud800'",
+        ),
         (7, TIMESTAMP, r"7 may be any time: name its unit: Topic\(…, time_unit=…\)"),
     ],
 )
 def test_a_value_that_no_column_holds_is_refused(value, kind, problem):
     with pytest.raises(ValueError, match=problem):
         json_value(value, kind, None)
+
+
+@pytest.mark.parametrize(
+    "number", [2**70, 253_370_764_800_000_000, -62_104_060_800_000_001]
+)
+def test_a_number_that_is_no_time_is_named(number):
+    with pytest.raises(ValueError, match=f"a year from 2 to 9998, found {number}"):
+        json_value(number, TIMESTAMP, 1)
 
 
 def test_a_problem_names_column_and_field(tmp_path):
@@ -467,6 +472,8 @@ def test_what_debezium_writes_beside_values_is_no_value(tmp_path, change, reason
         (b'{"order_id": 1, "order_id": 2}', "a field is there twice: 'order_id'"),
         (b'{"payload": {"a": 1, "b": 2, "b": 2}}', "a field is there twice: 'b'"),
         (b'{"order_id": NaN}', "JSON, which has no NaN"),
+        (b'{"order_id": 4503599627370496.25}', "column order_id, .*expected int64"),
+        (b'{"order_id": 1e-999999999}', "column order_id, .*expected int64, found"),
         (b"[" * 99_999, "too many levels"),
     ],
 )

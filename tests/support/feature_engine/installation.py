@@ -17,7 +17,7 @@ from redis import Redis
 
 from core.settings import Settings
 from core.tables.table import Table
-from feature_engine.events.broker import show_life
+from feature_engine.events.broker import broker, show_life
 from feature_engine.ingest.consumer import EventConsumer
 from feature_engine.ingest.source import pull
 from feature_engine.offline.raw import raw_table
@@ -166,6 +166,14 @@ class Events:
     def close(self) -> None:
         self.stream.close()
         self.redis.close()
+
+
+def consume_all(settings: Settings, dataset: Dataset) -> None:
+    """Consume what waits on the broker, up to its end."""
+    with closing(Events(settings, dataset)) as events:
+        lag = broker(settings).lag
+        while events.consumer.step() or lag(events.consumer.schema).entries:
+            events.stream.wait(0.2)
 
 
 @contextmanager
