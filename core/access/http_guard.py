@@ -18,6 +18,8 @@ READS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
 OWN_SITES = frozenset({b"same-origin", b"none"})
 """Values of `Sec-Fetch-Site` of a page of the same server, and of an address that a person typed."""
+PAGE_HEADERS = frozenset({b"origin", b"sec-fetch-site"})
+"""A browser sends one of these with each request that writes."""
 LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 STANDARD_PORTS = {"http": 80, "https": 443}
 MOST_KNOWN_HOSTS = 256
@@ -69,17 +71,25 @@ class HttpGuard:
             headers: All headers in their order, with names in small letters.
 
         """
-        hosts = [value for name, value in headers if name == b"host"]
+        hosts = []
+        is_of_page = False
+        for name, value in headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name in PAGE_HEADERS:
+                is_of_page = True
         if len(hosts) > 1:
             return Refusal(BAD_REQUEST, f"expected one Host header, found {len(hosts)}")
         if not hosts and http_version not in {"1.0", "2", "3"}:
             return Refusal(BAD_REQUEST, "expected a Host header, found none")
         host = hosts[0] if hosts else b""
         if hosts and not self._is_own(host):
-            name = host.decode("latin-1")
+            name_text = host.decode("latin-1")
             remedy = "add the name to GYRE_ALLOWED_HOSTS if it is one of this server"
-            return Refusal(FORBIDDEN, f"Host: {name!r} is no name of Gyre; {remedy}")
-        if method not in READS:
+            return Refusal(
+                FORBIDDEN, f"Host: {name_text!r} is no name of Gyre; {remedy}"
+            )
+        if is_of_page and method not in READS:
             return self._foreign_site(host.decode("latin-1"), headers)
         return None
 

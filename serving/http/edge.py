@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from core.access.http_guard import PAGE_HEADERS
 from core.errors import BrokerUnavailableError, FeaturesUnavailableError, GyreError
 from serving import errors
 from serving.memory import note_body
@@ -23,8 +24,6 @@ JSON_TYPES = {JSON, "application/octet-stream"}
 HEADERS = "gyre.headers"
 """Key of a request's scope: its headers by name, which the middleware puts there."""
 MAX_FIELD_ERRORS = 20
-BROWSER_HEADERS = (b"origin", b"sec-fetch-site")
-"""A browser sends one of these with each request that writes."""
 INLINE_BYTES = 4_096
 """Bodies up to here are read on the event loop; a larger one would hold up other requests."""
 STATUSES: dict[type[Exception], int] = {
@@ -135,9 +134,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
     """
     headers = scope[HEADERS]
-    is_of_browser = any(name in headers for name in BROWSER_HEADERS)
-    type_if_missing = b"" if is_of_browser else b"application/json"
-    content_type = headers.get(b"content-type", type_if_missing).decode("latin-1")
+    content_type = headers.get(b"content-type", b"").decode("latin-1")
+    if b"content-type" not in headers and not PAGE_HEADERS & headers.keys():
+        content_type = JSON
     kind = content_type.partition(";")[0].strip().lower()
     # Triton calls these binary tensors.
     if b"inference-header-content-length" in headers:

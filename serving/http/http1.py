@@ -28,19 +28,22 @@ class Http1Protocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.parser = _Parser(self)
-        self._limit: asyncio.TimerHandle | None = None
+        self._waits_since: float | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._wait_for_request()
+        self._waits_since = self.loop.time()
+        self._look_after(REQUEST_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        if self._next_look is not None:
+            self._next_look.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._wait_for_request()
+        self._waits_since = self.loop.time()
 
     @property
     def has_offer(self) -> bool:
@@ -53,17 +56,22 @@ class Http1Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self.has_offer:
-            self._stop_waiting()
+            self._waits_since = None
             super().on_message_complete()
 
-    def _wait_for_request(self) -> None:
-        self._stop_waiting()
-        self._limit = self.loop.call_later(REQUEST_SECONDS, self._end)
+    def _look_after(self, seconds: float) -> None:
+        # One timer for a connection: one for each request would take a twentieth of its time.
+        self._next_look = self.loop.call_later(seconds, self._look)
 
-    def _stop_waiting(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
+    def _look(self) -> None:
+        """Close the connection if a request is late; else look again when one can be."""
+        now = self.loop.time()
+        begun = now if self._waits_since is None else self._waits_since
+        seconds_left = begun + REQUEST_SECONDS - now
+        if seconds_left > 0:
+            self._look_after(seconds_left)
+        else:
+            self._end()
 
     def _end(self) -> None:
         """Close the connection; the answer says why, unless another one has begun."""
