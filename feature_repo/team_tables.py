@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from core.connectors.addresses import is_url
+from core.connectors.addresses import is_url, shown_address
 from core.connectors.exact_values import judge_column
 from core.connectors.reading import parts_of, read, reading
 from core.connectors.texts import TIME
@@ -56,28 +56,18 @@ def in_types(
     is_useless = False
     is_left_out = pa.array([False] * rows.num_rows)
     for name, kind in kinds.items():
-        wanted = "times" if kind == TIME else kind
-        problem = f"{name}: expected {wanted}, found"
-        if name not in rows.column_names:
-            problems.append(f"{problem} no such column")
-            is_useless = True
-            continue
-        column = rows[name].combine_chunks()
-        judged = judge_column(column, kind, is_identity=name in identities)
-        if judged is None:
-            problems.append(f"{problem} {column.type}")
-            is_useless = True
-            continue
-        if name in required and column.null_count:
-            problems.append(f"{problem} rows without a value")
-            is_left_out = pc.or_(is_left_out, column.is_null())
-        lost_values = column.filter(judged.is_lost)
-        if len(lost_values):
-            example = lost_values.to_numpy(zero_copy_only=False)[0]
-            problems.append(f"{problem} {column.type}: {str(example)!r}")
-            is_left_out = pc.or_(is_left_out, judged.is_lost)
-            is_useless |= len(lost_values) == len(column) - column.null_count
-        rows = rows.set_column(rows.schema.get_field_index(name), name, judged.values)
+        fit = _fit(rows, name, kind, is_identity=name in identities)
+        is_unfit = fit.is_lost
+        if name in required and pc.any(fit.is_missing).as_py():
+            problems.append(f"{_expected(name, kind)} rows without a value")
+            is_unfit = pc.or_(is_unfit, fit.is_missing)
+        if fit.problem:
+            problems.append(f"{_expected(name, kind)} {fit.problem}")
+        is_useless |= fit.is_useless
+        is_left_out = pc.or_(is_left_out, is_unfit)
+        if fit.values is not None:
+            position = rows.schema.get_field_index(name)
+            rows = rows.set_column(position, name, fit.values)
     if not problems:
         return rows
     left_out_count = is_left_out.true_count
@@ -88,6 +78,48 @@ def in_types(
     text = "%s: %d of %d rows are left out: %s"
     log.warning(text, place, left_out_count, rows.num_rows, words)
     return rows.filter(pc.invert(is_left_out))
+
+
+class _Fit(NamedTuple):
+    """How the values of a column fit a type.
+
+    Attributes:
+        values: The values in the type; None: there is no such column, or it is of another kind.
+        is_lost: Whether the type does not hold a value.
+        is_missing: Whether a row has no value.
+        problem: What was found that does not fit; empty if all values fit.
+        is_useless: Whether no value fits.
+
+    """
+
+    values: pa.Array | None
+    is_lost: pa.Array
+    is_missing: pa.Array
+    problem: str
+    is_useless: bool
+
+
+def _fit(rows: pa.Table, name: str, kind: pa.DataType, *, is_identity: bool) -> _Fit:
+    nowhere = pa.array([False] * rows.num_rows)
+    if name not in rows.column_names:
+        return _Fit(None, nowhere, nowhere, "no such column", is_useless=True)
+    column = rows[name].combine_chunks()
+    judged = judge_column(column, kind, is_identity=is_identity)
+    if judged is None:
+        return _Fit(None, nowhere, nowhere, str(column.type), is_useless=True)
+    is_missing = pc.and_not(judged.values.is_null(), judged.is_lost)
+    lost_values = column.filter(judged.is_lost)
+    problem = ""
+    if len(lost_values):
+        example = lost_values.to_numpy(zero_copy_only=False)[0]
+        problem = f"{column.type}: {str(example)!r}"
+    is_useless = bool(problem) and judged.values.null_count == len(column)
+    return _Fit(judged.values, judged.is_lost, is_missing, problem, is_useless)
+
+
+def _expected(name: str, kind: pa.DataType) -> str:
+    wanted = "times" if kind == TIME else kind
+    return f"{name}: expected {wanted}, found"
 
 
 def open_table(connection: Any, source: str) -> ir.Table:
@@ -108,20 +140,33 @@ def open_table(connection: Any, source: str) -> ir.Table:
     is_one_file = not more_parts and Path(first_part).is_file()
     if is_one_file and first_part.endswith(".parquet") and not has_magic(first_part):
         with reading(address):
-            _require_distinct(pq.read_schema(first_part).names)
-            return connection.read_parquet(first_part, hive_partitioning=False)
+            names = pq.read_schema(first_part).names
+            rows = connection.read_parquet(first_part, hive_partitioning=False)
+        require_distinct(names, shown_address(address))
+        return rows
     table = read(address)
-    with reading(address):
-        _require_distinct(table.column_names)
+    require_distinct(table.column_names, shown_address(address))
     return ibis.memtable(table)
 
 
-def _require_distinct(names: Sequence[str]) -> None:
-    """Raise a DataError where two columns are one for DuckDB, which would read either of them."""
-    folded_names: dict[str, str] = {}
-    for name in names:
-        other = folded_names.setdefault(name.lower(), name)
-        if other != name:
+def require_distinct(names: Collection[str], place: str) -> None:
+    """Require names that DuckDB tells apart: it does not heed their case.
+
+    Args:
+        names: Names of columns, each of them once.
+        place: Where the columns are.
+
+    Raises:
+        DataError: Two names differ in case alone.
+
+    """
+    names_by_fold: dict[bytes, str] = {}
+    for name in sorted(names):
+        # DuckDB folds letters of ASCII alone, as bytes do.
+        folded_name = name.encode().lower()
+        other_name = names_by_fold.setdefault(folded_name, name)
+        if other_name != name:
             raise DataError(
-                f"columns {other} and {name} differ in case alone: rename one"
+                f"{place}: {other_name} and {name}: expected names of columns that differ in more "
+                "than case, as DuckDB reads both as one: rename one of them"
             )

@@ -43,8 +43,9 @@ from feature_repo.extensions.asof_join import (
     dated_rows,
     living,
 )
-from feature_repo.extensions.parquet_files import read_parquet_files, require_distinct
+from feature_repo.extensions.parquet_files import read_parquet_files
 from feature_repo.on_demand import input_columns
+from feature_repo.team_tables import require_distinct
 
 log = logging.getLogger(__name__)
 NUMBER = ibis.util.gen_name("number")

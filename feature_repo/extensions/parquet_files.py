@@ -19,6 +19,7 @@ import pyarrow.dataset as pads
 from pyarrow.fs import LocalFileSystem
 
 from core.errors import DataError
+from feature_repo.team_tables import require_distinct
 
 ENDINGS = (".parquet", ".parq", ".pq")
 """Names of files that are read of a folder; a file that is named itself may have any name."""
@@ -86,29 +87,6 @@ def read_parquet_files(path: str, names: Collection[str]) -> ir.Table:
     return rows.join(folders, FILE).drop(FILE)
 
 
-def require_distinct(names: Collection[str], place: str) -> None:
-    """Require names that DuckDB tells apart: it does not heed their case.
-
-    Args:
-        names: Names of columns, each of them once.
-        place: Where the columns are.
-
-    Raises:
-        DataError: Two names differ in case alone.
-
-    """
-    names_by_fold: dict[bytes, str] = {}
-    for name in sorted(names):
-        # DuckDB folds letters of ASCII alone, as bytes do.
-        folded_name = name.encode().lower()
-        other_name = names_by_fold.setdefault(folded_name, name)
-        if other_name != name:
-            raise DataError(
-                f"{place}: {other_name} and {name}: expected names of columns that differ in more "
-                "than case, as DuckDB reads both as one: rename one of them"
-            )
-
-
 def _open_files(path: str) -> tuple[list[ParquetFile], pa.Schema]:
     """Open all files that a path names.
 
@@ -173,18 +151,20 @@ def _common_type(name: str, files: list[ParquetFile]) -> pa.DataType:
     paths_by_type: dict[pa.DataType, str] = {}
     for file in files:
         paths_by_type.setdefault(file.columns.field(name).type, file.path)
-    found = " and ".join(f"{kind} in {path}" for kind, path in paths_by_type.items())
+    types_text = " and ".join(
+        f"{kind} in {path}" for kind, path in paths_by_type.items()
+    )
     try:
         kind = _promoted(set(paths_by_type))
     except pa.ArrowException as exc:
         raise DataError(
-            f"{name}: expected a type that holds the values of all files, found {found}: write "
+            f"{name}: expected a type that holds the values of all files, found {types_text}: write "
             "the files with one type"
         ) from exc
     if pa.types.is_decimal(kind) and kind.precision > MOST_DIGITS:
         raise DataError(
             f"{name}: expected a decimal of at most {MOST_DIGITS} digits for the values of all "
-            f"files, found {found}: write the files with fewer digits"
+            f"files, found {types_text}: write the files with fewer digits"
         )
     return kind
 

@@ -42,7 +42,8 @@ TYPES_OF_FIELDS = {
     "score": pa.float64(),
     "version": pa.string(),
 }
-REFUSALS_SAID = 3
+"""Types of what each row has beside keys and features."""
+MOST_NAMED_ROWS = 3
 """Number of refused rows that the program's log names; the others are counted."""
 
 
@@ -262,7 +263,7 @@ class _RowReader:
         return PredictionLine.model_validate_json(to_json(line))
 
     def _refuse(self, request_id: str | None, error: _WrongRowError) -> None:
-        if self.refused.total() < REFUSALS_SAID:
+        if self.refused.total() < MOST_NAMED_ROWS:
             text = "%s: row %s of its table: %s"
             log.warning(text, self._spec.name, request_id, error)
         self.refused[f"rows of its table with a wrong {error.column}"] += 1

@@ -7,8 +7,10 @@ import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 from redis import Redis
 
-from core.spec import MISSING
+from core.spec import MISSING, Population
 from serving.app import create_app
+from serving.scoring.matrix import is_in_population
+from serving.scoring.rows import Features
 from tests.conftest import at_most, wait_until
 from tests.serving.conftest import KNOWN, body_of, client_of, contract, place
 from tests.support.serving.refusals import PATHS
@@ -124,3 +126,11 @@ def test_an_answer_says_that_a_view_has_no_row_of_the_entity(
     assert [known.status_code, late.status_code, unknown.status_code] == [200, 503, 404]
     reason = f"view customer_features has no row of customer_id {LATE}"
     assert late.json()["detail"] == f"no features for a prediction: {reason}"
+
+
+def test_an_entity_whose_population_is_unknown_is_in_none():
+    population = Population(feature="lifetime_orders", below=9)
+    version = contract().model_copy(update={"population": population})
+    for value, is_member in ((None, False), (-1, False), (8, True), (9, False)):
+        features = Features({"lifetime_orders": value}, "request")
+        assert is_in_population(version, features) is is_member
