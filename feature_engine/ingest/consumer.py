@@ -327,37 +327,38 @@ class EventConsumer:
         if not rows:
             return
         now = max(row["ingested_at"] for row in rows)
+        source_rows = self._source_rows(rows)
         with VALIDATION:
-            validation = self._rules.validate(
-                self._source_rows(rows), now + CLOCKS_DIFFER
-            )
+            validation = self._rules.validate(source_rows, now + CLOCKS_DIFFER)
         broken_rules = validation.bad_rows
-        broken_rows = as_json(
-            self._source_rows([rows[number] for number in broken_rules])
-        )
-        entries = quarantine_entries(broken_rows, list(broken_rules.values()), now)
+        texts = as_json(source_rows)
+        broken_texts = [texts[number] for number in broken_rules]
+        entries = quarantine_entries(broken_texts, list(broken_rules.values()), now)
         quarantine(self._quarantine, entries)
         good_rows = [
-            row for number, row in enumerate(rows) if number not in broken_rules
+            _Known(row, texts[number])
+            for number, row in enumerate(rows)
+            if number not in broken_rules
         ]
         if good_rows:
             # A superseded row has to be the one that the table holds.
             with one_writer(self._settings, self._raw.name):
                 values = self._merge(good_rows, now)
                 raw_version = self._raw.version
-            leave_quarantine(self._quarantine, as_json(self._source_rows(good_rows)))
+            leave_quarantine(self._quarantine, [known.text for known in good_rows])
             self._online.writer.write(values, raw_version)
             self._window_ends.add(values)
 
-    def _merge(self, rows: Sequence[Row], now: datetime) -> list[ViewValues]:
+    def _merge(self, events: Sequence["_Known"], now: datetime) -> list[ViewValues]:
         """Merge rows into the raw table; return the feature values of their entities.
 
         The values come first: a row that no expression can take must not stand in the table.
         """
         key = self._dataset.key
         entity = self._dataset.entity
+        rows = [event.row for event in events]
         replaced_rows = raw_rows(self._raw, key, {key_of(row, key) for row in rows})
-        new_rows = self._new_rows(rows, replaced_rows)
+        new_rows = self._new_rows(events, replaced_rows)
         values: list[ViewValues] = []
         problem = self._online.problem()
         if problem is None:
@@ -386,12 +387,14 @@ class EventConsumer:
         self._raw.merge(new_rows, key, columns)
         return values
 
-    def _new_rows(self, rows: Sequence[Row], replaced_rows: pa.Table) -> pa.Table:
+    def _new_rows(
+        self, events: Sequence["_Known"], replaced_rows: pa.Table
+    ) -> pa.Table:
         """Return the rows that count: one after the other, as if each had come alone.
 
         Args:
-            rows: Rows in the order of their arrival.
-            replaced_rows: Rows of the table that have a key of `rows`.
+            events: Rows in the order of their arrival.
+            replaced_rows: Rows of the table that have a key of `events`.
 
         """
         key = self._dataset.key
@@ -404,11 +407,9 @@ class EventConsumer:
         }
         landed = known.copy()
         rows_to_merge = {}
-        for row, text in zip(rows, as_json(self._source_rows(rows)), strict=True):
-            row_key = key_of(row, key)
-            changed = self._with_event(
-                known.get(row_key), _Known(row, text), landed.get(row_key)
-            )
+        for event in events:
+            row_key = key_of(event.row, key)
+            changed = self._with_event(known.get(row_key), event, landed.get(row_key))
             if changed is not None:
                 known[row_key] = changed
                 rows_to_merge[row_key] = changed.row

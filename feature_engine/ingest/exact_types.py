@@ -17,6 +17,7 @@ YEARS = "a year from 2 to 9998"
 ODD_VALUE = r"[+-]?\d+|[+-]?\d{5,}-.*|-\d.*|0000-.*"
 """A number or a time of the right kind that its type does not hold: 007, or the year 20000."""
 LOCAL_TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*"
+ROW_ENCODER = json.JSONEncoder(default=str, sort_keys=True)
 UNREADABLE = pa.field(
     f"{OWN_PREFIX}unreadable", pa.struct({"row": pa.string(), "problem": pa.string()})
 )
@@ -57,7 +58,7 @@ def _readable(column: pa.Array) -> pa.Array:
 
 def as_text(row: Mapping[str, Any]) -> str:
     """Return a row as quarantine has it, in JSON."""
-    return json.dumps(row, default=str, sort_keys=True)
+    return ROW_ENCODER.encode(row)
 
 
 def in_schema(

@@ -20,6 +20,7 @@ MICROSECOND = timedelta(microseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MARK = "_gyre_log"
 """Field of a history as JSON; no column of a source has such a name."""
+ENCODER = json.JSONEncoder(sort_keys=True)
 DIGEST_BYTES = 8
 MOST_CONTENTS = 1_000
 """Contents of one key that are kept; of more the oldest events go."""
@@ -83,6 +84,8 @@ class History:
 
         """
         event = Content(at, "e", digest_of(row))
+        if not self.contents:
+            return History((event,), sent=row)
         landed_contents = self.contents if landed is None else landed.contents
         is_behind_new = _events_at(self.contents, at) != _events_at(landed_contents, at)
         if event in landed_contents and not is_behind_new:
@@ -126,6 +129,8 @@ class History:
             may_come_late: Whether an event may still land that is older than what is known.
 
         """
+        if len(self.contents) == 1:
+            return self
         limit = now - lag if may_come_late else now + 1
         old = [content for content in self.contents if content.at < limit]
         recent = self.contents[len(old) :]
@@ -226,7 +231,7 @@ def read_history(stored: str | None, row: str) -> History:
         return History((Content(LONG_AGO, "s", digest_of(row)),), said=row)
     document = json.loads(stored) if stored else {}
     if MARK not in document:
-        said = json.dumps(document, sort_keys=True) if document else ""
+        said = ENCODER.encode(document) if document else ""
         event = Content(LONG_AGO, "e", digest_of(row))
         source = [Content(LONG_AGO, "s", digest_of(said))] if said else []
         return History((*source, event), said=said, sent=row)
@@ -247,7 +252,7 @@ def write_history(history: History, row: str) -> str:
         "said": _written_row(history.said, row),
         "sent": _written_row(history.sent, row),
     }
-    return json.dumps(document, sort_keys=True)
+    return ENCODER.encode(document)
 
 
 def history_of_new_row(at: int) -> str:
@@ -258,7 +263,7 @@ def history_of_new_row(at: int) -> str:
 
     """
     contents = [(at, "s", None)]
-    return json.dumps({MARK: contents, "said": True, "sent": None}, sort_keys=True)
+    return ENCODER.encode({MARK: contents, "said": True, "sent": None})
 
 
 def _written_row(text: str, row: str) -> Any:
@@ -270,4 +275,4 @@ def _written_row(text: str, row: str) -> Any:
 def _read_row(value: Any, row: str) -> str:
     if value is True:
         return row
-    return json.dumps(value, sort_keys=True) if value else ""
+    return ENCODER.encode(value) if value else ""

@@ -309,31 +309,36 @@ class _Landing:
         if not self.raw.exists:
             return rows
         stored = open_raw(self.connection, self.raw)
+        former = [stored]
         by_events = stored.filter(stored.superseded.notnull())
-        text = by_events.superseded
+        if _count(by_events):
+            former = self._said_before(stored, entries)
+        for former_rows in former:
+            is_same = _same(rows, former_rows, self.dataset.schema.names)
+            rows = rows.anti_join(former_rows, is_same)
+        return self.without_older_versions(rows)
+
+    def _said_before(self, stored: ir.Table, entries: ir.Table) -> list[ir.Table]:
+        """Return tables of the rows that the source said before, where there were events."""
+        text = stored.superseded
         document = text.nullif("").cast("json")
         is_history = text.startswith(f'{{"{MARK}"')
         said = is_history.ifelse(document["said"].cast("string"), text)
-        by_events = by_events.mutate({SAID: said})
+        sent = is_history.ifelse(document["sent"].cast("string"), "true")
+        stored = stored.mutate({SAID: said})
         # The source said the row that counts, or another one.
-        has_said = stored.filter(stored.superseded.isnull())
+        is_said = stored.superseded.isnull()
+        others = []
         if not self.order.source_wins:
-            is_counting = by_events.filter(by_events[SAID] == "true")
-            others = by_events.filter(by_events[SAID].startswith("{"))
-            said_rows = _unpacked(self.dataset, others.select({TEXT: SAID}))
-            has_said = has_said.union(is_counting.drop(SAID))
-        sent = document["sent"].cast("string")
-        events = by_events.filter(is_history.ifelse(sent == "true", True))  # noqa: FBT003
+            is_said |= stored[SAID] == "true"
+            is_other = stored[SAID].startswith("{")
+            other_texts = stored.filter(is_other).select({TEXT: SAID})
+            others.append(_unpacked(self.dataset, other_texts))
+        events = stored.filter(text.notnull(), sent == "true")
         is_later = events.ingested_at > entries[SET_ASIDE_AT]
         is_same_key = _same(entries, events, self.dataset.key)
         corrected = entries.semi_join(events, [is_later, *is_same_key])
-        names = self.dataset.schema.names
-        former = [has_said, corrected]
-        if not self.order.source_wins:
-            former.append(said_rows)
-        for former_rows in former:
-            rows = rows.anti_join(former_rows, _same(rows, former_rows, names))
-        return self.without_older_versions(rows)
+        return [stored.filter(is_said), corrected, *others]
 
     def without_older_versions(self, rows: ir.Table) -> ir.Table:
         """Leave out rows whose column of versions is below that of the table's row."""
@@ -442,6 +447,15 @@ class _Landing:
             unread: Entries of quarantine for unreadable rows.
 
         """
+        counts: dict[str, Any] = {"inserted": 0, "replaced": 0, "quarantined": 0}
+        # An event that lands meanwhile would be a row that these were not tried with.
+        with one_writer(self.settings, self.raw.name):
+            if unread.num_rows or _count(selection.new_rows):
+                counts = self._commit_rows(selection, unread)
+            self._release_landed(selection.entries)
+        return counts
+
+    def _commit_rows(self, selection: _Selection, unread: pa.Table) -> dict[str, Any]:
         bad_entries = self.connection.read_parquet(self.file("bad"))
         # Rows without a key may be equal.
         single_entries = bad_entries.distinct(on="row", keep="first")
@@ -451,45 +465,42 @@ class _Landing:
         if self.raw.exists:
             arrival = ibis.literal(self.as_of)
         rows = rows.mutate(ingested_at=arrival)
-        # An event that lands meanwhile would be a row that these were not tried with.
-        with one_writer(self.settings, self.raw.name):
-            rows = self.without_older_versions(rows)
-            settled = self.settle(rows)
-            if settled.no_news:
-                no_news = ibis.memtable({POSITION: settled.no_news})
-                rows = self.save("news", rows.anti_join(no_news, POSITION))
-            faults = find_faults(
-                self.dataset, self.connection, rows, self.raw, selection.again_count
-            )
-            is_at_fault = rows[POSITION].isin([*faults])
-            good_rows = rows.filter(~is_at_fault)
-            histories = pa.table(
-                {
-                    POSITION: pa.array(settled.histories, pa.int64()),
-                    "superseded": pa.array(settled.histories.values(), pa.string()),
-                }
-            )
-            good_rows = good_rows.left_join(ibis.memtable(histories), POSITION)
-            of_new_key = ibis.literal(settled.of_new_key, "string")
-            good_rows = good_rows.mutate(
-                superseded=good_rows.superseded.coalesce(of_new_key)
-            )
-            self.save("good", good_rows.drop(f"{POSITION}_right"))
-            pq.write_table(settled.kept_rows, self.file("kept"))
-            # In this order: after a kill in between the good rows come alone, and not the bad ones.
-            bad_count = quarantine(self.aside, self._dataset("aside"))
-            bad_count += quarantine(self.aside, unread)
-            rows_at_fault = rows.filter(is_at_fault).to_pyarrow()
-            bad_count += quarantine_faults(
-                self.aside, self.dataset, rows_at_fault, faults, self.as_of
-            )
-            counts = self.raw.merge(
-                self._dataset("good", "kept"),
-                key=self.dataset.key,
-                content=[*self.dataset.schema.names, "superseded"],
-            )
-            counts["replaced"] -= settled.kept_rows.num_rows
-            self._release_landed(selection.entries)
+        rows = self.without_older_versions(rows)
+        settled = self.settle(rows)
+        if settled.no_news:
+            no_news = ibis.memtable({POSITION: settled.no_news})
+            rows = self.save("news", rows.anti_join(no_news, POSITION))
+        faults = find_faults(
+            self.dataset, self.connection, rows, self.raw, selection.again_count
+        )
+        is_at_fault = rows[POSITION].isin([*faults])
+        good_rows = rows.filter(~is_at_fault)
+        histories = pa.table(
+            {
+                POSITION: pa.array(settled.histories, pa.int64()),
+                "superseded": pa.array(settled.histories.values(), pa.string()),
+            }
+        )
+        good_rows = good_rows.left_join(ibis.memtable(histories), POSITION)
+        of_new_key = ibis.literal(settled.of_new_key, "string")
+        good_rows = good_rows.mutate(
+            superseded=good_rows.superseded.coalesce(of_new_key)
+        )
+        self.save("good", good_rows.drop(f"{POSITION}_right"))
+        pq.write_table(settled.kept_rows, self.file("kept"))
+        # In this order: after a kill in between the good rows come alone, and not the bad ones.
+        bad_count = quarantine(self.aside, self._dataset("aside"))
+        bad_count += quarantine(self.aside, unread)
+        rows_at_fault = rows.filter(is_at_fault).to_pyarrow()
+        bad_count += quarantine_faults(
+            self.aside, self.dataset, rows_at_fault, faults, self.as_of
+        )
+        counts = self.raw.merge(
+            self._dataset("good", "kept"),
+            key=self.dataset.key,
+            content=[*self.dataset.schema.names, "superseded"],
+        )
+        counts["replaced"] -= settled.kept_rows.num_rows
         return counts | {"quarantined": bad_count}
 
     def _release_landed(self, entries: ir.Table) -> None:

@@ -78,7 +78,9 @@ class OnlineValues:
             self.store.config.online_store, RedisOnlineStoreConfig
         )
         feast_write = None if self.is_redis else self.store.provider.ingest_df
-        self.writer = OnlineWriter(self.store.config, self.redis, feast_write)
+        self.writer = OnlineWriter(
+            self.store.config, self.redis, feast_write, is_locked=True
+        )
 
     @cached_property
     def views(self) -> dict[str, FeatureView]:

@@ -6,8 +6,8 @@ sees to the first. This module sees to the second, for values of two kinds:
 - Values that are newer than the view's table, from the event consumer and from windows that end.
   Their keys are noted in a sorted set, with the version of the raw table, before they are written.
 - Rows of the view's table, from a refresh. A key that is noted is ahead of the table: its row is left
-  out. Where a key is noted meanwhile, the transaction begins anew. So a refresh on Spark's executors
-  is right without the feature lock, which every other writer holds.
+  out. Spark's executors do not hold the feature lock, as every other writer does: there a transaction
+  watches the notes, and begins anew where a key is noted meanwhile.
 
 All of this travels to Spark's executors by value, so it imports nothing of Gyre but values, and
 modules that travel too.
@@ -71,15 +71,22 @@ class OnlineWriter:
         config: Feast's configuration.
         redis: A client of Redis. It has the sorted sets also where another store has the values.
         feast_write: Feast's own write, where the values are in another store; None: in Redis.
+        is_locked: Whether the caller holds the feature lock while it writes.
 
     """
 
     def __init__(
-        self, config: RepoConfig, redis: Any, feast_write: FeastWrite | None = None
+        self,
+        config: RepoConfig,
+        redis: Any,
+        feast_write: FeastWrite | None = None,
+        *,
+        is_locked: bool = False,
     ) -> None:
         self._config = config
         self._redis = redis
         self._feast_write = feast_write
+        self._is_locked = is_locked
 
     def write(
         self, values: Iterable[ViewValues], raw_version: int | None = None
@@ -106,10 +113,11 @@ class OnlineWriter:
         self, view: str, keys: Sequence[KeyValues], raw_version: int = 0
     ) -> set[KeyValues]:
         """Return the keys that are noted with a version of the raw table, or with a later one."""
-        if not keys:
+        noted = ahead_key(self._config.project, view)
+        if not keys or not self._redis.exists(noted):
             return set()
         texts = [key_text(key) for key in keys]
-        versions = self._redis.zmscore(ahead_key(self._config.project, view), texts)
+        versions = self._redis.zmscore(noted, texts)
         return {
             key
             for key, version in zip(keys, versions, strict=True)
@@ -126,8 +134,7 @@ class OnlineWriter:
                 if self._feast_write:
                     self._write_by_feast(view_values)
                 else:
-                    for command in self._commands(view_values):
-                        pipe.execute_command(*command)
+                    self._add_commands(pipe, view_values)
             pipe.execute()
 
     def _write_rows_of_table(self, values: ViewValues) -> None:
@@ -135,10 +142,18 @@ class OnlineWriter:
         for batch in _batches(values):
             if self._feast_write:
                 self._write_by_feast(self._behind(batch))
+            elif self._is_locked:
+                with self._redis.pipeline(transaction=False) as pipe:
+                    self._add_commands(pipe, self._behind(batch))
+                    pipe.execute()
             else:
                 commands = list(self._commands(batch))
                 add_commands = partial(_add_behind, noted, batch, commands)
                 self._redis.transaction(add_commands, noted)
+
+    def _add_commands(self, pipe: Any, values: ViewValues) -> None:
+        for command in self._commands(values):
+            pipe.execute_command(*command)
 
     def _commands(self, values: ViewValues) -> Iterator[Command]:
         """Yield the command of each key, in the order of `ViewValues.all_keys`."""
@@ -148,6 +163,8 @@ class OnlineWriter:
     def _behind(self, values: ViewValues) -> ViewValues:
         """Return the values whose keys are not noted."""
         keys_ahead = self.keys_ahead(values.view.name, values.all_keys())
+        if not keys_ahead:
+            return values
         row_keys = key_values(values.view, values.rows)
         is_behind = pa.array([key not in keys_ahead for key in row_keys], pa.bool_())
         deleted = [key for key in values.deleted if key not in keys_ahead]

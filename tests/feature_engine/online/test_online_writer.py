@@ -115,14 +115,19 @@ def test_random_rows_equal_those_of_feasts_own_store_to_the_byte(tmp_path):
         open_store(tmp_path, port, 0).materialize(BEGIN, END)
         store = open_store(tmp_path, port, 1)
         values = ViewValues(store.get_feature_view("rows"), rows)
-        OnlineWriter(store.config, Redis(port=port, db=1)).write([values])
+        OnlineWriter(store.config, Redis(port=port, db=1), is_locked=True).write(
+            [values]
+        )
         feast_hashes = hashes(Redis(port=port, db=0))
         assert len(feast_hashes) == ROWS
         assert hashes(Redis(port=port, db=1)) == feast_hashes
 
 
+@pytest.mark.parametrize("is_locked", [True, False])
 @pytest.mark.parametrize("kind", ["redis", "sqlite"])
-def test_rows_of_a_table_leave_out_keys_that_a_newer_raw_table_wrote(tmp_path, kind):
+def test_rows_of_a_table_leave_out_keys_that_a_newer_raw_table_wrote(
+    tmp_path, kind, is_locked
+):
     """A refresh comes after the event consumer, with an older value and a deletion of its key."""
     rows = with_numbers(random_rows().slice(0, 3), [1, 2, 3])
     newer_rows = with_numbers(rows, [7, 8, 9])
@@ -131,7 +136,9 @@ def test_rows_of_a_table_leave_out_keys_that_a_newer_raw_table_wrote(tmp_path, k
         store = open_store(tmp_path, port, 0, kind)
         view = store.get_feature_view("rows")
         feast_write = None if kind == "redis" else store.provider.ingest_df
-        writer = OnlineWriter(store.config, Redis(port=port, db=0), feast_write)
+        writer = OnlineWriter(
+            store.config, Redis(port=port, db=0), feast_write, is_locked=is_locked
+        )
         first, second, third = key_values(view, rows)
         writer.write([ViewValues(view, newer_rows.slice(0, 1))], raw_version=7)
         writer.write([ViewValues(view, rows.slice(0, 2), deleted=[first, third])])
