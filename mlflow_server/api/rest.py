@@ -17,6 +17,7 @@ from core.errors import (
 from core.files import location, read_file
 from core.settings import Settings
 from mlflow_server.api.login import SERVER_CERTIFICATE, read_login, tls_context
+from mlflow_server.api.store import may_open
 
 TIMEOUT_SECONDS = 5
 DOWNLOAD_SECONDS = 10
@@ -78,9 +79,13 @@ def read_artifact(settings: Settings, uri: str, place: str) -> bytes:
 
     Raises:
         RegistryError: MLflow does not answer, or refuses the login.
-        ArtifactError: There is no such file, or its store does not answer.
+        ArtifactError: There is no such file, its store does not answer, or the address is outside
+            the store of Gyre's own MLflow.
 
     """
+    if not may_open(settings, uri):
+        text = f"{uri!r} is not in the store of this installation's MLflow"
+        raise ArtifactError(f"{place}: not read: {text}")
     parts = urlsplit(uri)
     if parts.scheme in {"", "file", "s3"}:
         folder = location(uri if parts.scheme == "s3" else parts.path)

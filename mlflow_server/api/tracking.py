@@ -33,6 +33,7 @@ from core.text_limits import RUN_NAME, RUN_TAG, cut
 from core.user_code import in_one_line
 from mlflow_server.api.connection import mlflow_client, translated
 from mlflow_server.api.pages import DeletedExperiment
+from mlflow_server.api.store import may_open
 from mlflow_server.tags import (
     DESCRIPTION_TAG,
     KEY_TAG,
@@ -74,6 +75,7 @@ class Tracking:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._client = mlflow_client(settings)
         self._mlflow_name = settings.mlflow_name
 
@@ -220,16 +222,19 @@ class Tracking:
     @translated("log text")
     def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
         """Store a text as an artifact."""
+        self._require_store(run_id)
         self._client.log_text(run_id, text, artifact_file)
 
     @translated("log dict")
     def log_dict(self, run_id: str, dictionary: Any, artifact_file: str) -> None:
         """Store a value as an artifact: JSON, or YAML where the file's name says it."""
+        self._require_store(run_id)
         self._client.log_dict(run_id, dictionary, artifact_file)
 
     @translated("log artifact")
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str) -> None:
         """Store a file in the folder `artifact_path` of the run's artifacts."""
+        self._require_store(run_id)
         self._client.log_artifact(run_id, local_path, artifact_path)
 
     @translated("log artifacts")
@@ -237,24 +242,40 @@ class Tracking:
         self, run_id: str, local_dir: str, artifact_path: str | None = None
     ) -> None:
         """Store the files of a folder in `artifact_path`, by default beside all others."""
+        self._require_store(run_id)
         self._client.log_artifacts(run_id, local_dir, artifact_path)
 
     @translated("list artifacts")
     def list_artifacts(self, run_id: str, path: str) -> list[FileInfo]:
         """Return the artifacts in a folder; none where there is no such folder."""
+        self._require_store(run_id)
         return list(self._client.list_artifacts(run_id, path))
 
     @translated("download artifacts")
     def download_artifacts(self, run_id: str, path: str, dst_path: str) -> str:
         """Copy the artifact (file or folder) `path` into a folder; return its place there."""
+        self._require_store(run_id)
         return str(self._client.download_artifacts(run_id, path, dst_path))
 
     @translated("delete artifacts")
     def delete_artifacts(self, run_id: str, path: str) -> None:
         """Delete the artifact (file or folder) `path`, if it is there."""
-        address = self._client.get_run(run_id).info.artifact_uri
+        address = self._require_store(run_id)
         repository = get_artifact_repository(address, self._client.tracking_uri)
         repository.delete_artifacts(path)
+
+    def _require_store(self, run_id: str) -> str:
+        """Return the location of a run's artifacts.
+
+        Raises:
+            RegistryError: It is outside the store of Gyre's own MLflow.
+
+        """
+        location = str(self._client.get_run(run_id).info.artifact_uri)
+        if not may_open(self._settings, location):
+            text = f"{location!r} is not in the store of this installation's MLflow"
+            raise RegistryError(f"run {run_id}: its files are not opened: {text}")
+        return location
 
     @translated("set terminated")
     def end(

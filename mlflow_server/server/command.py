@@ -8,6 +8,7 @@ import os
 import sys
 
 from core.settings import Settings, load_settings
+from mlflow_server.api.store import own_store
 
 
 def command(settings: Settings) -> list[str]:
@@ -47,8 +48,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "_MLFLOW_SERVER_FILE_STORE": store,
         "_MLFLOW_SERVER_REGISTRY_STORE": store,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": settings.artifacts_url
-        or str(folder / "artifacts"),
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": own_store(settings),
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
         # MLflow's own lets pages of any port of localhost write and read, and takes names such as

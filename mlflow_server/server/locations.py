@@ -2,14 +2,15 @@
 
 A client can give an experiment, a version or a trace a location. MLflow would read and write there as
 the owner of the stack: any file of the machine. So such a location is refused where it is given, and
-again where it is used, as a database may hold it from before.
+again where it is used, as a database may hold it from before. Gyre's own processes, which read the
+same database, ask again, too (mlflow_server/api).
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED
@@ -18,11 +19,10 @@ from mlflow.store.artifact.artifact_repository_registry import (
     get_registered_artifact_repositories,
 )
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import validate_path_within_directory
 
-PROXIED = "mlflow-artifacts"
-"""Scheme of a location in the store of whichever server answers."""
+from mlflow_server.api.store import FOLDERS, PROXIED, is_in, is_plain, is_proxied
+
 REFERENCES = frozenset({"runs", "models"})
 """Schemes that name a run or a model, whose own location is looked up and checked again."""
 GIVEN_BY = {
@@ -42,10 +42,8 @@ GIVEN_BY_TAG = frozenset(
 """Routes by which a client gives one as a tag of a trace."""
 TAGS = frozenset({"mlflow.artifactLocation", "mlflow.trace.archiveLocation"})
 """The tags."""
-PLACEHOLDERS = frozenset({"", "dummy-source", "prompt-template"})
-"""What stands for no location; the others are MLflow's, for the versions of a prompt."""
-FOLDERS = frozenset({"", "file"})
-"""Schemes of a folder of this machine."""
+PLACEHOLDERS = frozenset({"dummy-source", "prompt-template"})
+"""Sources of the versions of a prompt, which have no files."""
 Repository = Callable[..., ArtifactRepository]
 
 
@@ -82,17 +80,16 @@ class Locations:
         for field, location in given:
             if not isinstance(location, str):  # MLflow refuses it
                 continue
-            url = urlsplit(location)
-            is_reference = url.scheme in {*REFERENCES, PROXIED} and not url.netloc
-            is_named = is_reference and _is_plain(location)
-            if not is_named and location not in PLACEHOLDERS and not self.has(location):
+            is_named = field == "source" and _is_reference(location)
+            is_known = not location or is_named or is_proxied(location)
+            if not is_known and not self.has(location):
                 text = f"{field}: {location!r} is not in the store of this server"
                 remedy = "leave it out, or name a place in mlflow-artifacts:/"
                 raise MlflowException(f"{text}; {remedy}", INVALID_PARAMETER_VALUE)
 
     def has(self, location: str) -> bool:
         """Whether an address is that of the store, or lies below it."""
-        return any(_is_in(store, location) for store in self._stores)
+        return any(is_in(store, location) for store in self._stores)
 
     def guard(self) -> None:
         """Let MLflow's code in this process open no location outside the store.
@@ -127,15 +124,11 @@ def _tags_of(body: Any) -> Iterator[tuple[str, Any]]:
             yield from _tags_of(value)
 
 
-def _is_in(store: str, location: str) -> bool:
-    is_folder = urlsplit(store).scheme in FOLDERS
-    if urlsplit(location).scheme in FOLDERS:
-        path = Path(local_file_uri_to_path(location))
-        folder = Path(local_file_uri_to_path(store)) if is_folder else None
-        return folder is not None and path.resolve().is_relative_to(folder.resolve())
-    root = store.rstrip("/")
-    is_below = location == root or location.startswith(f"{root}/")
-    return is_below and _is_plain(location)
+def _is_reference(source: str) -> bool:
+    """Whether the source of a version is a run, a model or that of a prompt."""
+    url = urlsplit(source)
+    is_address = url.scheme in REFERENCES and not url.netloc and is_plain(source)
+    return is_address or source in PLACEHOLDERS
 
 
 class StoreFolder(LocalArtifactRepository):  # type: ignore[misc]  # MLflow does not type it
@@ -153,13 +146,3 @@ class StoreFolder(LocalArtifactRepository):  # type: ignore[misc]  # MLflow does
         self.get_local_path("traces.json")
         data: dict[str, Any] = super().download_trace_data()
         return data
-
-
-def _is_plain(location: str) -> bool:
-    """Whether an address has neither `..`, in any spelling, nor a query, nor a fragment."""
-    text = location
-    while (plainer := unquote(text)) != text:
-        text = plainer
-    parts = text.replace("\\", "/").split("/")
-    url = urlsplit(text)
-    return ".." not in parts and not url.query and not url.fragment

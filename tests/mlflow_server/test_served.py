@@ -12,7 +12,10 @@ import mlflow
 import pytest
 from mlflow.entities import ViewType
 
+from core.errors import ArtifactError, RegistryError
 from core.settings import Settings
+from mlflow_server.api.rest import read_artifact
+from mlflow_server.api.tracking import Tracking
 from mlflow_server.server.locations import Locations
 from mlflow_server.server.routes import SERVED, route_name
 from tests.conftest import BIN, mlflow_server, unused_port
@@ -93,6 +96,19 @@ def test_a_refused_route_does_nothing(settings, call):
         "mlflow-artifacts://elsewhere/x",
         "mlflow-artifacts:/../{folder}",
         "mlflow-artifacts:/%2e%2e/{folder}",
+        "mlflow-artifacts:/a/.%09./x",
+        "mlflow-artifacts:////127.0.0.1:1/x",
+        "mlflow-artifacts:///127.0.0.1:1/x",
+        "mlflow-artifacts:/\t/127.0.0.1:1/x",
+        "mlflow-artifacts:/.//127.0.0.1:1/x",
+        "mlflow-artifacts:/%2f127.0.0.1:1/x",
+        "mlflow-artifacts:x",
+        "runs:/x/y",
+        "models:/x/1",
+        "dummy-source",
+        "\0{folder}",
+        "{folder}/link/x",
+        "{folder}/%2e%2e/{folder.name}/link/x",
         "s3://bucket/x",
         "http://127.0.0.1:1/x",
         "dbfs:/x",
@@ -102,6 +118,8 @@ def test_a_refused_route_does_nothing(settings, call):
 def test_an_experiment_outside_the_store_is_not_made(
     settings, tmp_path, spelling, api, encoded, place
 ):
+    # Now it leads into the store; its owner can turn it at any time.
+    (tmp_path / "link").symlink_to(settings.home / "mlflow" / "artifacts")
     body = {"name": f"{tmp_path}", spelling: place.format(folder=tmp_path)}
     content = json.dumps(body)
     for _ in range(encoded - 1):
@@ -154,7 +172,8 @@ def test_a_trace_outside_the_store_is_not_made(settings, tmp_path):
     assert "not in the store" in error_of(answer)
 
 
-def test_what_a_database_holds_from_before_is_not_opened(tmp_path, secret):
+@pytest.mark.parametrize("leads_to", ["secret", "store"])
+def test_what_a_database_holds_from_before_is_not_opened(tmp_path, secret, leads_to):
     """As it was: an experiment in another folder, whose run has a link as its artifacts."""
     settings = Settings(home=tmp_path / "home", mlflow_port=unused_port())
     with mlflow_server(settings, BIN / "python"):
@@ -163,7 +182,9 @@ def test_what_a_database_holds_from_before_is_not_opened(tmp_path, secret):
         run_id = api.create_run(experiment_id).info.run_id
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    (theirs / "artifacts").symlink_to(secret.parent)
+    store = settings.home / "mlflow" / "artifacts"
+    places = {"secret": secret.parent, "store": store}
+    (theirs / "artifacts").symlink_to(places[leads_to])
     uri = f"file://{theirs / 'artifacts'}"
     with closing(sqlite3.connect(settings.home / "mlflow" / "mlflow.db")) as database:
         database.execute("UPDATE runs SET artifact_uri = ?", [uri])
@@ -182,6 +203,14 @@ def test_what_a_database_holds_from_before_is_not_opened(tmp_path, secret):
         answer = httpx.post(f"{settings.mlflow_address}/graphql", json=document)
         assert secret.name not in answer.text
         assert "not in the store" in answer.text
+        with pytest.raises(ArtifactError, match="not in the store"):
+            read_artifact(settings, uri, secret.name)
+        tracking = Tracking(settings)
+        with pytest.raises(RegistryError, match="not in the store"):
+            tracking.log_text(run_id, "theirs", secret.name)
+        with pytest.raises(RegistryError, match="not in the store"):
+            tracking.download_artifacts(run_id, secret.name, f"{tmp_path}")
+    assert secret.read_text() == SECRET
 
 
 def test_a_link_out_of_the_store_is_no_part_of_it(settings, secret):
@@ -234,6 +263,12 @@ def test_mlflows_own_client_works_as_before(settings, tmp_path):
         ("/store", "file:///store/1", True),
         ("/store", "/store/../etc", False),
         ("/store", "/stores", False),
+        ("/store", "store/1", False),
+        ("/store", "FILE:/store/1", False),
+        ("/my store", "file:///my%20store/1", True),
+        ("/my store", "/my store/1", True),
+        ("/store", "/%2e%2e/store/1", False),
+        ("/store", "/store/\n1", False),
         ("/store", "s3://store/1", False),
         ("s3://bucket/gyre", "s3://bucket/gyre/1", True),
         ("s3://bucket/gyre", "s3://bucket/gyre2", False),
