@@ -28,6 +28,7 @@ from core.tables.query import query_table
 from core.tables.table import Table
 from core.user_code import in_one_line
 from feature_engine.events.broker import rewrite_file, waiting
+from feature_engine.ingest.history import without_rows
 from feature_engine.ingest.key_values import KeyReader, json_text_pattern
 from feature_engine.ingest.pipeline import catch_up
 from feature_engine.ingest.quarantine import leave_quarantine, quarantine_table
@@ -94,7 +95,7 @@ def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
             one_writer(settings, raw.name),
         ):
             raw.erase(is_own)
-            raw.erase(is_superseded, "superseded")
+            _erase_superseded_rows(raw, dataset, search.key_in(dataset))
             try:
                 if dataset.key:  # without one its expressions cannot be imported
                     with closing(OnlineValues(settings, dataset, raw)) as online:
@@ -102,6 +103,27 @@ def erase_raw_rows(search: EntitySearch, dataset: Dataset) -> int:
             finally:
                 raw.purge()
     return len(rows)
+
+
+def _erase_superseded_rows(raw: Table, dataset: Dataset, key: EntityKey) -> None:
+    """Erase the rows of an entity that rows of others have superseded; what is known else stays."""
+    is_superseded = key.in_json("superseded")
+    if not dataset.key:  # it cannot be imported
+        raw.erase(is_superseded, "superseded")
+        return
+    texts = raw.matching(is_superseded, "superseded")
+    if not texts:
+        return
+    rows = raw.read(where=pc.field("superseded").isin(pa.array(texts, pa.string())))
+    pattern = re.compile(key.pattern)
+    kept_texts = [
+        without_rows(text, lambda row: pattern.search(row) is not None)
+        for text in rows["superseded"].to_pylist()
+    ]
+    place = rows.column_names.index("superseded")
+    kept_column = pa.array(kept_texts, pa.string())
+    rows = rows.set_column(place, "superseded", kept_column)
+    raw.merge(rows, dataset.key, ["superseded"])
 
 
 @in_every_dataset

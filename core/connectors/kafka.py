@@ -17,6 +17,7 @@ from core.settings import Settings
 
 try:
     from confluent_kafka import (
+        TIMESTAMP_NOT_AVAILABLE,
         Consumer,
         KafkaError,
         KafkaException,
@@ -65,6 +66,13 @@ class ErrorLog:
 def place_of(message: Message) -> tuple[int, int]:
     """Return partition and offset of a record that a broker has."""
     return int(message.partition() or 0), int(message.offset() or 0)
+
+
+def sent_at(message: Message) -> int:
+    """Return the time of a record, in milliseconds since 1970; now if it has none, or a later one."""
+    now = int(time.time() * 1000)
+    kind, sent = message.timestamp()
+    return now if kind == TIMESTAMP_NOT_AVAILABLE else min(sent, now)
 
 
 def client_settings(settings: Settings, **more: Any) -> dict[str, Any]:

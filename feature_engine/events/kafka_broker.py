@@ -23,7 +23,6 @@ from uuid import uuid4
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    TIMESTAMP_NOT_AVAILABLE,
     Consumer,
     KafkaError,
     KafkaException,
@@ -44,6 +43,7 @@ from core.connectors.kafka import (
     place_of,
     producer,
     records_between,
+    sent_at,
 )
 from core.errors import BrokerUnavailableError, DataError
 from core.settings import Settings
@@ -385,11 +385,7 @@ class KafkaStream:
 
     def _entry(self, message: Message) -> KafkaEntry:
         partition, offset = place_of(message)
-        now = int(time.time() * 1000)
-        kind, sent = message.timestamp()
-        if kind == TIMESTAMP_NOT_AVAILABLE:
-            sent = now
-        arrival = max(self._newest_arrival(partition), min(sent, now))
+        arrival = max(self._newest_arrival(partition), sent_at(message))
         self._newest[partition] = arrival
         return KafkaEntry(
             id=f"{self._topic}/{partition}/{offset}",

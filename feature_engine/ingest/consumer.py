@@ -36,8 +36,11 @@ from feature_engine.events.broker import broker, broker_time, show_life, withdra
 from feature_engine.events.interface import Entry
 from feature_engine.ingest.forgotten import ForgottenFile
 from feature_engine.ingest.history import (
+    EPOCH,
+    LONG_AGO,
     MICROSECOND,
     History,
+    learnt_at,
     microseconds,
     read_history,
     write_history,
@@ -437,7 +440,9 @@ class EventConsumer:
         if self._dataset.version or not self._has_source:
             if old is not None and self._is_older(event, old):
                 return None
-            return _Known(event.row | {"superseded": None}, event.text)
+            # By its version alone; a source that repeats this version does not undo it.
+            superseded = "" if self._dataset.version and self._has_source else None
+            return _Known(event.row | {"superseded": superseded}, event.text)
         lag = self._dataset.lag // MICROSECOND
         at = microseconds(event.row["ingested_at"])
         before = _history_of(old)
@@ -467,7 +472,7 @@ class EventConsumer:
         """Whether an event is older than the row of the table: by its version, else by its arrival."""
         name = self._dataset.version
         if name is None:
-            return bool(event.row["ingested_at"] < old.row["ingested_at"])
+            return bool(event.row["ingested_at"] < _learnt_at(old))
         if old.row[name] is None:
             return False
         return event.row[name] is None or bool(event.row[name] < old.row[name])
@@ -491,6 +496,16 @@ class _Known(NamedTuple):
 
     row: Row
     text: str
+
+
+def _learnt_at(known: _Known) -> datetime:
+    """Return when a row was learnt: one that was released from quarantine, before it landed."""
+    if known.row["superseded"]:
+        at = learnt_at(known.row["superseded"], known.text)
+        if at != LONG_AGO:
+            return EPOCH + at * MICROSECOND
+    arrival: datetime = known.row["ingested_at"]
+    return arrival
 
 
 def _history_of(known: _Known | None) -> History:

@@ -9,7 +9,7 @@ Functions of this module are pure: they know digests of contents, and no table.
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -93,6 +93,11 @@ class History:
         events = [content.at for content in self.contents if content.origin == "e"]
         is_last = not events or events[-1] <= at
         return replace(self._with(event), sent=row if is_last else self.sent)
+
+    def since(self, at: int) -> "History":
+        """Return the events that came after a time."""
+        contents = tuple(content for content in self.contents if content.at > at)
+        return History(contents, sent=self.sent if contents else "")
 
     def _with(self, content: Content) -> "History":
         place = bisect_right(self.contents, content.at, key=attrgetter("at"))
@@ -243,6 +248,38 @@ def read_history(stored: str | None, row: str) -> History:
         said=_read_row(document["said"], row),
         sent=_read_row(document["sent"], row),
     )
+
+
+def learnt_at(stored: str, row: str) -> int:
+    """Return when the last content of a row of the raw table was learnt; see `read_history`."""
+    return read_history(stored, row).contents[-1].at
+
+
+def without_rows(stored: str, is_forgotten: Callable[[str], bool]) -> str | None:
+    """Return a value of the column `superseded` that keeps nothing of some rows.
+
+    Args:
+        stored: The value.
+        is_forgotten: Says of a row, as JSON, whether it is one of them.
+
+    Returns:
+        The value without them; None if nothing of it is left.
+
+    """
+    document = json.loads(stored)
+    forgotten_digests = set()
+    for name in ("said", "sent"):
+        row = document.get(name)
+        text = _read_row(row, "")
+        if text and is_forgotten(text):
+            document[name] = None
+            forgotten_digests.add(digest_of(text))
+    contents = [
+        content
+        for content in document.get(MARK, [])
+        if content[2] not in forgotten_digests
+    ]
+    return ENCODER.encode(document | {MARK: contents}) if contents else None
 
 
 def write_history(history: History, row: str) -> str:

@@ -51,6 +51,7 @@ from feature_engine.ingest.quarantine import (
 )
 from feature_engine.ingest.record import IngestReport
 from feature_engine.ingest.source import has_source, is_in_order, place
+from feature_engine.ingest.topics import LEARNT_AT
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
 from feature_repo.definition import OWN_PREFIX, POSITION, Dataset
@@ -90,18 +91,28 @@ class DeliveryOrder:
     Attributes:
         began: When its reading began, by the broker's clock, aware UTC; None: now.
         may_events_come_late: Says whether an event may still land that was acknowledged before.
-        source_wins: Every row counts, whatever events have said.
+        source_wins: Every row counts, whatever events have said before the reading began.
+        is_of_topic_alone: The dataset has no other source than its topic.
+        are_records: The rows are records of the topic of a dataset that has a source, too. Each is an
+            event of the time in its column LEARNT_AT.
 
     """
 
     began: datetime | None = None
     may_events_come_late: Callable[[], bool] = bool
     source_wins: bool = False
+    is_of_topic_alone: bool = False
+    are_records: bool = False
+
+    @property
+    def time(self) -> datetime:
+        """The beginning, aware UTC."""
+        return self.began or datetime.now(UTC)
 
     @property
     def at(self) -> int:
         """The beginning in microseconds since 1970."""
-        return microseconds(self.began or datetime.now(UTC))
+        return microseconds(self.time)
 
 
 def land(
@@ -328,28 +339,40 @@ class _Landing:
         stored = stored.mutate({SAID: said})
         # The source said the row that counts, or another one.
         is_said = stored.superseded.isnull()
-        others = []
-        if not self.order.source_wins:
-            is_said |= stored[SAID] == "true"
-            is_other = stored[SAID].startswith("{")
-            other_texts = stored.filter(is_other).select({TEXT: SAID})
-            others.append(_unpacked(self.dataset, other_texts))
+        if self.order.source_wins:
+            return [stored.filter(is_said)]
+        is_said |= stored[SAID] == "true"
+        is_other = stored[SAID].startswith("{")
+        other_texts = stored.filter(is_other).select({TEXT: SAID})
+        other_rows = _unpacked(self.dataset, other_texts)
         events = stored.filter(text.notnull(), sent == "true")
         is_later = events.ingested_at > entries[SET_ASIDE_AT]
         is_same_key = _same(entries, events, self.dataset.key)
         corrected = entries.semi_join(events, [is_later, *is_same_key])
-        return [stored.filter(is_said), corrected, *others]
+        return [stored.filter(is_said), corrected, other_rows]
 
     def without_older_versions(self, rows: ir.Table) -> ir.Table:
-        """Leave out rows whose column of versions is below that of the table's row."""
+        """Leave out rows whose version is below that of the table's row, or that of an event's row."""
         version = self.dataset.version
         if version is None or not self.raw.exists:
             return rows
         stored = open_raw(self.connection, self.raw)
         is_older = rows[version] < stored[version]
-        is_without = rows[version].isnull() & stored[version].notnull()
+        is_older |= rows[version].isnull() & stored[version].notnull()
+        if not self.order.source_wins:
+            is_same_version = rows[version].identical_to(stored[version])
+            is_older |= is_same_version & stored.superseded.notnull()
         same_key = _same(rows, stored, self.dataset.key)
-        return rows.anti_join(stored, [*same_key, is_older | is_without])
+        return rows.anti_join(stored, [*same_key, is_older])
+
+    def without_older_records(self, rows: ir.Table) -> ir.Table:
+        """Leave out records of a topic that an event has followed since the reading began."""
+        is_ordered = self.dataset.version or not self.order.is_of_topic_alone
+        if is_ordered or not self.raw.exists:
+            return rows
+        stored = open_raw(self.connection, self.raw)
+        events = stored.filter(stored.ingested_at > self.order.time)
+        return rows.anti_join(events, _same(rows, events, self.dataset.key))
 
     def judge_again(self, rows: ir.Table, entries: ir.Table) -> tuple[list[int], int]:
         """Judge rows that quarantine holds by the rules of single rows.
@@ -425,7 +448,7 @@ class _Landing:
                     warnings.setdefault(rule_name, text)
                 broken_rules = list(validation.bad_rows.values())
                 bad_rows = batch.take(pa.array(validation.bad_rows, pa.int64()))
-                texts = as_json(bad_rows.drop_columns([POSITION]))
+                texts = as_json(bad_rows.select(self.dataset.schema.names))
                 entries = quarantine_entries(texts, broken_rules, self.as_of)
                 bad.write_table(entries.append_column(POSITION, bad_rows[POSITION]))
         return list(warnings.values())
@@ -466,7 +489,10 @@ class _Landing:
             arrival = ibis.literal(self.as_of)
         rows = rows.mutate(ingested_at=arrival)
         rows = self.without_older_versions(rows)
+        rows = self.without_older_records(rows)
         settled = self.settle(rows)
+        if self.order.are_records:
+            rows = rows.drop(LEARNT_AT)
         if settled.no_news:
             no_news = ibis.memtable({POSITION: settled.no_news})
             rows = self.save("news", rows.anti_join(no_news, POSITION))
@@ -519,34 +545,40 @@ class _Landing:
         nothing = _Settled([], {}, self.raw.schema.empty_table())
         if self.dataset.version:
             return nothing
-        may_come_late = self.order.may_events_come_late()
+        are_records = self.order.are_records
+        may_come_late = are_records or self.order.may_events_come_late()
         if may_come_late:
             of_new_key = history_of_new_row(self.order.at)
             nothing = replace(nothing, of_new_key=of_new_key)
-        if not self.raw.exists:
-            return nothing
         key = list(self.dataset.key)
-        stored = open_raw(self.connection, self.raw)
-        if not may_come_late:
-            stored = stored.filter(stored.superseded.notnull())
-        old_table = stored.semi_join(rows, key).to_pyarrow()
-        if not old_table.num_rows:
+        old_table = self.raw.schema.empty_table()
+        if self.raw.exists:
+            stored = open_raw(self.connection, self.raw)
+            if not may_come_late:
+                stored = stored.filter(stored.superseded.notnull())
+            old_table = stored.semi_join(rows, key).to_pyarrow()
+            old_table = old_table.select(self.raw.schema.names).cast(self.raw.schema)
+        if not (are_records or old_table.num_rows):
             return nothing
-        old_table = old_table.select(self.raw.schema.names).cast(self.raw.schema)
-        old_keys = ibis.memtable(old_table.select(key))
         columns = [POSITION, *self.dataset.schema.names]
-        new_table = rows.semi_join(old_keys, key).select(columns).to_pyarrow()
-        settled = self._settle(old_table, new_table, may_come_late=may_come_late)
+        if are_records:
+            new_rows = rows.select(*columns, LEARNT_AT)
+        else:
+            old_keys = ibis.memtable(old_table.select(key))
+            new_rows = rows.semi_join(old_keys, key).select(columns)
+        settled = self._settle(
+            old_table, new_rows.to_pyarrow(), may_come_late=may_come_late
+        )
         return replace(settled, of_new_key=nothing.of_new_key)
 
     def _settle(
         self, old_table: pa.Table, new_table: pa.Table, *, may_come_late: bool
     ) -> "_Settled":
-        """Say of rows whose keys the table has whether they count.
+        """Say of rows whose keys the table has, and of each record of a topic, whether they count.
 
         Args:
             old_table: The table's rows.
-            new_table: Rows of the delivery, with POSITION.
+            new_table: Rows of the delivery, with POSITION; records have LEARNT_AT, too.
             may_come_late: Whether an event may still land that was acknowledged before.
 
         """
@@ -558,6 +590,7 @@ class _Landing:
             tuple(row[name] for name in key): (row, text)
             for row, text in zip(old_rows, old_texts, strict=True)
         }
+        no_old_row: tuple[dict[str, Any] | None, str] = (None, "")
         lag = self.dataset.lag // MICROSECOND
         began = self.order.at
         no_news = []
@@ -565,17 +598,22 @@ class _Landing:
         kept_rows = []
         new_texts = as_json(new_table.select(names))
         for new, text in zip(new_table.to_pylist(), new_texts, strict=True):
-            old, old_text = old_by_key[tuple(new[name] for name in key)]
-            history = read_history(old["superseded"], old_text)
-            if self.order.source_wins:
-                history = History()
-            history = history.with_delivery(began, text)
+            row_key = tuple(new[name] for name in key)
+            old, old_text = old_by_key.get(row_key, no_old_row)
+            if self.order.are_records:
+                history = _history_before_records(old, old_text)
+                history = history.with_event(microseconds(new[LEARNT_AT]), text)
+            else:
+                history = _history_of(old, old_text)
+                if self.order.source_wins:
+                    history = history.since(began)
+                history = history.with_delivery(began, text)
             history = history.pruned(began, lag, may_come_late=may_come_late)
             counting_text = history.counting_row(lag)
             superseded = None
             if may_come_late or not history.is_plain:
                 superseded = write_history(history, counting_text)
-            if counting_text == text != old_text:
+            if old is None or counting_text == text != old_text:
                 histories[new[POSITION]] = superseded
                 continue
             no_news.append(new[POSITION])
@@ -649,6 +687,21 @@ def _landing(
             )
     finally:
         shutil.rmtree(folder)
+
+
+def _history_of(row: Mapping[str, Any] | None, text: str) -> History:
+    """Return the history of a row of the table, whose columns of the source are a JSON text."""
+    return History() if row is None else read_history(row["superseded"], text)
+
+
+def _history_before_records(row: Mapping[str, Any] | None, text: str) -> History:
+    """Return the history of a row of the table, for records of any age.
+
+    Without an event nobody has noted when the source said the row: it was known when it arrived.
+    """
+    if row is None or row["superseded"] is not None:
+        return _history_of(row, text)
+    return History().with_delivery(microseconds(row["ingested_at"]), text)
 
 
 def _numbered(schema: pa.Schema) -> pa.Schema:

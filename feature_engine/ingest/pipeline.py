@@ -86,6 +86,8 @@ def ingest(
             began=began,
             may_events_come_late=partial(may_events_wait, settings, name, began),
             source_wins=source_wins,
+            is_of_topic_alone=not has_source(settings, dataset),
+            are_records=bool(topic_from) and has_source(settings, dataset),
         )
         raw = raw_table(settings, dataset)
         last_record = read_record(settings, name)
@@ -105,7 +107,14 @@ def ingest(
         try:
             if topic_from or is_first or has_source(settings, dataset):
                 unreadable: dict[str, str] = {}
-                delivery = pull(origin, rows_of, as_of, since, unreadable)
+                delivery = pull(
+                    origin,
+                    rows_of,
+                    as_of,
+                    since,
+                    unreadable,
+                    are_times_needed=order.are_records,
+                )
                 report = land(origin, rows_of, delivery, as_of, unreadable, order)
         except BatchRejectedError as exc:
             report = replace(report, passed=False, warnings=(str(exc),))

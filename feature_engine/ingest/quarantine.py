@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -22,8 +23,10 @@ from core.locks import INGEST_LOCK, one_writer
 from core.settings import Settings
 from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
+from feature_engine.events.broker import broker_time
 from feature_engine.ingest.exact_types import as_text
 from feature_engine.ingest.forgotten import forgotten
+from feature_engine.ingest.history import History, microseconds, write_history
 from feature_engine.ingest.key_values import ForgottenRecords
 from feature_engine.ingest.value_faults import find_faults
 from feature_engine.offline.raw import open_raw, raw_table
@@ -144,15 +147,22 @@ def quarantined(settings: Settings, dataset: Dataset) -> list[Row]:
 def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
     """Let rows in quarantine that pass today's rules into the raw table, as arrived at `as_of`.
 
-    Of several rows of one key the newest gets in; none does if the table has a row of that key.
-    Rows of forgotten entities are removed.
+    Of several rows of one key the newest gets in, or that of the highest version; none does if the
+    table has a row of that key. Rows of forgotten entities are removed.
+
+    A row gets in as an event of the time at which it was set aside: whatever was learnt later counts,
+    and a source that repeats what it said before undoes nothing.
 
     Args:
         settings: Settings of the installation.
         dataset: The dataset of the rows.
         as_of: Now; the rows become known at this moment.
 
+    Raises:
+        DataError: This host's clock is over a minute ahead of the broker's; nothing was changed.
+
     """
+    broker_time(settings)
     key_of = itemgetter(*dataset.key)
     names = dataset.schema.names
     raw = raw_table(settings, dataset)
@@ -160,19 +170,25 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
     with one_writer(settings, ingest_lock), one_writer(settings, raw.name):
         forgotten_count = _remove_forgotten(settings, dataset)
         entries = quarantined(settings, dataset)
-        good_rows = _good_rows(dataset, entries, as_of)
+        good_rows, times = _good_rows(dataset, entries, as_of)
         first_key = dataset.key[0]
         has_key = pc.field(first_key).isin(good_rows[first_key])
         stored_rows = raw.read(columns=names, where=has_key)
         rows_by_key = {}
-        for row in [*good_rows.to_pylist(), *stored_rows.to_pylist()]:
+        for row in sorted(good_rows.to_pylist(), key=partial(_version_of, dataset)):
+            rows_by_key[key_of(row)] = row
+        for row in stored_rows.to_pylist():
             rows_by_key[key_of(row)] = row
         released_rows = []
         conflicts = []
-        for row in good_rows.to_pylist():
+        for row, time in zip(good_rows.to_pylist(), times, strict=True):
             standing_row = rows_by_key[key_of(row)]
             if standing_row == row:
-                released_rows.append(row | {"ingested_at": as_of})
+                own_columns = {
+                    "ingested_at": as_of,
+                    "superseded": _history_of(dataset, row, time),
+                }
+                released_rows.append(row | own_columns)
             else:
                 conflicts.append((row, standing_row))
         arrivals = pa.Table.from_pylist(released_rows, raw.schema)
@@ -200,22 +216,45 @@ def _remove_forgotten(settings: Settings, dataset: Dataset) -> int:
     return len(forgotten_texts)
 
 
-def _good_rows(dataset: Dataset, entries: Sequence[Row], as_of: datetime) -> pa.Table:
+def _version_of(dataset: Dataset, row: Row) -> tuple[bool, Any]:
+    """Return what rows of one key are sorted by, stably: their version, a null before all others."""
+    version = row[dataset.version] if dataset.version else None
+    return version is not None, 0 if version is None else version
+
+
+def _history_of(dataset: Dataset, row: Row, time: datetime) -> str:
+    """Return the value of `superseded` of a row that was set aside at a time."""
+    if dataset.version:
+        return ""
+    text = as_text(row)
+    return write_history(History().with_event(microseconds(time), text), text)
+
+
+def _good_rows(
+    dataset: Dataset, entries: Sequence[Row], as_of: datetime
+) -> tuple[pa.Table, list[datetime]]:
     """Return the rows of entries that pass today's rules, and whose columns hold their values.
 
     Rows in quarantine are JSON: what an event may have, such a row may have.
+
+    Returns:
+        The rows, and the time at which each was set aside.
+
     """
     row_type = event_schema(dataset, never_null=set()).row_type()
     judge = TypeAdapter(row_type)
     readable_rows = []
+    times = []
     for entry in entries:
         with suppress(ValidationError):
             readable_rows.append(judge.validate_json(as_text(entry["row"])))
+            times.append(entry["quarantined_at"])
     rows = pa.Table.from_pylist(readable_rows, dataset.schema)
     rules = DatasetRules(dataset, for_events=True)
     bad_rows = rules.validate(rows, as_of).bad_rows
     numbers = [number for number in range(len(rows)) if number not in bad_rows]
-    return rows.take(pa.array(numbers, pa.int64()))
+    good_rows = rows.take(pa.array(numbers, pa.int64()))
+    return good_rows, [times[number] for number in numbers]
 
 
 def _computable_rows(dataset: Dataset, raw: Table, rows: pa.Table) -> pa.Table:

@@ -21,11 +21,11 @@ from core.errors import DataError
 from core.files import read_file, read_if_present, replace_file
 from core.project import ENV_FILE
 from core.settings import Settings
-from feature_engine.ingest.exact_types import in_schema, type_problem
+from feature_engine.ingest.exact_types import UNREADABLE, in_schema, type_problem
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.key_values import ForgottenRecords
-from feature_engine.ingest.topics import topic_batches
-from feature_repo.definition import Dataset
+from feature_engine.ingest.topics import LEARNT_AT, topic_batches
+from feature_repo.definition import TIMESTAMP, Dataset
 
 DEMO_AHEAD = timedelta(days=120)
 WEEK = 7
@@ -39,6 +39,8 @@ def pull(
     as_of: datetime,
     since: datetime | None = None,
     unreadable: dict[str, str] | None = None,
+    *,
+    are_times_needed: bool = False,
 ) -> pa.RecordBatchReader:
     """Read the rows that the source holds at `as_of`, without rows of forgotten entities.
 
@@ -50,6 +52,7 @@ def pull(
         since: Read only rows with a later event time; of a topic, the records from this time on.
         unreadable: Gets the rows (JSON) that the columns do not hold, with the reason, while the
             others are read.
+        are_times_needed: Whether records of a topic have their times, in the column LEARNT_AT.
 
     Returns:
         Batches of rows in the source's own order and the dataset's types. Reading one raises a
@@ -71,8 +74,12 @@ def pull(
         since = None
     else:
         batches = _demo_batches(settings, dataset, as_of)
+    schema = dataset.schema
+    if are_times_needed:
+        schema = schema.append(pa.field(LEARNT_AT, TIMESTAMP))
     batches = _readable_batches(settings, dataset, batches, since, unreadable)
-    return pa.RecordBatchReader.from_batches(dataset.schema, batches)
+    selected_batches = (batch.select(schema.names) for batch in batches)
+    return pa.RecordBatchReader.from_batches(schema, selected_batches)
 
 
 def has_source(settings: Settings, dataset: Dataset) -> bool:
@@ -129,7 +136,7 @@ def _readable_batches(
         if since:
             is_later = pc.greater(rows[dataset.event_time], since)
             rows = rows.filter(pc.fill_null(is_later, fill_value=True))
-        *columns, marks = rows.columns
+        marks = rows[UNREADABLE.name]
         for mark in marks.drop_null().to_pylist():
             if forgotten_records.have_row(mark["row"]):
                 continue
@@ -137,8 +144,7 @@ def _readable_batches(
                 problem = f"rows cannot be read, such as {mark['problem']}"
                 raise DataError(f"{dataset.name}: nothing was changed: {problem}")
             unreadable[mark["row"]] = mark["problem"]
-        readable_rows = pa.RecordBatch.from_arrays(columns, schema=dataset.schema)
-        yield readable_rows.filter(marks.is_null())
+        yield rows.filter(marks.is_null())
 
 
 def _batches(

@@ -23,7 +23,7 @@ from core.settings import Settings
 from core.timestamps import BEGINNING, EARLIEST_TIME, LATEST_TIME
 from core.user_code import in_one_line
 from feature_engine.ingest.exact_types import UNREADABLE, YEARS, as_text
-from feature_repo.definition import TIMESTAMP, Dataset, Topic
+from feature_repo.definition import OWN_PREFIX, TIMESTAMP, Dataset, Topic
 from feature_repo.event_schema import EventSchema, event_schema
 from feature_repo.rules import DatasetRules
 
@@ -47,6 +47,8 @@ PLACEHOLDERS = (UNAVAILABLE, b64encode(UNAVAILABLE.encode()).decode())
 EVENTS = "events"
 BASE64 = "base64"
 """Fields of a row of quarantine: a record as a text, and its bytes where they are no UTF-8."""
+LEARNT_AT = f"{OWN_PREFIX}learnt_at"
+"""Column of the time that a record of a topic carries."""
 PLACES = ({"entry", EVENTS}, {"topic", "partition", "offset", EVENTS})
 """Fields of such a row, of Redis and of Kafka."""
 DELETED = "__deleted"
@@ -287,7 +289,7 @@ def record_set_aside(row: Any) -> bytes | None:
 def topic_batches(
     settings: Settings, dataset: Dataset, since: datetime | None
 ) -> Iterator[pa.RecordBatch]:
-    """Read the records that the topic has now, as rows in the dataset's types and UNREADABLE.
+    """Read the records that the topic has now: the dataset's columns, LEARNT_AT and UNREADABLE.
 
     Args:
         settings: Settings of the installation.
@@ -302,14 +304,16 @@ def topic_batches(
         from core.connectors import kafka  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         raise SettingsError(f"GYRE_EVENTS_URL {missing_client(exc)}") from exc
-    schema = dataset.schema.append(UNREADABLE)
+    learnt_at = pa.field(LEARNT_AT, TIMESTAMP)
+    schema = dataset.schema.append(learnt_at).append(UNREADABLE)
     rows: list[dict[str, Any]] = []
     with kafka.kafka_errors():
         starts, ends = kafka.offsets_since(settings, topic.name, since)
         for message in kafka.records_between(settings, starts, ends):
             record = message.value() or b""
             try:
-                rows += rows_of(record)
+                learnt = BEGINNING + timedelta(milliseconds=kafka.sent_at(message))
+                rows += [row | {LEARNT_AT: learnt} for row in rows_of(record)]
             except ValueError as exc:
                 partition, offset = kafka.place_of(message)
                 place = {
