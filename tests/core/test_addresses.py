@@ -42,6 +42,82 @@ FORMS = (
     "host=localhost password={password} dbname=x",
     "{scheme}:host=localhost;pwd={password};#t",
 )
+NAMES = (
+    "password",
+    "Passwd",
+    "password2",
+    "PWD",
+    "passphrase",
+    "secret",
+    "client_secret",
+    "token",
+    "api_key",
+    "apikey",
+    "X-Api-Key",
+    "AccountKey",
+    "Access Key",
+    "private_key",
+    "credential",
+    "credentials",
+    "authorization",
+    "SharedAccessSignature",
+    "sig",
+)
+NAMED_FORMS = (
+    "host=h {name}={password} dbname=x",
+    "host=h {name} = {password}",
+    "host=h {name}='my {password}' dbname=x",
+    "host=h {name}='a\\' x={password}' dbname=x",
+    "host=h {name}='a''b {password}'",
+    "host=h {name}='a x={password}",
+    'host=h {name}="a {password}" dbname=x',
+    'Password="a""b;c={password}"',
+    "Driver={{x}};Server=h;{name}={{a;{password}}}",
+    "Driver={{x}};Server=h;{name}={{a}}}};b={password}}};Uid=u",
+    "Server=h;Uid=u;{name}=a&{password};",
+    "Server=h;Uid=u;{name}=a&b={password};",
+    "Server=h;Uid=u;{name}=my {password};",
+    "Server=h;Uid=u;{name}=a;{password}",
+    "host=h {name}=a@{password}",
+    "jdbc:host=h {name}=a@{password}",
+    "host=h {name}=a#{password}",
+    "host=h {name}=a?b={password}",
+    '{{"{name}": "{password}"}}',
+    '{{"{name}":["{password}"], "x": 1}}',
+    "{{'{name}': '{password}'}}",
+    "{name}: {password}",
+    "{name}:{password}",
+    "jdbc:sqlserver://h;user=u;{name}={password}",
+    "postgresql://h/db?{name}=a&{password}#t",
+    "az://c/x.parquet;{name}={password}",
+)
+"""Secrets that are given by a name, in the ways of libpq, ODBC, JDBC, JSON and YAML."""
+NO_HOST_FORMS = (
+    "postgresql://u:{password}%40h/db#t",
+    "postgresql://u:{password}%2540h/db",
+    "postgresql://u%3A{password}%40h/db",
+    "postgresql://u%253A{password}%2540h/db",
+    "postgresql://{password}%40h/db",
+    "s3://{password}%40bucket/x.parquet",
+    "postgresql:/u:{password}%40h/db",
+    "postgresql:u:{password}%40h/db",
+    "postgresql//u:{password}%40h/db",
+    "postgresql://u:12%40{password}",
+    "user:{password}%40host/db",
+    "postgres://u:{password}",
+    "postgres:u:{password}",
+    "postgres://u:{password}#t",
+    "postgres://u:12 {password}",
+    "postgres://h1:1,u:{password}",
+    "s3://KEY:{password}/x.parquet",
+    "jdbc:postgresql://u:{password}/db",
+    "jdbc:oracle:thin:u/{password}",
+    "postgresql://u:{password}\uff20h/db",
+    "postgresql://u\uff1a{password}\ufe6bh/db",
+    "https://u\uff1a{password}\uff05\uff14\uff10h",
+    "https://h/x.csv?{password}",
+)
+"""Addresses without an @: it is encoded, wide, or missing."""
 
 
 def address_with(form, scheme, slashes, before, after):
@@ -75,6 +151,24 @@ def test_a_password_is_not_shown_and_is_taken_out_of_a_text(case):
         assert PASSWORD not in without_secrets(text, address), address
 
 
+def assert_hidden(address):
+    """The password is neither in the address that is shown nor in a client's error."""
+    assert PASSWORD not in shown_address(address), address
+    for piece in (address, PASSWORD):
+        assert PASSWORD not in without_secrets(f"cannot open {piece}: bad", address)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", NAMED_FORMS)
+def test_a_secret_with_a_name_is_not_shown_in_any_quotes(form, name):
+    assert_hidden(form.format(name=name, password=PASSWORD))
+
+
+@pytest.mark.parametrize("form", NO_HOST_FORMS)
+def test_a_password_that_no_host_follows_is_not_shown(form):
+    assert_hidden(form.format(password=PASSWORD))
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
@@ -88,6 +182,19 @@ def test_a_password_is_not_shown_and_is_taken_out_of_a_text(case):
         ("s3://KEY:S/S@bucket/x", "s3://bucket/x"),
         ("postgresql://u:S@host/db?sslmode=require#t", "host/db#t"),
         ("postgresql:/u:S@host/db#t", "host/db#t"),
+        ("postgresql://host:5432/db#t", "postgresql://host:5432/db#t"),
+        ("postgresql://h1:1,h2:2/db#t", "postgresql://h1:1,h2:2/db#t"),
+        ("postgresql://[::1]:5432/db#t", "postgresql://[::1]:5432/db#t"),
+        ("postgresql://host:/db#t", "postgresql://host:/db#t"),
+        ("duckdb://md:shop#t", "duckdb://md:shop#t"),
+        ("sqlite:///shop.db#t", "sqlite:///shop.db#t"),
+        ("iceberg://main#shop.orders", "iceberg://main#shop.orders"),
+        ("https://host/a%40b.csv", "https://host/a%40b.csv"),
+        ("s3://bucket/10:30/a%40b.parquet", "s3://bucket/10:30/a%40b.parquet"),
+        ("/data/a%40b.parquet", "/data/a%40b.parquet"),
+        ("databricks://token:S@host#t", "host#t"),
+        ("postgres://u:S", "postgres://…"),
+        ("host=h password='a b' dbname=x", "host=h password=…"),
     ],
 )
 def test_the_rest_of_an_address_is_shown(address, shown):
