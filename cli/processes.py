@@ -1,7 +1,6 @@
 """`gyre up`, `down`, `status`, `open`, `logs`, `env`, `config`, `demo`, `run`: a stack's processes."""
 
 import os
-import re
 import shlex
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from cli.verbs import CONSOLE, AsJson, AsOf, Name, moment, say
 from core.additions import is_present
 from core.errors import SettingsError, StackError
 from core.project import ENV_FILE, PROJECT, SHIPPED
-from core.settings import Settings, load_settings
+from core.settings import Settings, is_secret, load_settings
 from core.spec import MODELS
 
 COMMAND_HELP = (
@@ -33,11 +32,6 @@ STAY_SECONDS = 2.0
 """Time between two looks at the stack by `gyre up --stay`."""
 LEFT_OUT = {"HOME", "GYRE_AIRFLOW_PASSWORD", "GYRE_AIRFLOW_TOKEN"}
 """Variables that `gyre env` does not print."""
-SECRET = re.compile(
-    "^(airflow_password|airflow_token|alert_urls|database_url|kafka|ledger_url|online_store|"
-    "redis_url|schema_registry|sources)=|@|secret file$"
-)
-"""Settings that may hold a password or a token, addresses with a login, and secret files."""
 CANARY_HELP = (
     "The new version takes over by a canary: a shadow, then 5, 25, 50 and 100 percent, "
     "then production."
@@ -181,10 +175,10 @@ def config(name: Name = None, *, as_json: AsJson = False) -> None:
             continue
         # A setting with an alias is there by its variable.
         source = sources.get(variable) or sources.get(field, "default")
-        is_secret = value and SECRET.search(f"{field}={value} {source}")
+        is_hidden = source == "secret file" or is_secret(field, str(value))
         row = {
             "setting": variable,
-            "value": "set" if is_secret else value,
+            "value": "set" if value and is_hidden else value,
             "source": source,
         }
         if name:

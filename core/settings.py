@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from random import SystemRandom
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -90,17 +90,71 @@ KAFKA_OWN = {
 }
 """Settings of librdkafka that GYRE_KAFKA may not have."""
 KEEP_DAYS = {"predictions": 400, "outcomes": 400, "scores": 400}
+BUCKETS = ("s3", "gs", "az")
+SECRETS = frozenset(
+    {
+        "airflow_password",
+        "airflow_token",
+        "alert_urls",
+        "database_url",
+        "kafka",
+        "ledger_url",
+        "online_store",
+        "redis_url",
+        "schema_registry",
+        "sources",
+    }
+)
+"""Settings that may hold a password or a token: neither a message nor `gyre config` shows them."""
+SECRET_WHILE_WRONG = frozenset({"airflow_users", "links"})
+"""Settings that may hold a password as long as they are not valid, as may addresses (`…_url`)."""
+UNREADABLE = (
+    "expected an address with a number as its port and no @ behind its host; in a user or a password "
+    "write %2F for /, %3F for ?, %23 for #, %40 for @, %5B for [ and %5D for ]"
+)
+"""What is wrong with an address that cannot be split. No piece of it is shown: where its password
+ends, nobody knows."""
+CLOUD_LOGIN = "set the variables of the cloud, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+LOGINS = {
+    "mlflow_url": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "airflow_url": "set GYRE_AIRFLOW_USER and GYRE_AIRFLOW_PASSWORD, or GYRE_AIRFLOW_TOKEN",
+    "serving_url": "write its token into the file of GYRE_SERVING_TOKENS_FILE",
+    "links": "people log in in their browser",
+    "data_url": CLOUD_LOGIN,
+    "artifacts_url": CLOUD_LOGIN,
+}
+"""Where the login belongs that an address may not have, as messages show these addresses."""
+
+
+def _split_url(address: str) -> SplitResult:
+    """Split an address that every client reads alike.
+
+    Raises:
+        ValueError: A port is no number, or a login has signs that end it for some clients. The text
+            has no piece of the address.
+
+    """
+    try:
+        url = urlsplit(address)
+        _ = url.port  # raises ValueError where it is no number
+    except ValueError:
+        raise ValueError(UNREADABLE) from None
+    behind_host = address.partition("://")[2].removeprefix(url.netloc)
+    # The name of an object may have an @, and a bucket has no port.
+    may_have_sign = url.scheme in BUCKETS and ":" not in url.netloc
+    if url.netloc.count("@") > 1 or ("@" in behind_host and not may_have_sign):
+        raise ValueError(UNREADABLE)
+    return url
 
 
 def _checked_url(schemes: tuple[str, ...], address: str) -> str:
     """Return the address of a server or a bucket without a slash at its end.
 
     Raises:
-        ValueError: The scheme is another one, a host or bucket is missing, or a port is no number.
+        ValueError: The scheme is another one, a host or bucket is missing, or it cannot be read.
 
     """
-    url = urlsplit(address)
-    _ = url.port  # raises ValueError where it is no number
+    url = _split_url(address)
     if url.scheme.partition("+")[0] not in schemes or not url.hostname:
         raise ValueError(f"expected {'://…, '.join(schemes)}://…")
     return address.rstrip("/")
@@ -119,6 +173,19 @@ def checked_zone(name: str) -> str:
         raise ValueError(
             f"expected a time zone such as Europe/Berlin, found {name}"
         ) from exc
+
+
+def _checked_addresses(addresses: str) -> str:
+    """Return addresses of servers, separated by blanks.
+
+    Raises:
+        ValueError: One of them is none.
+
+    """
+    checked = [
+        _checked_url(("http", "https"), address) for address in addresses.split()
+    ]
+    return " ".join(checked)
 
 
 def _checked_brokers(address: str) -> str:
@@ -146,9 +213,10 @@ def _checked_host_name(name: str) -> str:
 
 
 ServerUrl = Annotated[str, AfterValidator(partial(_checked_url, ("http", "https")))]
+ServerUrls = Annotated[str, AfterValidator(_checked_addresses)]
 RedisUrl = Annotated[str, AfterValidator(partial(_checked_url, ("redis", "rediss")))]
 KafkaUrl = Annotated[str, AfterValidator(_checked_brokers)]
-BucketUrl = Annotated[str, AfterValidator(partial(_checked_url, ("s3", "gs", "az")))]
+BucketUrl = Annotated[str, AfterValidator(partial(_checked_url, BUCKETS))]
 DatabaseUrl = Annotated[
     str, AfterValidator(partial(_checked_url, ("postgresql", "postgres")))
 ]
@@ -180,6 +248,7 @@ class Settings(BaseSettings):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
+        hide_input_in_errors=True,
     )
 
     project: Path = PROJECT
@@ -260,11 +329,11 @@ class Settings(BaseSettings):
     and Redis are expected at their address. Without Airflow, `gyre up` itself ingests and trains, and
     later nothing starts by itself. A program with an address of its own (GYRE_MLFLOW_URL …) is not
     started anyway."""
-    serving_url: str | None = None
+    serving_url: ServerUrls | None = None
     """Address of a serving that Gyre uses and does not start. Several addresses, separated by
     blanks, are replicas, which are monitored as one. An http address whose name has several IPv4
     addresses, as a headless Service of Kubernetes has, stands for as many replicas."""
-    links: dict[Page, str] = Field(default_factory=dict)
+    links: dict[Page, ServerUrl] = Field(default_factory=dict)
     """Addresses by which people reach the programs, as through a proxy: `GYRE_LINKS__MLFLOW`,
     `__AIRFLOW`, `__SERVING`, `__CONSOLE`. Default: the addresses by which the programs reach each
     other."""
@@ -432,14 +501,23 @@ class Settings(BaseSettings):
             raise ValueError(f"{text}: set GYRE_{guard.upper()} too")
         return value
 
-    @field_validator("mlflow_url")
+    @field_validator(*LOGINS)
     @classmethod
-    def _without_login(cls, value: str | None) -> str | None:
-        if value and urlsplit(value).username is not None:
-            raise ValueError(
-                "expected an address without a login, which messages would show: set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
+    def _without_login(
+        cls, value: str | dict[Page, str] | None, info: ValidationInfo
+    ) -> str | dict[Page, str] | None:
+        field = str(info.field_name)
+        texts = value.values() if isinstance(value, dict) else [value or ""]
+        addresses = " ".join(texts).split()
+        is_bucket = addresses and addresses[0].partition("://")[0] in BUCKETS
+        if field == "artifacts_url" and not is_bucket:
+            return value  # such as sftp, whose login has no other place
+        for address in addresses:
+            url = _split_url(address)
+            has_login = "@" in url.netloc or "%40" in url.netloc
+            if has_login or url.query or url.fragment:
+                text = "expected an address without a login and options, which messages would show"
+                raise ValueError(f"{text}: {LOGINS[field]}")
         return value
 
     @field_validator("redis_url")
@@ -599,7 +677,10 @@ def load_settings(**overrides: Any) -> Settings:
         _read_tool_variables(secrets if is_readable else None)
         settings = Settings(**(sources | overrides | {"home": home}))
     except ValidationError as exc:
-        raise SettingsError(_problem(exc)) from exc
+        text = _problem(exc, sources["_secrets_dir"])
+        raise SettingsError(
+            text
+        ) from None  # the cause shows keys, in logs of Airflow too
     except (OSError, ValueError) as exc:  # a file, or a variable that is not JSON
         raise SettingsError(f"{home / ENV_FILE} or the environment: {exc}") from exc
     if settings.home_group:
@@ -616,17 +697,28 @@ def _read_tool_variables(secrets: Path | None) -> None:
         os.environ["AWS_ALLOW_HTTP"] = "true"  # the address says it already
 
 
-def _problem(exc: ValidationError) -> str:
+def _problem(exc: ValidationError, secrets: Path | None) -> str:
     """Return the first problem with a setting in one line, without a value that may be secret."""
     error = exc.errors()[0]
     if error["type"] == "extra_forbidden":
         return f"{ENV_FILE}: {_unknown(str(error['loc'][0]).upper())}"
-    parts = [part for part in error["loc"] if isinstance(part, str)]
-    field = "__".join(parts).upper()
-    name = f"GYRE_{field.removeprefix('GYRE_')}"
+    # A key of a dictionary that is no name may be an address.
+    parts = [part for part in error["loc"] if str(part).isidentifier()]
+    field = str(parts[0]).lower().removeprefix("gyre_")
+    name = f"GYRE_{'__'.join([field, *map(str, parts[1:])]).upper()}"
     text = f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    secret_files = [file.name.lower() for file in secrets.iterdir()] if secrets else []
+    if f"gyre_{field}" in secret_files or field in SECRET_WHILE_WRONG:
+        return text
     value = repr(error["input"])
-    return text if "URL" in name or text.endswith(value) else f"{text} (found {value})"
+    if field.endswith("_url") or is_secret(field, value) or text.endswith(value):
+        return text
+    return f"{text} (found {value})"
+
+
+def is_secret(setting: str, value: str) -> bool:
+    """Whether nothing may show a setting: it may hold a password or a token, or its value a login."""
+    return setting in SECRETS or "@" in value
 
 
 def _unknown(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from redis import Redis
 from redis.exceptions import RedisError
 
+from core.connectors.addresses import shown_address
 from core.errors import BrokerUnavailableError, StackError
 from core.settings import Settings
 
@@ -192,7 +193,7 @@ def redis_version(settings: Settings) -> tuple[int, int]:
 
 def redis_place(settings: Settings) -> str:
     """Return the address of Redis without its password."""
-    return settings.redis_address.rpartition("@")[2]
+    return shown_address(settings.redis_address)
 
 
 def _dotted(version: tuple[int, ...]) -> str:
