@@ -8,12 +8,10 @@ as a changed file is a new file of the same name; files of APPENDED are copied a
 import os
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dotenv import dotenv_values, unset_key
 
@@ -25,6 +23,7 @@ from core.settings import LAYOUT, PORTS, SCHEMAS, SHARED, Settings
 from core.spec import load_specs
 from core.tables.addresses import table_names
 from mlflow_server.promotion.ledger import Ledger
+from operations.postgresql import run_command, run_on_database
 from stack.machine import LAYOUT_FILE
 
 SUMS = "SHA256SUMS"
@@ -71,7 +70,9 @@ def backup(settings: Settings, target: Path) -> Backup:
             with _hold_writers(settings):
                 _stage(settings, staged)
             shutil.copytree(staged, part, dirs_exist_ok=True)
-        sums = _run(part, "find", ".", "-type", "f", "-exec", "sha256sum", "{}", "+")
+        sums = run_command(
+            part, "find", ".", "-type", "f", "-exec", "sha256sum", "{}", "+"
+        )
         (part / SUMS).write_text(sums)
         part.rename(target)
     return _describe(target)
@@ -94,7 +95,7 @@ def restore(settings: Settings, source: Path) -> Backup:
         with _partial_folder(home) as part:
             shutil.copytree(source, part, dirs_exist_ok=True)
             if settings.database_url:
-                _postgres(
+                run_on_database(
                     settings,
                     "pg_restore",
                     "--single-transaction",
@@ -122,7 +123,7 @@ def verify_backup(settings: Settings, source: Path) -> None:
             "restore it with the release that made it"
         )
     try:
-        _run(source, "sha256sum", "--check", "--strict", "--quiet", SUMS)
+        run_command(source, "sha256sum", "--check", "--strict", "--quiet", SUMS)
     except StackError as exc:
         raise StackError(f"{source}: cut short or altered: {exc}") from exc
     sum_count = len((source / SUMS).read_text().splitlines())
@@ -168,7 +169,9 @@ def _stage(settings: Settings, staged: Path) -> None:
     home = settings.home
     if settings.database_url:
         schemas = [f"--schema={name}" for name in SCHEMAS]
-        _postgres(settings, "pg_dump", "-Fc", "-f", str(staged / POSTGRES), *schemas)
+        run_on_database(
+            settings, "pg_dump", "-Fc", "-f", str(staged / POSTGRES), *schemas
+        )
     else:
         for name in SQLITE:
             _put(home, staged, name, _dump)
@@ -243,33 +246,6 @@ def _copy(file: Path, copy: Path) -> None:
     shutil.copyfile(file, copy)
     if file.suffix == ".jsonl":
         os.truncate(copy, copy.read_bytes().rfind(b"\n") + 1)
-
-
-def _postgres(settings: Settings, program: str, *options: str) -> None:
-    """Run pg_dump or pg_restore on the settings' database; no password is in its arguments."""
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
-
-    address = str(settings.database_url).partition("://")[2]
-    parameters: Any = conninfo_to_dict(f"postgresql://{address}")
-    password = parameters.pop("password", os.environ.get("PGPASSWORD", ""))
-    database = f"--dbname={make_conninfo(**parameters)}"
-    _run(None, program, database, "--no-owner", *options, PGPASSWORD=password)
-
-
-def _run(folder: Path | None, *command: str, **environment: str) -> str:
-    """Return the output of a command; a StackError has its errors in one line."""
-    result = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | {"LC_ALL": "C"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        errors = " ".join((result.stdout + result.stderr).split())
-        raise StackError(f"{command[0]}: {errors[-300:]}")
-    return result.stdout
 
 
 def _describe(folder: Path) -> Backup:
