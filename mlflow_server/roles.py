@@ -56,5 +56,10 @@ class RoleAssignment:
         return int(match[2]) if match and match[1] == version else 0
 
 
+def traffic_text(version: str | None, percent: int) -> str | None:
+    """Return the value of TRAFFIC_TAG for a challenger; None: the model has no such tag."""
+    return f"{version}:{percent}" if percent else None
+
+
 def version_text(version: str | None) -> str:
     return "no version" if version is None else f"version {version}"

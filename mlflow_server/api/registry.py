@@ -12,7 +12,12 @@ from core.errors import RegistryError
 from core.settings import Settings
 from mlflow_server.api.rest import call_mlflow, read_artifact
 from mlflow_server.manifest import served_files, wrong_files
-from mlflow_server.roles import PRODUCTION, TRAFFIC_TAG, RoleAssignment
+from mlflow_server.roles import (
+    PRODUCTION,
+    TRAFFIC_TAG,
+    RoleAssignment,
+    traffic_text,
+)
 from mlflow_server.tags import REPRODUCED_TAG, YES, unpacked
 
 MODELS_A_PAGE = "1000"
@@ -126,9 +131,9 @@ class Registry:
     def set_traffic(self, model: str, version: str | None, percent: int) -> None:
         """Let challenger `version` answer `percent` of the requests; 0 deletes the tag."""
         body = {"name": self._mlflow_name(model), "key": TRAFFIC_TAG}
-        if percent:
-            share = f"{version}:{percent}"
-            self._call("registered-models/set-tag", body | {"value": share})
+        traffic = traffic_text(version, percent)
+        if traffic:
+            self._call("registered-models/set-tag", body | {"value": traffic})
         else:
             self._call("registered-models/delete-tag", body, "DELETE")
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import PromotionRefusedError, RegistryError
-from core.settings import Settings
 from mlflow_server.api.registry import Registry
 from mlflow_server.promotion import rules
 from mlflow_server.promotion.ledger import Ledger, LedgerAction, LedgerRow, now
@@ -147,23 +146,6 @@ def reconcile(
         transaction = _begin(registry, ledger, model)
         transaction.agree(authors)
         return transaction.rows
-
-
-def write_down(
-    settings: Settings, model: str, role: str, version: str | None, author: str
-) -> None:
-    """Write a row about an alias that was just changed in MLflow, unless Gyre changed it.
-
-    Gyre commits its row before it changes the alias, and holds the lock meanwhile.
-    """
-    if role not in ROLES:
-        return
-    registry = Registry(settings)
-    with Ledger(settings) as ledger:
-        own_rows = ledger.rows(model, registry.assignment(model).created)
-        rows = [row for row in own_rows if row.role == role]
-        if not rows or rows[-1].to_version != version:
-            reconcile(registry, ledger, model, {(role, version): author})
 
 
 def _begin(registry: Registry, ledger: Ledger, model: str) -> "_Transaction":

@@ -3,7 +3,7 @@
 It serves the routes of mlflow_server/server/routes.py, and files of its own store
 (mlflow_server/server/locations.py).
 
-Its database is made or checked before `/health` answers. A change of an alias, by MLflow's UI or any
+Its database is made or checked before `/health` answers. A change of a role, by MLflow's UI or any
 client, has its ledger row before the answer. A stage acts before MLflow sets it
 (mlflow_server/server/stages.py).
 """
@@ -35,11 +35,12 @@ from mlflow.tracing.constant import TRACE_RENDERER_ASSET_PATH
 from core.access.http_guard import GuardMiddleware
 from core.errors import GyreError
 from core.settings import load_settings
-from mlflow_server.promotion.promote import write_down
 from mlflow_server.server.browser import preset_choices
 from mlflow_server.server.locations import GIVEN_BY, GIVEN_BY_TAG, Locations
+from mlflow_server.server.role_changes import CHANGING, record_change
 from mlflow_server.server.routes import SERVED, route_name
 from mlflow_server.server.stages import change_stage
+from mlflow_server.server.users import USER_HEADER, UserMiddleware, author_of
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
 # `mlflow server` imports this module too, only to find the app.
@@ -50,9 +51,6 @@ if "_MLFLOW_SERVER_FILE_STORE" in os.environ:
 
 from mlflow.server.fastapi_app import app as mlflow_app  # noqa: E402  (after its database)
 
-ALIAS_PATH = "/mlflow/registered-models/alias"
-USER_HEADERS = ("X-Forwarded-User", "X-Remote-User")
-"""Headers in which a proxy with a login names the user."""
 SETTINGS = load_settings()
 SET_STAGE_IN_MLFLOW = get_handler(TransitionModelVersionStage)
 LOCATIONS = Locations(
@@ -75,7 +73,9 @@ def served_routes(routes: list[Any]) -> list[Any]:
 
 
 mlflow_app.router.routes = served_routes(mlflow_app.router.routes)
-app = GuardMiddleware(mlflow_app, SETTINGS)
+app = GuardMiddleware(
+    UserMiddleware(mlflow_app, behind_proxy=SETTINGS.behind_proxy), SETTINGS
+)
 
 
 @flask_app.before_request  # type: ignore[untyped-decorator]  # MLflow does not type it
@@ -110,23 +110,18 @@ def set_headers(response: Response) -> Response:
 
 
 @flask_app.after_request  # type: ignore[untyped-decorator]
-def record_alias(response: Response) -> Response:
+def record_role(response: Response) -> Response:
     """Write a change of a role past Gyre into the ledger, with the proxy's user."""
-    changes = request.method in {"POST", "DELETE"} and request.path.endswith(ALIAS_PATH)
-    if not changes or response.status_code != HTTPStatus.OK:
+    if request.url_rule is None or response.status_code != HTTPStatus.OK:
         return response
-    body = sent_document()
-    model = SETTINGS.own_name(body["name"])
-    if model is None:
-        return response
-    version = str(body["version"]) if request.method == "POST" else None
-    change = (model, body["alias"], version, user_of_mlflow())
-    try:
-        write_down(SETTINGS, *change)
-    except (
-        Exception
-    ):  # MLflow has the change; the next reconcile records it as out of band
-        logger.exception("no ledger row yet about %s", change)
+    route = route_name(request.method, request.url_rule.rule)
+    if route in CHANGING:
+        try:
+            record_change(SETTINGS, route, sent_document(), author_of_request())
+        except (
+            Exception
+        ):  # MLflow has the change; the next reconcile records it as out of band
+            logger.exception("no ledger row yet about %s", sent_document())
     return response
 
 
@@ -145,7 +140,7 @@ def set_stage() -> Response:
         if model is None:
             answer: Response = SET_STAGE_IN_MLFLOW()
         else:
-            change = (model, version, stage, user_of_mlflow())
+            change = (model, version, stage, author_of_request())
             answer = change_stage(SETTINGS, *change, SET_STAGE_IN_MLFLOW)
     except GyreError as exc:
         # MLflow's client repeats a request for minutes after a 5xx, and then hides its text.
@@ -153,12 +148,9 @@ def set_stage() -> Response:
     return answer
 
 
-def user_of_mlflow() -> str:
+def author_of_request() -> str:
     """Return `mlflow-ui:USER` if the configured proxy names the user, else `mlflow-ui`."""
-    for name in USER_HEADERS if SETTINGS.behind_proxy else ():
-        if name in request.headers:
-            return f"mlflow-ui:{request.headers[name]}"
-    return "mlflow-ui"
+    return author_of(request.headers.get(USER_HEADER))
 
 
 # Both addresses of the call, `/api` and the UI's `/ajax-api`, lead to this view.

@@ -83,10 +83,18 @@ def promote_by_stage(
 
 
 def is_ours(registry: Registry, model: str, version: str) -> bool:
-    """Whether Gyre has the version: its model has a spec, or a training of ours registered it."""
-    has_spec = (MODELS / f"{model}.toml").is_file()
+    """Whether Gyre has the version: its model has a spec, or a training of ours registered it.
+
+    MLflow answers for a version that it does not have, such as a deleted one.
+    """
+    if (MODELS / f"{model}.toml").is_file():
+        return True
     contract = DIGEST_TAG + CONTRACT_FILE
-    return has_spec or contract in registry.version(model, version).tags
+    return any(
+        contract in registered.tags
+        for registered in registry.versions(model)
+        if registered.version == version
+    )
 
 
 def is_by_gyre(rows: Sequence[LedgerRow], version: str, stage: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from core.errors import PromotionRefusedError, RegistryError
 from core.settings import Settings
 from mlflow_server.promotion import promote
+from mlflow_server.promotion.by_hand import write_down
 from mlflow_server.promotion.ledger import Ledger, LedgerRow, now
 from mlflow_server.roles import TRAFFIC_TAG, RoleAssignment
 from tests.mlflow_server.conftest import ANN, client
@@ -61,8 +62,8 @@ def test_a_refused_promotion_names_the_version_that_won_and_the_expected_values(
 def test_a_change_that_no_row_explains_is_entered_with_its_author(roles, tmp_path):
     other = Settings(home=tmp_path, mlflow_port=roles.settings.mlflow_port)
     roles.promote("1")
-    promote.write_down(other, roles.model, "production", "1", "eve")
-    promote.write_down(other, roles.model, "no role", "1", "eve")
+    write_down(other, roles.model, {"production": "1"}, "eve")
+    write_down(other, roles.model, {"no role": "1"}, "eve")
     with closing(Ledger(other)) as ledger:
         (row,) = ledger.rows(roles.model)
         assert (row.who, row.action) == ("eve", "by hand")
