@@ -28,12 +28,14 @@ from serving.program_log import REQUEST_ID
 
 ID_HEADER = b"x-request-id"
 PROXY_ID = re.compile(rb"[0-9A-Za-z._:/+=@-]{1,128}")
+METRICS = "/metrics"
+"""A proxy refuses this path by its name, so it has no other, such as `/metrics/`."""
 OPEN_PATHS = frozenset(
     {
         "/docs",
         "/health/live",
         "/health/ready",
-        "/metrics",
+        METRICS,
         "/openapi.json",
         "/ping",
         "/v2/health/live",
@@ -113,7 +115,7 @@ class RequestMiddleware:
             return
         path = scope["path"]
         if path.endswith("/"):  # a slash at the end means nothing
-            path = path.rstrip("/") or "/"
+            path = _without_slashes(path)
             scope["path"] = path
         if scope["method"] == "HEAD":
             # In a copy: by its own scope uvicorn leaves out the body.
@@ -156,6 +158,12 @@ class RequestMiddleware:
             if PROXY_ID.fullmatch(proxy_id):
                 return proxy_id
         return b"%032x" % random.getrandbits(128)
+
+
+def _without_slashes(path: str) -> str:
+    """Return a path without slashes at its end; METRICS with one stays as it is, and is nothing."""
+    shorter_path = path.rstrip("/") or "/"
+    return path if shorter_path == METRICS else shorter_path
 
 
 def _check_site(guard: HttpGuard, scope: Scope) -> None:

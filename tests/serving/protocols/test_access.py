@@ -104,6 +104,16 @@ def test_each_protocol_answers_401_in_its_form_and_some_pages_need_no_token(guar
     assert metric in client.get("/metrics").text
 
 
+@pytest.mark.parametrize(
+    "path", ["/metrics/", "/metrics//", "/metrics%2f", "/metrics%2F/"]
+)
+def test_metrics_have_one_path_which_a_proxy_can_refuse(guarded, path):
+    client, _ = guarded
+    assert client.get(path).status_code == 401
+    assert client.get(path, headers=HEADERS).status_code == 404
+    assert client.get("/ping/").status_code == 200
+
+
 def test_a_server_without_its_stores_is_live_and_shows_addresses_only_with_a_token(
     rig, tmp_path, monkeypatch
 ):
