@@ -51,6 +51,8 @@ if "_MLFLOW_SERVER_FILE_STORE" in os.environ:
 
 from mlflow.server.fastapi_app import app as mlflow_app  # noqa: E402  (after its database)
 
+TRACE_RENDERER = f"{TRACE_RENDERER_ASSET_PATH}/index.html"
+"""MLflow's page that notebooks show in a frame."""
 SETTINGS = load_settings()
 SET_STAGE_IN_MLFLOW = get_handler(TransitionModelVersionStage)
 LOCATIONS = Locations(
@@ -104,7 +106,8 @@ def sent_document() -> Any:
 def set_headers(response: Response) -> Response:
     """Let no other site show a page in a frame, but the traces that a notebook shows."""
     response.headers["X-Content-Type-Options"] = "nosniff"
-    if not request.path.startswith(TRACE_RENDERER_ASSET_PATH):
+    # The exact page: a path that only begins so may lead out of its folder, to MLflow's UI.
+    if request.path != TRACE_RENDERER:
         response.headers["X-Frame-Options"] = "SAMEORIGIN"
     return response
 

@@ -28,11 +28,12 @@ from serving.program_log import REQUEST_ID
 
 ID_HEADER = b"x-request-id"
 PROXY_ID = re.compile(rb"[0-9A-Za-z._:/+=@-]{1,128}")
+DOCS = "/docs"
 METRICS = "/metrics"
 """A proxy refuses this path by its name, so it has no other, such as `/metrics/`."""
 OPEN_PATHS = frozenset(
     {
-        "/docs",
+        DOCS,
         "/health/live",
         "/health/ready",
         METRICS,
@@ -44,6 +45,13 @@ OPEN_PATHS = frozenset(
 )
 ASSETS = "/static-offline-docs/"
 """Files of the page /docs. They and OPEN_PATHS need no token."""
+PAGE_HEADERS = {
+    DOCS: [
+        (b"content-security-policy", b"frame-ancestors 'self'"),
+        (b"x-frame-options", b"SAMEORIGIN"),
+    ]
+}
+"""Headers of a page: no other site may show it in a frame, as its buttons send requests."""
 TOKEN_READ_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
@@ -133,6 +141,7 @@ class RequestMiddleware:
                 status = message["status"]
                 message["headers"].append((ID_HEADER, request_id))
                 message["headers"] += self._draining.headers
+                message["headers"] += PAGE_HEADERS.get(path, [])
             await send(message)
 
         try:

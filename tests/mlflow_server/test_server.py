@@ -1,10 +1,13 @@
 """The server is for browsers of this machine only, and its pages show runs first."""
 
+import http.client
+import re
 from contextlib import closing
 
 import httpx
 import psutil
 import pytest
+from mlflow.tracing.constant import TRACE_RENDERER_ASSET_PATH
 
 from docs.browser import browser
 from mlflow_server.api.tracking import Tracking
@@ -46,6 +49,39 @@ def test_foreign_hosts_and_origins_are_refused(settings):
     assert page.headers["x-frame-options"] == "SAMEORIGIN"
     assert page.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in page.headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "static-files%2flib%2fnotebook-trace-renderer%2f..%2f..%2findex.html",
+        "static-files/lib/notebook-trace-renderer/%2e%2e/%2e%2e/index.html",
+        "static-files/lib/notebook-trace-renderer/%2e%2e/../index.html",
+        "static-files/lib/notebook-trace-renderer/js/..%2f../../index.html",
+        "static-files/lib/notebook-trace-renderer%2f%2f..%2f..%2findex.html",
+        "static-files/lib/notebook-trace-renderer/index.html/..%2f..%2f..%2findex.html",
+        "static-files/index.html",
+        "",
+    ],
+)
+def test_no_other_site_shows_mlflows_ui_in_a_frame(settings, path):
+    connection = http.client.HTTPConnection("127.0.0.1", settings.mlflow_port)
+    with closing(connection):
+        connection.request("GET", f"/{path}")
+        answer = connection.getresponse()
+    assert answer.getheader("x-frame-options") == "SAMEORIGIN"
+
+
+def test_a_notebook_shows_traces_in_a_frame(settings):
+    page = httpx.get(f"{settings.mlflow_address}{TRACE_RENDERER_ASSET_PATH}/index.html")
+    assert page.status_code == 200
+    assert "x-frame-options" not in page.headers
+    scripts = re.findall(r'src="([^"]+)"', page.text)
+    assert scripts
+    for script in scripts:
+        answer = httpx.get(f"{settings.mlflow_address}{script}")
+        assert answer.status_code == 200
+        assert "javascript" in answer.headers["content-type"]
 
 
 @pytest.mark.nightly

@@ -114,6 +114,15 @@ def test_metrics_have_one_path_which_a_proxy_can_refuse(guarded, path):
     assert client.get("/ping/").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/docs", "/docs/", "/docs//", "/docs%2f"])
+def test_no_other_site_shows_the_documentation_in_a_frame(guarded, path):
+    client, _ = guarded
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
+    assert answer.headers["x-frame-options"] == "SAMEORIGIN"
+
+
 def test_a_server_without_its_stores_is_live_and_shows_addresses_only_with_a_token(
     rig, tmp_path, monkeypatch
 ):
