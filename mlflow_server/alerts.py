@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from core.errors import MonitoringError
 from core.settings import Settings
+from mlflow_server.chat_text import text_for
 from mlflow_server.database import Store, lock_tables
 from mlflow_server.tables import ALERTS, SILENCES
 
@@ -300,16 +301,16 @@ def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
     severity: Severity = details.get("severity", DEFAULT_SEVERITY)
     lines = [f"{row['message']} ({row['cause']}, {at:%Y-%m-%d %H:%M} UTC)"]
     lines += [f"{name}: {value}" for name, value in details.items()]
+    title = f"Gyre: {row['model']}"
+    body = "\n".join(lines)
     deliveries = []
-    for url in settings.alert_urls.split():
-        address = apprise.Apprise(url)
-        for service in address:
-            # PagerDuty refuses a text that is too long; by default Apprise does not cut it.
-            if service.overflow_mode == apprise.OverflowMode.UPSTREAM:
-                service.overflow_mode = apprise.OverflowMode.TRUNCATE
-        delivery = address.notify(
-            title=f"Gyre: {row['model']}",
-            body="\n".join(lines),
+    for service in apprise.Apprise(settings.alert_urls.split()):
+        # PagerDuty refuses a text that is too long; by default Apprise does not cut it.
+        if service.overflow_mode == apprise.OverflowMode.UPSTREAM:
+            service.overflow_mode = apprise.OverflowMode.TRUNCATE
+        delivery = apprise.Apprise(service).notify(
+            title=text_for(service, title),
+            body=text_for(service, body),
             # A service that has markup shows every sign of the text as it is.
             body_format=apprise.NotifyFormat.TEXT,
             notify_type=NOTIFY_TYPES[severity],

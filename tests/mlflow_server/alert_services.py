@@ -1,4 +1,4 @@
-"""A program that sends alerts to Slack, PagerDuty, Telegram and Teams, and answers as they do.
+"""A program that sends alerts to Slack, PagerDuty and others, and answers as they do.
 
 It runs in a network and with an /etc/hosts of its own: in Apprise the names of their hosts are
 fixed. It prints how many alerts went out, and every request that came.
@@ -30,6 +30,8 @@ from tests.support.tools.alert_receivers import (
 SLACK = "hooks.slack.com"
 PAGERDUTY = "events.pagerduty.com"
 TELEGRAM = "api.telegram.org"
+DISCORD = "discord.com"
+FEISHU = "open.feishu.cn"
 TEAMS = "127.0.0.1"
 """Its address is that of a workflow of the team's own."""
 TAG = re.compile(r"</?(\w*)[^>]*>|&(?!(?:lt|gt|amp|quot);)")
@@ -49,6 +51,8 @@ class Services(BaseHTTPRequestHandler):
             PAGERDUTY: self.of_pagerduty,
             TELEGRAM: self.of_telegram,
             TEAMS: self.of_teams,
+            DISCORD: self.of_discord,
+            FEISHU: self.of_feishu,
         }
         status, answer = answers[self.headers["Host"].partition(":")[0]](body)
         request = {"host": self.headers["Host"], "status": status, "body": body}
@@ -94,6 +98,15 @@ class Services(BaseHTTPRequestHandler):
         is_card = attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
         is_known = self.path.startswith(f"{TEAMS_PATH}/triggers/manual/paths/invoke?")
         return (202, "") if is_card and is_known else (400, "")
+
+    def of_discord(self, body):
+        """Answer as a webhook."""
+        return (204, "") if body.get("content") else (400, "{}")
+
+    def of_feishu(self, body):
+        """Answer as a bot of a group."""
+        is_text = body["msg_type"] == "text" and body["content"]["text"]
+        return 200, json.dumps({"code": 0 if is_text else 9499, "msg": ""})
 
     def log_message(self, *_):
         pass

@@ -19,11 +19,13 @@ from urllib.parse import quote
 import certifi
 import pytest
 import sqlalchemy as sql
+from apprise import Apprise
 from markdown_it import MarkdownIt
 
 from core.errors import MonitoringError
 from core.project import PROJECT
 from mlflow_server.alerts import QUIET, Alerts, is_open, silence_text
+from mlflow_server.chat_text import BREAK, text_for
 from mlflow_server.database import open_database
 from stack.environment import process_environment
 from tests.conftest import BIN, new_settings, unused_port
@@ -50,6 +52,8 @@ FIELDS = {
     "psi_score": 0.31, "detected_at": "2026-11-20T12:00:00Z", "message": MESSAGE,
 }  # fmt: skip
 
+UNMENTIONED = re.sub(r"[@<]|\](?=\()", rf"\g<0>{BREAK}", MARKUP)
+"""What a chat shows of it: a mention, a tag or a link ends at a sign that nobody sees."""
 NAMESPACES = "unshare --net --mount"
 SEND = """
 ip link set lo up
@@ -193,7 +197,8 @@ def send(tmp_path, certificate):
         pytest.skip(f"{NAMESPACES}: not permitted; run the test as root")
     hosts = tmp_path / "hosts"
     hosts.write_text(
-        "127.0.0.1 localhost hooks.slack.com events.pagerduty.com api.telegram.org\n"
+        "127.0.0.1 localhost hooks.slack.com events.pagerduty.com api.telegram.org "
+        "discord.com open.feishu.cn\n"
     )
 
     own_authority = certificate.with_name("authority.pem")
@@ -232,7 +237,7 @@ def test_slack_is_told_of_each_alert(send):
         for part in (MESSAGE, "version: 1", f"severity: {severity}"):
             assert part in message["text"]
     assert ERROR.strip() in messages[3]["text"]
-    assert escape(MARKUP, quote=False) in messages[4]["text"]
+    assert escape(UNMENTIONED, quote=False) in messages[4]["text"]
     colors = [message["color"] for message in messages]
     assert len({*colors[:3]}) == 3
     assert colors[3] == colors[1]
@@ -263,8 +268,8 @@ def test_telegram_is_told_a_text_and_no_markup(send):
     assert {request["status"] for request in sent["requests"]} == {200}
     text = messages[-1]["text"]
     for part in (
-        "&lt;NA&gt; &amp; &lt;b&gt;x&lt;/b&gt;",
-        "&lt;!channel&gt;",
+        f"&lt;{BREAK}NA&gt; &amp; &lt;{BREAK}b&gt;x&lt;{BREAK}/b&gt;",
+        f"&lt;{BREAK}!channel&gt;",
         "second line",
     ):
         assert part in text
@@ -277,7 +282,22 @@ def test_teams_is_told_a_text_and_no_markup(send):
     (attachment,) = sent["requests"][-1]["body"]["attachments"]
     text = attachment["content"]["body"][-1]["text"]
     assert "mention" not in json.dumps(attachment)
-    assert " ".join(MARKUP.split()) in text_of_markdown(text)
+    assert " ".join(UNMENTIONED.split()) in text_of_markdown(text)
+
+
+@pytest.mark.nightly
+def test_discord_is_told_a_text_that_mentions_nobody(send):
+    sent = send(f"discord://123456789012345678/{'a' * 64}")
+    assert {request["status"] for request in sent["requests"]} == {204}
+    text = sent["requests"][-1]["body"]["content"]
+    assert " ".join(UNMENTIONED.split()) in text_of_markdown(text)
+
+
+@pytest.mark.nightly
+def test_feishu_is_told_a_text_that_mentions_nobody(send):
+    sent = send(f"feishu://{'a' * 36}")
+    assert {request["status"] for request in sent["requests"]} == {200}
+    assert UNMENTIONED in sent["requests"][-1]["body"]["content"]["text"]
 
 
 def text_of_markdown(text):
@@ -285,6 +305,46 @@ def text_of_markdown(text):
     html = MarkdownIt("commonmark").render(text)
     lines = re.sub(r"</?p>", " ", html)
     return " ".join(unescape(lines).split())
+
+
+def test_mattermost_is_told_a_text_and_no_markup(tmp_path):
+    with receiving() as (webhook, received):
+        url = webhook.replace("json:", "mmost:") + f"/{'a' * 26}"
+        with opened(tmp_path, url) as alerts:
+            assert alerts.alert(MODEL, CAUSE, MARKUP, NOW)
+    (message,) = received
+    shown = text_of_markdown(message["text"])
+    assert " ".join(UNMENTIONED.split()) in shown
+    for mention in ("@everyone", "<@", "<!", "<at"):
+        assert mention not in shown
+
+
+def test_a_webhook_is_told_each_sign_as_it_is(tmp_path):
+    with receiving() as (url, received), opened(tmp_path, url) as alerts:
+        assert alerts.alert(MODEL, CAUSE, MARKUP, NOW)
+    (message,) = received
+    assert MARKUP in message["message"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"guilded://123456789012345678/{'a' * 64}",
+        f"lark://{'a' * 36}",
+        f"rocket://{'a' * 12}/{'b' * 24}@h/#general",
+        "ryver://org/abcdefghijk1234",
+        f"zulip://bot@org/{'a' * 32}/general",
+        f"dingtalk://{'a' * 32}",
+        "irc://host/channel",
+        f"discord://123456789012345678/{'a' * 64}?format=markdown",
+    ],
+)
+def test_a_text_for_a_service_mentions_nobody(url):
+    (service,) = Apprise(url)
+    text = text_for(service, MARKUP)
+    # Of a mention, a tag and a link of each service.
+    assert not re.search(r"@\w|@\*|<[\w@!/]|\]\(", text)
+    assert text.replace(BREAK, "").replace("\\", "") == MARKUP
 
 
 def test_a_mail_shows_signs_of_markup_and_lines_as_they_are(tmp_path, certificate):

@@ -27,7 +27,7 @@ ERROR = f"OSError: {'no disk ' * 400}"
 
 
 MARKUP = (
-    "total <NA> & <b>x</b>, <!channel> <at>all</at> *all* _of_ "
+    "total <NA> & <b>x</b>, <!channel> <at>all</at> *all* _of_ @everyone @**all** <@U1> "
     "[it](http://evil.example)\nsecond line"
 )
 """A text with signs that services take for markup."""
@@ -37,9 +37,13 @@ SLACK_PATH = "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7"
 ROUTING_KEY = "R" * 32
 TEAMS_PATH = "/workflows/W123"
 TELEGRAM_TOKEN = "123456789:abcdefg_hijklmnop"
-CERTIFY = """
+NAMES = (
+    "DNS:hooks.slack.com,DNS:events.pagerduty.com,DNS:api.telegram.org,"
+    "DNS:discord.com,DNS:open.feishu.cn"
+)
+CERTIFY = f"""
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test
--addext subjectAltName=IP:127.0.0.1,DNS:hooks.slack.com,DNS:events.pagerduty.com,DNS:api.telegram.org
+-addext subjectAltName=IP:127.0.0.1,{NAMES}
 """
 
 
