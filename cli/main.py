@@ -2,13 +2,15 @@
 
 import sys
 import traceback
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
 
 from cli import airflow_file, alerts, data, models, processes, project, use_case, watch
+from core.access.private_home import make_home
 from core.additions import missing_verbs
-from core.errors import GyreError
+from core.errors import GyreError, SettingsError
 from core.packages import DISTRIBUTION, package_version
 from core.settings import load_settings
 from core.user_code import in_one_line
@@ -62,13 +64,18 @@ PANELS: dict[str, dict[str, Any]] = {
     },
 }
 """Verbs by their group in `gyre --help`; verbs of additions that are not there are left out."""
+OTHERS = {"demo", "init", "new", "run", "up"}
+"""Verbs that use another home or none, or close it themselves."""
+OF_HOME = {"step", *chain.from_iterable(PANELS.values())} - OTHERS
+"""Verbs before which the home is made, or closed."""
+HELP = ("--help", "-h")
 ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context of `forget`, whose option is the key of an entity, such as `--customer_id`."""
 
 typer_app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings={"help_option_names": [*HELP]},
 )
 
 
@@ -115,6 +122,7 @@ _add_verbs()
 def app() -> None:
     """Run the command; an error is one message, and a log keeps the traceback of a foreign one."""
     try:
+        _make_home(sys.argv[1:])
         typer_app()
     except GyreError as exc:
         typer.echo(f"gyre: {exc}", err=True)
@@ -123,6 +131,23 @@ def app() -> None:
         lines = f"gyre: {in_one_line(exc)}\ntraceback: {_keep_traceback(exc)}"
         typer.echo(lines, err=True)
         sys.exit(1)
+
+
+def _make_home(arguments: list[str]) -> None:
+    """Make the home, or close one that is open to other users, before a verb writes into it."""
+    is_help = not set(HELP).isdisjoint(arguments)
+    if is_help or not OF_HOME.intersection(arguments[:1]):
+        return
+    try:
+        settings = load_settings()
+    except SettingsError:  # the verb says so, if it needs them
+        return
+    try:
+        line = make_home(settings)
+    except OSError:  # of a disk that cannot be written: the verb says so, if it writes
+        return
+    if line:
+        typer.echo(line, err=True)
 
 
 def _keep_traceback(exc: Exception) -> str:

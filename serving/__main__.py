@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory, gettempdir
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
+from core.access.private_home import make_home
 from core.errors import GyreError
 from core.settings import Settings, load_settings
 from core.tokens import serving_headers
@@ -34,6 +35,7 @@ def serve(settings: Settings) -> None:
     if settings.predictions_topic:
         import_module("core.connectors.kafka")  # where its client is missing, likewise
     log_to_stdout()
+    make_home(settings)
     # By default each thread that has parsed a large body keeps memory of its own.
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     config = uvicorn.Config(

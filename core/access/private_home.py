@@ -18,11 +18,16 @@ WITH_GROUP = 0o2770
 RIGHTS_OF_OTHERS = 0o7
 
 
-def make_home(settings: Settings) -> None:
-    """Make the home if it is not there."""
-    if not settings.home.exists():
-        settings.home.mkdir(mode=OWNER_ALONE, parents=True, exist_ok=True)
-        close_home(settings)
+def make_home(settings: Settings) -> str | None:
+    """Make the home, or close one that every user can enter: see `close_home`.
+
+    A home that only a group can enter stays as it is, as GYRE_HOME_GROUP may be a variable of the
+    shell of `gyre up` alone.
+    """
+    home = settings.home
+    if home.exists() and not home.stat().st_mode & RIGHTS_OF_OTHERS:
+        return None
+    return close_home(settings)
 
 
 def close_home(settings: Settings) -> str | None:

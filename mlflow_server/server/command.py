@@ -7,6 +7,7 @@ uvicorn stays behind and holds the port.
 import os
 import sys
 
+from core.access.private_home import make_home
 from core.settings import Settings, load_settings
 from mlflow_server.api.store import own_store
 
@@ -27,6 +28,7 @@ def command(settings: Settings) -> list[str]:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Return the variables that the server needs; make the folder of its database."""
+    make_home(settings)
     folder = settings.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     addresses = {

@@ -20,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core.access.http_guard import GuardMiddleware
+from core.access.private_home import make_home
 from core.errors import GyreError
 from core.settings import Settings, load_settings
 from monitoring.console.alerts import watch
@@ -70,6 +71,7 @@ def create_app(settings: Settings) -> Starlette:
 if __name__ == "__main__":
     try:
         SETTINGS = load_settings()
+        make_home(SETTINGS)
     except GyreError as exc:
         sys.exit(f"{exc}")
     uvicorn.run(

@@ -6,16 +6,18 @@ import subprocess
 
 import pytest
 
-from core.access.private_home import close_home
+from core.access.private_home import close_home, make_home
 from core.errors import SettingsError
 from core.locks import one_writer
 from core.settings import Settings
+from mlflow_server.server.command import environment
 from tests.conftest import BIN
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can be another user"
 )
 GROUP = "users"
+GYRE = "from cli.main import app; app()"
 
 
 def rights(path):
@@ -57,6 +59,48 @@ def test_an_open_home_is_closed_and_that_is_said_once(home):
     assert str(home) in line
     assert rights(home) == 0o700
     assert close_home(Settings(home=home)) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "is_open"), [("check", False), ("env", False), ("config", True)]
+)
+def test_every_command_leaves_a_home_for_its_owner_alone(home, command, is_open):
+    if is_open:
+        home.mkdir(mode=0o755)
+    variables = {**os.environ, "GYRE_HOME": str(home)}
+    done = subprocess.run(
+        [BIN / "python", "-c", GYRE, command],
+        env=variables,
+        umask=0o022,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert rights(home) == 0o700, done.stderr
+    assert (f"{home} is open to its owner alone" in done.stderr) is is_open
+
+
+def test_the_help_makes_no_home(home):
+    variables = {**os.environ, "GYRE_HOME": str(home)}
+    for arguments in (["--help"], ["status", "--help"], ["--version"]):
+        command = [BIN / "python", "-c", GYRE, *arguments]
+        subprocess.run(command, env=variables, check=True, capture_output=True)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("mode", [None, 0o755, 0o711])
+def test_mlflows_command_leaves_a_home_for_its_owner_alone(home, mode):
+    if mode:
+        home.mkdir(mode=mode)
+    environment(Settings(home=home))
+    assert rights(home) == 0o700
+
+
+def test_a_home_that_a_group_can_enter_stays_open_to_it(home):
+    home.mkdir()
+    home.chmod(0o2770)
+    assert make_home(Settings(home=home)) is None
+    assert rights(home) == 0o2770
 
 
 @needs_root
