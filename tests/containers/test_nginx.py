@@ -64,7 +64,7 @@ class Echo(BaseHTTPRequestHandler):
         pass
 
 
-setattr(Echo, "do_GET", Echo.answer)
+Echo.do_GET = Echo.answer
 
 
 @contextmanager
