@@ -1,11 +1,12 @@
 """The stack's processes under supervisord: started, restarted when they die, ended together."""
 
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ MOST_STARTS = 6
 """Starts after which a program counts as broken: supervisord's `startretries`, and the first."""
 SUPERVISOR_SECONDS = 150.0
 """Time for supervisord to answer."""
+SOCKET_FOLDER = "supervisord.folder"
+"""Link in the home to the folder of a socket outside it."""
+OF_OTHERS = 0o077
+"""Rights of a group and of others."""
 LONGEST_SOCKET = 100
 """Bytes of a socket's path: Linux allows 107, and supervisord adds a suffix for a moment."""
 HEAD = """[supervisord]
@@ -92,12 +97,46 @@ def configuration(programs: Iterable[Program]) -> str:
 
 
 def socket_path(home: Path) -> Path:
-    """Return supervisord's socket; it is outside the home if that path is too long for a socket."""
+    """Return supervisord's socket; it is outside the home if that path is too long for a socket.
+
+    It is then in a folder of its own that `make_socket_folder` makes, and nobody answers before.
+    """
     path = home / "run" / "supervisord.sock"
-    if len(os.fsencode(path)) <= LONGEST_SOCKET:
-        return path
-    name = f"gyre-{os.getuid()}-{zlib.crc32(os.fsencode(path)):08x}.sock"
-    return Path(tempfile.gettempdir()) / name
+    folder = _socket_folder(home)
+    return path if folder is None else folder / path.name
+
+
+def make_socket_folder(home: Path) -> None:
+    """Make the folder of a socket whose path in the home would be too long.
+
+    Its name is random: another user could take a name that can be guessed first.
+    """
+    path = home / "run" / "supervisord.sock"
+    is_short = len(os.fsencode(path)) <= LONGEST_SOCKET
+    if is_short or _socket_folder(home) is not None:
+        return
+    link = home / "run" / SOCKET_FOLDER
+    link.unlink(missing_ok=True)
+    link.symlink_to(tempfile.mkdtemp(prefix="gyre-"))
+
+
+def _socket_folder(home: Path) -> Path | None:
+    """Return the folder that `make_socket_folder` made; None: none, or another user's by now."""
+    try:
+        folder = (home / "run" / SOCKET_FOLDER).readlink()
+        state = folder.lstat()
+    except OSError:
+        return None
+    is_private = stat.S_ISDIR(state.st_mode) and not state.st_mode & OF_OTHERS
+    return folder if is_private and state.st_uid == os.geteuid() else None
+
+
+def _remove_socket_folder(home: Path) -> None:
+    """Remove what `make_socket_folder` made."""
+    folder = _socket_folder(home)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    (home / "run" / SOCKET_FOLDER).unlink(missing_ok=True)
 
 
 def start_supervisor(
@@ -112,6 +151,7 @@ def start_supervisor(
     home = settings.home
     file = home / "run" / "supervisord.conf"
     file.write_text(configuration(programs))
+    make_socket_folder(home)
     marks = {MARK: str(home), SOCKET: str(socket_path(home))}
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
     # It detaches itself.
@@ -279,6 +319,7 @@ def end_stack(settings: Settings) -> list[str]:
     end([process for process in before if str(process.pid) == supervisor], STOP_SECONDS)
     end(members(home), 3.0)
     file.unlink(missing_ok=True)
+    _remove_socket_folder(home)
     after = members(home)
     return [
         f"{process.pid} {title(process)[:90]}"

@@ -61,6 +61,8 @@ TABS = ("now", "checks", "versions", "predictions", "ledger")
 TIME_TEXT = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d(?::\d\d)?) UTC")
 LONGEST_NAME = 255
 """Bytes of the name of a file."""
+LONGEST_PATH = 1000
+"""Bytes of a page's path below the Data Docs; a bucket takes 1,024, a disk 4,096 of a whole path."""
 NOT_FOUND = 404
 BAD_GATEWAY = 502
 
@@ -295,6 +297,7 @@ class Console:
             part.isprintable() and len(part.encode()) <= LONGEST_NAME
             for part in path.parts
         )
+        is_name = is_name and len(str(path).encode()) <= LONGEST_PATH
         if is_outside or not is_name or not path.suffix:  # a folder is no page
             raise HTTPException(NOT_FOUND)
         try:

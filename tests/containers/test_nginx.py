@@ -45,6 +45,8 @@ LOGIN = {"Authorization": f"Basic {b64encode(b'ann:secret').decode()}"}
 SERVING = 8000
 AIRFLOW = 8080
 OF_PEOPLE = [5000, AIRFLOW, 8001, 3000]
+WRITES = ("POST", "PUT", "PATCH", "DELETE", "MKCOL")
+OTHER_SITES = ["cross-site", "same-site", "", "odd"]
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -64,7 +66,8 @@ class Echo(BaseHTTPRequestHandler):
         pass
 
 
-Echo.do_GET = Echo.answer
+for method in ("GET", *WRITES):
+    setattr(Echo, f"do_{method}", Echo.answer)
 
 
 @contextmanager
@@ -148,3 +151,18 @@ def test_other_paths_of_serving_are_passed_on(ports, path):
 @pytest.mark.parametrize("path", ["/execution/", "/execution%2fx", "//execution/x"])
 def test_people_do_not_reach_what_airflows_tasks_ask(ports, path):
     assert ask(ports[AIRFLOW], path, **LOGIN) == 404
+
+
+@pytest.mark.parametrize("port", OF_PEOPLE)
+def test_a_page_of_another_site_may_read_and_not_write(ports, port):
+    for site in OTHER_SITES:
+        headers = LOGIN | {"Sec-Fetch-Site": site}
+        # An empty header is passed on as none.
+        expected = 403 if site else 200
+        for method in WRITES:
+            assert ask(ports[port], "/", method, **headers) == expected, (method, site)
+        assert ask(ports[port], "/", **headers) == 200
+        upgrade = {"Upgrade": "websocket"}
+        assert ask(ports[port], "/", **headers, **upgrade) == expected
+    for headers in ({}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}):
+        assert ask(ports[port], "/", "POST", **LOGIN, **headers) == 200

@@ -16,6 +16,7 @@ from stack.scheduler import end_leftover_workers
 from stack.supervisor import (
     Program,
     end_stack,
+    make_socket_folder,
     socket_path,
     start,
     start_supervisor,
@@ -170,3 +171,43 @@ def test_airflows_workers_without_their_scheduler_are_ended(settings, tmp_path):
         end_leftover_workers(settings.home)
         assert worker.wait(timeout=600) is not None
         assert server.poll() is None
+
+
+@pytest.fixture
+def far_settings(tmp_path):
+    """Settings of a home whose path is too long for a socket."""
+    settings = new_settings(tmp_path / ("a" * 120))
+    yield settings
+    end_stack(settings)
+
+
+def test_the_socket_of_a_long_home_is_in_a_folder_that_only_its_owner_enters(
+    far_settings,
+):
+    home = far_settings.home
+    assert states(far_settings) is None
+    folders = []
+    for _ in range(2):
+        start_supervisor(far_settings, [], process_environment(far_settings))
+        assert states(far_settings) == {}
+        socket = socket_path(home)
+        assert socket.is_socket()
+        assert socket.parent.stat().st_mode & 0o777 == 0o700
+        folders.append(socket.parent)
+        end_stack(far_settings)
+        assert not socket.parent.exists()
+    assert folders[0] != folders[1]
+    assert [*(home / "run").glob("*.folder")] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_folder_that_another_user_has_taken_is_not_used(far_settings):
+    home = far_settings.home
+    make_socket_folder(home)
+    taken_folder = socket_path(home).parent
+    os.chown(taken_folder, 65534, 65534)
+    assert socket_path(home).parent != taken_folder
+    make_socket_folder(home)
+    assert socket_path(home).parent.stat().st_uid == os.geteuid()
+    assert socket_path(home).parent != taken_folder
+    taken_folder.rmdir()

@@ -202,6 +202,12 @@ def test_a_challenger_is_shown_next_to_production(rig, served, console, monitore
     assert '<th scope="row">release</th>' in console.page(name, tab="ledger")
 
 
+@pytest.mark.parametrize("length", [1001, 4000, 6000, 30000])
+def test_a_path_that_no_disk_takes_is_no_page(console, length):
+    path = "a/" * (length // 2)
+    assert console.client.get(f"/data-docs/{path}x.html").status_code == 404
+
+
 def test_no_file_outside_the_data_docs_is_shown(rig, console):
     folder = rig.settings.data_docs
     (folder.parent / "secret.json").write_text("{}")
