@@ -60,3 +60,47 @@ def shop(ingested, tmp_path):
     with closing(EventShop(ingested.restore(), tmp_path / "orders.parquet")) as shop:
         shop.has(FIRST)
         yield shop
+
+
+def content(amount):
+    return FIRST | {"dollar_value": float(amount)}
+
+
+class Steps:
+    """Deliveries and events of one order."""
+
+    def __init__(self, shop):
+        self.shop = shop
+        self.number = 0
+
+    def deliver(self, amount, **more):
+        self.shop.has(content(amount))
+        return self.shop.ingest(self.now(), **({"full": True} | more))
+
+    def now(self):
+        """Return the time, which goes on by a minute with each step."""
+        self.number += 1
+        return LATER + self.number * MINUTE
+
+    def send(self, amount):
+        self.shop.sends(self.now(), content(amount))
+
+    def do(self, word):
+        kind, amount = word[0], float(word[1:] or 0)
+        if kind == "S":
+            self.deliver(amount)
+        elif kind in "Ee":
+            self.send(amount)
+        if kind in "EC":
+            self.shop.consumes()
+        return self.amount
+
+    @property
+    def amount(self):
+        (row,) = self.shop.raw()
+        return row["dollar_value"]
+
+
+@pytest.fixture
+def steps(shop):
+    return Steps(shop)

@@ -16,17 +16,15 @@ from feature_engine.ingest.topics import LEARNT_AT
 from feature_repo.definition import TIMESTAMP, Topic
 from operations.erase import erase_raw_rows
 from operations.search import EntityKey, EntitySearch
-from tests.feature_engine.ingest.test_source_and_events import (
-    content,
-    steps,  # noqa: F401  (a fixture)
-)
 from tests.support.feature_engine.event_shop import (
     FIRST,
     LATER,
     MINUTE,
     EventShop,
+    content,
     ingested,  # noqa: F401  (a fixture)
     shop,  # noqa: F401  (a fixture)
+    steps,  # noqa: F401  (a fixture)
 )
 from tests.support.feature_engine.shop import HOUR, ORDERS, order
 from tests.support.feature_engine.suites import between
