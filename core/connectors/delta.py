@@ -2,7 +2,9 @@
 
 import json
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -10,14 +12,16 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, DeltaProtocolError
 
-from core.connectors.formats import READ_ROWS, Later
+from core.connectors.formats import READ_ROWS, Later, TableFile, are_in_order
 from core.errors import DataError
 from core.files import location
 from core.tables.query import S3, quoted, short_text
 
 LOG_FILE = re.compile(r"(\d{20})\.json")
 MOST_COMMITS = 1_000
-"""Number of the newest commits that are read; files of older ones have the time of their writing."""
+"""Number of the newest commits that are read."""
+COPIES = ("RESTORE", "CLONE")
+"""Operations whose files hold rows of older commits, or of another table's."""
 
 
 class Commit(NamedTuple):
@@ -25,12 +29,17 @@ class Commit(NamedTuple):
 
     Attributes:
         version: Version of the table that the file came with.
-        brings_rows: Whether it brought rows; a compaction only writes them again.
+        brings_rows: Whether it brought all rows of the file; a compaction, and a change of other
+            rows of a file, write older rows again.
 
     """
 
     version: int
     brings_rows: bool
+
+
+UNKNOWN = Commit(version=-1, brings_rows=False)
+"""The commit of a file that the log names no more: it may have been that of a compaction."""
 
 
 def open_delta(address: str, later: Later | None) -> pa.RecordBatchReader:
@@ -50,10 +59,13 @@ def open_delta(address: str, later: Later | None) -> pa.RecordBatchReader:
     try:
         table = _open(address)
         schema = pa.schema(table.schema().to_arrow())
-        dataset = _ordered_dataset(table, schema, commits_of(address))
+        dataset = _dataset(table, schema)
         if dataset:
+            ordered_files = _ordered_files(table, dataset, commits_of(table, address))
+            fragments = [fragment for _, fragment in ordered_files]
             condition = _condition(schema, later) if later else None
-            scanner = dataset.scanner(filter=condition, batch_size=READ_ROWS)
+            files = _with_fragments(dataset, fragments)
+            scanner = files.scanner(filter=condition, batch_size=READ_ROWS)
             rows = scanner.to_reader()
         else:
             predicate = _predicate(schema, later) if later else None
@@ -63,8 +75,14 @@ def open_delta(address: str, later: Later | None) -> pa.RecordBatchReader:
     return rows.cast(schema)
 
 
-def is_in_order(address: str) -> bool:
-    """Whether a table tells which row came later: no file holds rows of several commits.
+def delta_files(address: str) -> list[TableFile] | None:
+    """Return the files of the newest version of a table in the order in which they are read.
+
+    Args:
+        address: See `open_delta`.
+
+    Returns:
+        The files; None: Arrow cannot read them, and their rows come in any order.
 
     Raises:
         DataError: There is no table, or it cannot be read.
@@ -72,14 +90,31 @@ def is_in_order(address: str) -> bool:
     """
     try:
         table = _open(address)
-        schema = pa.schema(table.schema().to_arrow())
-        commits = commits_of(address)
-        if not _ordered_dataset(table, schema, commits):
-            return False
+        dataset = _dataset(table, pa.schema(table.schema().to_arrow()))
+        if not dataset:
+            return None
+        ordered_files = _ordered_files(table, dataset, commits_of(table, address))
     except (DeltaError, OSError) as exc:
         raise DataError(short_text(exc)) from exc
-    times = _times_of_files(table)
-    return all(commits[path].brings_rows for path in times if path in commits)
+    return [
+        TableFile(
+            commit=commit.version,
+            is_of_commit=commit.brings_rows,
+            read=partial(_rows_of_file, dataset, fragment),
+        )
+        for commit, fragment in ordered_files
+    ]
+
+
+def is_in_order(address: str) -> bool:
+    """Whether a table tells which row came later, whatever its keys: each file is one commit's.
+
+    Raises:
+        DataError: There is no table, or it cannot be read.
+
+    """
+    files = delta_files(address)
+    return files is not None and are_in_order(files)
 
 
 def _open(address: str) -> DeltaTable:
@@ -90,19 +125,53 @@ def _open(address: str) -> DeltaTable:
     return DeltaTable(address, storage_options=S3)
 
 
-def commits_of(address: str) -> dict[str, Commit]:
-    """Return the newest commits of a table, by the path of each file that they added."""
+def commits_of(table: DeltaTable, address: str) -> dict[str, Commit]:
+    """Return the newest commits of a table, by the path of each file that they added.
+
+    Args:
+        table: The table.
+        address: Its folder.
+
+    """
     log = location(address) / "_delta_log"
     names = [file.name for file in log.iterdir() if LOG_FILE.fullmatch(file.name)]
-    commits = {}
-    for name in sorted(names)[-MOST_COMMITS:]:
-        for line in (log / name).read_text(encoding="utf-8").splitlines():
-            added = json.loads(line).get("add")
+    known_versions = {int(name.removesuffix(".json")) for name in names}
+    newest = table.version()
+    oldest = newest + 1
+    # Files of a commit before a gap may be older or later than those of the gap.
+    while oldest - 1 in known_versions and newest - oldest < MOST_COMMITS - 1:
+        oldest -= 1
+    commits: dict[str, Commit] = {}
+    for version in range(oldest, newest + 1):
+        lines = (log / f"{version:020}.json").read_text(encoding="utf-8").splitlines()
+        actions = [json.loads(line) for line in lines if line.strip()]
+        brings_rows = _brings_rows(actions)
+        for action in actions:
+            added = action.get("add")
             if added:
-                version = int(name.removesuffix(".json"))
-                brings_rows = added.get("dataChange", True)
-                commits[unquote(added["path"])] = Commit(version, brings_rows)
+                path = unquote(added["path"])
+                is_new = path not in commits and added.get("dataChange", True)
+                commits[path] = Commit(version, brings_rows and is_new)
     return commits
+
+
+def _brings_rows(actions: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the files that a commit adds hold no rows of before.
+
+    An UPDATE, DELETE or MERGE of a row removes its file, and adds one with all its other rows. An
+    overwrite without a condition removes files, too, and adds new rows alone.
+    """
+    information: Mapping[str, Any] = {}
+    has_removed = False
+    for action in actions:
+        information = action.get("commitInfo") or information
+        has_removed = has_removed or bool(action.get("remove"))
+    operation = str(information.get("operation")).upper()
+    parameters = information.get("operationParameters") or {}
+    has_condition = parameters.get("predicate") not in (None, "", "[]")
+    is_overwrite = parameters.get("mode") == "Overwrite" and not has_condition
+    is_overwrite = is_overwrite or "REPLACE TABLE" in operation
+    return operation not in COPIES and (is_overwrite or not has_removed)
 
 
 def _times_of_files(table: DeltaTable) -> dict[str, int]:
@@ -112,31 +181,51 @@ def _times_of_files(table: DeltaTable) -> dict[str, int]:
     return dict(zip(paths, actions["modification_time"].to_pylist(), strict=True))
 
 
-def _ordered_dataset(
-    table: DeltaTable, schema: pa.Schema, commits: dict[str, Commit]
-) -> ds.Dataset | None:
-    """Return the files of a table in the order of their commits; None: Arrow cannot read them."""
+def _dataset(table: DeltaTable, schema: pa.Schema) -> ds.Dataset | None:
+    """Return the files of a table; None: Arrow cannot read them."""
     configuration = table.metadata().configuration
     if configuration.get("delta.columnMapping.mode", "none") != "none":
         return None
     try:
-        dataset = table.to_pyarrow_dataset(schema=schema)
+        return table.to_pyarrow_dataset(schema=schema)
     except DeltaProtocolError:
         return None
+
+
+def _ordered_files(
+    table: DeltaTable, dataset: ds.Dataset, commits: Mapping[str, Commit]
+) -> list[tuple[Commit, ds.Fragment]]:
+    """Return the files of a table with their commits, in the order of these."""
     times = _times_of_files(table)
-    fragments = [*dataset.get_fragments()]
 
-    def place(fragment: ds.Fragment) -> tuple[int, int, str]:
+    def place(file: tuple[Commit, ds.Fragment]) -> tuple[int, int, str]:
+        commit, fragment = file
         path = unquote(fragment.path)
-        commit = commits.get(path)
-        return commit.version if commit else -1, times.get(path, 0), path
+        return commit.version, times.get(path, 0), path
 
-    if not fragments:
+    files = [
+        (commits.get(unquote(fragment.path), UNKNOWN), fragment)
+        for fragment in dataset.get_fragments()
+    ]
+    return sorted(files, key=place)
+
+
+def _with_fragments(
+    dataset: ds.Dataset, fragments: Sequence[ds.Fragment]
+) -> ds.Dataset:
+    """Return some files of a dataset."""
+    if not fragments:  # a dataset without files is of another class
         return dataset
-    ordered = sorted(fragments, key=place)
     return ds.FileSystemDataset(
-        ordered, dataset.schema, dataset.format, dataset.filesystem
+        [*fragments], dataset.schema, dataset.format, dataset.filesystem
     )
+
+
+def _rows_of_file(
+    dataset: ds.Dataset, fragment: ds.Fragment, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    file = _with_fragments(dataset, [fragment])
+    yield from file.to_batches(columns=[*columns], batch_size=READ_ROWS)
 
 
 def _condition(schema: pa.Schema, later: Later) -> ds.Expression | None:

@@ -1,7 +1,7 @@
 """Files of rows: parquet, CSV and JSON lines, on this disk or in a bucket, a batch at a time."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
@@ -58,6 +58,28 @@ class Rows:
     batches: pa.RecordBatchReader
     texts: Collection[str] = ()
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file of a table that is written by commits.
+
+    Attributes:
+        commit: Number of the commit by which all its rows had come; a later one has a larger number.
+        is_of_commit: Whether that commit brought all its rows; else they may be of any commit before.
+        read: Reads some columns of its rows.
+
+    """
+
+    commit: int
+    is_of_commit: bool
+    read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
+
+
+def are_in_order(files: Sequence[TableFile]) -> bool:
+    """Whether files tell which of two rows came later, whatever is in them: each is one commit's."""
+    commits = {file.commit for file in files}
+    return len(commits) == len(files) and all(file.is_of_commit for file in files)
 
 
 def open_parquet(path: UPath, later: Later | None) -> pa.RecordBatchReader:

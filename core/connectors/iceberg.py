@@ -1,11 +1,12 @@
 """Tables of Apache Iceberg, by pyiceberg's catalogs."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from core.connectors.formats import Later
+from core.connectors.formats import Later, TableFile
 from core.errors import DataError
 
 
@@ -32,6 +33,46 @@ def open_iceberg(address: str, later: Later | None) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, batches).cast(schema)
 
 
+def iceberg_files(address: str) -> list[TableFile]:
+    """Return the files of the newest snapshot of a table in the order in which they are read.
+
+    Only a snapshot that appends brings rows of its own: the others write rows of before again, and
+    of a snapshot that is expired nothing tells which it was.
+
+    Args:
+        address: See `open_iceberg`.
+
+    Raises:
+        DataError: The address is of another form.
+
+    """
+    catalog, name = catalog_and_name(address)
+    table = catalog.load_table(name)
+    return [
+        TableFile(
+            commit=place.commit,
+            is_of_commit=place.is_of_commit,
+            read=partial(_rows_of_file, table, task),
+        )
+        for place, task in _ordered_tasks(table, table.scan())
+    ]
+
+
+class _Place(NamedTuple):
+    """What orders the data files of a table.
+
+    Attributes:
+        commit: Number of the commit that added it, among those of all files.
+        path: Its address.
+        is_of_commit: Whether the commit brought its rows.
+
+    """
+
+    commit: int
+    path: str
+    is_of_commit: bool
+
+
 def _batches(table: Any, scan: Any) -> Iterator[pa.RecordBatch]:
     """Read one file after the other, in the order of their commits.
 
@@ -40,32 +81,57 @@ def _batches(table: Any, scan: Any) -> Iterator[pa.RecordBatch]:
     from pyiceberg.io.pyarrow import ArrowScan  # noqa: PLC0415  (an extra)
 
     reader = ArrowScan(table.metadata, table.io, scan.projection(), scan.row_filter)
+    for _, task in _ordered_tasks(table, scan):
+        yield from reader.to_record_batches([task])
+
+
+def _rows_of_file(
+    table: Any, task: Any, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    from pyiceberg.io.pyarrow import ArrowScan, schema_to_pyarrow  # noqa: PLC0415  (an extra)
+
+    scan = table.scan(selected_fields=tuple(columns))
+    schema = schema_to_pyarrow(scan.projection())
+    reader = ArrowScan(table.metadata, table.io, scan.projection(), scan.row_filter)
+    for batch in reader.to_record_batches([task]):
+        yield batch.cast(schema)
+
+
+def _ordered_tasks(table: Any, scan: Any) -> list[tuple[_Place, Any]]:
+    """Return the files of a scan in the order of their commits."""
     places = _places(table)
     try:
         tasks = [*scan.plan_files()]
     except TypeError:
         # pyiceberg compares the limit with the partition of rows without a time, which is null.
         tasks = [*table.scan().plan_files()]
-    for task in sorted(tasks, key=lambda task: places[task.file.file_path]):
-        yield from reader.to_record_batches([task])
+    files = [(places[task.file.file_path], task) for task in tasks]
+    return sorted(files, key=lambda file: file[0])
 
 
-def _places(table: Any) -> dict[str, tuple[int, int, str]]:
-    """Return what orders the data files of a table: commit, its time in ms, and path.
+def _places(table: Any) -> dict[str, _Place]:
+    """Return the place of each data file of a table, by its path.
 
-    Tables of Iceberg's first format number no commit.
+    Tables of Iceberg's first format number no commit: their snapshots' times order them.
     """
-    times = {
-        snapshot.snapshot_id: snapshot.timestamp_ms for snapshot in table.snapshots()
-    }
-    entries = table.inspect.entries().select(
-        ["snapshot_id", "sequence_number", "data_file"]
-    )
+    from pyiceberg.table.snapshots import Operation  # noqa: PLC0415  (an extra)
+
+    snapshots = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
+    columns = ["snapshot_id", "sequence_number", "data_file"]
+    entries = table.inspect.entries().select(columns).to_pylist()
+    moments = []
+    for entry in entries:
+        snapshot = snapshots.get(entry["snapshot_id"])
+        time = snapshot.timestamp_ms if snapshot else 0
+        moments.append((entry["sequence_number"] or 0, time))
+    numbers = {moment: number for number, moment in enumerate(sorted({*moments}))}
     places = {}
-    for entry in entries.to_pylist():
+    for entry, moment in zip(entries, moments, strict=True):
+        snapshot = snapshots.get(entry["snapshot_id"])
+        summary = snapshot.summary if snapshot else None
+        is_append = summary is not None and summary.operation == Operation.APPEND
         path = entry["data_file"]["file_path"]
-        time = times.get(entry["snapshot_id"], 0)
-        places[path] = (entry["sequence_number"] or 0, time, path)
+        places[path] = _Place(numbers[moment], path, is_append)
     return places
 
 

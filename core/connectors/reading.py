@@ -14,18 +14,19 @@ from core.connectors.addresses import (
     without_secrets,
 )
 from core.connectors.databases import open_database
-from core.connectors.delta import open_delta
+from core.connectors.delta import delta_files, open_delta
 from core.connectors.exact_values import exact_values
 from core.connectors.files import CSV_ENDINGS, JSON_ENDINGS, files_at
 from core.connectors.formats import (
     Later,
     Rows,
+    TableFile,
     open_csv,
     open_json_lines,
     open_parquet,
     require_names,
 )
-from core.connectors.iceberg import open_iceberg
+from core.connectors.iceberg import iceberg_files, open_iceberg
 from core.connectors.texts import inferred
 from core.errors import DataError, SettingsError
 from core.files import location
@@ -68,6 +69,25 @@ def open_part(
 def is_delta(part: str) -> bool:
     """Whether a part of `parts_of` is a Delta table."""
     return part.endswith("/") or Path(part).is_dir()
+
+
+def files_of(part: str) -> list[TableFile] | None:
+    """Return the files of a table of Delta or Iceberg in the order in which they are read.
+
+    Args:
+        part: Its address, as `parts_of` returned it.
+
+    Returns:
+        The files; None: the rows of the table come in any order.
+
+    Raises:
+        DataError: It cannot be read.
+
+    """
+    with reading(part):
+        if part.startswith(f"{ICEBERG}://"):
+            return iceberg_files(part)
+        return delta_files(part.rstrip("/"))
 
 
 @contextmanager

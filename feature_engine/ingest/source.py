@@ -6,31 +6,67 @@ Gyre first started; only rows that are due are delivered.
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from math import ceil
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from core.connectors import delta
 from core.connectors.addresses import ICEBERG, is_bucket, is_url, shown_address
 from core.connectors.exact_values import type_of
-from core.connectors.formats import Later, Rows
-from core.connectors.reading import is_delta, open_part, parts_of
+from core.connectors.formats import Later, Rows, TableFile, are_in_order
+from core.connectors.reading import files_of, is_delta, open_part, parts_of, reading
 from core.errors import DataError
 from core.files import read_file, read_if_present, replace_file
 from core.project import ENV_FILE
 from core.settings import Settings
+from core.tables.query import quoted
+from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.ingest.exact_types import UNREADABLE, in_schema, type_problem
 from feature_engine.ingest.forgotten import forgotten
 from feature_engine.ingest.key_values import ForgottenRecords
 from feature_engine.ingest.topics import LEARNT_AT, topic_batches
-from feature_repo.definition import TIMESTAMP, Dataset
+from feature_repo.definition import OWN_PREFIX, TIMESTAMP, Dataset
 
 DEMO_AHEAD = timedelta(days=120)
 WEEK = 7
 UNREADABLE_ROWS = 100_000
 """Largest number of unreadable rows: memory holds them until the delivery is judged."""
+MEMORY_LIMIT = "250MB"
+"""Memory of DuckDB, which looks for keys without an order; beyond it, DuckDB spills to disk."""
+ROWS = f"{OWN_PREFIX}rows"
+FILE = f"{OWN_PREFIX}file"
+COMMIT = f"{OWN_PREFIX}commit"
+IS_OF_COMMIT = f"{OWN_PREFIX}is_of_commit"
+UNORDERED_KEYS = f"""
+WITH keys_of_commits AS (
+    SELECT
+        {{key}},
+        {COMMIT},
+        min({FILE}) = max({FILE}) AND bool_and({IS_OF_COMMIT}) AS is_known,
+        count(*) AS row_count,
+        min(hash({{content}})) AS least_content,
+        max(hash({{content}})) AS most_content
+    FROM {ROWS}
+    WHERE {{has_key}}
+    GROUP BY {{key}}, {COMMIT}
+)
+SELECT 1
+FROM keys_of_commits
+GROUP BY {{key}}
+HAVING
+    sum(row_count) > 1
+    AND NOT arg_max(is_known, {COMMIT})
+    AND (NOT {{has_contents}} OR min(least_content) <> max(most_content))
+LIMIT 1
+"""  # noqa: S608  (names alone)
+"""Query for a key whose last row is not known.
+
+It is known if it lies in the only file of a later commit than all others, and that commit brought
+it: the rows of a file have the order in which they were written.
+"""
 
 
 def pull(
@@ -97,18 +133,93 @@ def require_source(settings: Settings, dataset: Dataset) -> None:
 
 
 def is_in_order(settings: Settings, dataset: Dataset) -> bool:
-    """Whether the source tells of two rows of a key which came later.
+    """Whether the source tells of two rows of a key which came last.
 
     Files have their names, Delta and Iceberg their commits, topics their offsets. A database gives
-    rows in any order, and so does a file of Delta that a compaction has written.
+    rows in any order. So do the files of one commit, and a file with rows of several commits, as a
+    compaction or the change of another row writes it: there it depends on the keys.
     """
     address = settings.sources.get(dataset.source_name)
     if not address:
         return True
-    if is_url(address) and not is_bucket(address):
-        return address.startswith(f"{ICEBERG}://")
-    tables = [part for part in parts_of(address) if is_delta(part)]
-    return all(delta.is_in_order(table.rstrip("/")) for table in tables)
+    if address.startswith(f"{ICEBERG}://"):
+        tables = [address]
+    elif is_url(address) and not is_bucket(address):
+        return False
+    else:
+        tables = [part for part in parts_of(address) if is_delta(part)]
+    return all(_tells_last_rows(settings, dataset, table) for table in tables)
+
+
+def _tells_last_rows(settings: Settings, dataset: Dataset, table: str) -> bool:
+    files = files_of(table)
+    if files is None:
+        return False
+    if are_in_order(files):
+        return True
+    # In most tables no key stands twice, and the columns of the key show it.
+    if not _has_unordered_key(settings, dataset, table, files, dataset.key):
+        return True
+    return not _has_unordered_key(settings, dataset, table, files, dataset.schema.names)
+
+
+def _has_unordered_key(
+    settings: Settings,
+    dataset: Dataset,
+    table: str,
+    files: Sequence[TableFile],
+    columns: Sequence[str],
+) -> bool:
+    """Whether nothing tells of some key which of its rows came last.
+
+    Args:
+        settings: Settings of the installation; DuckDB spills into its cache.
+        dataset: The dataset of the rows.
+        table: Address of the table.
+        files: The files of the table.
+        columns: Columns that are read. Rows that are equal in them need no order, unless they are
+            those of the key alone.
+
+    """
+    key = [*map(quoted, dataset.key)]
+    query = UNORDERED_KEYS.format(
+        key=", ".join(key),
+        has_key=" AND ".join(f"{name} IS NOT NULL" for name in key),
+        content=", ".join(map(quoted, columns)),
+        has_contents=len(columns) > len(dataset.key),
+    )
+    config: dict[str, Any] = {
+        "memory_limit": MEMORY_LIMIT,
+        "temp_directory": str(settings.cache / f"{dataset.name}.order"),
+    }
+    batches = _numbered_batches(files, columns)
+    with reading(table), duckdb_connection(**config) as connection:
+        first_batch = next(batches, None)
+        if first_batch is None:
+            return False
+        rows = pa.RecordBatchReader.from_batches(
+            first_batch.schema, chain([first_batch], batches)
+        )
+        connection.con.register(ROWS, rows)
+        return connection.con.execute(query).fetchone() is not None
+
+
+def _numbered_batches(
+    files: Sequence[TableFile], columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Read files, with the number of each, of its commit, and whether that brought its rows."""
+    for number, file in enumerate(files):
+        for batch in file.read(columns):
+            row_count = len(batch)
+            own_columns = {
+                FILE: pa.repeat(number, row_count),
+                COMMIT: pa.repeat(file.commit, row_count),
+                IS_OF_COMMIT: pa.repeat(file.is_of_commit, row_count),
+            }
+            numbered = batch.select(columns)
+            for name, values in own_columns.items():
+                numbered = numbered.append_column(name, values)
+            yield numbered
 
 
 def place(settings: Settings, dataset: Dataset) -> str:
