@@ -114,6 +114,8 @@ def _places(table: Any) -> dict[str, _Place]:
 
     Tables of Iceberg's first format number no commit: their snapshots' times order them.
     """
+    if table.current_snapshot() is None:  # nothing was written yet
+        return {}
     from pyiceberg.table.snapshots import Operation  # noqa: PLC0415  (an extra)
 
     snapshots = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}

@@ -283,3 +283,10 @@ def test_files_of_expired_snapshots_are_not_in_order(iceberg_source):
     table.append(orders((1, 30.0)))
     assert source.is_in_order()
     assert source.amounts()[-1] == 30.0
+
+
+@pytest.mark.parametrize("since", [None, AS_OF - 2 * DAY])
+def test_a_table_of_iceberg_without_a_snapshot_has_no_rows(iceberg_source, since):
+    source, _ = iceberg_source
+    assert pull(source.settings, ORDERS, AS_OF, since).read_all().num_rows == 0
+    assert source.is_in_order()
