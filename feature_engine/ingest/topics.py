@@ -6,7 +6,7 @@ The consumer reads them as they come; an ingest reads those that the topic has h
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -53,6 +53,11 @@ PLACES = ({"entry", EVENTS}, {"topic", "partition", "offset", EVENTS})
 """Fields of such a row, of Redis and of Kafka."""
 DELETED = "__deleted"
 """Field by which Debezium's transformation marks the last row of a key that is deleted."""
+OPERATION = "__op"
+"""Field to which the transformation copies the operation of a change, where a team asks for it."""
+DELETION = "d"
+"""Debezium's letter for a deletion."""
+TRUTHS = ("true", "1")
 
 
 def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
@@ -80,14 +85,16 @@ def record_reader(settings: Settings, dataset: Dataset) -> EventsOf:
         raise DataError(f"{head}: expected {expected}, found {names}")
     paths = {name: field_path(topic, name) for name in columns}
     unit = MICROSECONDS.get(topic.time_unit or "")
+    objects = {
+        tuple(path[:depth]) for path in paths.values() for depth in range(len(path))
+    }
     content_of = content_reader(settings, topic, head)
 
     def events_of(record: bytes) -> bytes:
         if not record:
             return b"[]"
         content = content_of(record)
-        if isinstance(content, dict) and content.get(DELETED) in ("true", True):
-            raise ValueError(f"field {DELETED}: a deletion, and Gyre deletes no row")
+        _refuse_deletion(content, objects)
         row = {}
         for column in dataset.schema:
             path = paths[column.name]
@@ -206,6 +213,34 @@ def _value_at(content: Any, path: list[str]) -> Any:
             raise ValueError(f"expected an object with {name}, found {kind}")  # noqa: TRY004  (of a record)
         content = content.get(name)
     return content
+
+
+def _refuse_deletion(content: Any, objects: Collection[tuple[str, ...]]) -> None:
+    """Raise a ValueError where a record, or an object in it that has columns, is a deletion.
+
+    Args:
+        content: A record.
+        objects: Paths of the objects.
+
+    """
+    for path in objects:
+        fields = content
+        for name in path:
+            fields = fields.get(name) if isinstance(fields, dict) else None
+        if not isinstance(fields, dict):
+            continue
+        # Of a deletion, Debezium's envelope has the row in `before` alone.
+        reads_former_row = (*path, "before") in objects
+        if str(fields.get(DELETED)).strip().lower() in TRUTHS:
+            mark = DELETED
+        elif fields.get(OPERATION) == DELETION:
+            mark = OPERATION
+        elif reads_former_row and fields.get("op") == DELETION:
+            mark = "op"
+        else:
+            continue
+        place = ".".join([*path, mark])
+        raise ValueError(f"field {place}: a deletion, and Gyre deletes no row")
 
 
 def json_value(value: Any, kind: pa.DataType, microseconds: int | None) -> Any:

@@ -1,6 +1,7 @@
 """Topics that others write: what a record holds is in the table, or the record in quarantine."""
 
 import json
+import re
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -464,6 +465,49 @@ def test_what_debezium_writes_beside_values_is_no_value(tmp_path, change, reason
     assert json.loads(read(json.dumps(row | {"__deleted": "false"}).encode())) == [row]
     with pytest.raises(ValueError, match=reason):
         read(json.dumps(row | change).encode())
+
+
+@pytest.mark.parametrize(
+    ("place", "record", "field"),
+    [
+        ("", {"__deleted": "TRUE"}, "__deleted"),
+        ("", {"__deleted": 1}, "__deleted"),
+        ("", {"__op": "d"}, "__op"),
+        ("payload", {"payload": {"__deleted": "true"}}, "payload.__deleted"),
+        ("payload", {"payload": {"__deleted": True}}, "payload.__deleted"),
+        ("payload", {"payload": {"__op": "d"}}, "payload.__op"),
+        ("payload.after", {"payload": {"after": {"__deleted": "true"}}},
+         "payload.after.__deleted"),
+        ("payload.after", {"payload": {"__deleted": "true"}}, "payload.__deleted"),
+        ("payload.after", {"__deleted": "true"}, "__deleted"),
+        ("payload.before", {"payload": {"op": "d", "after": None}}, "payload.op"),
+    ],
+)  # fmt: skip
+def test_a_deletion_is_no_row_wherever_its_mark_is(tmp_path, place, record, field):
+    settings = new_settings(tmp_path, events_url="kafka://127.0.0.1:1")
+    outer = place.split(".") if place else []
+    fields = {name: ".".join([*outer, name]) for name in ORDERS.schema.names}
+    read = record_reader(settings, topic_of(fields=fields))
+    row = FIRST | {"order_ts": "2026-10-01T10:30:00Z"}
+    change = row | {"__deleted": "false", "__op": "u", "op": "d"}
+    for name in reversed(outer):
+        change = {name: change, "op": "u", "__deleted": None}
+    assert json.loads(read(json.dumps(change).encode())) == [row]
+    deletion = with_fields(change, record)
+    reason = f"field {re.escape(field)}: a deletion, and Gyre deletes no row"
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        read(json.dumps(deletion).encode())
+
+
+def with_fields(record, changes):
+    """Return a record with other fields, also in its objects."""
+    changed = dict(record)
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            changed[name] = with_fields(record[name], value)
+        else:
+            changed[name] = value
+    return changed
 
 
 @pytest.mark.parametrize(
