@@ -162,31 +162,78 @@ def _json_batches(path: Path | UPath, schema: pa.Schema) -> Iterator[pa.RecordBa
 
 
 def _json_rows(path: Path | UPath) -> Iterator[dict[str, bytes | None]]:
-    """Yield the object of each line, its values as texts in UTF-8."""
-    with TextIOWrapper(_stream(path), encoding="utf-8-sig") as lines:
+    """Yield the object of each line, its values as texts in UTF-8.
+
+    A byte that is no UTF-8 stays as it is in its value: whoever asked for the rows judges it.
+    """
+    # Python keeps such a byte as half a letter of UTF-16, and writes it as the byte again.
+    stream = TextIOWrapper(
+        _stream(path), encoding="utf-8-sig", errors="surrogateescape"
+    )
+    with stream as lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
                 continue
-            try:
-                row = json.loads(
-                    line,
-                    parse_int=str,
-                    parse_float=str,
-                    parse_constant=str,  # NaN and Infinity, which Python writes
-                    object_pairs_hook=fields_once,
-                )
-            except ValueError as exc:
-                raise DataError(f"line {number}: expected JSON: {exc}") from exc
-            if not isinstance(row, dict):
-                raise DataError(f"line {number}: expected a JSON object")
+            row = _json_object(line, number)
+            has_odd_bytes = _is_no_utf8(line)
             yield {
-                name: _text_bytes(value, f"line {number}: {name}")
+                name: _text_bytes(value, f"line {number}: {name}", has_odd_bytes)
                 for name, value in row.items()
             }
 
 
-def _text_bytes(value: Any, place: str) -> bytes | None:
-    """Return the text of a value of JSON, whose numbers are texts, in UTF-8."""
+def _json_object(line: str, number: int) -> dict[str, Any]:
+    """Return the object of a line, its numbers as texts.
+
+    Raises:
+        DataError: The line is none, or one of its names is no UTF-8.
+
+    """
+    if number == 1 and "\0" in line:
+        raise DataError(
+            "expected JSON lines in UTF-8, found UTF-16 or no text: convert it"
+        )
+    try:
+        row = json.loads(
+            line,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=str,  # NaN and Infinity, which Python writes
+            object_pairs_hook=fields_once,
+        )
+    except ValueError as exc:
+        raise DataError(f"line {number}: expected JSON: {exc}") from exc
+    except RecursionError as exc:
+        raise DataError(
+            f"line {number}: expected JSON, found too many levels: flatten it, or leave it out"
+        ) from exc
+    if not isinstance(row, dict):
+        raise DataError(f"line {number}: expected a JSON object")
+    for name in filter(_is_no_utf8, row):
+        raise DataError(
+            f"line {number}: expected the name of a field in UTF-8, found {name!r}: rename it"
+        )
+    return row
+
+
+def _is_no_utf8(text: str) -> bool:
+    """Whether a text has half a letter of UTF-16, which UTF-8 does not have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _text_bytes(value: Any, place: str, has_odd_bytes: bool) -> bytes | None:  # noqa: FBT001  (of a line)
+    """Return the text of a value of JSON, whose numbers are texts, in UTF-8.
+
+    Args:
+        value: The value.
+        place: Line and field.
+        has_odd_bytes: Whether the line has bytes that are no UTF-8.
+
+    """
     if isinstance(value, dict | list):
         raise DataError(
             f"{place}: expected a text, a number, true, false or null, found more JSON: "
@@ -195,6 +242,11 @@ def _text_bytes(value: Any, place: str) -> bytes | None:
     if value is None:
         return None
     text = json.dumps(value) if isinstance(value, bool) else str(value)
+    if has_odd_bytes:
+        try:
+            return text.encode(errors="surrogateescape")
+        except UnicodeEncodeError:  # half an emoji, which JSON can write
+            pass
     return text.encode(errors="surrogatepass")
 
 

@@ -15,7 +15,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import csv
 
-from core.connectors.reading import read
+from core.connectors.reading import open_part, read
 from core.errors import BatchRejectedError, DataError
 from feature_engine.ingest.forgotten import keep_out
 from feature_engine.ingest.landing import land
@@ -620,6 +620,64 @@ def test_a_line_with_an_odd_value_is_set_aside_alone(suite, tmp_path, field, col
     (entry,) = quarantined(settings, ORDERS)
     assert f"column {column}: expected" in entry["rules"]
     assert entry["row"]["order_id"] == 2
+
+
+@pytest.mark.parametrize(
+    "odd", [b"\xe9", b"\xed\xa0\xbd", b"\xff\xfe", b"\\ud83d \xe9"]
+)
+def test_a_byte_in_json_lines_that_is_no_text_sets_its_row_aside(suite, tmp_path, odd):
+    suite()
+    rows = [order(number, 1, AS_OF - DAY) for number in (1, 2, 3)]
+    lines = [json.dumps(row, default=str).encode() for row in rows]
+    lines[1] = lines[1].replace(b'"customer_id": 1', b'"customer_id": "' + odd + b'"')
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(b"\n".join([*lines, b""]))
+    settings = with_source(tmp_path, file)
+    report = landed(settings)
+    assert (report.inserted, report.quarantined) == (2, 1)
+    (entry,) = quarantined(settings, ORDERS)
+    assert "column customer_id: expected int64, found" in entry["rules"]
+    assert entry["row"]["order_id"] == 2
+
+
+def test_letters_of_every_kind_in_json_lines_are_read_as_they_are(tmp_path):
+    text = "\u00e9\u2028\x85\U0001f600\ufeff"
+    file = tmp_path / "in.jsonl"
+    line = json.dumps({"a": text}, ensure_ascii=False).encode()
+    file.write_bytes(line + b"\r\n" + b'{"a": "\xe9"}\r\n' + line)
+    with open_part(str(file), ["a"]) as rows:
+        values = rows.batches.read_all()["a"].to_pylist()
+    assert values == [text.encode(), b"\xe9", text.encode()]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"order_id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too many levels"),
+        (b'{"order_id": ' + b'{"a":' * 100_000, "too many levels"),
+        (b'{"order_id": 1\xe9}', "expected JSON"),
+        (b'{"order_\xe9": 1}', "name of a field in UTF-8, found 'order_.udce9'"),
+        (b'{"\\ud83d": 1}', "name of a field in UTF-8, found '.ud83d'"),
+    ],
+)
+@pytest.mark.parametrize("names", [None, ORDERS.schema.names])
+def test_a_line_of_json_that_cannot_be_read_is_named(tmp_path, content, message, names):
+    good = json.dumps(order(1, 1, AS_OF - DAY), default=str).encode()
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(good + b"\n" + content + b"\n")
+    with (
+        pytest.raises(DataError, match=f"line 2: .*{message}"),
+        open_part(str(file), names) as rows,
+    ):
+        rows.batches.read_all()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_json_lines_in_utf_16_are_refused(tmp_path, encoding):
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(order(1, 1, AS_OF - DAY), default=str), encoding)
+    with pytest.raises(DataError, match="expected JSON lines in UTF-8, found UTF-16"):
+        numbers_from(tmp_path, file)
 
 
 def test_bytes_that_are_no_text_are_set_aside_with_their_row(suite, tmp_path):
