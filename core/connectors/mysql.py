@@ -13,6 +13,8 @@ from core.errors import DataError
 NO_TABLE = 1146
 """The server's number of the error that there is no such table."""
 NO_DATABASE = 1049
+DENIED = 1044
+"""The server's number of the error that a user may not do something in a database."""
 DECLARED = re.compile(r"(?P<type>\w+)(?:\((?P<length>\d+)(?:,(?P<scale>\d+))?\))?")
 INTEGERS = {
     "tinyint": (pa.int8(), pa.uint8()),
@@ -172,9 +174,23 @@ def open_query(client: Any, selection: str, later: Later | None) -> Rows:
         selection: SQL that stands behind `FROM`.
         later: The server leaves out earlier rows.
 
+    Raises:
+        DataError: The user may make no temporary table, which shows the types of the query.
+
     """
-    with client.cursor() as cursor:
-        cursor.execute(TYPES_OF_QUERY.format(selection))
+    import pymysql  # noqa: PLC0415  (an extra)
+
+    try:
+        with client.cursor() as cursor:
+            cursor.execute(TYPES_OF_QUERY.format(selection))
+    except pymysql.MySQLError as exc:
+        if exc.args[0] != DENIED:
+            raise
+        raise DataError(
+            "the user may make no temporary table, which shows the types of a query: "
+            "GRANT CREATE TEMPORARY TABLES on the database to the user, or name a table or a view "
+            f"(#TABLE) in place of the query: {exc.args[1]}"
+        ) from exc
     return _open(client, selection, _columns(client, "gyre_query"), later)
 
 

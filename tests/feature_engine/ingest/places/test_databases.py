@@ -215,6 +215,25 @@ def test_queries_are_left_as_they_are_in_mariadb(tmp_path, mariadb):
 
 
 @pytest.mark.journey
+def test_a_query_of_a_user_who_may_only_read_names_the_grant(tmp_path, mariadb):
+    mariadb.run(
+        "USE gyre; CREATE OR REPLACE TABLE seen (a int); INSERT INTO seen VALUES (1); "
+        "CREATE OR REPLACE USER reader@'127.0.0.1' IDENTIFIED BY 'secret'; "
+        "GRANT SELECT ON gyre.* TO reader@'127.0.0.1'"
+    )
+    address = mariadb.address.replace("gyre:secret", "reader:secret")
+    file = tmp_path / "seen.sql"
+    file.write_text("SELECT a FROM seen")
+    assert read(f"{address}#seen")["a"].to_pylist() == [1]
+    with pytest.raises(
+        DataError, match="GRANT CREATE TEMPORARY TABLES on the database"
+    ):
+        read(f"{address}#{file}")
+    mariadb.run("GRANT CREATE TEMPORARY TABLES ON gyre.* TO reader@'127.0.0.1'")
+    assert read(f"{address}#{file}")["a"].to_pylist() == [1]
+
+
+@pytest.mark.journey
 def test_every_type_of_postgresql_is_what_psql_shows(postgres, tmp_path):
     with psycopg.connect(postgres.address, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS kinds CASCADE; CREATE SCHEMA kinds")
