@@ -156,15 +156,17 @@ def land(
         is_empty = not (unreadable or _count(received))
         warnings = landing.remarks(ahead, is_empty=is_empty)
         warnings += landing.validate(selection.new_rows)
-        if not (dataset.version or is_in_order(settings, dataset)):
+        if _count(selection.earlier_rows):
             # Also if the row that happens to be read last repeats the table's.
             last_rows = due.anti_join(selection.earlier_rows, POSITION)
             problem = _contradictions(dataset, selection.earlier_rows, last_rows)
-            if problem:
+            if problem and not (dataset.version or is_in_order(settings, dataset)):
                 raise _rejection(settings, dataset, f"{problem}; {UNORDERED}")
-        problem = _contradictions(dataset, selection.earlier_rows, selection.new_rows)
-        if problem:
-            warnings.append(f"{problem}; the last row of each counts")
+            problem = _contradictions(
+                dataset, selection.earlier_rows, selection.new_rows
+            )
+            if problem:
+                warnings.append(f"{problem}; the last row of each counts")
         counts = landing.commit(selection, unread)
         return IngestReport(
             dataset=dataset.name,
