@@ -4,10 +4,13 @@
 consumer acknowledges an entry once the table has its rows; no other entry leaves the stream.
 """
 
+import asyncio
+import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 from redis.asyncio import Redis as AsyncRedis
@@ -34,11 +37,16 @@ local memory = redis.call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0) or 0
 if count >= tonumber(ARGV[2]) or memory + #ARGV[1] > tonumber(ARGV[3]) then
   return {count, memory}
 end
-return redis.call('XADD', KEYS[1], '*', 'events', ARGV[1])
+local persistence = redis.call('INFO', 'persistence')
+local is_syncing = persistence:find('aof_pending_bio_fsync:[1-9]') and 1 or 0
+return {redis.call('XADD', KEYS[1], '*', 'events', ARGV[1]), is_syncing}
 """
-"""Adds an entry if there is room: its id, else the number of entries and their bytes."""
+"""Adds an entry if there is room: its id, and whether Redis syncs its file at this moment; else the
+number of entries and their bytes."""
 NOT_WRITTEN = b"aof_last_write_status:err"
 """What Redis says of its file while it cannot write it."""
+POLL_SECONDS = 0.01
+"""Pause before Redis is asked again whether it has written its file."""
 DEAD_AFTER = 60_000
 """Milliseconds after which an entry that nobody acknowledged is another consumer's."""
 
@@ -77,6 +85,30 @@ class RedisBroker:
                 yield entry.events
 
 
+class FileState(NamedTuple):
+    """What Redis says of its append-only file; zeros where it has none.
+
+    Attributes:
+        size: Bytes that the file has.
+        unwritten: Bytes that it lacks.
+        is_syncing: Whether Redis waits for the disk.
+
+    """
+
+    size: int
+    unwritten: int
+    is_syncing: bool
+
+    @classmethod
+    def of(cls, persistence: Any) -> "FileState":
+        """Read the answer of `INFO persistence`."""
+        return cls(
+            size=_number(persistence, b"aof_current_size"),
+            unwritten=_number(persistence, b"aof_buffer_length"),
+            is_syncing=_number(persistence, b"aof_pending_bio_fsync") > 0,
+        )
+
+
 class RedisIntake:
     """Serving's side: see `interface.Intake`."""
 
@@ -98,21 +130,46 @@ class RedisIntake:
             reply: Any = await self._put(
                 keys=[_stream(dataset)], args=[record.events, MAX_ENTRIES, MAX_BYTES]
             )
-            if not isinstance(reply, bytes):
+            entry_id, is_syncing = reply
+            if not isinstance(entry_id, bytes):
                 count, memory = reply
                 size = memory + len(record.events)
                 raise BrokerUnavailableError(
                     f"{dataset}: {count} requests ({size / 1e6:.1f} MB) wait for `gyre consume`, "
                     f"at most {MAX_ENTRIES} ({MAX_BYTES / 1e6:.0f} MB) may; see gyre status"
                 )
-            # Redis writes its file before it answers, but answers also where it could not write.
+            if is_syncing:
+                await self._await_write(dataset)
+            # Else Redis writes its file before it answers; it answers also where it could not write.
             persistence: Any = await self._redis.info("persistence")
         if NOT_WRITTEN in persistence:
             raise BrokerUnavailableError(
                 f"{dataset}: Redis could not write its file: is the disk full? A kill would lose the "
                 "event, so that it is not accepted: make room, and send it again"
             )
-        return reply.decode()
+        return entry_id.decode()
+
+    async def _await_write(self, dataset: str) -> None:
+        """Wait until Redis has written to its file what it holds now.
+
+        With `appendfsync everysec`, Redis answers without having written while it syncs the file:
+        for up to two seconds it keeps what came in memory, which a kill would lose.
+
+        Raises:
+            BrokerUnavailableError: It has not within TIMEOUT_SECONDS.
+
+        """
+        end_time = time.monotonic() + TIMEOUT_SECONDS
+        state = FileState.of(await self._redis.info("persistence"))
+        end_of_file = state.size + state.unwritten
+        while state.is_syncing and state.size < end_of_file:
+            if time.monotonic() > end_time:
+                raise BrokerUnavailableError(
+                    f"{dataset}: Redis could not write its file within {TIMEOUT_SECONDS:g} s: is the "
+                    "disk slow? A kill would lose the event, so that it is not accepted: send it again"
+                )
+            await asyncio.sleep(POLL_SECONDS)
+            state = FileState.of(await self._redis.info("persistence"))
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -187,6 +244,11 @@ def _entries(records: Iterable[Any]) -> list[Entry]:
             events = fields.get(b"events", b"")
             entries.append(Entry(id=entry_id, events=events, arrival=arrival))
     return entries
+
+
+def _number(persistence: bytes, name: bytes) -> int:
+    match = re.search(rb"%s:(\d+)" % name, persistence)
+    return int(match[1]) if match else 0
 
 
 def _as_it_is(response: Any, **kwargs: Any) -> Any:  # noqa: ARG001

@@ -1,8 +1,11 @@
-"""A disk that is full under Redis' file: what serving has acknowledged survives a kill."""
+"""A disk under Redis' file that is full, or slow: what serving has acknowledged survives a kill."""
 
 import asyncio
+import os
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -18,6 +21,13 @@ from tests.support.tools.small_disk import fill, small_disk
 
 STREAM = "gyre:events:orders"
 EVENTS = b'[{"note": "' + b"n" * 900 + b'"}]'
+SLOW_SYNC = """
+#include <unistd.h>
+#include <sys/syscall.h>
+int fdatasync(int file) { usleep(MICROSECONDS); return syscall(SYS_fdatasync, file); }
+int fsync(int file) { usleep(MICROSECONDS); return syscall(SYS_fsync, file); }
+"""
+"""A library that makes the disk of the program that loads it slow."""
 
 
 class Store:
@@ -30,13 +40,15 @@ class Store:
         self.settings = new_settings(disk, redis_url=f"redis://127.0.0.1:{port}/0")
         self.redis = Redis(port=port)
 
-    def start(self):
+    def start(self, **environment):
         command = [
             sys.executable, "-m", "stack.redis_file", str(self.folder), str(find_server()),
             "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
             "--save", "", "--appendonly", "yes", "--appendfsync", "everysec",
         ]  # fmt: skip
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, env=os.environ | environment
+        )
         wait_until("Redis", self.answers)
 
     def answers(self):
@@ -118,6 +130,49 @@ def test_redis_starts_again_after_a_full_disk_and_later_events(store):
     assert [*store.folder.glob("appendonlydir/*.damaged")], "there was no hole"
     remove_copies(store.folder)
     assert not [*store.folder.glob("appendonlydir/*.damaged")]
+
+
+@pytest.mark.parametrize(("seconds", "least_count"), [(0.3, 12), (3, 1)])
+def test_what_is_acknowledged_on_a_slow_disk_survives_a_kill(
+    tmp_path, seconds, least_count
+):
+    """While it syncs, Redis answers without having written; after 2 s it writes all the same."""
+    store = Store(tmp_path, unused_port())
+    store.start(LD_PRELOAD=slow_sync(tmp_path, seconds))
+    try:
+        acknowledged = [*store.put(1)]
+        wait_until("a sync", lambda: syncs(store.redis))
+        acknowledged += store.put(4)
+        wait_until("the next sync", lambda: syncs(store.redis))
+        with ThreadPoolExecutor() as threads:
+            for ids in threads.map(store.put, [1] * 8):
+                acknowledged += ids
+        store.kill()
+        store.start()
+        assert {*acknowledged} <= store.ids()
+        assert len(acknowledged) >= least_count
+    finally:
+        store.kill()
+
+
+def slow_sync(folder, seconds):
+    """Return the path of SLOW_SYNC; the test is skipped without a compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    library = folder / "slow_sync.so"
+    microseconds = f"-DMICROSECONDS={seconds * 1_000_000:.0f}"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", microseconds, "-o", library, "-x", "c", "-"],
+        input=SLOW_SYNC,
+        text=True,
+        check=True,
+    )
+    return str(library)
+
+
+def syncs(redis):
+    return redis.info("persistence")["aof_pending_bio_fsync"]
 
 
 def rewrites(redis):
