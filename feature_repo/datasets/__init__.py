@@ -1,11 +1,15 @@
 """The datasets: a module for each, with Feast's objects and the expressions of views and labels."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from typing import NamedTuple
+
+import ibis
 
 from core.errors import DataError
 from core.user_code import DATASETS, in_one_line, makes_dataset
-from feature_repo.definition import Dataset
+from feature_repo.definition import Dataset, raw_schema
 
 __path__ = [str(DATASETS)]  # the project's modules, not the modules beside this file
 
@@ -54,7 +58,7 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
 
 
 def entity_problems(datasets: Sequence[Dataset]) -> dict[str, str]:
-    """Return a message for each dataset whose entity has another type in an earlier one.
+    """Return a message for each dataset with a join key that has another type before.
 
     Args:
         datasets: All datasets, in the order of names.
@@ -64,32 +68,94 @@ def entity_problems(datasets: Sequence[Dataset]) -> dict[str, str]:
 
     """
     problems = {}
-    for number, dataset in enumerate(datasets):
-        kind = _entity_type(dataset)
-        problem = entity_problem(dataset.entity, kind, datasets[:number])
-        if problem:
-            problems[dataset.name] = f"{dataset.name}: {problem}"
+    former_keys: list[JoinKey] = []
+    for dataset in datasets:
+        for key in _join_keys(dataset):
+            problem = _type_conflict(key.column, key.type, former_keys)
+            if problem:
+                problems[dataset.name] = f"{dataset.name}: {problem}"
+            former_keys.append(key)
     return problems
 
 
 def entity_problem(entity: str, kind: str, datasets: Iterable[Dataset]) -> str | None:
-    """Return the message that one of some datasets has an entity of this name and another type.
+    """Return the message that one of some datasets has a join key of this name and another type."""
+    keys = [key for dataset in datasets for key in _join_keys(dataset)]
+    return _type_conflict(entity, kind, keys)
+
+
+class JoinKey(NamedTuple):
+    """A column that tells the hashes of Redis apart.
+
+    Attributes:
+        column: Name of the column.
+        type: Type of its values.
+        place: The dataset, or the view, that has it.
+
+    """
+
+    column: str
+    type: str
+    place: str
+
+
+def _type_conflict(column: str, kind: str, keys: Iterable[JoinKey]) -> str | None:
+    """Return the message that one of some keys has this name and another type.
 
     Online, the features of entities of one name lie in one hash, whose keys have one type.
     """
-    for dataset in datasets:
-        other_kind = _entity_type(dataset)
-        if dataset.entity == entity and other_kind != kind:
+    for key in keys:
+        if key.column == column and key.type != kind:
             return (
-                f"entity {entity} is {kind} here and {other_kind} in {dataset.name}: give the column "
+                f"join key {column} is {kind} here and {key.type} in {key.place}: give the column "
                 "another name in one of them, or make the types the same"
             )
     return None
 
 
-def _entity_type(dataset: Dataset) -> str:
+def _join_keys(dataset: Dataset) -> list[JoinKey]:
+    """Return the entity of a dataset, and the keys of its views that have further ones."""
+    from feast import FeatureView  # noqa: PLC0415  (heavy)
+
     position = dataset.schema.get_field_index(dataset.entity)
-    return "no column" if position < 0 else str(dataset.schema.field(position).type)
+    kind = "no column" if position < 0 else str(dataset.schema.field(position).type)
+    keys = [JoinKey(dataset.entity, kind, dataset.name)]
+    columns_by_entity = _columns_by_entity()
+    module = sys.modules.get(f"{__name__}.{dataset.name}")
+    for view in vars(module).values() if module else ():
+        if not isinstance(view, FeatureView) or view.name not in dataset.views:
+            continue
+        columns = {columns_by_entity.get(entity, entity) for entity in view.entities}
+        if columns == {dataset.entity}:
+            continue
+        types = _view_types(dataset, view.name)
+        place = f"the view {view.name} of {dataset.name}"
+        names = sorted(columns & types.keys())
+        keys += [JoinKey(name, types[name], place) for name in names]
+    return keys
+
+
+def _columns_by_entity() -> dict[str, str]:
+    """Return the join key of each entity: before `feast apply` a view knows their names alone."""
+    from feast import Entity  # noqa: PLC0415  (heavy)
+
+    columns = {}
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{__name__}."):
+            for value in vars(module).values():
+                if isinstance(value, Entity):
+                    columns[value.name] = value.join_key
+    return columns
+
+
+def _view_types(dataset: Dataset, view: str) -> dict[str, str]:
+    """Return the types of a view's columns; none if its expression fails, which others report."""
+    raw_rows = ibis.table(raw_schema(dataset), name="raw")
+    try:
+        schema = dataset.views[view](raw_rows).schema().to_pyarrow()
+    except Exception:  # noqa: BLE001  (of any kind: it is the user's expression)
+        return {}
+    return {field.name: str(field.type) for field in schema}
 
 
 def _dataset_names() -> list[str]:

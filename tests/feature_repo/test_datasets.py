@@ -219,7 +219,7 @@ def test_an_entity_of_another_type_is_named():
 
 def test_gyre_new_refuses_an_entity_of_another_type():
     _require_entity_type("customer_id", is_number=True)
-    message = r"--entity: entity customer_id is string here and int64 in orders"
+    message = r"--entity: join key customer_id is string here and int64 in orders"
     with pytest.raises(SettingsError, match=message):
         _require_entity_type("customer_id", is_number=False)
 
@@ -232,6 +232,46 @@ POSITION = ORDERS.schema.get_field_index("customer_id")
 TEXTS = ORDERS.schema.set(POSITION, pa.field("customer_id", pa.string()))
 CALLS = replace(ORDERS, name="calls", schema=TEXTS, views={}, labels={})
 """
+
+
+SHOPS = """
+import pyarrow as pa
+from dataclasses import replace
+from feast import Entity, ValueType
+from feature_repo.datasets.orders import ORDERS, customer
+from gyre import feature_view
+
+def visits(orders):
+    orders = orders.mutate(shop=orders.number_of_cds{cast}, event_timestamp=orders.order_ts)
+    return orders.select("customer_id", "shop", "event_timestamp", paid=orders.dollar_value)
+
+shop = Entity(name="{name}_shop", join_keys=["shop"], value_type=ValueType.{kind})
+SHOPS = replace(ORDERS, name="{name}", views={{"{name}_view": visits}}, labels={{}})
+view = feature_view(SHOPS, "{name}_view", [customer, shop])
+"""
+READ_PROBLEMS = """
+import json
+from feature_repo.datasets import load_datasets
+print(json.dumps(load_datasets()[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("cast", "kind"), [(".cast('string')", "STRING"), ("", "INT64")]
+)
+def test_a_further_join_key_of_another_type_is_named(project, cast, kind):
+    folder = project / "feature_repo" / "datasets"
+    numbers = SHOPS.format(name="numbers", cast="", kind="INT64")
+    (folder / "numbers.py").write_text(numbers)
+    texts = SHOPS.format(name="texts", cast=cast, kind=kind)
+    (folder / "texts.py").write_text(texts)
+    problems = output(project, "-c", READ_PROBLEMS)
+    expected = (
+        "texts: join key shop is string here and int64 in the view numbers_view of numbers: give "
+        "the column another name in one of them, or make the types the same"
+    )
+    named = [line for line in problems if line.startswith("texts")]
+    assert named == ([expected] if cast else [])
 
 
 @pytest.mark.journey
