@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import ibis
@@ -20,6 +20,7 @@ from core.errors import DataError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.spec.tables import PredictionTable
+from core.tables.table import Table
 from feature_repo.published.service import ARROW
 from feature_repo.team_tables import UTC_MICROSECONDS, open_table
 from mlflow_server.api.registry import Registry
@@ -34,7 +35,7 @@ from serving.versions.signature import sign
 
 log = logging.getLogger(__name__)
 LATEST_ROWS = timedelta(days=2)
-"""How long after the newest stored prediction an older one may still come."""
+"""How long after the newest stored prediction of a model an older one may still come."""
 BATCH_ROWS = 50_000
 TYPES_OF_FIELDS = {
     "request_id": pa.string(),
@@ -88,7 +89,7 @@ def take_predictions(
     created = registry.assignment(spec.name).created
     reader = _RowReader(spec, contract, version, created)
     stored = predictions(settings)
-    newest = stored.newest("received")
+    newest = _newest(stored, spec.name, created)
     new_count = 0
     connection = ibis.duckdb.connect()
     try:
@@ -112,6 +113,17 @@ def take_predictions(
         place = shown_address(table.source)
         log.warning(text, spec.name, reader.refused.total(), place)
     return TakenPredictions(new_count, dict(reader.refused))
+
+
+def _newest(stored: Table, model: str, created: int) -> datetime | None:
+    """Return the time of a model's newest stored prediction; None if it has none.
+
+    Another model's table may be days ahead of this one's.
+    """
+    is_own = (pc.field("model") == model) & (pc.field("created") == created)
+    times = stored.read(columns=["received"], where=is_own)["received"]
+    newest: datetime | None = pc.max(times).as_py()
+    return newest
 
 
 def _columns(

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 import httpx
@@ -225,6 +225,32 @@ def test_rows_of_a_table_arrive_as_they_are_or_are_counted(
         assert stored["probability"] == round(row["score"], 6)
     again = take_predictions(own_home, watched, "1")
     assert again.new_count == 0
+
+
+def test_rows_that_another_model_is_days_ahead_of_arrive(settings, spec, tmp_path):
+    own_home = settings.model_copy(update={"home": tmp_path / "home"})
+    now = datetime.now(UTC)
+    former = {"model": MODEL, "created": 1, "received": now}
+    other = {"model": "other", "created": 2, "received": now}
+    stored = predictions(own_home)
+    others_rows = pa.Table.from_pylist(
+        [former | {"request_id": "former"}, other | {"request_id": "other"}],
+        schema=stored.schema,
+    )
+    stored.insert(others_rows, "request_id", "received")
+    path = tmp_path / "predictions.parquet"
+    watched = with_table(spec, path)
+    rows = scored(count=9).assign(
+        request_id=[f"row-{number}" for number in range(9)],
+        predicted_at=[now - timedelta(days=days) for days in range(4, 13)],
+    )
+    rows[4:].to_parquet(path)
+    assert take_predictions(own_home, watched, "1").new_count == 5
+    rows.to_parquet(path)
+    assert take_predictions(own_home, watched, "1").new_count == 4
+    late_rows = rows.assign(request_id=[f"late-{number}" for number in range(9)])
+    late_rows.to_parquet(path)
+    assert take_predictions(own_home, watched, "1").new_count == 2
 
 
 def test_versions_and_ids_that_pandas_made_doubles_are_whole_numbers(
