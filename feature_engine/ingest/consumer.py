@@ -30,7 +30,7 @@ from core.errors import RegistryError
 from core.locks import one_writer
 from core.project import PROJECT
 from core.settings import Settings
-from core.user_code import DATASETS, change_times, in_one_line
+from core.user_code import DATASETS, change_times, in_one_line, makes_dataset
 from feature_engine.engines.engine import VALUE_ERRORS, value_error
 from feature_engine.events.broker import broker, broker_time, show_life, withdraw
 from feature_engine.events.interface import Entry
@@ -116,7 +116,8 @@ def consume(settings: Settings) -> None:
         with suppress(RedisError):  # each thread says so
             # Always: a Redis that lost its data has no schemas.
             if not is_published:
-                names = [file.stem for file in DATASETS.glob("*.py")]
+                modules = filter(makes_dataset, DATASETS.glob("*.py"))
+                names = [module.stem for module in modules]
                 for name in withdraw(redis, names):
                     logger.info("%s is gone from the project: takes no events", name)
             show_life(redis, schemas)

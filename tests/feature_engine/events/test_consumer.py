@@ -235,6 +235,12 @@ def test_a_running_consumer_takes_every_edit_and_a_broken_file_stops_only_its_da
         # A dataset that is gone takes no events: serving answers 404.
         (project.datasets / "more.py").unlink()
         wait_until("its end", lambda: not project.redis.hexists(streams, "more"))
+        # Nor does one whose file makes none any more; a file with an error may make one.
+        project.define("more")
+        wait_until("its schema", lambda: project.redis.hexists(streams, "more"))
+        (project.datasets / "visits.py").write_text("DATASET = (")
+        (project.datasets / "more.py").write_text("# DATASET = Dataset()")
+        wait_until("its end", lambda: not project.redis.hexists(streams, "more"))
         assert {*project.redis.hkeys(streams)} == {b"visits", b"stays"}
         assert project.redis.xlen("gyre:events:visits") == 0
         assert process.poll() is None
