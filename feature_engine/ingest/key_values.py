@@ -35,6 +35,8 @@ AVRO_HEADER = 5
 """Bytes of a record before Avro's: AVRO_START, and the id of its schema."""
 AVRO_BASE = 0x80
 """Each byte of an integer but the last has AVRO_BASE on top."""
+WHOLE_NUMBER_TEXT = r"[+-]?(0|[1-9]\d{0,18})(\.0*)?"
+"""A whole number, also with a sign or zeros behind the point; 007 may be another key than 7."""
 LOST = "\ufffd"
 """Stands for bytes that are no UTF-8 where quarantine has a record's text alone."""
 
@@ -172,11 +174,23 @@ class KeyReader:
             text = json.dumps(value)
             return str(self._judge.validate_json(text, strict=True))
         if isinstance(value, str):
+            if pa.types.is_integer(self._type):
+                value = _number_text(value)
             array = pa.array([value])
             (typed,) = exact_values(array, self._type, is_identity=True).to_pylist()
             if typed is not None:
                 return str(typed)
         return str(value)
+
+
+def _number_text(text: str) -> str:
+    """Return the usual text of a whole number in another spelling; any other text as it is.
+
+    pandas writes 7.0 where a column has gaps. An ingest sets such a key aside, and nobody else's
+    key reads like it.
+    """
+    match = re.fullmatch(WHOLE_NUMBER_TEXT, text.strip(), re.ASCII)
+    return f"{int(match[0].partition('.')[0])}" if match else text
 
 
 def _from_lenient_json(record: bytes) -> Any:

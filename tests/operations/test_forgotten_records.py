@@ -62,6 +62,10 @@ def record_text(record, place=PLACE):
 OF_SEVEN = {
     "renamed": (TOPIC, record_text(change({"customer": 7}))),
     "a text": (TOPIC, record_text(change({"customer": "7"}))),
+    "a text of a double": (TOPIC, record_text(change({"customer": "7.0"}))),
+    "a text with zeros": (ORDERS, as_text({COLUMN: "7.00", "order_id": 1})),
+    "a text with a space": (ORDERS, as_text({COLUMN: " 7", "order_id": 1})),
+    "a text with a sign": (ORDERS, as_text({COLUMN: "+7", "order_id": 1})),
     "a whole double": (TOPIC, record_text(change({"customer": 7.0}))),
     "deleted": (TOPIC, record_text(change(None, {"customer": 7}))),
     "another after": (TOPIC, record_text(change({"customer": 8}, {"customer": 7}))),
@@ -91,7 +95,16 @@ OF_SEVEN = {
 OF_OTHERS = {
     "70": (TOPIC, record_text(change({"customer": 70}))),
     "a leading zero": (TOPIC, record_text(change({"customer": "007"}))),
-    "a text with a point": (TOPIC, record_text(change({"customer": "7.0"}))),
+    "a text of a fraction": (TOPIC, record_text(change({"customer": "7.5"}))),
+    "a negative text": (ORDERS, as_text({COLUMN: "-7.0", "order_id": 1})),
+    "a text of a double in a column of texts": (
+        TEXTS,
+        record_text(b'[{"customer_id": "7.0"}]', ENTRY),
+    ),
+    "a leading space in a column of texts": (
+        TEXTS,
+        record_text(b'[{"customer_id": " 7"}]', ENTRY),
+    ),
     "a fraction": (TOPIC, record_text(change({"customer": 7.5}))),
     "another field": (TOPIC, record_text(change({"customer": 8, "id": 7}))),
     "the name of the column": (
