@@ -49,8 +49,21 @@ COMPARING_RULES = (
     "expect_column_pair_values_",
     "expect_multicolumn_",
     "expect_column_kl_divergence_",
+    "expect_column_value_z_scores_",
+    "expect_column_quantile_values_",
 )
 """Rules for which GX needs the truth of a comparison, which a null of NULLABLE_TYPES has not."""
+RULES_OF_FIGURES = (
+    "expect_column_kl_divergence_",
+    "expect_column_max_",
+    "expect_column_mean_",
+    "expect_column_median_",
+    "expect_column_min_",
+    "expect_column_quantile_values_",
+    "expect_column_stdev_",
+    "expect_column_sum_",
+)
+"""Rules of a figure of a column, which a column without values, or with one, may not have."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +309,16 @@ def _evaluation_problem(info: dict[str, Any]) -> str:
     return ""
 
 
+def _is_without_value(outcome: dict[str, Any]) -> bool:
+    """Whether a rule had no figure to judge: a column of nulls has no mean, one value no spread."""
+    if not outcome["expectation_config"]["type"].startswith(RULES_OF_FIGURES):
+        return False
+    figure = outcome["result"].get("observed_value")
+    if isinstance(figure, dict):
+        return all(value is None for value in figure.get("values", [figure]))
+    return figure is None
+
+
 def _add_outcome(validation: Validation, outcome: dict[str, Any]) -> None:
     """Add the result of one rule to a validation."""
     rule = outcome["expectation_config"]
@@ -319,7 +342,7 @@ def _add_outcome(validation: Validation, outcome: dict[str, Any]) -> None:
             result["outcome"] = "set aside"
         if "mostly" in rule["kwargs"] and len(positions) < SINGLE_ROWS:
             return
-    if outcome["success"]:
+    if outcome["success"] or _is_without_value(outcome):
         return
     examples = json.dumps(result["examples"], default=str)
     text = f"expected {rule['kwargs']}, found {result['observed']}"

@@ -310,3 +310,46 @@ def test_a_rule_over_many_rows_is_evaluated_beside_nulls(suite, kind, kwargs):
     )
     suite({"type": kind, "kwargs": kwargs, "severity": "warning"})
     DatasetRules(ORDERS).validate(rows, AS_OF)
+
+
+MANY_ROWS = {
+    "expect_column_value_z_scores_to_be_less_than": {
+        "threshold": 3,
+        "double_sided": True,
+    },
+    "expect_column_quantile_values_to_be_between": {
+        "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[0, 10]]}
+    },
+    "expect_column_stdev_to_be_between": {"min_value": 0},
+    "expect_column_mean_to_be_between": {"min_value": 0},
+    "expect_column_median_to_be_between": {"min_value": 0},
+    "expect_column_max_to_be_between": {"min_value": 0},
+    "expect_column_min_to_be_between": {"min_value": 0},
+    "expect_column_kl_divergence_to_be_less_than": {
+        "threshold": 99.0,
+        "partition_object": {"bins": [0, 5, 10], "weights": [0.5, 0.5]},
+    },
+}
+
+
+@pytest.mark.parametrize("column", ["dollar_value", "number_of_cds"])
+@pytest.mark.parametrize(("kind", "kwargs"), MANY_ROWS.items(), ids=[*MANY_ROWS])
+def test_a_column_without_values_or_spread_breaks_no_rule(suite, kind, kwargs, column):
+    suite({"type": kind, "kwargs": kwargs | {"column": column}})
+    rules = DatasetRules(ORDERS)
+    for values in ([2], [None], [2, None], [2, 2]):
+        rows = order_table(
+            *(
+                order(number, number, AS_OF - DAY) | {column: value}
+                for number, value in enumerate(values)
+            )
+        )
+        assert rules.validate(rows, AS_OF).rejections == [], values
+
+
+@pytest.mark.parametrize("kind", ["contain", "equal"])
+def test_a_set_that_a_column_lacks_is_no_missing_figure(suite, kind):
+    name = f"expect_column_distinct_values_to_{kind}_set"
+    suite(rule(name, "number_of_cds", value_set=[1, 99]))
+    validation = DatasetRules(ORDERS).validate(some_orders(3, 0), AS_OF)
+    assert len(validation.rejections) == 1
