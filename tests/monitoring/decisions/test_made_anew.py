@@ -62,7 +62,8 @@ def test_nothing_of_a_deleted_model_counts_for_the_one_of_its_name(roles):
     assert moment_since_promotion(settings, SPEC.name, start) == start
     row = roles.promote("1")
     model = roles.registry.assignment(SPEC.name)
-    assert (row.sequence, row.from_version) == (4, None)
+    # The fourth says that the model was deleted.
+    assert (row.sequence, row.from_version) == (5, None)
     past = load_past(settings, model, "1", now())
     assert (past.promotion, past.previous) == (row, None)
     assert newest_decisions(settings, SPEC.name, created=model.created) == []
@@ -72,6 +73,7 @@ def test_nothing_of_a_deleted_model_counts_for_the_one_of_its_name(roles):
         roles.rollback()
     # A person sets in MLflow what the deleted model had last.
     client(settings).set_registered_model_alias(SPEC.name, "production", "3")
-    assert [row.action for row in roles.rows[3:]] == ["promote", "by hand"]
+    actions = [row.action for row in roles.rows[3:]]
+    assert actions == ["by hand", "promote", "by hand"]
     assert roles.rollback().to_version == "1"
-    assert [row.sequence for row in roles.rows] == [1, 2, 3, 4, 5, 6]
+    assert [row.sequence for row in roles.rows] == [1, 2, 3, 4, 5, 6, 7]

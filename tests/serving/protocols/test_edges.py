@@ -293,7 +293,8 @@ def test_an_offer_of_http_2_is_ignored_and_the_body_is_read(rig, served, parts):
     ["/health/live", "/health/ready", "/ping", "/v2/health/ready", "/metrics", "/docs"],
 )
 def test_head_is_answered_as_get_without_a_body(served, path):
-    for form in (path, f"{path}/"):
+    forms = [path] if path == "/metrics" else [path, f"{path}/"]
+    for form in forms:
         answer = served.client.head(form)
         assert (answer.status_code, answer.content) == (200, b"")
         assert served.client.get(form).status_code == 200

@@ -91,8 +91,8 @@ def test_an_event_during_an_ingest_is_not_undone_by_the_next(
     shop.has(FIRST, new) if is_new else shop.has(new)
     read = pipeline.pull
 
-    def pull_while_an_event_comes(*arguments):
-        reader = read(*arguments)
+    def pull_while_an_event_comes(*arguments, **options):
+        reader = read(*arguments, **options)
 
         def batches():
             yield from reader
@@ -170,7 +170,7 @@ def test_a_higher_version_counts_whichever_way_it_came(ingested, tmp_path, monke
                 shop.receives(now, row)
             (stored,) = shop.raw()
             assert stored["dollar_value"] == expected
-            assert stored["superseded"] is None
+            assert not stored["superseded"]
     finally:
         shop.close()
 
