@@ -678,9 +678,8 @@ def load_settings(**overrides: Any) -> Settings:
         settings = Settings(**(sources | overrides | {"home": home}))
     except ValidationError as exc:
         text = _problem(exc, sources["_secrets_dir"])
-        raise SettingsError(
-            text
-        ) from None  # the cause shows keys, in logs of Airflow too
+        # The cause would show keys, in logs of Airflow too.
+        raise SettingsError(text) from None
     except (OSError, ValueError) as exc:  # a file, or a variable that is not JSON
         raise SettingsError(f"{home / ENV_FILE} or the environment: {exc}") from exc
     if settings.home_group:

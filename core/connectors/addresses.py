@@ -124,10 +124,12 @@ def _is_unclear(address: str) -> bool:
         hosts += more_hosts
     if scheme and "/" not in scheme[0]:  # it may be a user
         rest = address
-    before, *encoded = ENCODED_AT.split(rest, maxsplit=1)
-    is_in_host = scheme is not None and "/" not in before
-    if encoded and (is_in_host or ":" in unquote(unquote(before))):
-        return True
+    encoded_at = ENCODED_AT.search(rest)
+    if encoded_at:
+        before = rest[: encoded_at.start()]
+        is_in_host = scheme is not None and "/" not in before
+        if is_in_host or ":" in unquote(unquote(before)):
+            return True
     if address.startswith(MOTHERDUCK):
         return False
     for host in hosts:

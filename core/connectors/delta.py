@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, DeltaProtocolError
 
-from core.connectors.formats import READ_ROWS, Later, TableFile, are_in_order
+from core.connectors.formats import READ_ROWS, Later, TableFile
 from core.errors import DataError
 from core.files import location
 from core.tables.query import S3, quoted, short_text
@@ -104,17 +104,6 @@ def delta_files(address: str) -> list[TableFile] | None:
         )
         for commit, fragment in ordered_files
     ]
-
-
-def is_in_order(address: str) -> bool:
-    """Whether a table tells which row came later, whatever its keys: each file is one commit's.
-
-    Raises:
-        DataError: There is no table, or it cannot be read.
-
-    """
-    files = delta_files(address)
-    return files is not None and are_in_order(files)
 
 
 def _open(address: str) -> DeltaTable:

@@ -36,11 +36,9 @@ from feature_engine.events.broker import broker, broker_time, show_life, withdra
 from feature_engine.events.interface import Entry
 from feature_engine.ingest.forgotten import ForgottenFile
 from feature_engine.ingest.history import (
-    EPOCH,
     LONG_AGO,
     MICROSECOND,
     History,
-    learnt_at,
     microseconds,
     read_history,
     write_history,
@@ -339,17 +337,17 @@ class EventConsumer:
         broken_texts = [texts[number] for number in broken_rules]
         entries = quarantine_entries(broken_texts, list(broken_rules.values()), now)
         quarantine(self._quarantine, entries)
-        good_rows = [
+        good_events = [
             _Known(row, texts[number])
             for number, row in enumerate(rows)
             if number not in broken_rules
         ]
-        if good_rows:
+        if good_events:
             # A superseded row has to be the one that the table holds.
             with one_writer(self._settings, self._raw.name):
-                values = self._merge(good_rows, now)
+                values = self._merge(good_events, now)
                 raw_version = self._raw.version
-            leave_quarantine(self._quarantine, [known.text for known in good_rows])
+            leave_quarantine(self._quarantine, [event.text for event in good_events])
             self._online.writer.write(values, raw_version)
             self._window_ends.add(values)
 
@@ -473,7 +471,7 @@ class EventConsumer:
         """Whether an event is older than the row of the table: by its version, else by its arrival."""
         name = self._dataset.version
         if name is None:
-            return bool(event.row["ingested_at"] < _learnt_at(old))
+            return microseconds(event.row["ingested_at"]) < _learnt_at(old)
         if old.row[name] is None:
             return False
         return event.row[name] is None or bool(event.row[name] < old.row[name])
@@ -499,14 +497,16 @@ class _Known(NamedTuple):
     text: str
 
 
-def _learnt_at(known: _Known) -> datetime:
-    """Return when a row was learnt: one that was released from quarantine, before it landed."""
-    if known.row["superseded"]:
-        at = learnt_at(known.row["superseded"], known.text)
-        if at != LONG_AGO:
-            return EPOCH + at * MICROSECOND
-    arrival: datetime = known.row["ingested_at"]
-    return arrival
+def _learnt_at(known: _Known) -> int:
+    """Return when a row was learnt, in microseconds since 1970.
+
+    A row that was released from quarantine was learnt before it landed.
+    """
+    arrival = microseconds(known.row["ingested_at"])
+    if not known.row["superseded"]:
+        return arrival
+    last_content = _history_of(known).contents[-1]
+    return arrival if last_content.at == LONG_AGO else last_content.at
 
 
 def _history_of(known: _Known | None) -> History:

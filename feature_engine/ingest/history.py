@@ -134,7 +134,7 @@ class History:
             may_come_late: Whether an event may still land that is older than what is known.
 
         """
-        if len(self.contents) == 1:
+        if len(self.contents) == 1:  # one content always matters
             return self
         limit = now - lag if may_come_late else now + 1
         old = [content for content in self.contents if content.at < limit]
@@ -222,7 +222,7 @@ def microseconds(time: datetime) -> int:
     return (time - EPOCH) // MICROSECOND
 
 
-def read_history(stored: str | None, row: str) -> History:
+def read_history(stored: str | None, row: str, at: int = LONG_AGO) -> History:
     """Return the history of a row of the raw table.
 
     Args:
@@ -230,10 +230,11 @@ def read_history(stored: str | None, row: str) -> History:
             Older releases wrote "" for an event of a new key, and the source's row for an event
             that corrected it.
         row: The row's columns of the source, as JSON.
+        at: When the source gave the row, if nothing else is known of it.
 
     """
     if stored is None:
-        return History((Content(LONG_AGO, "s", digest_of(row)),), said=row)
+        return History((Content(at, "s", digest_of(row)),), said=row)
     document = json.loads(stored) if stored else {}
     if MARK not in document:
         said = ENCODER.encode(document) if document else ""
@@ -250,11 +251,6 @@ def read_history(stored: str | None, row: str) -> History:
     )
 
 
-def learnt_at(stored: str, row: str) -> int:
-    """Return when the last content of a row of the raw table was learnt; see `read_history`."""
-    return read_history(stored, row).contents[-1].at
-
-
 def without_rows(stored: str, is_forgotten: Callable[[str], bool]) -> str | None:
     """Return a value of the column `superseded` that keeps nothing of some rows.
 
@@ -269,11 +265,10 @@ def without_rows(stored: str, is_forgotten: Callable[[str], bool]) -> str | None
     document = json.loads(stored)
     forgotten_digests = set()
     for name in ("said", "sent"):
-        row = document.get(name)
-        text = _read_row(row, "")
-        if text and is_forgotten(text):
+        row = _read_row(document.get(name), "")
+        if row and is_forgotten(row):
             document[name] = None
-            forgotten_digests.add(digest_of(text))
+            forgotten_digests.add(digest_of(row))
     contents = [
         content
         for content in document.get(MARK, [])

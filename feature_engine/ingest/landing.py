@@ -31,6 +31,7 @@ from core.tables.table import Table
 from feature_engine.engines.duckdb_engine import duckdb_connection
 from feature_engine.engines.engine import read_files
 from feature_engine.ingest.history import (
+    LONG_AGO,
     MARK,
     MICROSECOND,
     History,
@@ -322,11 +323,11 @@ class _Landing:
         if not self.raw.exists:
             return rows
         stored = open_raw(self.connection, self.raw)
-        former = [stored]
+        former_tables = [stored]
         by_events = stored.filter(stored.superseded.notnull())
         if _count(by_events):
-            former = self._said_before(stored, entries)
-        for former_rows in former:
+            former_tables = self._said_before(stored, entries)
+        for former_rows in former_tables:
             is_same = _same(rows, former_rows, self.dataset.schema.names)
             rows = rows.anti_join(former_rows, is_same)
         return self.without_older_versions(rows)
@@ -602,13 +603,17 @@ class _Landing:
         for new, text in zip(new_table.to_pylist(), new_texts, strict=True):
             row_key = tuple(new[name] for name in key)
             old, old_text = old_by_key.get(row_key, no_old_row)
+            history = History()
+            if old is not None:
+                # A record may be older than the row.
+                arrival = microseconds(old["ingested_at"])
+                row_time = arrival if self.order.are_records else LONG_AGO
+                history = read_history(old["superseded"], old_text, row_time)
+            if self.order.source_wins:
+                history = history.since(began)
             if self.order.are_records:
-                history = _history_before_records(old, old_text)
                 history = history.with_event(microseconds(new[LEARNT_AT]), text)
             else:
-                history = _history_of(old, old_text)
-                if self.order.source_wins:
-                    history = history.since(began)
                 history = history.with_delivery(began, text)
             history = history.pruned(began, lag, may_come_late=may_come_late)
             counting_text = history.counting_row(lag)
@@ -689,21 +694,6 @@ def _landing(
             )
     finally:
         shutil.rmtree(folder)
-
-
-def _history_of(row: Mapping[str, Any] | None, text: str) -> History:
-    """Return the history of a row of the table, whose columns of the source are a JSON text."""
-    return History() if row is None else read_history(row["superseded"], text)
-
-
-def _history_before_records(row: Mapping[str, Any] | None, text: str) -> History:
-    """Return the history of a row of the table, for records of any age.
-
-    Without an event nobody has noted when the source said the row: it was known when it arrived.
-    """
-    if row is None or row["superseded"] is not None:
-        return _history_of(row, text)
-    return History().with_delivery(microseconds(row["ingested_at"]), text)
 
 
 def _numbered(schema: pa.Schema) -> pa.Schema:

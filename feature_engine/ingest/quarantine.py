@@ -186,7 +186,7 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
             if standing_row == row:
                 own_columns = {
                     "ingested_at": as_of,
-                    "superseded": _history_of(dataset, row, time),
+                    "superseded": _superseded_of(dataset, row, time),
                 }
                 released_rows.append(row | own_columns)
             else:
@@ -222,7 +222,7 @@ def _version_of(dataset: Dataset, row: Row) -> tuple[bool, Any]:
     return version is not None, 0 if version is None else version
 
 
-def _history_of(dataset: Dataset, row: Row, time: datetime) -> str:
+def _superseded_of(dataset: Dataset, row: Row, time: datetime) -> str:
     """Return the value of `superseded` of a row that was set aside at a time."""
     if dataset.version:
         return ""

@@ -347,8 +347,8 @@ def topic_batches(
         for message in kafka.records_between(settings, starts, ends):
             record = message.value() or b""
             try:
-                learnt = BEGINNING + timedelta(milliseconds=kafka.sent_at(message))
-                rows += [row | {LEARNT_AT: learnt} for row in rows_of(record)]
+                time = BEGINNING + timedelta(milliseconds=kafka.sent_at(message))
+                rows += [row | {LEARNT_AT: time} for row in rows_of(record)]
             except ValueError as exc:
                 partition, offset = kafka.place_of(message)
                 place = {

@@ -39,10 +39,12 @@ def may_open(settings: Settings, location: str) -> bool:
 
 def is_proxied(location: str) -> bool:
     """Whether a location is `mlflow-artifacts:/PATH`, which names no host in any reading."""
-    scheme, _, path = _decoded(location).partition(":/")
-    *folders, last = path.split("/")
-    has_odd_part = not {"", "."}.isdisjoint(folders) or last == "."
-    return scheme == PROXIED and is_plain(location) and not has_odd_part
+    text = _decoded(location)
+    path = text.removeprefix(f"{PROXIED}:/")
+    folders = path.removesuffix("/").split("/") if path else []
+    # MLflow takes what is behind two slashes for a host.
+    has_odd_folder = not {"", "."}.isdisjoint(folders)
+    return path != text and is_plain(location) and not has_odd_folder
 
 
 def is_in(store: str, location: str) -> bool:

@@ -1,6 +1,7 @@
 """A shop whose orders arrive as events."""
 
 from contextlib import closing
+from datetime import datetime
 
 import pytest
 
@@ -60,6 +61,14 @@ def shop(ingested, tmp_path):
     with closing(EventShop(ingested.restore(), tmp_path / "orders.parquet")) as shop:
         shop.has(FIRST)
         yield shop
+
+
+class Ahead(datetime):
+    """A clock that is two minutes ahead."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) + 2 * MINUTE
 
 
 def content(amount):

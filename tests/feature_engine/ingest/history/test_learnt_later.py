@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from core.errors import DataError
+from feature_engine.events import broker
 from feature_engine.ingest import consumer, pipeline
 from feature_engine.ingest.quarantine import release
 from feature_engine.ingest.topics import LEARNT_AT
@@ -20,6 +21,7 @@ from tests.support.feature_engine.event_shop import (
     FIRST,
     LATER,
     MINUTE,
+    Ahead,
     EventShop,
     content,
     ingested,  # noqa: F401  (a fixture)
@@ -55,6 +57,15 @@ def receive(steps, *rows):
             shop.receives(steps.now(), row)
 
 
+def set_aside_and_corrected(steps, largest, amount):
+    """Let the source's row break a rule of then, and let an event give its key another amount."""
+    largest(8)
+    steps.shop.has(FIRST, new(10))
+    steps.shop.ingest(steps.now(), full=True)
+    receive(steps, new(amount))
+    largest(1_000)
+
+
 def let_go(steps):
     return release(steps.shop.settings, ORDERS, steps.now()).released
 
@@ -67,11 +78,7 @@ def repeat(steps, row):
 
 
 def test_a_source_that_repeats_undoes_no_released_event(steps, largest):
-    largest(8)
-    steps.shop.has(FIRST, new(10))
-    steps.shop.ingest(steps.now(), full=True)
-    receive(steps, new(20))
-    largest(1_000)
+    set_aside_and_corrected(steps, largest, 20)
     assert let_go(steps) == 1
     assert amount_of(steps.shop) == 20.0
     assert [repeat(steps, new(amount)) for amount in (10, 20, 30)] == [20, 20, 30]
@@ -138,11 +145,7 @@ def test_a_source_that_repeats_a_version_undoes_no_event_of_this_version(
 
 
 def test_a_source_wins_over_the_event_that_corrected_its_row(steps, largest):
-    largest(8)
-    steps.shop.has(FIRST, new(10))
-    steps.shop.ingest(steps.now(), full=True)
-    receive(steps, new(5))
-    largest(1_000)
+    set_aside_and_corrected(steps, largest, 5)
     assert repeat(steps, new(10)) == 5.0
     steps.shop.ingest(steps.now(), source_wins=True)
     assert amount_of(steps.shop) == 10.0
@@ -241,12 +244,9 @@ def test_no_row_is_released_by_a_clock_that_is_ahead(steps, largest, monkeypatch
     largest(8)
     receive(steps, new(20))
     largest(1_000)
-    problem = DataError("this host's clock is 3600 s ahead of the broker's")
-
-    def refuse(_):
-        raise problem
-
-    monkeypatch.setattr("feature_engine.ingest.quarantine.broker_time", refuse)
-    with pytest.raises(DataError, match="ahead"):
-        let_go(steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(broker, "datetime", Ahead)
+        with pytest.raises(DataError, match=r"clock is 1\d\d s ahead"):
+            let_go(steps)
     assert [row["order_id"] for row in steps.shop.raw()] == [1]
+    assert let_go(steps) == 1

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pyarrow as pa
 import pytest
@@ -14,6 +14,7 @@ from tests.support.feature_engine.event_shop import (
     FIRST,
     LATER,
     MINUTE,
+    Ahead,
     EventShop,
     content,
     ingested,  # noqa: F401  (a fixture)
@@ -177,11 +178,6 @@ def test_a_higher_version_counts_whichever_way_it_came(ingested, tmp_path, monke
 
 def test_a_clock_that_is_ahead_writes_nothing(steps, monkeypatch):
     before = steps.shop.raw()
-
-    class Ahead(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime.now(tz) + timedelta(minutes=2)
 
     steps.send(20.0)
     with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ from deltalake import DeltaTable, write_deltalake
 from pyiceberg.expressions import EqualTo
 
 from core.connectors import delta
+from core.connectors.formats import are_in_order
 from core.connectors.reading import files_of
 from core.errors import BatchRejectedError
 from feature_engine.ingest.landing import land
@@ -96,7 +97,7 @@ def test_a_file_of_delta_that_is_written_again_is_not_later_than_a_correction(
     assert delta_source.is_in_order()
     change(DeltaTable(delta_source.address))
     assert not delta_source.is_in_order()
-    assert not delta.is_in_order(delta_source.address)
+    assert not are_in_order(delta.delta_files(delta_source.address))
     append(delta_source, (1, 30.0))
     assert delta_source.is_in_order()
     assert delta_source.amounts()[-1] == 30.0
@@ -132,7 +133,7 @@ def test_an_overwrite_of_all_rows_is_in_order(delta_source):
         changed = orders((1, amount - 1), (1, amount))
         write_deltalake(delta_source.address, changed, mode="overwrite")
     append(delta_source, (1, 40.0))
-    assert delta.is_in_order(delta_source.address)
+    assert are_in_order(delta.delta_files(delta_source.address))
     assert delta_source.amounts() == [29.0, 30.0, 40.0]
 
 
@@ -199,7 +200,7 @@ def test_files_of_one_commit_have_no_order_among_themselves(delta_source):
     assert delta_source.amounts() == [10.0, 20.0]
     write_deltalake(delta_source.address, rows, **partition)
     assert not delta_source.is_in_order()
-    assert not delta.is_in_order(delta_source.address)
+    assert not are_in_order(delta.delta_files(delta_source.address))
 
 
 ICEBERG_CHANGES = {
