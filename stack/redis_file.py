@@ -1,9 +1,12 @@
-"""Mends the file of an own Redis, then becomes Redis: `python -m stack.redis_file FOLDER COMMAND …`.
+"""Mends the file of Redis, then becomes Redis: `python -m stack.redis_file FOLDER COMMAND …`.
 
-A disk that is full for a moment can leave a hole of null bytes in the append-only file: where a
-write was short, Redis cuts the file at the length of all its parts together, which lies behind the
-end of the last one. It goes on behind the hole, and would not read its own file at the next start.
-What stands before the hole was written again behind it.
+A disk that is full for a moment can leave a hole of null bytes in the append-only file. After a
+rewrite, Redis (7 and later) and Valkey have the new file open without O_APPEND: where a write was
+short, they cut its part off, but write on where that part had ended. They would not read their own
+file at the next start. What stands before the hole was written again behind it.
+
+Without a command, the file of a Redis that another container runs is mended, unless this Redis
+answers: it may write.
 """
 
 import os
@@ -12,7 +15,12 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import ConnectionError as UnreachableError
+
 from core.files import replace_file
+from core.settings import Settings, load_settings
+from feature_repo.online_store import redis_client
 
 HOLE = re.compile(rb"\0{8,}(?=[*#])")
 """Null bytes before a command. A value of a command may have such bytes, too."""
@@ -24,8 +32,12 @@ DAMAGED = ".damaged"
 """End of the name of a file as it was."""
 
 
-def mend(folder: Path) -> list[str]:
-    """Take holes out of the append-only files of a folder; the file as it was stays beside it.
+def mend(folder: Path, *, is_copied: bool) -> list[str]:
+    """Take holes out of the append-only files of a folder.
+
+    Args:
+        folder: Where Redis has its files.
+        is_copied: Whether the file as it was stays beside it.
 
     Returns:
         A message for each file that was mended.
@@ -39,15 +51,20 @@ def mend(folder: Path) -> list[str]:
         mended = without_holes(content)
         if mended == content:
             continue
-        copy = file.with_name(
-            f"{file.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}{DAMAGED}"
-        )
-        copy.hardlink_to(file)  # takes no room: the disk may be small
-        replace_file(file, mended)
-        messages.append(
+        message = (
             f"{file}: {len(content) - len(mended)} bytes of a write that a full disk cut short "
-            f"were taken out; the file as it was: {copy}"
+            "were taken out"
         )
+        if is_copied:
+            copy = file.with_name(
+                f"{file.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}{DAMAGED}"
+            )
+            copy.hardlink_to(file)  # takes no room: the disk may be small
+            message += f"; the file as it was: {copy}"
+        owner = file.stat()
+        replace_file(file, mended)
+        os.chown(file, owner.st_uid, owner.st_gid)  # Redis may be another user
+        messages.append(message)
     return messages
 
 
@@ -94,7 +111,34 @@ def end_of_command(content: bytes, place: int) -> int | None:
     return end
 
 
-if __name__ == "__main__":
-    for message in mend(Path(sys.argv[1])):
+def is_answering(settings: Settings) -> bool:
+    """Return whether the Redis of an installation answers, and so may write its file.
+
+    One that cannot be reached, or that still reads its file, does not.
+    """
+    try:
+        with redis_client(settings) as redis:
+            redis.ping()
+    except UnreachableError as exc:
+        return isinstance(exc, AuthenticationError)
+    except RedisError:  # it is there, but slow
+        return True
+    return True
+
+
+def main(folder: Path, command: list[str]) -> None:
+    """Mend the files of a folder, and become the program of a command."""
+    messages = []
+    if command:
+        messages = mend(folder, is_copied=True)
+    elif not is_answering(load_settings()):
+        # `gyre forget` does not reach this folder: no copy keeps what is forgotten.
+        messages = mend(folder, is_copied=False)
+    for message in messages:
         print(f"gyre: {message}", flush=True)  # noqa: T201
-    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606
+    if command:
+        os.execv(command[0], command)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

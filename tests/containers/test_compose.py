@@ -13,6 +13,7 @@ from ast import literal_eval
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -46,6 +47,7 @@ REPLICAS = {"serving-a": f"{NETWORK}.11", "serving-b": f"{NETWORK}.12"}
 ALIAS = "ajax-api/2.0/mlflow/registered-models/alias"
 BODY = {"customer_id": 1}
 CLIENTS = 4
+ENDED = {"condition": "service_completed_successfully"}
 JOBS = """
 import json
 from urllib.request import urlopen
@@ -265,3 +267,27 @@ def test_the_metrics_of_all_replicas_and_the_console_can_be_scraped(team):
     for target in group["targets"]:
         script = f"import urllib.request as u; print(u.urlopen('http://{target}/metrics').status)"
         assert podman("exec", container("worker"), "python", "-c", script) == "200"
+
+
+def test_redis_starts_again_after_a_full_disk_has_left_a_hole_in_its_file(team):
+    """The hole is written by hand: the disk of a volume is the machine's."""
+    name = container("redis")
+    secret = team.folder / "deploy" / "secrets" / "redis_conf"
+    _, password = secret.read_text().split()
+    ask = ("exec", name, "redis-cli", "--no-auth-warning", "-a", password)
+    assert podman(*ask, "SET", "before", "1") == "OK"
+    podman("kill", name)
+    volume = podman("volume", "inspect", "--format={{.Mountpoint}}", f"{PROJECT}_redis")
+    *_, file = sorted(Path(volume).glob("appendonlydir/*.incr.aof"))
+    after = b"*3\r\n$3\r\nSET\r\n$5\r\nafter\r\n$1\r\n2\r\n"
+    with file.open("ab") as opened:
+        opened.write(after[:10] + bytes(64) + after)
+    team.start("redis")
+    wait_until("its refusal", lambda: "Bad file format" in logs(name))
+    assert not is_healthy("redis")
+    team.start("redis-file")
+    wait_until("the mended file", partial(fulfilled, "redis-file", ENDED))
+    assert "were taken out" in logs(container("redis-file"))
+    team.start("redis")
+    wait_until("redis", partial(is_healthy, "redis"))
+    assert podman(*ask, "MGET", "before", "after").split() == ["1", "2"]

@@ -51,6 +51,14 @@ class Store:
         )
         wait_until("Redis", self.answers)
 
+    def mend(self):
+        """Return what is said where no Redis is to be started."""
+        return subprocess.check_output(
+            [sys.executable, "-m", "stack.redis_file", str(self.folder)],
+            env=os.environ | {"GYRE_REDIS_URL": self.settings.redis_url},
+            text=True,
+        )
+
     def answers(self):
         assert self.process.poll() is None, "Redis has ended"
         with suppress(Exception):
@@ -130,6 +138,31 @@ def test_redis_starts_again_after_a_full_disk_and_later_events(store):
     assert [*store.folder.glob("appendonlydir/*.damaged")], "there was no hole"
     remove_copies(store.folder)
     assert not [*store.folder.glob("appendonlydir/*.damaged")]
+
+
+def test_the_file_of_a_redis_that_others_start_is_mended_while_it_does_not_run(store):
+    """As compose does before its Redis starts, at each `up`."""
+    store.redis.bgrewriteaof()
+    wait_until("the rewrite", lambda: not rewrites(store.redis))
+    acknowledged = store.put(3)
+    filler = fill(store.folder)
+    acknowledged += store.put(30)
+    filler.unlink()
+    wait_until("the next write", store.can_write)
+    acknowledged += store.put(10)
+    (file,) = store.folder.glob("appendonlydir/*.incr.aof")
+    damaged = file.read_bytes()
+    assert not store.mend()
+    assert file.read_bytes() == damaged, "the file of a running Redis is changed"
+    store.redis.config_set("requirepass", "secret")
+    assert not store.mend()
+    store.kill()
+    assert f"{file}: " in store.mend()
+    assert not store.mend()
+    assert file.read_bytes() == without_holes(damaged) != damaged
+    assert not [*store.folder.glob("appendonlydir/*.damaged")]
+    store.start()
+    assert {*acknowledged} <= store.ids()
 
 
 @pytest.mark.parametrize(("seconds", "least_count"), [(0.3, 12), (3, 1)])
