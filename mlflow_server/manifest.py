@@ -54,6 +54,55 @@ class Frozen(BaseModel):
     )
 
 
+SignatureType = Literal["boolean", "integer", "long", "float", "double", "string"]
+"""A type of MLflow's signatures that a feature can have."""
+
+
+ModelClass = Literal[
+    "xgboost.core.Booster",
+    "xgboost.sklearn.XGBClassifier",
+    "xgboost.sklearn.XGBRegressor",
+    "xgboost.sklearn.XGBRanker",
+    "xgboost.sklearn.XGBRFClassifier",
+    "xgboost.sklearn.XGBRFRegressor",
+    "lightgbm.basic.Booster",
+]
+"""Classes that MLflow may make of the file of a boosting library."""
+
+
+class ModelColumn(Frozen):
+    """An input of a model, as its signature has it."""
+
+    name: str
+    kind: SignatureType
+
+
+class ModelTensor(Frozen):
+    """A matrix that a model takes. width: Its columns; -1: as many as there are."""
+
+    name: str
+    width: int
+
+
+class ModelInterface(Frozen):
+    """How a model that was trained elsewhere is asked.
+
+    Attributes:
+        columns: Its inputs, in its order.
+        tensors: Matrices that the columns form, one beside the other; empty: it takes a frame.
+        output: The output of an ONNX graph that has the scores.
+        model_class: Class of a boosting library's file; None: the library's Booster.
+        positions: The column of its answer that each class has; empty: the answer has their order.
+
+    """
+
+    columns: tuple[ModelColumn, ...]
+    tensors: tuple[ModelTensor, ...] = ()
+    output: str = ""
+    model_class: ModelClass | None = None
+    positions: tuple[int, ...] = ()
+
+
 class StoredFeature(Frozen):
     """A feature in Redis. name: its name in Feast's answer. field: its name in the hash."""
 
@@ -155,6 +204,8 @@ class ModelManifest(Frozen):
     as_of: str
     """`as_of` of the training run, ISO 8601 in UTC."""
     lookup: LookupSpecification
+    interface: ModelInterface | None = None
+    """None: the model was trained here, and takes the features in their order."""
 
     @property
     def file(self) -> str:

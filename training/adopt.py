@@ -1,6 +1,7 @@
 """A model that was trained elsewhere becomes a version, as a trained one: measured, gated, promoted."""
 
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -28,7 +29,7 @@ from training.stages.train import write_model
 
 log = logging.getLogger(__name__)
 SECONDS = 1800
-"""How long a conversion may take."""
+"""How long opening and comparing may take."""
 
 
 def adopt(
@@ -53,7 +54,8 @@ def adopt(
         who: Person or program that asked for it.
 
     Raises:
-        GyreError: The model cannot be opened or converted, or takes other inputs than the spec says.
+        GyreError: The model cannot be opened, takes other inputs than the spec says, or no served form
+            scores as it does.
 
     """
     run_id = open_run(
@@ -73,7 +75,7 @@ def adopt(
 
 
 def take(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    """Convert the model that the run's tag names, in place of fitting one; store its files.
+    """Take the model that the run's tag names, in place of fitting one; store its files.
 
     A gate refuses a model whose proof failed.
     """
@@ -91,9 +93,11 @@ def take(settings: Settings, spec: ModelSpec, run_id: str) -> None:
             address=settings.mlflow_address,
             spec=spec,
         )
-        log.info("%s: opening and converting %s", spec.name, source)
-        result = _converted(folder, request)
-        log.info("%s: %s is converted", spec.name, result.kind)
+        log.info(
+            "%s: opening %s, and comparing it with its served form", spec.name, source
+        )
+        result = _taken(folder, request)
+        log.info("%s: %s is taken as %s", spec.name, result.kind, result.loader)
         content = (folder / MODEL_FILES[result.loader]).read_bytes()
         candidate = folder / CANDIDATE
         candidate.mkdir()
@@ -101,7 +105,10 @@ def take(settings: Settings, spec: ModelSpec, run_id: str) -> None:
             settings=settings,
             spec=spec,
             served=ModelFile(
-                content, result.loader, trusted=spec.serving.trusted_types
+                content,
+                result.loader,
+                trusted=spec.trusted_types,
+                interface=result.interface,
             ),
             train=snapshot_rows(frame, plan.train),
             threshold=spec.threshold,
@@ -118,23 +125,29 @@ def take(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     tracking.log(run_id, params=params)
 
 
-def _converted(folder: Path, request: Request) -> Result:
-    """Convert a model in a process of its own.
+def _taken(folder: Path, request: Request) -> Result:
+    """Make the served form of a model in a process of its own.
 
     Raises:
-        TrainingError: It cannot be converted, or the process died.
+        TrainingError: There is none that scores as the model, or the process died.
 
     """
     (folder / "request.json").write_bytes(REQUESTS.dump_json(request))
     command = [sys.executable, "-m", "training.model.foreign", str(folder)]
     done = subprocess.run(
-        command, capture_output=True, check=False, text=True, timeout=SECONDS
+        command,
+        capture_output=True,
+        check=False,
+        # Not the modules of the folder that somebody stands in: one may be called training.py.
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        text=True,
+        timeout=SECONDS,
     )
     file = folder / "result.json"
     if not file.exists():
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise TrainingError(
-            f"{request.source}: the process that converts it ended with {done.returncode}: "
+            f"{request.source}: the process that opens it ended with {done.returncode}: "
             f"{lines[-1]}"
         )
     result = RESULTS.validate_json(file.read_bytes())

@@ -24,7 +24,8 @@ from training.data.leaks import leak_remarks
 from training.data.snapshots import Plan, plan_snapshots
 from training.evaluation.results import load_evaluation
 from training.model.estimators import category_remarks, estimator_problems
-from training.model.onnx_export import EXPORT_REMEDY, exported, prove
+from training.model.onnx_export import EXPORT_REMEDY
+from training.model.proof import served_form
 from training.planning import first_known_event
 from training.stages.dataset import FEWEST_ROWS, coverage, unlearnable, without_label
 from training.stages.gate import UNPROVED
@@ -145,10 +146,15 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
         place = f"{spec.name}.toml: estimators.{position}"
         try:
             model = fit_pipeline(spec, estimator, train)
-            served = exported(model, spec, feature_columns(spec, train))
+            _, proof = served_form(
+                model=model,
+                spec=spec,
+                rows=feature_columns(spec, train),
+                all_rows=feature_columns(spec, frame),
+                threshold=spec.threshold,
+            )
         except TrainingError as exc:
             yield f"{place}: {exc}"
             continue
-        proof = prove(model, served, feature_columns(spec, frame), spec, spec.threshold)
         for reason in proof.reasons[:1]:
             yield f"{place}: {estimator.name}: {UNPROVED}: {reason}; {EXPORT_REMEDY}"

@@ -107,13 +107,14 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     usable_plan = with_usable_folds(frame, plan)
     fitted, threshold, _ = train_model(spec, estimator, frame, usable_plan)
     as_of = registered.tags["as_of"]
+    trusted = spec.trusted_types
+    manifest, registered_model = read_version(registry, registered, trusted)
     with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
         folder = Path(name)
-        rebuilt_model = exported(fitted, spec, feature_columns(spec, train_rows))
+        rows = feature_columns(spec, train_rows)
+        rebuilt_model = exported(fitted, spec, rows, manifest.format)
         write_model(settings, spec, rebuilt_model, train_rows, threshold, as_of, folder)
         digests = digest_tags(folder)
-    trusted = spec.serving.trusted_types
-    manifest, registered_model = read_version(registry, registered, trusted)
 
     test_inputs = feature_columns(spec, snapshot_rows(frame, plan.test))
     scores = score(registered_model, spec.inputs, test_inputs)

@@ -18,7 +18,7 @@ from core.settings import Settings
 from core.spec import InputType
 from feature_repo.published.service import PublishedService
 from feature_repo.team_tables import open_table
-from mlflow_server.model.foreign import describe, fetch
+from mlflow_server.model.foreign import class_names, describe, fetch
 from training.stages.dataset import FEWEST_ROWS
 
 LENGTHS = {
@@ -70,7 +70,7 @@ def describe_adopted(settings: Settings, model: AdoptedModel) -> dict[str, Any]:
         GyreError: Model or table cannot be read.
 
     """
-    inputs = _inputs(settings, model.source)
+    inputs, classes = _inputs_and_classes(settings, model.source)
     connection = ibis.duckdb.connect()
     try:
         rows = open_table(connection, model.table)
@@ -78,7 +78,7 @@ def describe_adopted(settings: Settings, model: AdoptedModel) -> dict[str, Any]:
         if not model.service:
             _require_columns(inputs, input_columns)
         own_columns = rows.drop(*input_columns)
-        roles = _roles(own_columns, model)
+        roles = _roles(own_columns, model, classes)
         snapshots = _snapshots(own_columns, roles["time"])
     finally:
         connection.disconnect()
@@ -102,21 +102,25 @@ def describe_adopted(settings: Settings, model: AdoptedModel) -> dict[str, Any]:
     }
 
 
-def _inputs(settings: Settings, source: str) -> dict[str, InputType]:
-    """Return name and type of each input of a model.
+def _inputs_and_classes(
+    settings: Settings, source: str
+) -> tuple[dict[str, InputType], list[str] | None]:
+    """Return name and type of each input of a model, and what `class_names` says of it.
 
     Raises:
         SettingsError: Its signature has no names.
 
     """
     with TemporaryDirectory(prefix="gyre-new-") as folder:
-        inputs = describe(fetch(settings.mlflow_address, source, Path(folder))).inputs
+        foreign = describe(fetch(settings.mlflow_address, source, Path(folder)))
+        inputs = foreign.inputs
+        classes = class_names(foreign)
     if not inputs:
         raise SettingsError(
             f"--model: {source}: expected a signature with named columns, found a tensor: write "
             "[features] yourself, in the order of its columns"
         )
-    return inputs
+    return inputs, classes
 
 
 def _require_columns(inputs: Mapping[str, InputType], columns: list[str]) -> None:
@@ -129,8 +133,10 @@ def _require_columns(inputs: Mapping[str, InputType], columns: list[str]) -> Non
         )
 
 
-def _roles(rows: ir.Table, model: AdoptedModel) -> dict[str, Any]:
-    """Return which column is what, and the task that the label has."""
+def _roles(
+    rows: ir.Table, model: AdoptedModel, class_names: list[str] | None
+) -> dict[str, Any]:
+    """Return which column is what, and the task: that of the model, if it says one."""
     kinds = rows.schema()
     keys = [
         name for name, kind in kinds.items() if kind.is_integer() or kind.is_string()
@@ -147,12 +153,12 @@ def _roles(rows: ir.Table, model: AdoptedModel) -> dict[str, Any]:
         if name not in (entity, time) and not name.startswith(PANDAS_INDEX)
     ]
     outcome = model.outcome
-    task = "classification"
-    classes: list[str] = []
+    task, classes = task_of(class_names)
     if outcome != "":
         outcome_words = "column with the label ('' if there is none)"
         outcome = _column("--outcome", outcome_words, other_columns, outcome)
-        task, classes = _task(rows[outcome])
+        if class_names is None:
+            task, classes = _task(rows[outcome])
     return {
         "entity": entity,
         "entity_type": "int64" if kinds[entity].is_integer() else "string",
@@ -168,6 +174,15 @@ def _column(option: str, role: str, choices: list[str], name: str | None) -> str
     if name is None and len(choices) == 1:
         return choices[0]
     return chosen(option, role, choices, name)
+
+
+def task_of(class_names: list[str] | None) -> tuple[str, list[str]]:
+    """Return the task of a model, and the names of many classes."""
+    if class_names is None:
+        return "classification", []
+    if len(class_names) > 2:  # noqa: PLR2004  (two classes are 0 and 1)
+        return "multiclass", class_names
+    return ("classification" if class_names else "regression"), []
 
 
 def _task(label: ir.Column) -> tuple[str, list[str]]:

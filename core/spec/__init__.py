@@ -26,6 +26,7 @@ from core.settings import Settings
 from core.spec.monitoring import CHECK_KINDS, Monitoring, Promotion, Rollout
 from core.spec.tables import Destination, LabelTable, PredictionTable, Scores
 from core.spec.training import (
+    ESTIMATOR_TYPES,
     ESTIMATORS,
     FACTORY,
     METRICS_OF_OTHER_TASKS,
@@ -130,9 +131,9 @@ class Serving(Strict):
     """
 
     missing_features: Literal["defaults", "refuse"]
-    format: Literal["onnx", "native"] = "onnx"
+    format: Literal["onnx", "native"] | None = None
     """native: the data format of the model's library, which a process of its own loads
-    (docs/how-to/own-model.md)."""
+    (docs/how-to/own-model.md). None: onnx where it scores as the fitted model, else native."""
     trusted_types: tuple[str, ...] = ()
     """Types that skops may make of a native model beside those it knows; `gyre check` names them."""
     external: bool = False
@@ -244,6 +245,14 @@ class ModelSpec(Strict):
     def datasets(self) -> tuple[str, ...]:
         """The dataset, if the model has one."""
         return (self.dataset,) if self.dataset else ()
+
+    @property
+    def trusted_types(self) -> tuple[str, ...]:
+        """Types that skops may make of a model's file: those of `[serving]`, and of short names."""
+        types = {*self.serving.trusted_types}
+        if self.estimators:  # also of one that the spec no longer has, but a version
+            types.update(*ESTIMATOR_TYPES.values())
+        return tuple(sorted(types))
 
     @property
     def inputs(self) -> dict[str, InputType]:

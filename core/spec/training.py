@@ -59,6 +59,26 @@ ESTIMATORS: dict[Task, dict[str, str]] = {
     },
 }
 """Factories of estimators by the short name of their type."""
+ESTIMATOR_TYPES: dict[str, tuple[str, ...]] = {
+    "logistic_regression": (),
+    "ridge": (),
+    "random_forest": ("sklearn.tree._tree.Tree",),
+    "hist_gradient_boosting": (
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    ),
+    "xgboost": (
+        "xgboost.core.Booster",
+        "xgboost.sklearn.XGBClassifier",
+        "xgboost.sklearn.XGBRegressor",
+    ),
+    "lightgbm": (
+        "collections.OrderedDict",
+        "lightgbm.basic.Booster",
+        "lightgbm.sklearn.LGBMClassifier",
+        "lightgbm.sklearn.LGBMRegressor",
+    ),
+}
+"""Types that skops does not know, and that a fitted estimator of a short name has."""
 MOST_CATEGORIES = 255
 """Most values of a text that are told apart, as in HistGradientBoosting; others are unknown."""
 FACTORY = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"

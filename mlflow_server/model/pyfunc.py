@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from core.errors import RegistryError, TrainingError
 from core.user_code import in_one_line
 from mlflow_server.api.registry import Registry, Version
+from mlflow_server.foreign_graph import scores_of, typed
 from mlflow_server.manifest import (
     CONTRACT_FILE,
     MODEL_FILES,
     Loader,
+    ModelInterface,
     ModelManifest,
     wrong_files,
 )
@@ -41,6 +43,7 @@ class ModelFile:
         loader: MLflow's module that loads it.
         classes: Number of classes; 0 if the model predicts numbers.
         trusted: Types that skops may make beside those it knows.
+        interface: How it is asked, if it was trained elsewhere.
 
     """
 
@@ -48,6 +51,7 @@ class ModelFile:
     loader: Loader = "mlflow.onnx"
     classes: int = 2
     trusted: tuple[str, ...] = ()
+    interface: ModelInterface | None = None
 
     @classmethod
     def native(cls, fitted: Any, trusted: tuple[str, ...], classes: int) -> Self:
@@ -72,10 +76,11 @@ class ModelFile:
             problem = f"no data format for {type(fitted).__name__}"
             raise TrainingError(f"{problem}: {in_one_line(exc)}") from exc
         unknown_types = set(skops.io.get_untrusted_types(data=content))
-        if not unknown_types <= {*TRUSTED, *trusted}:
-            types = sorted(unknown_types.difference(TRUSTED).union(trusted))
+        missing_types = sorted(unknown_types.difference(TRUSTED, trusted))
+        if missing_types:
             raise TrainingError(
-                f"[serving] expected trusted_types = {types}, found {[*trusted]}"
+                "skops does not know all of its types: if you trust them, add to [serving]: "
+                f"trusted_types = {missing_types}"
             )
         return cls(content, "mlflow.sklearn", classes, trusted)
 
@@ -104,9 +109,10 @@ class ModelFile:
         model = Model()
         flavor = self.loader.partition(".")[2]
         file = MODEL_FILES[self.loader]
-        model.add_flavor(
-            flavor, data=file, model_class=BOOSTERS.get(flavor), **self.skops
-        )
+        model_class = BOOSTERS.get(flavor)
+        if self.interface and self.interface.model_class:
+            model_class = self.interface.model_class
+        model.add_flavor(flavor, data=file, model_class=model_class, **self.skops)
         pyfunc.add_to_model(
             model,
             loader_module=self.loader,
@@ -123,9 +129,31 @@ class ModelFile:
     ) -> list[NDArray[np.float64]]:
         """Return scores of the rows in `columns`, [N] or [N, K], as a session of ONNX Runtime does."""
         rows = pd.DataFrame(dict(columns))
-        scores = np.asarray(self.loaded.predict(rows), np.float64)
+        positions: tuple[int, ...] = ()
+        if self.interface:
+            rows = frame_of(self.interface, rows)
+            positions = self.interface.positions
         # The last column of two probabilities is that of class 1.
-        return [scores if self.classes > 2 else scores.reshape(len(rows), -1)[:, -1]]  # noqa: PLR2004
+        return [scores_of(self._answer(rows), positions, self.classes)]
+
+    def _answer(self, rows: pd.DataFrame) -> Any:
+        """Return what the model says of a frame: of a classifier probabilities."""
+        has_own_class = self.interface is not None and self.interface.model_class
+        if self.classes and has_own_class:
+            raw = self.loaded.get_raw_model()
+            if hasattr(raw, "predict_proba"):
+                return raw.predict_proba(rows)
+        return self.loaded.predict(rows)
+
+
+def frame_of(interface: ModelInterface, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of features as the signature of a model has them."""
+    return pd.DataFrame(
+        {
+            column.name: typed(rows[column.name].to_numpy(), column.kind)
+            for column in interface.columns
+        }
+    )
 
 
 def read_version(
@@ -159,5 +187,11 @@ def read_files(
     text = (folder / CONTRACT_FILE).read_bytes()
     contract = ModelManifest.model_validate_json(text)
     content = (folder / contract.file).read_bytes()
-    model = ModelFile(content, contract.loader, contract.class_count, trusted)
+    model = ModelFile(
+        content=content,
+        loader=contract.loader,
+        classes=contract.class_count,
+        trusted=trusted,
+        interface=contract.interface,
+    )
     return contract, model

@@ -22,13 +22,15 @@ from mlflow.entities import (
     Run,
 )
 from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from core.errors import RegistryError
 from core.settings import Settings
 from core.text_limits import DESCRIPTION, cut
 from mlflow_server.api.connection import mlflow_client, translated
 from mlflow_server.api.registry import Registry, Version
-from mlflow_server.manifest import MODEL_FILES, SCORE, digest_tags
+from mlflow_server.foreign_graph import SIGNATURE_DTYPES
+from mlflow_server.manifest import MODEL_FILES, SCORE, ModelInterface, digest_tags
 from mlflow_server.model.pyfunc import ModelFile
 from mlflow_server.model.zipped import unzip
 from mlflow_server.tags import packed
@@ -80,7 +82,7 @@ def register(
         content = {
             "conda_env": _conda_environment(requirements),
             "input_example": input_example,
-            "signature": _signature(input_example),
+            "signature": _signature(input_example, exported.interface),
         }
         logged, digests = _logged_model(settings, run_id, exported, files, content)
         version_tags = {**tags, **digests}
@@ -133,12 +135,31 @@ def _conda_environment(requirements: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _signature(input_example: pd.DataFrame) -> ModelSignature:
+def _signature(
+    input_example: pd.DataFrame, interface: ModelInterface | None
+) -> ModelSignature:
+    """Return the signature of the features, or that of a model that was trained elsewhere."""
     scores = pd.DataFrame({SCORE: np.array([0.5], np.float32)})
+    if interface:
+        return ModelSignature(inputs=_own_inputs(interface))
     with warnings.catch_warnings():
         # An integer column cannot be null: serving fills what is missing.
         warnings.simplefilter("ignore", UserWarning)
         return infer_signature(input_example, scores)
+
+
+def _own_inputs(interface: ModelInterface) -> Schema:
+    """Return the inputs of a model as its own signature has them."""
+    columns = interface.columns
+    if len(interface.tensors) > 1:
+        kind = np.dtype(SIGNATURE_DTYPES[columns[0].kind])
+        return Schema(
+            [
+                TensorSpec(kind, (-1, tensor.width), tensor.name)
+                for tensor in interface.tensors
+            ]
+        )
+    return Schema([ColSpec(column.kind, column.name) for column in columns])
 
 
 def _fill(

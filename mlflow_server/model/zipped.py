@@ -86,7 +86,8 @@ class ZippedModel:
     def predict(self, rows: pd.DataFrame) -> NDArray[np.float64]:
         """Return what the model answers for a frame with its inputs, in their order."""
         # MLflow takes no other type than that of the signature, not even a wider one.
-        inputs: Any = rows.astype(self._types)
+        types = {name: kind for name, kind in self._types.items() if name in rows}
+        inputs: Any = rows.astype(types)
         if self._matrix_type is not None:
             inputs = rows.to_numpy(self._matrix_type)
         return np.asarray(self._model.predict(inputs), np.float64)

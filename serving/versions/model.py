@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from core.spec import INPUTS
 from core.timestamps import microseconds
+from mlflow_server.foreign_graph import ForeignGraph
 from mlflow_server.manifest import DTYPES, SCORE, ModelManifest
 from serving.features.source import FeatureSource
 from serving.versions.copies import Origin
@@ -29,13 +30,17 @@ class OnnxSession:
     problem = None
     thread = None
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, contract: ModelManifest) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
-        self.run = ort.InferenceSession(str(file), options, providers=providers).run
+        session = ort.InferenceSession(str(file), options, providers=providers)
+        self.run = session.run
+        if contract.interface:
+            graph = ForeignGraph(session, contract.interface, contract.class_count)
+            self.run = graph.run
 
     def close(self) -> None:
         """Do nothing: a session ends with the last reference to it."""

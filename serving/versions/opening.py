@@ -64,14 +64,14 @@ def _open_session(
 ) -> Session:
     file = folder / contract.file
     if contract.format == "onnx":
-        return OnnxSession(file)
+        return OnnxSession(file, contract)
     if find_spec("mlflow") is None:
         raise ModelRefusedError(f"a model of {contract.loader} needs {WHOLE_IMAGE}")
     return PyfuncSession(
         file=file,
         contract=contract,
         digest=digests[DIGEST_TAG + contract.file],
-        trusted=spec.serving.trusted_types,
+        trusted=spec.trusted_types,
     )
 
 

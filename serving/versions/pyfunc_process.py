@@ -39,6 +39,7 @@ class PyfuncSession:
             "loader": contract.loader,
             "classes": contract.class_count,
             "trusted": tuple(trusted),
+            "interface": contract.interface,
         }
         self._arguments = (file, digest, options)
         self._name = f"version {file.parent.name} of {contract.model}"

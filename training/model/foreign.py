@@ -1,59 +1,77 @@
-"""`python -m training.model.foreign FOLDER`: convert a model that was trained elsewhere.
+"""`python -m training.model.foreign FOLDER`: make a served form of a model that was trained elsewhere.
 
 A process of its own, as opening a foreign model may run code or crash. It reads `request.json` and
 `frame.parquet` of the folder, and leaves `result.json` and the served model.
 """
 
-import json
 import sys
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from onnx import TensorProto, compose, helper
 from pydantic import TypeAdapter
-from skl2onnx.sklapi import CastTransformer
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import (
+    BooleanTensorType,
+    DoubleTensorType,
+    FloatTensorType,
+    Int32TensorType,
+    Int64TensorType,
+    StringTensorType,
+)
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_limits
 
 from core.errors import GyreError, TrainingError
-from core.spec import InputType, ModelSpec
+from core.spec import ModelSpec
 from core.user_code import in_one_line
-from mlflow_server.manifest import Loader
-from mlflow_server.model.foreign import ForeignModel, describe, fetch, opened
-from mlflow_server.model.pyfunc import ModelFile
-from training.data.frame import feature_columns
-from training.model.onnx_export import (
-    UNSEEN_VALUES,
-    Proof,
-    exported,
-    pipeline_scores,
-    prove,
+from mlflow_server.manifest import Loader, ModelInterface, SignatureType
+from mlflow_server.model.foreign import (
+    ForeignModel,
+    describe,
+    describe_anew,
+    fetch,
+    opened,
 )
+from mlflow_server.model.pyfunc import ModelFile
+from mlflow_server.model.zipped import zipped
+from training.data.frame import feature_columns
+from training.model.onnx_export import OPSETS
+from training.model.original import Original, class_count
+from training.model.probes import accepted_rows, drawn_rows, edge_rows, refused_nulls
+from training.model.proof import Proof
+from training.model.scoring import open_session, session_inputs
 
-ONNX_KINDS = {
-    "int64": TensorProto.INT64,
-    "double": TensorProto.DOUBLE,
-    "string": TensorProto.STRING,
+GRAPH_TYPES: dict[SignatureType, Any] = {
+    "boolean": BooleanTensorType,
+    "integer": Int32TensorType,
+    "long": Int64TensorType,
+    "float": FloatTensorType,
+    "double": DoubleTensorType,
+    "string": StringTensorType,
 }
-UNSEEN_WORDS: dict[InputType, str] = {
-    "double": "null",
-    "string": "text that it was not trained on",
-}
-SLOWER = "is scored by its library in a process of its own, which is slower than ONNX"
+LARGEST_DIFFERENCE = 1e-6
+"""Of two probabilities; of two numbers the share of the number, or of their mean size if this is
+larger. A float32 is exact to 6e-8."""
+SUM_DIFFERENCE = 1e-3
+"""By which the sum of probabilities may differ from 1: of float16 it is that far from it."""
+SLOWER = (
+    "it is scored by its library in a process of its own, which is slower than ONNX"
+)
 RUNS_CODE = "each server runs the model's code, with GYRE_ADOPT_PICKLES=true, and needs its packages"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A model to convert.
+    """A model to adopt.
 
     Attributes:
         source: Where it lies.
@@ -69,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """A converted model, or why there is none.
+    """A served form of a model, or why there is none.
 
     Attributes:
         error: Why there is none; empty: there is one.
@@ -77,6 +95,7 @@ class Result:
         kind: Library and class that it came as.
         remark: What its served form lacks; empty: nothing.
         proof: How far the served and the original model agree.
+        interface: How the served form is asked.
 
     """
 
@@ -85,6 +104,7 @@ class Result:
     kind: str = ""
     remark: str = ""
     proof: Proof | None = None
+    interface: ModelInterface | None = None
 
 
 REQUESTS = TypeAdapter(Request)
@@ -92,187 +112,331 @@ RESULTS = TypeAdapter(Result)
 
 
 def convert(request: Request, rows: pd.DataFrame, folder: Path) -> Result:
-    """Convert a model, prove that both score the same, and write the served one into `folder`.
+    """Make the served form of a model, prove that it scores the same, and write it into `folder`.
 
     Raises:
-        GyreError: It cannot be fetched, opened or converted, or takes other inputs.
+        GyreError: It cannot be fetched or opened, takes other inputs, or its scores are not those of
+            the task.
 
     """
     spec = request.spec
     download = folder / "download"
     download.mkdir()
     foreign = describe(fetch(request.address, request.source, download))
-    names = input_order(spec, foreign)
-    is_classifier = spec.task != "regression"
-    model = opened(
-        foreign,
-        spec.serving.trusted_types,
-        is_classifier=is_classifier,
+    description = folder / "described"
+    description.mkdir()
+    model = opened(foreign, spec.trusted_types, description)
+    with threadpool_limits(1):  # threads wait for each other on a busy machine
+        original = Original(foreign, model, spec, rows)
+        probes = Probes(original, spec, rows)
+        for kind in ("real", "drawn"):
+            require_scores_of_task(
+                spec, probes.scores[kind], may_be_classes=original.has_probabilities
+            )
+        served = proved_form(original, spec, probes)
+        refused = refused_nulls(original.scores, rows, spec.inputs)
+    remarks = [*served.remarks]
+    remarks += [f"{original.kind} takes no {each}" for each in refused]
+    return Result(
+        loader=served.file.write(folder),
+        kind=original.kind,
+        remark="; ".join(remark for remark in remarks if remark),
+        proof=served.proof,
+        interface=served.file.interface,
     )
-    kind = foreign.library
-    if not isinstance(model, ModelFile):
-        kind = f"{kind}: {type(model).__name__}"
-    fitted = fitted_model(spec, model, names)
-    remarks = []
-    if isinstance(fitted, ServedAsItIs):
-        served = fitted.file
-        remarks.append(f"{kind} {SLOWER}")
-    else:
-        served = exported(fitted, spec, rows)
-    if served.loader == "mlflow.pyfunc":
-        remarks.append(RUNS_CODE)
-        require_probabilities(spec, pipeline_scores(fitted, rows))
-    unseen = accepted_values_of(fitted, spec, rows)
-    refused_kinds = {*spec.inputs.values()} & UNSEEN_VALUES.keys() - unseen.keys()
-    remarks += [f"{kind} takes no {UNSEEN_WORDS[each]}" for each in refused_kinds]
-    proof = prove(fitted, served, rows, spec, spec.threshold, unseen)
-    loader = served.write(folder)
-    return Result(loader=loader, kind=kind, remark="; ".join(remarks), proof=proof)
 
 
-def accepted_values_of(
-    fitted: Any, spec: ModelSpec, rows: pd.DataFrame
-) -> dict[InputType, Any]:
-    """Return the values for what is missing or was never seen that a model can score, by type."""
-    accepted_values: dict[InputType, Any] = {}
-    for kind, value in UNSEEN_VALUES.items():
-        names = [name for name, own_kind in spec.inputs.items() if own_kind == kind]
-        probe = rows.head(1).assign(**dict.fromkeys(names, value))
-        with suppress(Exception):  # whatever its library raises
-            if np.isfinite(pipeline_scores(fitted, probe)).all():
-                accepted_values[kind] = value
-    return accepted_values
+class ServedModel(NamedTuple):
+    """The form in which a model is served.
 
-
-def input_order(spec: ModelSpec, foreign: ForeignModel) -> list[str]:
-    """Return the features in the order in which the model takes them.
-
-    Raises:
-        TrainingError: The model takes other inputs than the features of the spec.
+    Attributes:
+        file: The model.
+        proof: How far it agrees with the original.
+        remarks: Why no better form is taken, and what this one lacks.
 
     """
-    names = [*spec.features]
-    if not foreign.inputs:
-        if foreign.width != len(names):
-            raise TrainingError(
-                f"{spec.name}.toml: features: expected {foreign.width}, as the model takes, in "
-                f"its order; found {len(names)}: {', '.join(names)}"
-            )
-        return names
-    problems = []
-    for name, kind in foreign.inputs.items():
-        own_kind = spec.inputs.get(name)
-        if own_kind is None:
-            problems.append(f"{name} ({kind}) is missing")
-        elif own_kind != kind and (own_kind, kind) != ("int64", "double"):
-            problems.append(f"{name}: expected {kind}, found {own_kind}")
-    unknown_names = [name for name in names if name not in foreign.inputs]
-    if unknown_names:
-        problems.append(f"the model does not take {', '.join(unknown_names)}")
-    if problems:
-        raise TrainingError(f"{spec.name}.toml: features: {'; '.join(problems)}")
-    return [*foreign.inputs]
+
+    file: ModelFile
+    proof: Proof
+    remarks: list[str]
 
 
-def fitted_model(spec: ModelSpec, model: Any, names: list[str]) -> Any:
-    """Return a fitted model over a frame with the spec's features.
+def proved_form(original: Original, spec: ModelSpec, probes: "Probes") -> ServedModel:
+    """Return the best form that scores as the original.
+
+    Raises:
+        TrainingError: None does.
+
+    """
+    remarks = []
+    for form in served_forms(original, spec):
+        if form.file is None:
+            remarks.append(form.remark)
+            continue
+        proof = probes.prove(form.file)
+        if not proof.reasons:
+            return ServedModel(form.file, proof, [*remarks, form.remark])
+        remarks.append(f"{form.name} scores otherwise ({'; '.join(proof.reasons)})")
+    raise TrainingError(f"{original.kind}: {'; '.join(remarks)}")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form in which a model could be served.
+
+    Attributes:
+        name: What it is, for people.
+        file: The model; None: there is no such form.
+        remark: What it lacks, or why there is none.
+
+    """
+
+    name: str
+    file: ModelFile | None
+    remark: str = ""
+
+
+def served_forms(original: Original, spec: ModelSpec) -> Iterator[Form]:
+    """Yield the forms in which a model can be served, the best first."""
+    foreign = original.foreign
+    own = ModelFile(b"", "mlflow.onnx", class_count(spec), interface=original.interface)
+    if foreign.flavor == "onnx":
+        content = one_file(foreign.folder / foreign.file)
+        yield Form("its graph", replace(own, content=content))
+    elif foreign.flavor == "xgboost":
+        file = replace(own, content=xgboost_file(original.raw), loader="mlflow.xgboost")
+        yield Form("XGBoost's file", file, SLOWER)
+    elif foreign.flavor == "lightgbm":
+        yield Form("LightGBM's file", lightgbm_file(original, own), SLOWER)
+    elif foreign.flavor == "sklearn":
+        if spec.serving.format != "native":
+            yield converted(original, own)
+        yield skops_form(original, own, spec)
+        if foreign.is_pickle:
+            content = zipped_pickle(foreign, is_classifier=own.classes > 0)
+            file = replace(own, content=content, loader="mlflow.pyfunc")
+            yield Form("its pickle", file, f"{SLOWER}; {RUNS_CODE}")
+    else:
+        file = replace(own, content=zipped(foreign.folder), loader="mlflow.pyfunc")
+        yield Form("its folder", file, f"{SLOWER}; {RUNS_CODE}")
+
+
+def one_file(path: Path) -> bytes:
+    """Return a graph with its weights, which may lie beside it.
+
+    Raises:
+        TrainingError: It is too large for one file.
+
+    """
+    graph = onnx.load(path)
+    try:
+        content: bytes = graph.SerializeToString()
+    except Exception as exc:
+        raise TrainingError(f"its graph does not fit into one file: {exc}") from exc
+    return content
+
+
+def xgboost_file(model: Any) -> bytes:
+    """Return a model in XGBoost's binary format, as its own class saves it."""
+    with TemporaryDirectory(prefix="gyre-xgboost-") as folder:
+        file = Path(folder, "model.ubj")
+        model.save_model(file)
+        return file.read_bytes()
+
+
+def lightgbm_file(original: Original, own: ModelFile) -> ModelFile:
+    """Return the text of LightGBM's trees.
+
+    Raises:
+        TrainingError: It takes categories of pandas, which no feature has.
+
+    """
+    booster = getattr(original.raw, "booster_", original.raw)
+    if booster.pandas_categorical:
+        raise TrainingError(
+            "it takes columns of pandas' type category, which no feature has: train it on codes "
+            "(OrdinalEncoder of scikit-learn)"
+        )
+    content = booster.model_to_string().encode()
+    return replace(own, content=content, loader="mlflow.lightgbm")
+
+
+def converted(original: Original, own: ModelFile) -> Form:
+    """Return scikit-learn's model as ONNX, over inputs of the signature's own types."""
+    name = "its conversion to ONNX"
+    columns = original.interface.columns
+    if takes_columns(original.raw):
+        types = [
+            (column.name, GRAPH_TYPES[column.kind]([None, 1])) for column in columns
+        ]
+    else:
+        kinds = {column.kind for column in columns}
+        # As NumPy makes one matrix of columns of several types.
+        kind = kinds.pop() if len(kinds) == 1 else "double"
+        types = [("matrix", GRAPH_TYPES[kind]([None, len(columns)]))]
+    try:
+        graph = _graph(original.raw, types)
+        output = graph.graph.output[-1].name
+        interface = original.interface.model_copy(
+            update={"output": output, "tensors": ()}
+        )
+        file = replace(
+            own,
+            content=graph.SerializeToString(deterministic=True),
+            interface=interface,
+        )
+        open_session(file)
+    except Exception as exc:  # noqa: BLE001  (converters raise whatever they like)
+        return Form(name, None, f"{name} failed ({in_one_line(exc)[:150]})")
+    return Form(name, file)
+
+
+def takes_columns(model: Any) -> bool:
+    """Return whether a model begins by choosing columns."""
+    while True:
+        if isinstance(model, ColumnTransformer):
+            return True
+        if isinstance(model, Pipeline):
+            model = model[0]
+        elif hasattr(model, "best_estimator_"):
+            model = model.best_estimator_
+        else:
+            return False
+
+
+def _graph(model: Any, types: list[tuple[str, Any]]) -> onnx.ModelProto:
+    options = {id(model): {"zipmap": False}} if hasattr(model, "predict_proba") else {}
+    try:
+        return convert_sklearn(
+            model, initial_types=types, target_opset=OPSETS, options=options
+        )
+    except NameError:  # its kind has no such option
+        return convert_sklearn(model, initial_types=types, target_opset=OPSETS)
+
+
+def skops_form(original: Original, own: ModelFile, spec: ModelSpec) -> Form:
+    """Return scikit-learn's model in the format of skops."""
+    name = "its file of skops"
+    trusted = spec.trusted_types
+    foreign = original.foreign
+    if foreign.is_pickle:
+        try:
+            native = ModelFile.native(original.raw, trusted, own.classes)
+        except TrainingError as exc:
+            return Form(name, None, f"skops: {exc}")
+        file = replace(native, interface=own.interface)
+    else:
+        content = (foreign.folder / foreign.file).read_bytes()
+        file = replace(own, content=content, loader="mlflow.sklearn", trusted=trusted)
+    return Form(name, file, SLOWER)
+
+
+def zipped_pickle(foreign: ForeignModel, *, is_classifier: bool) -> bytes:
+    """Return a pickle of scikit-learn in a folder that MLflow's pyfunc opens, as one file."""
+    method = "predict_proba" if is_classifier else "predict"
+    with TemporaryDirectory(prefix="gyre-pickle-") as folder:
+        describe_anew(foreign, (), Path(folder), method)
+        return zipped(Path(folder))
+
+
+class Probes:
+    """Rows and what the original says of them.
+
+    Attributes:
+        scores: Scores of the original, by kind of rows.
+
+    """
+
+    def __init__(self, original: Original, spec: ModelSpec, rows: pd.DataFrame) -> None:
+        self._spec = spec
+        kinds = {
+            "real": rows,
+            "drawn": drawn_rows(rows, spec),
+            "at the edges": edge_rows(rows, spec, original.interface),
+        }
+        self._rows: dict[str, pd.DataFrame] = {}
+        self.scores: dict[str, NDArray[np.float64]] = {}
+        for kind, each in kinds.items():
+            if kind == "real":  # an error here is the model's own
+                self._rows[kind], self.scores[kind] = each, original.scores(each)
+            else:
+                accepted, scores = accepted_rows(original.scores, each)
+                self._rows[kind], self.scores[kind] = accepted, scores
+
+    def prove(self, model: ModelFile) -> Proof:
+        """Compare a served form with the original, on each kind of rows."""
+        reasons = []
+        largest = 0.0
+        unit = 1.0
+        if self._spec.task == "regression":
+            unit = float(np.abs(self.scores["real"]).mean()) or 1.0
+        session = open_session(model)
+        for kind, rows in self._rows.items():
+            if rows.empty:
+                continue
+            expected = self.scores[kind]
+            columns = session_inputs(self._spec.inputs, rows)
+            try:
+                found = session.run([], columns)[0]
+            except Exception as exc:  # noqa: BLE001  (any error of an engine is a reason)
+                reasons.append(f"{kind}: {in_one_line(exc)[:150]}")
+                continue
+            gaps = differences(expected, np.asarray(found, np.float64), unit)
+            beyond = int((gaps > LARGEST_DIFFERENCE).sum())
+            if beyond:
+                reasons.append(
+                    f"{kind}: {beyond} of {len(gaps)} rows by up to {gaps.max():.3g}"
+                )
+            largest = max(largest, float(gaps.max()))
+        return Proof(largest, tuple(reasons))
+
+
+def differences(
+    expected: NDArray[np.float64], found: NDArray[np.float64], unit: float
+) -> NDArray[np.float64]:
+    """Return the largest difference of each row, [N], as a share of the number or of `unit`.
+
+    Two that are no number, or the same infinity, do not differ.
+    """
+    if found.shape != expected.shape:
+        return np.full(len(expected), np.inf)
+    with np.errstate(all="ignore"):
+        gaps = np.abs(found - expected) / np.maximum(np.abs(expected), unit)
+    is_same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    gaps = np.where(is_same, 0, np.nan_to_num(gaps, nan=np.inf, posinf=np.inf))
+    largest: NDArray[np.float64] = gaps.reshape(len(gaps), -1).max(axis=1)
+    return largest
+
+
+def require_scores_of_task(
+    spec: ModelSpec, scores: NDArray[np.float64], *, may_be_classes: bool
+) -> None:
+    """Refuse scores that are not what the task says: of a classifier, no probabilities.
 
     Args:
         spec: The model.
-        model: As its library opened it.
-        names: Features in the order in which it takes them.
-
-    """
-    if isinstance(model, bytes):
-        return OnnxModel(spec, model, names)
-    if isinstance(model, ModelFile):
-        return zipped_model(spec, model)
-    if type(model).__module__.startswith("lightgbm.basic"):
-        return booster(spec, model, names)
-    first = model[0] if isinstance(model, Pipeline) else model
-    if isinstance(first, ColumnTransformer):
-        return model  # it finds its columns by their names
-    # One by one, so that the matrix has their order.
-    parts = [(name, CastTransformer(dtype=np.float32), [name]) for name in names]
-    columns = ColumnTransformer(parts)
-    example = {
-        name: np.zeros(1, np.int64 if spec.inputs[name] == "int64" else np.float64)
-        for name in spec.inputs
-    }
-    columns.fit(pd.DataFrame(example))
-    return Pipeline([("columns", columns), ("model", model)])
-
-
-class ServedAsItIs:
-    """A model over a frame that keeps its format.
-
-    Attributes:
-        file: Its file, as it is served.
-
-    """
-
-    def __init__(self, file: ModelFile, model: Any) -> None:
-        self.file = file
-        self._model = model
-        if file.classes:
-            self.predict_proba = self._probabilities
-
-    def predict(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        return np.asarray(self._model.predict(rows), np.float64)
-
-    def _probabilities(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        return _with_both_classes(self.predict(rows).reshape(len(rows), -1))
-
-
-def _with_both_classes(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return probabilities [N, K]; of [N, 1], that of class 1, both classes."""
-    return np.column_stack([1 - scores, scores]) if scores.shape[1] == 1 else scores
-
-
-def booster(spec: ModelSpec, model: Any, names: list[str]) -> ServedAsItIs:
-    """Return LightGBM's Booster over a frame.
+        scores: Scores of some rows.
+        may_be_classes: Whether each may be 0 or 1, as the probabilities of a full-grown tree are.
 
     Raises:
-        TrainingError: The spec has its features in another order.
+        TrainingError: They are classes, or numbers beyond 0 and 1, or do not sum to 1.
 
     """
-    if names != [*spec.features]:
-        raise TrainingError(
-            f"{spec.name}.toml: features: expected the model's order: {', '.join(names)}"
-        )
-    content = model.model_to_string().encode()
-    return ServedAsItIs(
-        ModelFile(content, "mlflow.lightgbm", _class_count(spec)), model
-    )
-
-
-def zipped_model(spec: ModelSpec, file: ModelFile) -> ServedAsItIs:
-    """Return a zipped model over a frame, opened here."""
-    file = replace(file, classes=_class_count(spec))
-    return ServedAsItIs(file, file.loaded)
-
-
-def _class_count(spec: ModelSpec) -> int:
-    return 0 if spec.task == "regression" else len(spec.classes) or 2
-
-
-def require_probabilities(spec: ModelSpec, scores: NDArray[np.float64]) -> None:
-    """Refuse scores of a classifier that are classes, or numbers beyond 0 and 1.
-
-    Raises:
-        TrainingError: They are no probabilities.
-
-    """
-    if spec.task == "regression":
+    if spec.task == "regression" or not len(scores):
         return
     count = scores.size // len(scores)
     problem = ""
     if count != (len(spec.classes) or 1):
         problem = f"{count} numbers for a row"
+    elif not np.isfinite(scores).all():
+        problem = "numbers that are not finite"
     elif not ((scores >= 0) & (scores <= 1)).all():
         problem = f"numbers from {scores.min():.3g} to {scores.max():.3g}"
-    elif np.isin(scores, (0, 1)).all():
+    elif np.isin(scores, (0, 1)).all() and not may_be_classes:
         problem = "classes"
+    elif count > 1 and np.abs(scores.sum(axis=1) - 1).max() > SUM_DIFFERENCE:
+        sums = scores.sum(axis=1)
+        problem = f"sums from {sums.min():.3g} to {sums.max():.3g}"
     if problem:
         raise TrainingError(
             f"expected a model that predicts probabilities, found {problem}: log it with a predict "
@@ -280,100 +444,8 @@ def require_probabilities(spec: ModelSpec, scores: NDArray[np.float64]) -> None:
         )
 
 
-class OnnxModel:
-    """An ONNX graph over a frame, with an input [N, 1] for each feature.
-
-    The graph has one input of numbers [N, F], or an input for each feature. Its last output has the
-    probabilities [N, K], or the probability of class 1, or the number, as [N] or [N, 1].
-    """
-
-    def __init__(self, spec: ModelSpec, content: bytes, names: list[str]) -> None:
-        self._spec = spec
-        self._names = names
-        self._model = onnx.load_model_from_string(content)
-        self._session = onnxruntime.InferenceSession(
-            self._graph().SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        if spec.task == "regression":
-            self.predict = self._scores
-        else:
-            self.predict_proba = self._probabilities
-
-    def to_onnx(self) -> onnx.ModelProto:
-        return self._graph()
-
-    def _scores(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        feed = {}
-        for name, kind in self._spec.inputs.items():
-            dtype = {"int64": np.int64, "double": np.float64, "string": object}[kind]
-            feed[name] = rows[[name]].to_numpy(dtype)
-        last = self._session.get_outputs()[-1].name
-        scores = np.asarray(self._session.run([last], feed)[0], np.float64)
-        return scores.reshape(len(rows), -1)
-
-    def _probabilities(self, rows: pd.DataFrame) -> NDArray[np.float64]:
-        return _with_both_classes(self._scores(rows))
-
-    def _graph(self) -> onnx.ModelProto:
-        """Return the graph between casts of the features and a matrix [N, K] as its last output."""
-        graph = compose.add_prefix(self._model, "model/")
-        _without_map(graph.graph)
-        # An initialiser may be listed as an input, too.
-        constants = {tensor.name for tensor in graph.graph.initializer}
-        inputs = [each for each in graph.graph.input if each.name not in constants]
-        casts = []
-        if len(inputs) == 1 and len(self._names) > 1:
-            target = inputs[0]
-            kind = target.type.tensor_type.elem_type
-            for name in self._names:
-                cast = helper.make_node("Cast", [name], [f"{name}/cast"], to=kind)
-                casts.append(cast)
-            parts = [f"{name}/cast" for name in self._names]
-            casts.append(helper.make_node("Concat", parts, [target.name], axis=1))
-        else:
-            targets = {each.name.removeprefix("model/"): each for each in inputs}
-            for position, name in enumerate(self._names):
-                target = targets.get(name, inputs[position])
-                kind = target.type.tensor_type.elem_type
-                casts.append(helper.make_node("Cast", [name], [target.name], to=kind))
-        own_inputs = [
-            helper.make_tensor_value_info(name, ONNX_KINDS[kind], [None, 1])
-            for name, kind in self._spec.inputs.items()
-        ]
-        last = graph.graph.output[-1]
-        matrix = helper.make_node("Reshape", [last.name, "/matrix"], ["scores"])
-        # A 0 is the first dimension as it is.
-        shape = helper.make_tensor("/matrix", TensorProto.INT64, [2], [0, -1])
-        scores = helper.make_tensor_value_info(
-            "scores", last.type.tensor_type.elem_type, None
-        )
-        merged = helper.make_graph(
-            [*casts, *graph.graph.node, matrix],
-            "adopted",
-            own_inputs,
-            [*graph.graph.output[:-1], scores],
-            [*graph.graph.initializer, shape],
-        )
-        return helper.make_model(
-            merged, opset_imports=graph.opset_import, ir_version=graph.ir_version
-        )
-
-
-def _without_map(graph: onnx.GraphProto) -> None:
-    """Take the probabilities of a ZipMap as last output, which is a list of maps otherwise."""
-    for node in graph.node:
-        if node.op_type == "ZipMap":
-            graph.node.remove(node)
-            del graph.output[-1]
-            probabilities = helper.make_tensor_value_info(
-                node.input[0], TensorProto.FLOAT, None
-            )
-            graph.output.append(probabilities)
-            return
-
-
 def main(folder: Path) -> None:
-    """Convert the model that `request.json` of the folder names."""
+    """Adopt the model that `request.json` of the folder names."""
     request = REQUESTS.validate_json((folder / "request.json").read_bytes())
     frame = pq.read_table(folder / "frame.parquet")
     try:
@@ -382,7 +454,7 @@ def main(folder: Path) -> None:
         result = Result(error=str(exc))
     except Exception as exc:  # noqa: BLE001  (whatever a foreign model raises)
         result = Result(error=in_one_line(exc))
-    (folder / "result.json").write_text(json.dumps(asdict(result)))
+    (folder / "result.json").write_bytes(RESULTS.dump_json(result))
 
 
 if __name__ == "__main__":

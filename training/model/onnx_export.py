@@ -2,15 +2,12 @@
 
 import sys
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import pandas as pd
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import (
@@ -24,16 +21,12 @@ from skl2onnx.common.shape_calculator import (
 )
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
-from core.spec import MISSING, InputType, ModelSpec
-from core.user_code import in_one_line
+from core.spec import MISSING, ModelSpec
 from mlflow_server.manifest import SCORE
 from mlflow_server.model.pyfunc import ModelFile
-from training.evaluation.metrics import predict
 from training.model.estimators import error_line
-from training.model.scoring import score
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 ONNX_TYPES: dict[str, Any] = {
@@ -51,50 +44,31 @@ EXPORT_REMEDY = (
 )
 NULL_TEXTS = ("None", "nan", "<NA>")
 """Texts that ONNX Runtime reads instead of a null in a frame of MLflow's pyfunc."""
-PERMUTED_ROWS = 50_000
-MISSING_SHARE = 0.01
-UNSEEN_VALUES: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
-LARGEST_DIFFERENCE = 1e-5
-"""Difference of two probabilities. That of two numbers is a share of the fitted model's number, or
-of the mean size of its scores of the real rows if this is larger. A float32 is exact to 6e-8."""
-LARGEST_SHARE_BEYOND = 1e-3
-"""Share of rows that may differ by more: a value within float32's coarseness of a tree's threshold
-may take the other branch."""
-LARGEST_SHARE_OF_FLIPS = 1e-4
-
-
-def pipeline_scores(model: Any, rows: pd.DataFrame) -> NDArray[np.float64]:
-    """Return the fitted model's scores, in the form of the served model's.
-
-    They are float64: [N], the probability of class 1 or the number, and for K classes [N, K].
-    """
-    with threadpool_limits(1):  # OpenMP's threads wait for each other on a busy machine
-        if not hasattr(model, "predict_proba"):
-            return np.asarray(model.predict(rows), np.float64).reshape(len(rows))
-        probabilities = np.asarray(model.predict_proba(rows), np.float64)
-    is_binary = probabilities.shape[1] == 2  # noqa: PLR2004  (classes 0 and 1)
-    return probabilities[:, 1] if is_binary else probabilities
 
 
 def exported(
-    model: Any, spec: ModelSpec, rows: pd.DataFrame | None = None
+    model: Any,
+    spec: ModelSpec,
+    rows: pd.DataFrame | None = None,
+    served_format: Literal["onnx", "native"] = "onnx",
 ) -> ModelFile:
-    """Return the served form of a fitted model, in the format of `[serving]`.
+    """Return the served form of a fitted model in a format.
 
     Args:
         model: The fitted model.
         spec: Its spec.
         rows: Rows that it was fitted on. A null text of MLflow's pyfunc, which ONNX Runtime reads as
             one of NULL_TEXTS, is then scored as serving scores it, unless a row has that text.
+        served_format: ONNX, or the format of its library.
 
     """
-    if spec.serving.format == "onnx":
+    if served_format == "onnx":
         return ModelFile(
             export(model, spec, rows).SerializeToString(deterministic=True)
         )
     _check_classes(model, spec)
     class_count = 2 if spec.task == "classification" else len(spec.classes)
-    return ModelFile.native(model, spec.serving.trusted_types, class_count)
+    return ModelFile.native(model, spec.trusted_types, class_count)
 
 
 def export(
@@ -320,88 +294,3 @@ def _filled(name: str, filled: str, null_texts: set[str]) -> list[onnx.NodeProto
         helper.make_node("Cast", [codes], [is_null], to=TensorProto.BOOL),
         helper.make_node("Where", [is_null, "/missing", name], [filled]),
     ]
-
-
-@dataclass(frozen=True)
-class Proof:
-    """How far the served and the fitted model agree.
-
-    Attributes:
-        largest_difference: Largest difference of all rows.
-        reasons: Why the proof failed, a line for each kind of rows; empty if it passed.
-
-    """
-
-    largest_difference: float
-    reasons: tuple[str, ...]
-
-
-def prove(
-    pipeline: Any,
-    model: ModelFile,
-    real: pd.DataFrame,
-    spec: ModelSpec,
-    threshold: float | None,
-    unseen: Mapping[InputType, Any] = UNSEEN_VALUES,
-) -> Proof:
-    """Score real and permuted rows with both models and compare; a difference is no error.
-
-    The proof passes if 99.9 % of the rows of either kind agree within 1e-5, and at most one in 10,000
-    has another prediction (a flip).
-
-    Args:
-        pipeline: The fitted model.
-        model: Its served form.
-        real: Rows of the features.
-        spec: Spec of the model.
-        threshold: Threshold of two classes.
-        unseen: Value of each type of input that some permuted rows have.
-
-    """
-    probes = {"real": real, "permuted": permuted_rows(real, spec, unseen)}
-    reasons = []
-    largest = 0.0
-    unit = 1.0
-    try:
-        for kind, rows in probes.items():
-            expected = pipeline_scores(pipeline, rows)
-            scores = score(model, spec.inputs, rows)
-            is_number = threshold is None and expected.ndim == 1
-            if is_number and kind == "real":
-                unit = float(np.abs(expected).mean()) or 1.0
-            gaps = np.abs(scores - expected) / np.maximum(np.abs(expected), unit)
-            gaps = np.nan_to_num(gaps, nan=1.0).reshape(len(rows), -1).max(axis=1)
-            share_beyond = float(np.mean(gaps > LARGEST_DIFFERENCE))
-            words = (
-                f"largest difference {gaps.max():.3g}, {share_beyond:.2%} of rows "
-                f"beyond {LARGEST_DIFFERENCE:g}"
-            )
-            passed = share_beyond <= LARGEST_SHARE_BEYOND
-            if not is_number:
-                changed = predict(scores, threshold) != predict(expected, threshold)
-                passed = passed and changed.mean() <= LARGEST_SHARE_OF_FLIPS
-                words = f"{words}, {changed.sum()} flips"
-            if not passed:
-                reasons.append(f"{kind}: {words}")
-            largest = max(largest, float(gaps.max()))
-    except Exception as exc:  # noqa: BLE001  (any error of an engine is a reason not to trust it)
-        reasons.append(in_one_line(exc))
-        largest = 1.0
-    return Proof(largest, tuple(reasons))
-
-
-def permuted_rows(
-    frame: pd.DataFrame,
-    spec: ModelSpec,
-    unseen: Mapping[InputType, Any] = UNSEEN_VALUES,
-) -> pd.DataFrame:
-    """Draw each feature by itself; one value in a hundred is missing, or a text never seen."""
-    random = np.random.default_rng(spec.seed)
-    permuted = {}
-    for name, kind in spec.inputs.items():
-        values = pd.Series(random.choice(frame[name].to_numpy(), PERMUTED_ROWS))
-        if kind in unseen:
-            is_missing = random.random(PERMUTED_ROWS) < MISSING_SHARE
-            values = values.mask(is_missing, unseen[kind])
-        permuted[name] = values
-    return pd.DataFrame(permuted)

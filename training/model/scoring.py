@@ -13,6 +13,7 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.spec import InputType, ModelSpec
 from mlflow_server.api.registry import Registry
+from mlflow_server.foreign_graph import ForeignGraph
 from mlflow_server.manifest import DTYPES, SCORE, ModelManifest
 from mlflow_server.model.pyfunc import ModelFile, read_version
 from training.data.frame import feature_columns, with_features
@@ -38,7 +39,7 @@ def scored_rows(
 
 def open_session(
     model: ModelFile,
-) -> onnxruntime.InferenceSession | ModelFile | SeparateModel:
+) -> onnxruntime.InferenceSession | ForeignGraph | ModelFile | SeparateModel:
     if model.loader == "mlflow.pyfunc":
         return separate_model(model)
     if model.loader != "mlflow.onnx":
@@ -46,9 +47,12 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         model.content, options, providers=["CPUExecutionProvider"]
     )
+    if model.interface is None:
+        return session
+    return ForeignGraph(session, model.interface, model.classes)
 
 
 def session_inputs(
@@ -69,7 +73,7 @@ def version_scores(
     """
     registry = Registry(settings)
     registered = registry.version(spec.name, version)
-    manifest, model = read_version(registry, registered, spec.serving.trusted_types)
+    manifest, model = read_version(registry, registered, spec.trusted_types)
     problem = ""
     request_data = manifest.lookup.request_data
     is_other_task = (manifest.threshold is None) != (spec.threshold is None)

@@ -80,7 +80,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     rows = snapshot_rows(frame, plan.test)
     y = rows["label"].to_numpy()
     with fetched_artifact(tracking, run_id, CANDIDATE) as candidate:
-        manifest, model = read_files(candidate, spec.serving.trusted_types)
+        manifest, model = read_files(candidate, spec.trusted_types)
     members = evaluated_members(spec, rows, load_table(tracking, run_id, UNLABELLED))
     scored_members = scored_rows(spec, model, manifest.threshold, members)
     reference = with_scores(spec, members, scored_members)

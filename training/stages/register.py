@@ -43,7 +43,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     tracking = Tracking(settings)
     run = tracking.run(run_id)
     with fetched_artifact(tracking, run_id, CANDIDATE) as candidate:
-        manifest, model = read_files(candidate, spec.serving.trusted_types)
+        manifest, model = read_files(candidate, spec.trusted_types)
         registered = register_version(
             settings,
             model=spec.name,

@@ -45,7 +45,7 @@ from training.model.estimators import (
     error_line,
     require_methods,
 )
-from training.model.onnx_export import Proof, exported, pipeline_scores, prove
+from training.model.proof import Proof, pipeline_scores, served_form
 from training.stages.dataset import load_frame
 
 log = logging.getLogger(__name__)
@@ -219,9 +219,13 @@ def served_file(
     spec: ModelSpec, model: Any, threshold: float | None, frame: pa.Table, plan: Plan
 ) -> tuple[ModelFile, Proof]:
     """Return the file of a fitted model that is served, and the proof that it scores the same."""
-    train_rows = feature_columns(spec, snapshot_rows(frame, plan.train))
-    served = exported(model, spec, train_rows)
-    return served, prove(model, served, feature_columns(spec, frame), spec, threshold)
+    return served_form(
+        model=model,
+        spec=spec,
+        rows=feature_columns(spec, snapshot_rows(frame, plan.train)),
+        all_rows=feature_columns(spec, frame),
+        threshold=threshold,
+    )
 
 
 def _labelled_features(
@@ -295,6 +299,7 @@ def write_model(
         population=spec.population,
         threshold=threshold,
         classes=spec.classes,
+        interface=served.interface,
         as_of=as_of,
         lookup=look_up_specification(settings, spec.feature_service),
     )

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.pipeline import make_pipeline
 
 from mlflow_server.model.pyfunc import ModelFile
 from tests.conftest import wait_until
@@ -14,10 +15,13 @@ from tests.faults.conftest import (
     write_project,
 )
 from tests.serving.conftest import SPEC
-from tests.support.training.factories import xgboost_behind_a_scaler
+from tests.support.training.factories import isotonic, xgboost_behind_a_scaler
 from training.evaluation.metrics import rounded
+from training.model.estimators import columns
 
 TRUSTED = ("xgboost.core.Booster", "xgboost.sklearn.XGBClassifier")
+UNKNOWN = "sklearn.calibration._CalibratedClassifier"
+"""A type that no short name has."""
 ONNX_MODEL = "onnx_model"
 """Another model of the same server."""
 
@@ -26,7 +30,7 @@ ONNX_MODEL = "onnx_model"
 def project(tmp_path, monkeypatch):
     """A project whose spec trusts XGBoost's types, and a second model."""
     defaults = 'missing_features = "defaults"'
-    native = f'{defaults}\nformat = "native"\ntrusted_types = {[*TRUSTED]}'
+    native = f'{defaults}\nformat = "native"'
     specs = {
         SPEC.name: SPEC_TEXT.replace(defaults, native),
         ONNX_MODEL: SPEC_TEXT.replace(SPEC.name, ONNX_MODEL),
@@ -63,7 +67,11 @@ def test_a_killed_process_of_one_model_does_not_affect_other_models(rig, served)
         check_answers(client, fitted, frame)
         check_that_a_kill_is_survived(client, process)
         check_answers(client, fitted, frame)
-    # The spec of this server trusts no types.
+    # The spec of this server trusts no more types than those of a short name.
+    unknown = make_pipeline(columns(SPEC.inputs), isotonic()).fit(frame, has_churned)
+    refused = ModelFile.native(unknown, (UNKNOWN,), classes=2)
+    version = rig.register(0, model=refused, loader=refused.loader).version
+    rig.promote(version)
     refusal = f"{version} is refused: ModelFailedError: UntrustedTypesFoundException"
     shows(served.client, refusal)
     rig.swap(served.client, served.first)

@@ -13,6 +13,7 @@ from mlflow_server.model.pyfunc import ModelFile
 from tests.support.tools.preloaded import commands_folder
 from training.adopt import adopt
 from training.model.foreign import REQUESTS, RESULTS, Request
+from training.model.original import class_count
 
 
 def take(settings, spec, source, key=None):
@@ -32,13 +33,14 @@ def take(settings, spec, source, key=None):
 
 
 def converted(settings, spec, source, rows, folder):
-    """Convert a model as an adoption does, and prove it on rows of the features.
+    """Make the served form of a model as an adoption does, and prove it on rows of the features.
 
     Returns:
         The result, and the served model; None if there is an error.
 
     """
-    request = Request(source=source, address=settings.mlflow_address, spec=spec)
+    address = settings.mlflow_address if settings else ""
+    request = Request(source=str(source), address=address, spec=spec)
     (folder / "request.json").write_bytes(REQUESTS.dump_json(request))
     rows.to_parquet(folder / "frame.parquet")
     command = [commands_folder() / "python", "-m", "training.model.foreign", folder]
@@ -47,4 +49,11 @@ def converted(settings, spec, source, rows, folder):
     if result.error:
         return result, None
     content = (folder / MODEL_FILES[result.loader]).read_bytes()
-    return result, ModelFile(content, result.loader)
+    model = ModelFile(
+        content=content,
+        loader=result.loader,
+        classes=class_count(spec),
+        trusted=spec.serving.trusted_types,
+        interface=result.interface,
+    )
+    return result, model

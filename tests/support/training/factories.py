@@ -3,7 +3,9 @@
 import numpy as np
 from lightgbm import LGBMClassifier
 from onnx.parser import parse_model
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
@@ -34,6 +36,11 @@ def xgboost_behind_a_scaler(features):
     return Pipeline(
         [("scaled", scaled), ("estimator", XGBClassifier(n_estimators=30, n_jobs=1))]
     )
+
+
+def isotonic():
+    """ONNX scores it otherwise, and skops does not know its type."""
+    return CalibratedClassifierCV(GaussianNB(), method="isotonic", cv=3)
 
 
 class Sigmoid:

@@ -24,7 +24,8 @@ from tests.support.training.onnx_models import (
 )
 from training.data.frame import memory_needed
 from training.model.estimators import category_remarks
-from training.model.onnx_export import NULL_TEXTS, export, exported, prove
+from training.model.onnx_export import NULL_TEXTS, export, exported
+from training.model.proof import prove
 from training.model.scoring import score
 
 CLASSIFIERS = [kind for kind in PARAMETERS if kind != "ridge"]

@@ -28,11 +28,8 @@ GATE = {"metric": "log_loss", "rule": "better_than_baseline"}
 EASY_GATE = {"metric": "auc", "rule": "at_least", "value": 0.5}
 FEW = {"feature": "days_since_last_order", "below": 15}
 """In the format of a library each member takes long: its latency, and what moves its score."""
-NATIVE = {
-    "missing_features": "refuse",
-    "format": "native",
-    "trusted_types": ["xgboost.core.Booster", "xgboost.sklearn.XGBClassifier"],
-}
+SERVING = {"missing_features": "refuse"}
+"""Without a format."""
 
 
 def spec_of(**changes):
@@ -96,10 +93,11 @@ def test_a_model_of_training_code_is_registered_with_its_figures_and_reproduced(
 
 
 @pytest.mark.journey
-def test_a_model_with_different_onnx_scores_is_refused_with_the_remedy(
+def test_a_model_with_different_scores_in_the_format_of_the_spec_is_refused(
     tracked, trained
 ):
-    report = train(tracked, by_factory(), OLD, "scaler")
+    spec = by_factory(serving=SERVING | {"format": "onnx"})
+    report = train(tracked, spec, OLD, "scaler")
     assert report.version is None
     reason = "the served file scores differently from the fitted model: real: largest"
     assert reason in report.outcome
@@ -108,12 +106,13 @@ def test_a_model_with_different_onnx_scores_is_refused_with_the_remedy(
 
 
 @pytest.mark.journey
-def test_a_model_in_the_format_of_its_library_is_registered_and_reproduced(
-    tracked, tracking, trained
+def test_a_model_that_scores_otherwise_as_onnx_has_the_format_of_its_library(
+    tracked, tracking, trained, caplog
 ):
-    spec = by_factory(serving=NATIVE, gates=[EASY_GATE])
+    spec = by_factory(serving=SERVING, gates=[EASY_GATE])
     report = train(tracked, spec, OLD, "native")
     assert report.version is not None, report.outcome
+    assert "served in the format of its library, by a process of its own" in caplog.text
     registry = Registry(tracked)
     served, _ = read_version(registry, registry.version(NAME, report.version))
     assert served.loader == "mlflow.sklearn"
