@@ -4,7 +4,7 @@ Serving's workers import this module: it needs no more than NumPy.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,23 @@ ARRAY_TYPES: dict[str, Any] = {
 """NumPy's type of an input of a graph."""
 
 
+class GraphInput(NamedTuple):
+    """An input of a graph.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: NumPy's type.
+        columns: Names of its columns.
+        is_vector: Whether it is [N], of one column.
+
+    """
+
+    name: str
+    dtype: Any
+    columns: list[str]
+    is_vector: bool
+
+
 class ForeignGraph:
     """A session of ONNX Runtime over the features of a spec.
 
@@ -50,15 +67,8 @@ class ForeignGraph:
         self._session = session
         self._interface = interface
         self._class_count = class_count
-        self._parts = _columns_of_inputs(session.get_inputs(), interface)
         self._kinds = {column.name: column.kind for column in interface.columns}
-        other_types = [
-            f"{each.name} is {each.type}"
-            for each in session.get_inputs()
-            if each.type not in ARRAY_TYPES
-        ]
-        if other_types:
-            raise ValueError(f"the graph's input {other_types[0]}, as no feature is")
+        self._inputs = graph_inputs(session, interface)
 
     def run(
         self, _outputs: Sequence[str], columns: Mapping[str, NDArray[Any]]
@@ -70,15 +80,40 @@ class ForeignGraph:
     def answer(self, columns: Mapping[str, NDArray[Any]]) -> Any:
         """Return what the output of the graph says."""
         feed = {}
-        for place in self._session.get_inputs():
-            dtype = ARRAY_TYPES[place.type]
-            names = self._parts[place.name]
+        for graph_input in self._inputs:
             arrays = [
-                typed(columns[name], self._kinds[name]).astype(dtype) for name in names
+                typed(columns[name], self._kinds[name]).astype(graph_input.dtype)
+                for name in graph_input.columns
             ]
-            is_vector = len(place.shape) == 1
-            feed[place.name] = arrays[0] if is_vector else np.column_stack(arrays)
+            feed[graph_input.name] = (
+                arrays[0] if graph_input.is_vector else np.column_stack(arrays)
+            )
         return self._session.run([self._interface.output], feed)[0]
+
+
+def graph_inputs(session: Any, interface: ModelInterface) -> list[GraphInput]:
+    """Return the inputs of a graph, and the columns that each has.
+
+    Raises:
+        ValueError: The graph takes other inputs than the interface says, or none of a feature's type.
+
+    """
+    places = session.get_inputs()
+    parts = _columns_of_inputs(places, interface)
+    inputs = []
+    for place in places:
+        if place.type not in ARRAY_TYPES:
+            raise ValueError(
+                f"the graph's input {place.name} is {place.type}, as no feature is"
+            )
+        graph_input = GraphInput(
+            name=place.name,
+            dtype=ARRAY_TYPES[place.type],
+            columns=parts[place.name],
+            is_vector=len(place.shape) == 1,
+        )
+        inputs.append(graph_input)
+    return inputs
 
 
 def _columns_of_inputs(
@@ -86,7 +121,7 @@ def _columns_of_inputs(
 ) -> dict[str, list[str]]:
     """Return the names of the columns that each input of a graph has."""
     names = [column.name for column in interface.columns]
-    graph_names = [each.name for each in inputs]
+    graph_names = [place.name for place in inputs]
     if {*graph_names} == {*names}:
         return {name: [name] for name in names}
     if len(inputs) == 1:
@@ -119,12 +154,14 @@ def typed(values: NDArray[Any], kind: SignatureType) -> NDArray[Any]:
         texts = values.astype(object)
         texts[values == MISSING] = None
         return texts
-    found = np.asarray(values).astype(SIGNATURE_DTYPES[kind])
+    typed_values = np.asarray(values).astype(SIGNATURE_DTYPES[kind])
     if kind in ("boolean", "integer"):
-        changed = values[found != values]
-        if len(changed):
-            raise ValueError(f"{changed[0]} is no {kind}, as which the model takes it")
-    return found
+        changed_values = values[typed_values != values]
+        if len(changed_values):
+            raise ValueError(
+                f"{changed_values[0]} is no {kind}, as which the model takes it"
+            )
+    return typed_values
 
 
 def scores_of(

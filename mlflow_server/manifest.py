@@ -65,9 +65,8 @@ ModelClass = Literal[
     "xgboost.sklearn.XGBRanker",
     "xgboost.sklearn.XGBRFClassifier",
     "xgboost.sklearn.XGBRFRegressor",
-    "lightgbm.basic.Booster",
 ]
-"""Classes that MLflow may make of the file of a boosting library."""
+"""Classes that MLflow may make of a file of XGBoost."""
 
 
 class ModelColumn(Frozen):
@@ -91,7 +90,7 @@ class ModelInterface(Frozen):
         columns: Its inputs, in its order.
         tensors: Matrices that the columns form, one beside the other; empty: it takes a frame.
         output: The output of an ONNX graph that has the scores.
-        model_class: Class of a boosting library's file; None: the library's Booster.
+        model_class: Class of a file of XGBoost; None: a Booster.
         positions: The column of its answer that each class has; empty: the answer has their order.
 
     """

@@ -153,12 +153,12 @@ def _roles(
         if name not in (entity, time) and not name.startswith(PANDAS_INDEX)
     ]
     outcome = model.outcome
-    task, classes = task_of(class_names)
+    task, classes = _task_of_model(class_names)
     if outcome != "":
         outcome_words = "column with the label ('' if there is none)"
         outcome = _column("--outcome", outcome_words, other_columns, outcome)
         if class_names is None:
-            task, classes = _task(rows[outcome])
+            task, classes = _task_of_label(rows[outcome])
     return {
         "entity": entity,
         "entity_type": "int64" if kinds[entity].is_integer() else "string",
@@ -176,7 +176,7 @@ def _column(option: str, role: str, choices: list[str], name: str | None) -> str
     return chosen(option, role, choices, name)
 
 
-def task_of(class_names: list[str] | None) -> tuple[str, list[str]]:
+def _task_of_model(class_names: list[str] | None) -> tuple[str, list[str]]:
     """Return the task of a model, and the names of many classes."""
     if class_names is None:
         return "classification", []
@@ -185,7 +185,7 @@ def task_of(class_names: list[str] | None) -> tuple[str, list[str]]:
     return ("classification" if class_names else "regression"), []
 
 
-def _task(label: ir.Column) -> tuple[str, list[str]]:
+def _task_of_label(label: ir.Column) -> tuple[str, list[str]]:
     """Return the task of a label, and the names of its classes, if these are texts."""
     if label.type().is_string():
         names = label.as_table().distinct().dropna().execute()

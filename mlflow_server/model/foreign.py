@@ -9,7 +9,7 @@ process that does nothing else.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -17,13 +17,15 @@ from typing import Any, get_args
 import mlflow.artifacts
 import numpy as np
 from mlflow.models import Model
-from mlflow.types import Schema
+from mlflow.types import DataType, Schema
 
 from core.errors import GyreError, RegistryError, SettingsError
 from core.packages import with_extra
 from core.spec import InputType
+from core.spec.training import ESTIMATOR_TYPES
 from mlflow_server.api.connection import translated
 from mlflow_server.manifest import ModelClass, ModelColumn, ModelTensor, SignatureType
+from mlflow_server.model.pyfunc import BOOSTERS
 from mlflow_server.model.zipped import RUNS_CODE, pyfunc_module, require_trust
 
 FLAVORS = ("onnx", "xgboost", "lightgbm", "sklearn", "python_function")
@@ -34,9 +36,8 @@ PICKLE = (
     "is a pickle, which can run any code while it is opened: log it again in a data format "
     "(ONNX, or skops)"
 )
-BOOSTER = {"xgboost": "xgboost.core.Booster", "lightgbm": "lightgbm.basic.Booster"}
 CLASSES: dict[str, tuple[str, ...]] = {
-    "xgboost": tuple(each for each in get_args(ModelClass) if each.startswith("xgb")),
+    "xgboost": get_args(ModelClass),
     "lightgbm": (
         "lightgbm.basic.Booster",
         "lightgbm.sklearn.LGBMClassifier",
@@ -45,11 +46,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Classes of boosting libraries that MLflow may make of a file."""
-LIGHTGBM_TYPES = (
-    "collections.OrderedDict",
-    "lightgbm.basic.Booster",
-    *CLASSES["lightgbm"],
-)
+LIGHTGBM_TYPES = (*ESTIMATOR_TYPES["lightgbm"], "lightgbm.sklearn.LGBMRanker")
 """Types that LightGBM's own estimators have in a file of skops: data, and its text of the trees."""
 INPUT_TYPES: dict[str, InputType] = {
     "boolean": "int64",
@@ -109,6 +106,11 @@ class ForeignModel:
         return Path(self.file).suffix in PICKLES
 
 
+def pandas_type(kind: SignatureType) -> Any:
+    """Return the type that MLflow itself has a column of a signature in."""
+    return DataType[kind].to_pandas()
+
+
 def fetch(address: str, source: str, folder: Path) -> Path:
     """Return the folder of a model; of an MLflow it is downloaded.
 
@@ -162,30 +164,27 @@ def describe(folder: Path) -> ForeignModel:
         file = str(options.get("pickled_model") or options["data"])
         if not (folder / file).resolve().is_relative_to(folder.resolve()):
             raise RegistryError(f"the file of the model, {file}, is not in its folder")
-    model_class = str(options.get("model_class", BOOSTER.get(flavor, "")))
+    model_class = str(options.get("model_class", BOOSTERS.get(flavor, "")))
     schema = model.signature.inputs
-    if schema.is_tensor_spec():
-        tensors, tensor_type = _tensors(schema)
-        return ForeignModel(
-            folder=folder,
-            flavor=flavor,
-            library=library,
-            file=file,
-            model_class=model_class,
-            columns=(),
-            tensors=tensors,
-            tensor_type=tensor_type,
-        )
-    required = {column.name for column in schema.inputs if column.required}
-    columns = _columns(schema)
-    return ForeignModel(
+    foreign = ForeignModel(
         folder=folder,
         flavor=flavor,
         library=library,
         file=file,
         model_class=model_class,
-        columns=tuple(column for column in columns if column.name in required),
-        optional=tuple(column for column in columns if column.name not in required),
+        columns=(),
+    )
+    if schema.is_tensor_spec():
+        tensors, tensor_type = _tensors(schema)
+        return replace(foreign, tensors=tensors, tensor_type=tensor_type)
+    optional_names = {column.name for column in schema.inputs if not column.required}
+    columns = _columns(schema)
+    return replace(
+        foreign,
+        columns=tuple(
+            column for column in columns if column.name not in optional_names
+        ),
+        optional=tuple(column for column in columns if column.name in optional_names),
     )
 
 
@@ -367,19 +366,25 @@ def class_names(foreign: ForeignModel) -> list[str] | None:
     return [str(number) for number in range(_class_count(raw))]
 
 
+def objective_of(model: Any) -> str:
+    """Return what a Booster was trained for; empty: it is another model."""
+    if hasattr(model, "save_config"):  # XGBoost's
+        return str(json.loads(model.save_config())["learner"]["objective"]["name"])
+    if hasattr(model, "dump_model"):
+        words = str(model.dump_model(num_iteration=1).get("objective", "none"))
+        return words.partition(" ")[0]
+    return ""
+
+
 def _class_count(model: Any) -> int:
     """Return the number of classes of a Booster; 0 if it, or another model, predicts numbers."""
-    if hasattr(model, "save_config"):
+    objective = objective_of(model)
+    if objective.startswith("multi:"):
         learner = json.loads(model.save_config())["learner"]
-        objective = learner["objective"]["name"]
-        if objective.startswith("multi:"):
-            return int(learner["learner_model_param"]["num_class"])
-        return 2 if objective.startswith("binary:") else 0
-    if hasattr(model, "num_model_per_iteration"):
-        objective = str(model.dump_model(num_iteration=1).get("objective", ""))
-        is_classifier = objective.startswith(("binary", "multiclass"))
-        return max(2, model.num_model_per_iteration()) if is_classifier else 0
-    return 0
+        return int(learner["learner_model_param"]["num_class"])
+    if objective.startswith("multiclass"):
+        return int(model.num_model_per_iteration())
+    return 2 if objective.startswith("binary") else 0
 
 
 def _classes_of_graph(session: Any) -> list[str] | None:

@@ -46,7 +46,14 @@ from mlflow_server.model.zipped import zipped
 from training.data.frame import feature_columns
 from training.model.onnx_export import OPSETS
 from training.model.original import Original, class_count
-from training.model.probes import accepted_rows, drawn_rows, edge_rows, refused_nulls
+from training.model.probes import (
+    DRAWN_ROWS,
+    accepted_rows,
+    drawn_rows,
+    edge_rows,
+    nulls_of,
+    refused_nulls,
+)
 from training.model.proof import Proof
 from training.model.scoring import open_session, session_inputs
 
@@ -199,25 +206,29 @@ class Form:
 def served_forms(original: Original, spec: ModelSpec) -> Iterator[Form]:
     """Yield the forms in which a model can be served, the best first."""
     foreign = original.foreign
-    own = ModelFile(b"", "mlflow.onnx", class_count(spec), interface=original.interface)
+    unfilled = ModelFile(
+        b"", "mlflow.onnx", class_count(spec), interface=original.interface
+    )
     if foreign.flavor == "onnx":
         content = one_file(foreign.folder / foreign.file)
-        yield Form("its graph", replace(own, content=content))
+        yield Form("its graph", replace(unfilled, content=content))
     elif foreign.flavor == "xgboost":
-        file = replace(own, content=xgboost_file(original.raw), loader="mlflow.xgboost")
+        file = replace(
+            unfilled, content=xgboost_file(original.raw), loader="mlflow.xgboost"
+        )
         yield Form("XGBoost's file", file, SLOWER)
     elif foreign.flavor == "lightgbm":
-        yield Form("LightGBM's file", lightgbm_file(original, own), SLOWER)
+        yield Form("LightGBM's file", lightgbm_file(original, unfilled), SLOWER)
     elif foreign.flavor == "sklearn":
         if spec.serving.format != "native":
-            yield converted(original, own)
-        yield skops_form(original, own, spec)
+            yield converted(original, unfilled)
+        yield skops_form(original, unfilled, spec)
         if foreign.is_pickle:
-            content = zipped_pickle(foreign, is_classifier=own.classes > 0)
-            file = replace(own, content=content, loader="mlflow.pyfunc")
+            content = zipped_pickle(foreign, is_classifier=unfilled.classes > 0)
+            file = replace(unfilled, content=content, loader="mlflow.pyfunc")
             yield Form("its pickle", file, f"{SLOWER}; {RUNS_CODE}")
     else:
-        file = replace(own, content=zipped(foreign.folder), loader="mlflow.pyfunc")
+        file = replace(unfilled, content=zipped(foreign.folder), loader="mlflow.pyfunc")
         yield Form("its folder", file, f"{SLOWER}; {RUNS_CODE}")
 
 
@@ -244,7 +255,7 @@ def xgboost_file(model: Any) -> bytes:
         return file.read_bytes()
 
 
-def lightgbm_file(original: Original, own: ModelFile) -> ModelFile:
+def lightgbm_file(original: Original, unfilled: ModelFile) -> ModelFile:
     """Return the text of LightGBM's trees.
 
     Raises:
@@ -258,10 +269,10 @@ def lightgbm_file(original: Original, own: ModelFile) -> ModelFile:
             "(OrdinalEncoder of scikit-learn)"
         )
     content = booster.model_to_string().encode()
-    return replace(own, content=content, loader="mlflow.lightgbm")
+    return replace(unfilled, content=content, loader="mlflow.lightgbm")
 
 
-def converted(original: Original, own: ModelFile) -> Form:
+def converted(original: Original, unfilled: ModelFile) -> Form:
     """Return scikit-learn's model as ONNX, over inputs of the signature's own types."""
     name = "its conversion to ONNX"
     columns = original.interface.columns
@@ -281,7 +292,7 @@ def converted(original: Original, own: ModelFile) -> Form:
             update={"output": output, "tensors": ()}
         )
         file = replace(
-            own,
+            unfilled,
             content=graph.SerializeToString(deterministic=True),
             interface=interface,
         )
@@ -314,20 +325,22 @@ def _graph(model: Any, types: list[tuple[str, Any]]) -> onnx.ModelProto:
         return convert_sklearn(model, initial_types=types, target_opset=OPSETS)
 
 
-def skops_form(original: Original, own: ModelFile, spec: ModelSpec) -> Form:
+def skops_form(original: Original, unfilled: ModelFile, spec: ModelSpec) -> Form:
     """Return scikit-learn's model in the format of skops."""
     name = "its file of skops"
     trusted = spec.trusted_types
     foreign = original.foreign
     if foreign.is_pickle:
         try:
-            native = ModelFile.native(original.raw, trusted, own.classes)
+            native = ModelFile.native(original.raw, trusted, unfilled.classes)
         except TrainingError as exc:
             return Form(name, None, f"skops: {exc}")
-        file = replace(native, interface=own.interface)
+        file = replace(native, interface=unfilled.interface)
     else:
         content = (foreign.folder / foreign.file).read_bytes()
-        file = replace(own, content=content, loader="mlflow.sklearn", trusted=trusted)
+        file = replace(
+            unfilled, content=content, loader="mlflow.sklearn", trusted=trusted
+        )
     return Form(name, file, SLOWER)
 
 
@@ -351,7 +364,7 @@ class Probes:
         self._spec = spec
         kinds = {
             "real": rows,
-            "drawn": drawn_rows(rows, spec),
+            "drawn": drawn_rows(rows, spec, nulls_of(rows, spec), DRAWN_ROWS),
             "at the edges": edge_rows(rows, spec, original.interface),
         }
         self._rows: dict[str, pd.DataFrame] = {}
@@ -377,11 +390,11 @@ class Probes:
             expected = self.scores[kind]
             columns = session_inputs(self._spec.inputs, rows)
             try:
-                found = session.run([], columns)[0]
+                served_scores = session.run([], columns)[0]
             except Exception as exc:  # noqa: BLE001  (any error of an engine is a reason)
                 reasons.append(f"{kind}: {in_one_line(exc)[:150]}")
                 continue
-            gaps = differences(expected, np.asarray(found, np.float64), unit)
+            gaps = differences(expected, np.asarray(served_scores, np.float64), unit)
             beyond = int((gaps > LARGEST_DIFFERENCE).sum())
             if beyond:
                 reasons.append(
@@ -392,17 +405,17 @@ class Probes:
 
 
 def differences(
-    expected: NDArray[np.float64], found: NDArray[np.float64], unit: float
+    expected: NDArray[np.float64], served: NDArray[np.float64], unit: float
 ) -> NDArray[np.float64]:
     """Return the largest difference of each row, [N], as a share of the number or of `unit`.
 
     Two that are no number, or the same infinity, do not differ.
     """
-    if found.shape != expected.shape:
+    if served.shape != expected.shape:
         return np.full(len(expected), np.inf)
     with np.errstate(all="ignore"):
-        gaps = np.abs(found - expected) / np.maximum(np.abs(expected), unit)
-    is_same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+        gaps = np.abs(served - expected) / np.maximum(np.abs(expected), unit)
+    is_same = (served == expected) | (np.isnan(served) & np.isnan(expected))
     gaps = np.where(is_same, 0, np.nan_to_num(gaps, nan=np.inf, posinf=np.inf))
     largest: NDArray[np.float64] = gaps.reshape(len(gaps), -1).max(axis=1)
     return largest

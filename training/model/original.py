@@ -1,6 +1,5 @@
 """A model that was trained elsewhere, as MLflow's own pyfunc opens it: what is served must equal it."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,12 @@ from core.errors import TrainingError
 from core.spec import MISSING, ModelSpec
 from mlflow_server.foreign_graph import ForeignGraph, scores_of
 from mlflow_server.manifest import ModelColumn, ModelInterface
-from mlflow_server.model.foreign import INPUT_TYPES, ForeignModel
+from mlflow_server.model.foreign import (
+    INPUT_TYPES,
+    ForeignModel,
+    objective_of,
+    pandas_type,
+)
 
 PROBABILITIES = {
     "sklearn": (),
@@ -22,14 +26,6 @@ PROBABILITIES = {
 }
 """Objectives of Boosters whose scores are probabilities, by flavour."""
 BOOSTER_MODULES = ("xgboost.core", "lightgbm.basic")
-PANDAS_TYPES = {
-    "boolean": "bool",
-    "integer": "int32",
-    "long": "int64",
-    "float": "float32",
-    "double": "float64",
-}
-"""NumPy's types of a signature, as MLflow's documentation has them."""
 BINARY_NAMES = (("0", "1"), ("False", "True"), ("0.0", "1.0"))
 """Names of two classes that are those of a classification here, in order."""
 
@@ -122,7 +118,7 @@ class Original:
                 values = values.astype(object).where(values != MISSING, None)
             else:
                 own_values = values
-                values = values.astype(PANDAS_TYPES[column.kind])
+                values = values.astype(pandas_type(column.kind))
                 changed = own_values[values != own_values]
                 if column.kind in ("boolean", "integer") and len(changed):
                     raise TrainingError(
@@ -197,7 +193,7 @@ def require_scores(spec: ModelSpec, foreign: ForeignModel, raw: Any) -> None:
         return
     kind = type(raw).__name__
     if type(raw).__module__ in BOOSTER_MODULES:
-        objective = _objective(foreign.flavor, raw)
+        objective = objective_of(raw)
         if objective in PROBABILITIES[foreign.flavor]:
             return
         expected = " or ".join(PROBABILITIES[foreign.flavor])
@@ -209,15 +205,6 @@ def require_scores(spec: ModelSpec, foreign: ForeignModel, raw: Any) -> None:
             f"{kind} has no predict_proba, so that it gives no probabilities: calibrate it "
             "(CalibratedClassifierCV of scikit-learn)"
         )
-
-
-def _objective(flavor: str, booster: Any) -> str:
-    """Return what a Booster was trained for."""
-    if flavor == "xgboost":
-        learner = json.loads(booster.save_config())["learner"]
-        return str(learner["objective"]["name"])
-    words = str(booster.dump_model(num_iteration=1).get("objective", "none"))
-    return words.partition(" ")[0]
 
 
 def _labels_of(foreign: ForeignModel) -> list[str]:

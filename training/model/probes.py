@@ -11,7 +11,8 @@ from core.spec import MISSING, InputType, ModelSpec
 from mlflow_server.manifest import ModelInterface, SignatureType
 
 DRAWN_ROWS = 20_000
-NULL_SHARE = 0.01
+RARE_SHARE = 0.01
+UNSEEN_VALUES: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
 BASE_ROWS = 20
 """Real rows of which each edge has one column changed."""
 ENDS: dict[SignatureType, tuple[Any, ...]] = {
@@ -25,28 +26,37 @@ ENDS: dict[SignatureType, tuple[Any, ...]] = {
 """Values at the ends of a type. JSON and most clients have integers up to 2^53."""
 
 
-def nullable_columns(rows: pd.DataFrame) -> list[str]:
-    """Return the columns with a null: a request may have one there."""
-    is_null = rows.isna() | (rows == MISSING)
-    return [str(name) for name in rows.columns[is_null.any()]]
+def nulls_of(rows: pd.DataFrame, spec: ModelSpec) -> dict[str, Any]:
+    """Return the null of each column that has one: a request may have it there."""
+    is_null = (rows.isna() | (rows == MISSING)).any()
+    return {
+        name: MISSING if kind == "string" else np.nan
+        for name, kind in spec.inputs.items()
+        if is_null[name]
+    }
 
 
-def drawn_rows(rows: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
-    """Draw each feature by itself; where a column has nulls, one value in a hundred is null."""
+def drawn_rows(
+    rows: pd.DataFrame, spec: ModelSpec, rare: Mapping[str, Any], count: int
+) -> pd.DataFrame:
+    """Draw each feature by itself.
+
+    Args:
+        rows: Rows whose values are drawn.
+        spec: The model.
+        rare: By name of a feature the value that one in a hundred rows has.
+        count: Number of rows.
+
+    """
     random = np.random.default_rng(spec.seed)
-    nullable = nullable_columns(rows)
     drawn = {}
-    for name, kind in spec.inputs.items():
-        values = pd.Series(random.choice(rows[name].to_numpy(), DRAWN_ROWS))
-        if name in nullable:
-            is_null = random.random(DRAWN_ROWS) < NULL_SHARE
-            values = values.mask(is_null, null_of(kind))
+    for name in spec.inputs:
+        values = pd.Series(random.choice(rows[name].to_numpy(), count))
+        if name in rare:
+            is_rare = random.random(count) < RARE_SHARE
+            values = values.mask(is_rare, rare[name])
         drawn[name] = values
     return pd.DataFrame(drawn)
-
-
-def null_of(kind: InputType) -> Any:
-    return MISSING if kind == "string" else np.nan
 
 
 def edge_rows(
@@ -73,17 +83,19 @@ def _edges(
     ends = [*ENDS[kind]]
     if own_kind == "string":
         return ends
-    known = column.dropna()
-    low, high, middle = known.min(), known.max(), known.median()
+    values = column.dropna()
+    low = values.min()
+    high = values.max()
+    middle = values.median()
     spread = float(high) - float(low) or 1.0
     near = [low, high, middle, 0, float(low) - spread, float(high) + spread]
     if own_kind == "double":
-        near += [np.nextafter(each, np.inf) for each in (low, high, middle)]
-        near += [np.nextafter(each, -np.inf) for each in (low, high, middle)]
-        return [float(each) for each in (*near, *ends)]
+        near += [np.nextafter(value, np.inf) for value in (low, high, middle)]
+        near += [np.nextafter(value, -np.inf) for value in (low, high, middle)]
+        return [float(value) for value in (*near, *ends)]
     if kind == "boolean":
         return ends
-    inside = [min(max(int(each), ends[0]), ends[1]) for each in near]
+    inside = [min(max(int(value), ends[0]), ends[1]) for value in near]
     return [*inside, *map(int, ends)]
 
 
@@ -113,9 +125,8 @@ def refused_nulls(
 ) -> list[str]:
     """Return what the original cannot score: nulls, or texts that it was not trained on."""
     refused = []
-    values: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
     words = {"double": "null", "string": "text that it was not trained on"}
-    for kind, value in values.items():
+    for kind, value in UNSEEN_VALUES.items():
         names = [name for name, own_kind in inputs.items() if own_kind == kind]
         if not names:
             continue

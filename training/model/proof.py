@@ -1,7 +1,6 @@
 """The proof that a served model scores as the fitted one, and the format that this proof chooses."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +10,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
-from core.spec import InputType, ModelSpec
+from core.spec import ModelSpec
 from core.user_code import in_one_line
 from mlflow_server.model.pyfunc import ModelFile
 from training.evaluation.metrics import predict
 from training.model.onnx_export import EXPORT_REMEDY, exported
+from training.model.probes import UNSEEN_VALUES, drawn_rows
 from training.model.scoring import score
 
 log = logging.getLogger(__name__)
 PERMUTED_ROWS = 50_000
-MISSING_SHARE = 0.01
-UNSEEN_VALUES: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
 LARGEST_DIFFERENCE = 1e-5
 """Difference of two probabilities. That of two numbers is a share of the fitted model's number, or
 of the mean size of its scores of the real rows if this is larger. A float32 is exact to 6e-8."""
@@ -111,9 +109,10 @@ def prove(
     real: pd.DataFrame,
     spec: ModelSpec,
     threshold: float | None,
-    unseen: Mapping[InputType, Any] = UNSEEN_VALUES,
 ) -> Proof:
     """Score real and permuted rows with both models and compare; a difference is no error.
+
+    One permuted value in a hundred is missing, or a text never seen.
 
     The proof passes if 99.9 % of the rows of either kind agree within 1e-5, and at most one in 10,000
     has another prediction (a flip).
@@ -124,10 +123,14 @@ def prove(
         real: Rows of the features.
         spec: Spec of the model.
         threshold: Threshold of two classes.
-        unseen: Value of each type of input that some permuted rows have.
 
     """
-    probes = {"real": real, "permuted": permuted_rows(real, spec, unseen)}
+    unseen = {
+        name: UNSEEN_VALUES[kind]
+        for name, kind in spec.inputs.items()
+        if kind in UNSEEN_VALUES
+    }
+    probes = {"real": real, "permuted": drawn_rows(real, spec, unseen, PERMUTED_ROWS)}
     reasons = []
     largest = 0.0
     unit = 1.0
@@ -157,20 +160,3 @@ def prove(
         reasons.append(in_one_line(exc))
         largest = 1.0
     return Proof(largest, tuple(reasons))
-
-
-def permuted_rows(
-    frame: pd.DataFrame,
-    spec: ModelSpec,
-    unseen: Mapping[InputType, Any] = UNSEEN_VALUES,
-) -> pd.DataFrame:
-    """Draw each feature by itself; one value in a hundred is missing, or a text never seen."""
-    random = np.random.default_rng(spec.seed)
-    permuted = {}
-    for name, kind in spec.inputs.items():
-        values = pd.Series(random.choice(frame[name].to_numpy(), PERMUTED_ROWS))
-        if kind in unseen:
-            is_missing = random.random(PERMUTED_ROWS) < MISSING_SHARE
-            values = values.mask(is_missing, unseen[kind])
-        permuted[name] = values
-    return pd.DataFrame(permuted)

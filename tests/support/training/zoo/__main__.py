@@ -12,6 +12,7 @@ from mlflow.models import infer_signature
 
 from tests.support.training.zoo.members import MAKERS, PACKAGES, Member
 
+NAMES = Path(__file__).with_name("names.txt")
 ZOO = "tests.support.training.zoo"
 SPECIES = ("scikit", "boosters", "graphs", "pyfuncs")
 
@@ -43,13 +44,16 @@ def main(folder: Path, names: list[str]) -> None:
         import_module(f"{ZOO}.{species}")
     # As code of a team that is installed nowhere.
     cloudpickle.register_pickle_by_value(sys.modules[f"{ZOO}.pyfuncs"])
-    for make in MAKERS:
-        each = make()
-        if names and each.name not in names:
-            continue
-        place = folder / each.name
+    listed_names = NAMES.read_text().split()
+    if {*listed_names} != MAKERS.keys():
+        wrong_names = MAKERS.keys() ^ {*listed_names}
+        raise SystemExit(
+            f"{NAMES}: in one list alone: {', '.join(sorted(wrong_names))}"
+        )
+    for name in sorted({*names}) or listed_names:
+        place = folder / name
         place.mkdir(parents=True)
-        save(each, place)
+        save(MAKERS[name](), place)
 
 
 if __name__ == "__main__":

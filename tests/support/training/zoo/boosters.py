@@ -67,7 +67,7 @@ def fitted(
         scores = scores_of(model, frame, task)
         return Member(name, task, flavor, model, frame, scores, save_options, **more)
 
-    MAKERS.append(make)
+    MAKERS[name] = make
 
 
 def xgb(name, make_model, rows, **more):
@@ -170,7 +170,7 @@ def xgb_trained(
         scores = model.predict(xgboost.DMatrix(frame))
         return Member(name, task, "mlflow.xgboost", model, frame, scores, **more)
 
-    MAKERS.append(make)
+    MAKERS[name] = make
 
 
 LOGISTIC = {"objective": "binary:logistic"}
@@ -211,7 +211,7 @@ def lgb_trained(
         scores = model.predict(frame)
         return Member(name, task, "mlflow.lightgbm", model, frame, scores, **more)
 
-    MAKERS.append(make)
+    MAKERS[name] = make
 
 
 lgb_trained("lgb_booster", {"objective": "binary"})

@@ -53,7 +53,7 @@ def graph(name, task="classification", **more):
                 signature=signature, **more,
             )  # fmt: skip
 
-        MAKERS.append(made)
+        MAKERS[name] = made
         return make
 
     return add
@@ -334,4 +334,4 @@ def external():
     )  # fmt: skip
 
 
-MAKERS.append(external)
+MAKERS["onnx_external"] = external

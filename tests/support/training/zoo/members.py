@@ -47,11 +47,12 @@ class Member(NamedTuple):
     trusted: Sequence[str] = ()
 
 
-MAKERS: list[Callable[[], Member]] = []
+MAKERS: dict[str, Callable[[], Member]] = {}
+"""What makes a model, by its name."""
 
 
 def member(make: Callable[[], Member]) -> Callable[[], Member]:
-    MAKERS.append(make)
+    MAKERS[make.__name__] = make
     return make
 
 

@@ -86,7 +86,7 @@ def own(name, python_model, rows, scores, task="classification", **more):
             np.asarray(scores(frame)), **more,
         )  # fmt: skip
 
-    MAKERS.append(make)
+    MAKERS[name] = make
 
 
 def three(frame):
@@ -136,7 +136,7 @@ def pickled(name, make_model, **more):
             **more,
         )  # fmt: skip
 
-    MAKERS.append(make)
+    MAKERS[name] = make
 
 
 def squared(values):

@@ -90,7 +90,7 @@ def scikit(name, make_model, rows, *, task="classification", y=None, **more):
             trusted=trusted, **more,
         )  # fmt: skip
 
-    MAKERS.append(make)
+    MAKERS[name] = make
 
 
 def by_position():
